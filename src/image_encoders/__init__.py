@@ -1,0 +1,81 @@
+"""Pictures into vectors, with the model of your choice.
+
+    import image_encoders as ie
+    encoder = ie.load("clip/demo")
+    rows = encoder.encode_image(["a.jpg", "b.png"])
+    words = encoder.encode_text(["a red circle"])
+
+Importing this is cheap: nets and their libraries are loaded when `load` needs them.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from image_encoders.encoder import Encoder, Tower
+    from image_encoders.errors import (
+        CollectionError,
+        DeviceError,
+        ImageEncodersError,
+        InputError,
+        MissingExtra,
+        Overloaded,
+        UnknownModel,
+        WeightsError,
+    )
+    from image_encoders.inputs.audio import read_audio
+    from image_encoders.inputs.image import read_image
+    from image_encoders.models import load, names
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "load": "models",
+    "names": "models",
+    "Encoder": "encoder",
+    "Tower": "encoder",
+    "read_audio": "inputs.audio",
+    "read_image": "inputs.image",
+    **dict.fromkeys(
+        (
+            "CollectionError",
+            "DeviceError",
+            "ImageEncodersError",
+            "InputError",
+            "MissingExtra",
+            "Overloaded",
+            "UnknownModel",
+            "WeightsError",
+        ),
+        "errors",
+    ),
+}
+
+__all__ = [
+    "CollectionError",
+    "DeviceError",
+    "Encoder",
+    "ImageEncodersError",
+    "InputError",
+    "MissingExtra",
+    "Overloaded",
+    "Tower",
+    "UnknownModel",
+    "WeightsError",
+    "load",
+    "names",
+    "read_audio",
+    "read_image",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,281 @@
+"""An embedding space and the towers into it.
+
+    path/bytes/array ─read→ item ─prepare→ input ─embed→ rows
+
+`read` may touch the disk, `prepare` is pure, both work on one item; `embed` works on a batch of equal shapes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import numpy as np
+
+from image_encoders.errors import InputError
+
+Source = TypeVar("Source")
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Tower:
+    """One modality's way into an embedding space.
+
+    modality: "image", "text" or "audio"
+    read: source -> item; raises InputError
+    prepare: item -> input, an ndarray without batch axis; pure; raises InputError
+    embed: inputs stacked to (B, ...) -> rows (B, dim) float32; callable from many threads at once
+    shape: the shape of an input, None where any length goes; None altogether where the net alone can tell
+    """
+
+    modality: str
+    read: Callable[[Any], Any]
+    prepare: Callable[[Any], np.ndarray]
+    embed: Callable[[np.ndarray], np.ndarray]
+    shape: tuple[int | None, ...] | None = None
+
+    def input(self, source: Any) -> np.ndarray:
+        """The net's input for one source: read, then prepared."""
+        return self.prepare(self.read(source))
+
+    def rows(self, inputs: Sequence[np.ndarray]) -> np.ndarray:
+        """Row i for input i; inputs of equal shape and type go through the net together.
+
+        inputs: at least one; each as `prepare` gives it
+        returns: (len(inputs), dim) float32
+        """
+        groups: dict[tuple, list[int]] = {}
+        for position, one in enumerate(inputs):
+            self.check(one)
+            groups.setdefault((one.shape, one.dtype.str), []).append(position)
+        if len(groups) == 1:
+            return self.embed(np.stack(inputs))
+        rows: np.ndarray | None = None
+        for positions in groups.values():
+            part = self.embed(np.stack([inputs[i] for i in positions]))
+            if rows is None:
+                rows = np.empty((len(inputs), part.shape[1]), np.float32)
+            rows[positions] = part
+        assert rows is not None
+        return rows
+
+    def check(self, one: np.ndarray) -> None:
+        """Raise InputError unless `one` has the shape this tower takes."""
+        if self.shape is None:
+            return
+        if one.ndim != len(self.shape) or any(w is not None and w != n for w, n in zip(self.shape, one.shape)):
+            wanted = " x ".join("any" if n is None else str(n) for n in self.shape)
+            found = " x ".join(map(str, one.shape)) or "a single number"
+            raise InputError(f"a prepared {self.modality} of {found}; this model takes {wanted}", code="shape")
+
+
+@dataclass
+class Encoder:
+    """An embedding space: pictures, and where the model has them texts and sounds, become rows of `dim` numbers.
+
+    name: the model's name, such as "clip/openai/clip-vit-base-patch32"
+    dim: length of a row
+    towers: one `Tower` per modality
+    fingerprint: equal fingerprints mean that rows may be compared
+    device, engine, precision: what runs the nets, as chosen
+    recipe: what `load` was called with, enough to load the same encoder again
+    """
+
+    name: str
+    dim: int
+    towers: Mapping[str, Tower]
+    fingerprint: str
+    device: str = "cpu"
+    engine: str = "torch"
+    precision: str = "float32"
+    recipe: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """What can be encoded, such as ("image", "text")."""
+        return tuple(self.towers)
+
+    def __repr__(self) -> str:
+        return (
+            f"<Encoder {self.name}: {', '.join(self.modalities)} -> {self.dim}, "
+            f"{self.precision} by {self.engine} on {self.device}>"
+        )
+
+    def tower(self, modality: str) -> Tower:
+        """The tower of `modality`; InputError where this model has none."""
+        if modality not in self.towers:
+            raise InputError(f"{self.name} has no {modality} tower; it has: {', '.join(self.towers)}", code="no-tower")
+        return self.towers[modality]
+
+    def encode_image(self, images: Iterable[Any], batch_size: int = 32, progress: bool = False) -> np.ndarray:
+        """One row per picture.
+
+        images: paths, bytes of picture files, PIL images, uint8 arrays (H, W), (H, W, 1|3|4), or tensors of those
+            shapes. Files and bytes are turned upright (EXIF) and put on white where transparent;
+            arrays are taken as they are.
+        batch_size: how many go through the net at once; rows do not depend on it
+        progress: show a bar on standard error
+        returns: (N, dim) float32, row i for picture i; N may be 0
+
+        Raises InputError naming the path or the position of the first picture that cannot be encoded.
+        """
+        return self._encode("image", images, batch_size, progress)
+
+    def encode_text(self, texts: Iterable[str], batch_size: int = 32, progress: bool = False) -> np.ndarray:
+        """One row per text: (N, dim) float32. Raises InputError where the model has no text tower."""
+        return self._encode("text", texts, batch_size, progress)
+
+    def encode_audio(self, clips: Iterable[Any], batch_size: int = 32, progress: bool = False) -> np.ndarray:
+        """One row per sound.
+
+        clips: paths, bytes of sound files, or pairs (samples, rate): samples (T,) or (channels, T) float32 in [-1, 1],
+            rate in Hz
+        returns: (N, dim) float32
+        """
+        return self._encode("audio", clips, batch_size, progress)
+
+    def embed_image(self, prepared: np.ndarray | Sequence[np.ndarray], batch_size: int = 32) -> np.ndarray:
+        """Rows of pictures that are already preprocessed: straight to the net, as the original code takes them.
+
+        prepared: (N, 3, H, W) or (N, H, W, 3) floats, or a sequence of such arrays without the first axis
+        returns: (N, dim) float32
+        """
+        tower = self.tower("image")
+        inputs = []
+        for position, one in enumerate(prepared):
+            try:
+                inputs.append(self.prepared_image(one))
+            except InputError as error:
+                raise error.named(f"prepared[{position}]") from None
+        batches = [tower.rows(inputs[i : i + batch_size]) for i in range(0, len(inputs), batch_size)]
+        return _finite(np.concatenate(batches) if batches else np.empty((0, self.dim), np.float32), "prepared")
+
+    def prepared_image(self, array: Any) -> np.ndarray:
+        """The image tower's input from a picture that is already preprocessed.
+
+        array: (3, H, W) or (H, W, 3) floats
+        returns: (3, H, W) float32
+
+        Raises InputError for other shapes and types.
+        """
+        array = np.asarray(array)
+        if array.dtype.kind != "f":
+            raise InputError(
+                f"a prepared picture of {array.dtype}; floats are accepted, and encode_image takes raw pixels",
+                code="dtype",
+            )
+        if array.ndim == 3 and array.shape[0] != 3 and array.shape[2] == 3:
+            array = array.transpose(2, 0, 1)
+        array = np.ascontiguousarray(array, np.float32)
+        self.tower("image").check(array)
+        return array
+
+    def _encode(self, modality: str, sources: Iterable[Any], batch_size: int, progress: bool) -> np.ndarray:
+        tower = self.tower(modality)
+        if batch_size < 1:
+            raise InputError(f"batch_size is {batch_size}; it must be 1 or more", code="batch-size")
+        sources = _many(sources, modality)
+
+        def prepared(numbered: tuple[int, Any]) -> np.ndarray:
+            position, source = numbered
+            try:
+                return tower.input(source)
+            except InputError as error:
+                raise error.named(f"{modality}[{position}]") from error.__cause__
+
+        total = len(sources) if isinstance(sources, Sized) else None
+        rows: list[np.ndarray] = []
+        with _bar(progress, total, f"encoding {modality}") as advance:
+            batch: list[np.ndarray] = []
+            for one in ordered(prepared, enumerate(sources), ahead=2 * batch_size):
+                batch.append(one)
+                if len(batch) == batch_size:
+                    rows.append(tower.rows(batch))
+                    advance(len(batch))
+                    batch = []
+            if batch:
+                rows.append(tower.rows(batch))
+                advance(len(batch))
+        return _finite(np.concatenate(rows) if rows else np.empty((0, self.dim), np.float32), modality)
+
+
+def ordered(
+    function: Callable[[Source], Result], sources: Iterable[Source], *, ahead: int, workers: int | None = None
+) -> Iterator[Result]:
+    """`function` of each source, in order, computed on threads at most `ahead` results in advance.
+
+    An exception is raised at its source's turn; what was not started by then is never started.
+    """
+    results: deque[Future[Result]] = deque()
+    pool = ThreadPoolExecutor(workers or cores(), thread_name_prefix="prepare")
+    try:
+        for source in sources:
+            results.append(pool.submit(function, source))
+            if len(results) >= max(ahead, 1):
+                yield results.popleft().result()
+        while results:
+            yield results.popleft().result()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def cores() -> int:
+    """How many processors this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def fingerprint(**facts: Any) -> str:
+    """The digest that names an embedding space: 32 hexadecimal digits over everything that decides its rows."""
+    canonical = json.dumps(facts, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.sha256(canonical.encode()).hexdigest()[:32]
+
+
+def _finite(rows: np.ndarray, label: str) -> np.ndarray:
+    """`rows`; InputError naming the first item whose row is not finite, which could be compared with nothing."""
+    wrong = np.flatnonzero(~np.isfinite(rows).all(axis=1))
+    if len(wrong):
+        raise InputError("the model's row for it is not finite", item=f"{label}[{wrong[0]}]", code="not-finite")
+    return rows
+
+
+def _many(sources: Any, modality: str) -> Iterable[Any]:
+    """`sources` if it is a collection of sources, else InputError: a single one is the commonest slip."""
+    one = isinstance(sources, (str, bytes, os.PathLike, Mapping)) or not hasattr(sources, "__iter__")
+    ndim = getattr(sources, "ndim", None)
+    if modality == "image" and isinstance(ndim, int):
+        one = ndim < 3 or (ndim == 3 and sources.shape[-1] in (1, 3, 4))
+    if one:
+        raise InputError(
+            f"encode_{modality} takes a list; wrap a single one: encode_{modality}([{modality}])",
+            code="not-a-list",
+        )
+    return sources
+
+
+class _bar:
+    """A progress bar on standard error, or nothing."""
+
+    def __init__(self, wanted: bool, total: int | None, label: str):
+        self._wanted, self._total, self._label = wanted, total, label
+
+    def __enter__(self) -> Callable[[int], None]:
+        if not self._wanted:
+            return lambda count: None
+        from rich.console import Console
+        from rich.progress import Progress
+
+        self._progress = Progress(console=Console(stderr=True))
+        self._progress.start()
+        task = self._progress.add_task(self._label, total=self._total)
+        return lambda count: self._progress.advance(task, count)
+
+    def __exit__(self, *exception: object) -> None:
+        if self._wanted:
+            self._progress.stop()

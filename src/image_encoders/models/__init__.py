@@ -1,0 +1,132 @@
+"""The families: one file each, found by its name; nothing to register.
+
+A family's module has
+    VARIANTS   a tuple of `Variant`, what `names()` lists
+    load       (variant, *, weights, runtime, **options) -> Encoder
+    tiny       () -> Encoder, a small random net behind every tower, for the contract tests
+and imports torch only inside functions, so that listing models is instant.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import pkgutil
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from image_encoders.encoder import Encoder
+from image_encoders.errors import UnknownModel
+from image_encoders.spellings import CLASSES, spell
+
+DEFAULT = "clip/openai/clip-vit-base-patch32"
+PATHS = ("vocabulary", "definition", "preprocessor", "tokenizer")  # options that may be paths
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One line of the table of models.
+
+    name: after the family's, such as "R50x1"; "" where the family has just one
+    towers: the modalities
+    dim: length of a row; None where the checkpoint decides
+    weights: what `weights=` takes, or where the weights come from
+    licence: of the weights, as their authors state it
+    """
+
+    name: str
+    towers: tuple[str, ...]
+    dim: int | None
+    weights: str
+    licence: str
+
+
+def families() -> tuple[str, ...]:
+    """The names of the families, such as "clip"."""
+    return tuple(sorted(module.name for module in pkgutil.iter_modules(__path__)))
+
+
+def family(name: str) -> ModuleType:
+    """The module of the family that a model's name begins with; UnknownModel if there is none."""
+    first = name.split("/", 1)[0]
+    if first not in families():
+        raise unknown(name)
+    return importlib.import_module(f"{__name__}.{first}")
+
+
+def variants() -> dict[str, Variant]:
+    """Every listed model by its full name."""
+    return {
+        f"{first}/{variant.name}".rstrip("/"): variant for first in families() for variant in family(first).VARIANTS
+    }
+
+
+def names() -> list[str]:
+    """The names that `load` takes; `clip/` also takes any folder or hub id."""
+    return list(variants())
+
+
+def unknown(name: str) -> UnknownModel:
+    """The error for a name that nothing answers to, with the closest ones."""
+    close = difflib.get_close_matches(name, [*names(), *CLASSES], n=3, cutoff=0.4)
+    hint = f"closest: {', '.join(close)}; " if close else ""
+    return UnknownModel(f"no model is called {name!r}; {hint}`image-encoders models` lists all")
+
+
+def load(
+    name: str = DEFAULT,
+    *,
+    weights: str | Path | None = None,
+    device: str = "auto",
+    precision: str = "auto",
+    engine: str = "auto",
+    **options: Any,
+) -> Encoder:
+    """The encoder called `name`, its nets loaded and on their device.
+
+    name: family/variant, such as "clip/openai/clip-vit-base-patch32", "bit/R50x1", "custom"; `names()` lists them;
+        or an original executor's class name with its own parameters (spellings.py)
+    weights: path to an original checkpoint, file or folder; None: the family's own source, fetched once and cached
+    device: "auto" | "cpu" | "cuda" | "cuda:1"; also TensorFlow's "/CPU:0", "/GPU:0"
+    precision: "auto" | "float32" | "bfloat16" | "float16"
+    engine: "auto" | "torch"
+    options: the family's own, described in its module
+
+    Raises UnknownModel, WeightsError, DeviceError; TypeError for an option the family does not have.
+    """
+    from image_encoders.engines import Runtime
+
+    if name in CLASSES:
+        spelled = spell(name, options if device == "auto" else {**options, "device": device})
+        return load(
+            spelled.name,
+            weights=weights or spelled.weights,
+            device=spelled.device,
+            precision=precision,
+            engine=engine,
+            **spelled.options,
+        )
+    module = family(name)
+    runtime = Runtime.resolve(device, precision, engine)
+    variant = name.partition("/")[2]
+    path = None if weights is None else Path(weights).expanduser()
+    encoder = module.load(variant, weights=path, runtime=runtime, **options)
+    encoder.recipe = {
+        "name": name,
+        "weights": None if path is None else str(path.resolve()),
+        "device": device,
+        "precision": precision,
+        "engine": engine,
+        "options": {key: _absolute(value) if key in PATHS else value for key, value in options.items()},
+    }
+    return encoder
+
+
+def _absolute(value: Any) -> Any:
+    """A path that means the same from another working folder; a hub id and the like as it is."""
+    if not isinstance(value, (str, Path)):
+        return value
+    path = Path(value).expanduser()
+    return str(path.resolve()) if path.exists() else str(value)
