@@ -1,0 +1,514 @@
+"""Published files into the cache: resumed, checked, and there whole or not at all.
+
+Environment:
+    IMAGE_ENCODERS_CACHE    the cache folder; default: the user's cache folder of this platform
+    IMAGE_ENCODERS_OFFLINE  1: never use the network (HF_HUB_OFFLINE=1 says the same)
+    IMAGE_ENCODERS_MIRROR   where else to fetch from: "PREFIX=PREFIX, ...", each the start of a published URL and what
+                            to put in its place, such as "https://storage.googleapis.com=http://10.0.0.7:8080/gcs"
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import logging
+import os
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from fnmatch import fnmatch
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote, urlsplit
+
+from image_encoders.errors import UnknownModel, WeightsError
+
+if TYPE_CHECKING:
+    import httpx
+
+logger = logging.getLogger(__name__)
+
+TIMEOUT_S = 30.0  # to connect, and between two pieces of an answer
+ATTEMPTS = 5  # in a row that bring nothing new
+BACKOFF_S = 0.5  # before the second attempt; doubled before each further one
+LONGEST_PAUSE_S = 60.0  # that a server may ask for
+PROGRESS = 1 << 20  # an attempt that brings fewer new bytes counts as one that brought nothing
+REDIRECTS = 10
+PIECE = 1 << 20  # read at a time to hash a file [bytes]
+TRANSIENT = {408, 425, 429, 500, 502, 503, 504}
+YES = {"1", "true", "yes", "on"}
+HUB_FILES = ("*.json", "*.txt", "*.model")  # configuration and tokenizer
+SAFE_WEIGHTS = "model*.safetensors"
+REACHABLE = "What works without it: clip/demo, which is bundled, and local folders and files (weights=PATH)"
+
+
+def cache_folder() -> Path:
+    """Where fetched files are kept."""
+    import platformdirs
+
+    chosen = os.environ.get("IMAGE_ENCODERS_CACHE")
+    return Path(chosen).expanduser() if chosen else Path(platformdirs.user_cache_dir("image-encoders"))
+
+
+def is_offline(asked: bool | None = None) -> bool:
+    """Whether the network is off limits: because the caller asked so, or because the environment says so."""
+    names = ("IMAGE_ENCODERS_OFFLINE", "HF_HUB_OFFLINE")
+    return bool(asked) or any(os.environ.get(name, "").lower() in YES for name in names)
+
+
+def fetch(
+    url: str,
+    *,
+    sha256: str | None = None,
+    size: int | None = None,
+    name: str | None = None,
+    folder: str | Path | None = None,
+    offline: bool | None = None,
+    progress: bool | None = None,
+    verify: bool = False,
+) -> Path:
+    """The local copy of a published file, downloaded unless it is there already.
+
+    A download that was interrupted goes on where it stopped. Beside the file, `<file>.json` records its URL, size and
+    sha256. Where no sha256 is published, the first download's is recorded and the file has to keep it.
+
+    url: http or https
+    sha256, size: what is published of it [hexadecimal, bytes]
+    name: the file's name in `folder`, may have folders of its own; default: the URL's host and path
+    folder: default: the cache folder
+    offline: never use the network, as the environment may say as well
+    progress: show a bar; default: when stderr is a terminal
+    verify: hash a file that is already there once more, instead of comparing its size only
+
+    Raises WeightsError when the file can not be had, or is not the published one.
+    """
+    target = Path(folder or cache_folder()) / (name or _name(url))
+    if _present(target, url, sha256, size, verify):
+        return target
+    if is_offline(offline):
+        raise WeightsError(
+            f"{target} is not there, and the network is switched off. Fetch {url} on another machine and put it there"
+        )
+    with _writing(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with _alone(target):
+            if not _present(target, url, sha256, size, verify):  # another process may have been faster
+                _Download(url, target, sha256, size, progress).run()
+    return target
+
+
+def _name(url: str) -> str:
+    parts = urlsplit(url)
+    path = PurePosixPath(unquote(parts.path).lstrip("/"))
+    if parts.scheme not in ("http", "https") or not parts.hostname or not path.name or ".." in path.parts:
+        raise WeightsError(f"{url}: not the http or https URL of a file")
+    return f"{parts.hostname}/{path}"
+
+
+def _mirrored(url: str) -> str:
+    """The URL to ask instead of the published one."""
+    for pair in filter(None, map(str.strip, os.environ.get("IMAGE_ENCODERS_MIRROR", "").split(","))):
+        published, equals, mirror = pair.partition("=")
+        if not equals:
+            raise WeightsError(f"IMAGE_ENCODERS_MIRROR: {pair} is not of the form PREFIX=PREFIX")
+        if url.startswith(published):
+            return mirror + url.removeprefix(published)
+    return url
+
+
+def _present(target: Path, url: str, sha256: str | None, size: int | None, verify: bool) -> bool:
+    """Whether the file is there as published or recorded. Raises WeightsError when it is there but differs."""
+    try:
+        found = target.stat().st_size
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        raise WeightsError(f"{target}: {error.strerror}") from error
+    recorded = _recorded(target)
+    again = "delete it to fetch it again"
+    for wanted, who in ((size, "published"), (recorded.get("size"), "recorded")):
+        if wanted is not None and found != wanted:
+            raise WeightsError(f"{target}: has {found} bytes, {who} are {wanted}; {again}")
+    known = recorded.get("sha256")
+    if known is None or verify or (sha256 and sha256.lower() != known):
+        actual = _sha256(target).hexdigest()
+        wanted = (sha256 or known or actual).lower()
+        if actual != wanted:
+            raise WeightsError(f"{target}: has sha256 {actual}, expected {wanted}; {again}")
+        _record(target, url, found, actual, sha256 is not None)
+    return True
+
+
+def _recorded(target: Path) -> dict[str, Any]:
+    """What was recorded when the file was fetched; nothing when it was put there by hand."""
+    try:
+        record = json.loads(_beside(target, ".json").read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return record if isinstance(record, dict) else {}
+
+
+def _record(target: Path, url: str, size: int, sha256: str, published: bool) -> None:
+    record = {"url": url, "size": size, "sha256": sha256, "sha256_from": "published" if published else "first use"}
+    try:
+        _write_json(_beside(target, ".json"), record)
+    except OSError as error:  # a cache that may only be read still serves the file
+        logger.info("%s: its record can not be written: %s", target, error)
+    if not published:
+        logger.info("%s: no sha256 is published; from now on it has to be %s", target, sha256)
+
+
+def _beside(target: Path, suffix: str) -> Path:
+    return target.with_name(target.name + suffix)
+
+
+def _write_json(path: Path, value: dict[str, Any]) -> None:
+    draft = _beside(path, f".{os.getpid()}")
+    draft.write_text(json.dumps(value, indent=1))
+    os.replace(draft, path)
+
+
+def _sha256(path: Path) -> Any:
+    """The running digest of a file's bytes."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while piece := file.read(PIECE):
+            digest.update(piece)
+    return digest
+
+
+@contextmanager
+def _alone(target: Path) -> Iterator[None]:
+    """No other process fetches the same file meanwhile."""
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(_beside(target, ".lock"))
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        logger.info("%s: another process is fetching it; waiting", target)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextmanager
+def _writing(target: Path) -> Iterator[None]:
+    """Turns the errors of a folder that can not be written into what to do about them."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            what = "no space is left; make room, or set IMAGE_ENCODERS_CACHE to a larger disk. What came is kept"
+        elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            what = f"{error.strerror}; set IMAGE_ENCODERS_CACHE to a folder you may write"
+        else:
+            what = str(error.strerror or error)
+        raise WeightsError(f"{target}: {what}") from error
+
+
+class _Again(Exception):
+    """This attempt failed in a way that another one may not.
+
+    pause: what the server asks for [s]
+    """
+
+    def __init__(self, what: str, pause: float = 0.0) -> None:
+        super().__init__(what)
+        self.pause = pause
+
+
+class _Download:
+    """One file on its way: `<file>.part` holds what came, `<file>.part.json` which version of the file that is."""
+
+    def __init__(self, url: str, target: Path, sha256: str | None, size: int | None, progress: bool | None) -> None:
+        self.url, self.target = url, target
+        self.sha256, self.size = sha256 and sha256.lower(), size
+        self.progress = sys.stderr.isatty() if progress is None else progress
+        self.part, self.notes = _beside(target, ".part"), _beside(target, ".part.json")
+        self.have = 0
+        self.digest = hashlib.sha256()
+        self.version: dict[str, Any] = {}
+        self.continued = False  # whether the part came in more than one answer
+
+    def run(self) -> None:
+        import httpx
+
+        self.continued = self.restore()
+        failures, furthest = 0, self.have
+        with (
+            httpx.Client(timeout=TIMEOUT_S, follow_redirects=True, max_redirects=REDIRECTS) as client,
+            _bar(self.target.name, self.progress) as advance,
+        ):
+            while True:
+                try:
+                    if not self.complete():
+                        self.receive(client, advance)
+                    return self.finish()
+                except _Again as error:
+                    reason, pause = str(error), error.pause
+                except (httpx.UnsupportedProtocol, httpx.TooManyRedirects, httpx.InvalidURL) as error:
+                    raise WeightsError(f"{self.url}: {error}") from error
+                except httpx.TransportError as error:
+                    reason, pause = f"{type(error).__name__}: {error}", 0.0
+                failures = 1 if self.have >= furthest + PROGRESS else failures + 1
+                furthest = max(furthest, self.have)
+                if failures >= ATTEMPTS:
+                    raise WeightsError(
+                        f"{self.url}: {reason}, {failures} times in a row. "
+                        + (f"{self.have} bytes are kept in {self.part}; " if self.have else "")
+                        + "try again later, or fetch it elsewhere and pass its path as weights="
+                    )
+                logger.info("%s: %s; trying again", self.url, reason)
+                time.sleep(min(max(pause, BACKOFF_S * 2 ** (failures - 1)), LONGEST_PAUSE_S))
+
+    def restore(self) -> bool:
+        """Take up what an earlier download left, if it says which version of the file that is."""
+        try:
+            version = json.loads(self.notes.read_bytes())
+            usable = version["url"] == self.url and (self.sha256 or version["validator"])
+        except (OSError, ValueError, KeyError, TypeError):
+            usable = False
+        if not usable or not self.part.exists():
+            self.discard()
+            return False
+        self.version, self.digest, self.have = version, _sha256(self.part), self.part.stat().st_size
+        return self.have > 0
+
+    def discard(self) -> None:
+        self.part.unlink(missing_ok=True)
+        self.notes.unlink(missing_ok=True)
+        self.have, self.digest, self.version = 0, hashlib.sha256(), {}
+
+    def total(self) -> int | None:
+        """The whole file's size as published, or else as the server says."""
+        return self.size if self.size is not None else self.version.get("total")
+
+    def complete(self) -> bool:
+        return self.have > 0 and self.have == self.total()
+
+    def receive(self, client: httpx.Client, advance: Any) -> None:
+        import httpx
+
+        if self.have and not (self.sha256 or self.version.get("validator")):
+            self.discard()  # nothing would tell whether the rest belongs to the same file
+        headers = {"Accept-Encoding": "identity"}
+        if self.have:
+            headers["Range"] = f"bytes={self.have}-"
+            if self.version.get("validator"):
+                headers["If-Range"] = self.version["validator"]
+        with client.stream("GET", _mirrored(self.url), headers=headers) as response:
+            self.check(response)
+            with self.part.open("ab" if self.have else "wb") as file:
+                advance(self.have, self.total())
+                try:
+                    for piece in response.iter_raw():
+                        file.write(piece)
+                        self.digest.update(piece)
+                        self.have += len(piece)
+                        advance(self.have, self.total())
+                        if self.have > (self.total() or self.have):
+                            break  # more than the file has: `finish` says so
+                except httpx.TransportError as error:
+                    came = f"{self.have} of {self.total() or 'unknown'} bytes"
+                    raise _Again(f"the connection broke after {came} ({type(error).__name__})") from error
+                finally:
+                    file.flush()
+                    os.fsync(file.fileno())
+
+    def check(self, response: httpx.Response) -> None:
+        """Decide by the answer's head whether its body starts the file, continues it, or is none of it."""
+        status = response.status_code
+        if status in TRANSIENT:
+            raise _Again(f"the server answers {status}", _seconds(response.headers.get("Retry-After")))
+        if status == 416:  # nothing at that position: what we have is not a part of this file
+            self.discard()
+            raise _Again("the server can not continue the file")
+        if status in (404, 410):
+            raise WeightsError(
+                f"{self.url}: the server has no such file ({status}). If you have it, pass its path as weights=; "
+                "if it has moved, IMAGE_ENCODERS_MIRROR can say where to"
+            )
+        if status not in (200, 206):
+            raise WeightsError(f"{self.url}: the server answers {status} {response.reason_phrase}")
+        if self.sha256 is None and response.url.scheme == "http" != urlsplit(_mirrored(self.url)).scheme:
+            raise WeightsError(f"{self.url}: redirected from https to http, and there is no sha256 to check it by")
+        if self.sha256 is None and response.headers.get("Content-Type", "").startswith("text/html"):
+            raise WeightsError(f"{self.url}: the server answers with a web page; is a login or a proxy in the way?")
+        version = self.describe(response)
+        if status == 206 and self.have:
+            start, _ = _range(response.headers.get("Content-Range", ""))
+            pairs = [(self.version.get(key), version[key]) for key in ("validator", "total")]
+            if start == self.have and all(ours == theirs or None in (ours, theirs) for ours, theirs in pairs):
+                self.continued = True
+                return
+            self.discard()
+            raise _Again("the server continues another file")
+        if status == 206:
+            raise WeightsError(f"{self.url}: the server sends a part although the whole was asked for")
+        self.discard()
+        self.continued = False
+        if self.size is not None and version["total"] not in (None, self.size):
+            raise WeightsError(f"{self.url}: the server's file has {version['total']} bytes, published are {self.size}")
+        if (version["total"] or 0) > shutil.disk_usage(self.part.parent).free:
+            raise OSError(errno.ENOSPC, "no space")
+        self.version = version
+        _write_json(self.notes, version)
+
+    def describe(self, response: httpx.Response) -> dict[str, Any]:
+        """Which version of the file this answer is of."""
+        tag = response.headers.get("ETag")
+        weak = tag is None or tag.startswith("W/")  # a weak tag does not promise equal bytes
+        if response.status_code == 206:
+            total = _range(response.headers.get("Content-Range", ""))[1]
+        else:
+            total = int(length) if (length := response.headers.get("Content-Length", "")).isdecimal() else None
+        return {"url": self.url, "validator": response.headers.get("Last-Modified") if weak else tag, "total": total}
+
+    def finish(self) -> None:
+        """The complete part, checked, becomes the file."""
+        if self.total() not in (None, self.have):
+            if self.have < self.total():  # type: ignore[operator]
+                raise _Again(f"the server ends after {self.have} of {self.total()} bytes")
+            self.discard()
+            raise WeightsError(f"{self.url}: {self.have} bytes came, published are {self.total()}")
+        actual = self.digest.hexdigest()
+        if self.sha256 and actual != self.sha256:
+            have, continued = self.have, self.continued
+            self.discard()
+            if continued:
+                raise _Again("the continued file has another sha256; starting over")
+            raise WeightsError(
+                f"{self.url}: the {have} bytes that came have sha256 {actual}, published is {self.sha256}; "
+                "they were deleted. Try again; if it stays, the server's file is not the published one"
+            )
+        os.replace(self.part, self.target)
+        self.notes.unlink(missing_ok=True)
+        _record(self.target, self.url, self.have, actual, self.sha256 is not None)
+
+
+def _seconds(value: str | None) -> float:
+    """A Retry-After header's pause; 0 where it gives a date."""
+    return float(value) if value and value.isdecimal() else 0.0
+
+
+def _range(value: str) -> tuple[int | None, int | None]:
+    """A Content-Range header's start and total; "bytes 5-9/10" gives (5, 10)."""
+    unit, _, rest = value.partition(" ")
+    span, _, total = rest.partition("/")
+    start = span.partition("-")[0]
+    if unit != "bytes" or not start.isdecimal():
+        return None, None
+    return int(start), int(total) if total.isdecimal() else None
+
+
+@contextmanager
+def _bar(name: str, shown: bool) -> Iterator[Any]:
+    """A function that is told how far the file has come."""
+    if not shown:
+        yield lambda have, total: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task(name, total=None)
+        yield lambda have, total: bar.update(task, completed=have, total=total)
+
+
+def hub_folder(
+    repo_id: str, *, revision: str | None = None, offline: bool | None = None, progress: bool | None = None
+) -> Path:
+    """The local folder of a Hugging Face checkpoint: its configuration, tokenizer and weights.
+
+    Weights are safetensors; pickled ones are fetched only where there are no others. Kept in Hugging Face's own cache.
+
+    repo_id: such as "openai/clip-vit-base-patch32"
+    revision: branch, tag or commit; default: the main branch as it is now
+    offline: never use the network, as the environment may say as well
+    progress: show a bar; default: when stderr is a terminal
+
+    Raises UnknownModel when the hub has no such repository, WeightsError when it can not be had.
+    """
+    from huggingface_hub import errors, snapshot_download
+
+    if sys.stderr.isatty() if progress is None else progress:
+        bar: dict[str, Any] = {}
+    else:
+        bar = {"tqdm_class": _silent_bar()}
+    why = "the network is switched off"
+    try:
+        if not is_offline(offline):
+            try:
+                return _complete(_from_hub(repo_id, revision, bar), repo_id)
+            except errors.GatedRepoError as error:
+                raise WeightsError(
+                    f"{repo_id}: its owner grants access one by one; ask at https://huggingface.co/{repo_id}, "
+                    "then log in with `hf auth login`"
+                ) from error
+            except errors.RevisionNotFoundError as error:
+                raise UnknownModel(f"{repo_id}: the hub knows it, but not its revision {revision}") from error
+            except errors.RepositoryNotFoundError as error:
+                raise UnknownModel(
+                    f"{repo_id}: Hugging Face has no such public repository; see https://huggingface.co/models"
+                ) from error
+            except (WeightsError, errors.HFValidationError):
+                raise
+            except Exception as error:  # of whichever HTTP library this release of the hub's client is built on
+                if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+                    raise WeightsError(
+                        f"{repo_id}: {error}; set HF_HOME to a folder with room that you may write"
+                    ) from error
+                said = str(error).partition("\n")[0][:120]
+                why = f"Hugging Face can not be reached ({type(error).__name__}: {said})"
+        patterns = [*HUB_FILES, SAFE_WEIGHTS]  # with them the client can tell whether all were fetched
+        folder = snapshot_download(repo_id, revision=revision, allow_patterns=patterns, local_files_only=True)
+        return _complete(Path(folder), repo_id)
+    except errors.LocalEntryNotFoundError as error:
+        raise WeightsError(f"{repo_id}: not, or not all of it, in the cache, and {why}. {REACHABLE}") from error
+    except errors.HFValidationError as error:
+        raise UnknownModel(f"{repo_id}: not a Hugging Face id such as openai/clip-vit-base-patch32") from error
+
+
+def _from_hub(repo_id: str, revision: str | None, bar: dict[str, Any]) -> Path:
+    from huggingface_hub import HfApi, snapshot_download
+
+    found = HfApi().model_info(repo_id, revision=revision, timeout=TIMEOUT_S)
+    patterns = _hub_patterns([file.rfilename for file in found.siblings or []])
+    # by the branch's name, not found.sha: only then does the cache remember which commit the branch is
+    return Path(snapshot_download(repo_id, revision=revision, allow_patterns=patterns, **bar))
+
+
+def _hub_patterns(files: list[str]) -> list[str]:
+    return [*HUB_FILES, SAFE_WEIGHTS if any(fnmatch(file, SAFE_WEIGHTS) for file in files) else "pytorch_model*.bin"]
+
+
+def _complete(folder: Path, repo_id: str) -> Path:
+    """`folder`, when a model can be loaded from it."""
+    weights = [*folder.glob("*.safetensors"), *folder.glob("pytorch_model*.bin")]
+    if not (folder / "config.json").is_file() or not weights:
+        raise WeightsError(f"{repo_id}: {folder} lacks config.json or weights; fetch it again with the network on")
+    return folder
+
+
+def _silent_bar() -> Any:
+    """A progress bar's class that shows nothing."""
+    from tqdm.auto import tqdm
+
+    class Silent(tqdm):
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            super().__init__(*arguments, **{**options, "disable": True})
+
+    return Silent

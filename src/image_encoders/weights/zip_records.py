@@ -1,0 +1,63 @@
+"""The records of a zip archive, mapped where they are stored as they are."""
+
+from __future__ import annotations
+
+import mmap
+import struct
+import zipfile
+import zlib
+from pathlib import Path
+
+from image_encoders.weights.files import Malformed
+
+INFLATED_AT_LEAST = 64 << 20  # deflated records may grow to this many bytes together,
+INFLATED_RATIO = 100  # or to this many times the file's size: beyond that it is a zip bomb
+
+
+class ZipRecords:
+    """The records of an archive by name; nothing is read before it is asked for.
+
+    Raises Malformed when the archive's directory is damaged, or promises more than weights can inflate to.
+    """
+
+    def __init__(self, path: Path, mapped: mmap.mmap) -> None:
+        self.mapped = mapped
+        with zipfile.ZipFile(path) as archive:
+            self.entries = {entry.filename: entry for entry in archive.infolist()}
+        inflated = sum(e.file_size for e in self.entries.values() if e.compress_type != zipfile.ZIP_STORED)
+        if inflated > max(INFLATED_AT_LEAST, INFLATED_RATIO * len(mapped)):
+            raise Malformed(f"{len(mapped)} bytes that would inflate to {inflated}")
+
+    def stored_at(self, name: str) -> int | None:
+        """Where in the file a record's bytes lie; None when they are compressed."""
+        entry = self.entries[name]
+        return None if entry.compress_type != zipfile.ZIP_STORED else self._start(entry)
+
+    def read(self, name: str) -> memoryview:
+        """A record's bytes, their checksum verified: a view of the file, or inflated into memory."""
+        if name not in self.entries:
+            raise Malformed(f"record {name} is missing")
+        entry = self.entries[name]
+        start = self._start(entry)
+        view = memoryview(self.mapped)[start : start + entry.compress_size]
+        if entry.compress_type == zipfile.ZIP_DEFLATED:
+            inflated = zlib.decompressobj(-15).decompress(view, entry.file_size + 1)
+            view = memoryview(bytearray(inflated))  # writable, as the mapped ones are
+        elif entry.compress_type != zipfile.ZIP_STORED:
+            raise Malformed(f"record {name} is compressed by method {entry.compress_type}; deflate is known")
+        if len(view) != entry.file_size:
+            raise Malformed(f"record {name} has {len(view)} of {entry.file_size} bytes")
+        if entry.CRC and zlib.crc32(view) != entry.CRC:  # torch can be told to write 0 for "not computed"
+            raise Malformed(f"record {name} has a wrong checksum")
+        return view
+
+    def _start(self, entry: zipfile.ZipInfo) -> int:
+        header = self.mapped[entry.header_offset : entry.header_offset + 30]
+        if len(header) < 30 or header[:4] != b"PK\x03\x04":
+            raise Malformed(f"record {entry.filename} is not where the archive's directory says")
+        if entry.flag_bits & 1:
+            raise Malformed(f"record {entry.filename} is encrypted")
+        start = entry.header_offset + 30 + sum(struct.unpack("<2H", header[26:30]))
+        if start + entry.compress_size > len(self.mapped):
+            raise Malformed(f"record {entry.filename} reaches beyond the end of the file")
+        return start

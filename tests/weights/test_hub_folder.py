@@ -1,0 +1,210 @@
+"""hub_folder: a checkpoint from the hub, or one clear sentence about why not."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, ClassVar
+
+import pytest
+
+from image_encoders.errors import UnknownModel, WeightsError
+from image_encoders.weights.fetch import hub_folder
+
+hub = pytest.importorskip("huggingface_hub")
+REPO = "someone/some-clip"
+WANTED = {"config.json", "tokenizer.json", "merges.txt", "model.safetensors"}
+
+
+class Hub:
+    """Stands for the hub's client: a repository's files, or the error it answers with."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
+        self.files = [
+            "config.json",
+            "tokenizer.json",
+            "merges.txt",
+            "model.safetensors",
+            "pytorch_model.bin",
+            "tf_model.h5",
+        ]
+        self.error: Exception | None = None
+        self.cached = cache / "cached"
+        self.asked: list[Any] = []
+        monkeypatch.setattr(hub, "HfApi", lambda: SimpleNamespace(model_info=self.model_info))
+        monkeypatch.setattr(hub, "snapshot_download", self.snapshot_download)
+        for name in ("IMAGE_ENCODERS_OFFLINE", "HF_HUB_OFFLINE"):
+            monkeypatch.delenv(name, raising=False)
+
+    def model_info(self, repo_id: str, *, revision: str | None, timeout: float) -> Any:
+        if self.error:
+            raise self.error
+        return SimpleNamespace(sha="abc", siblings=[SimpleNamespace(rfilename=name) for name in self.files])
+
+    def snapshot_download(self, repo_id: str, *, revision: str | None = None, **options: Any) -> str:
+        from fnmatch import fnmatch
+
+        self.asked.append(options | {"revision": revision})
+        if options.get("local_files_only"):
+            if not self.cached.exists():
+                raise hub.errors.LocalEntryNotFoundError("not cached")
+            return str(self.cached)
+        self.cached.mkdir(exist_ok=True)
+        for name in self.files:
+            if any(fnmatch(name, pattern) for pattern in options["allow_patterns"]):
+                (self.cached / name).write_text("x")
+        return str(self.cached)
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Hub:
+    return Hub(monkeypatch, tmp_path)
+
+
+def answer(kind: str) -> Exception:
+    """An error as the client raises it, without a server's answer behind it."""
+    made = getattr(hub.errors, kind)
+    error = made.__new__(made)
+    Exception.__init__(error, kind)
+    return error
+
+
+def test_only_what_a_checkpoint_needs_is_fetched(fake: Hub) -> None:
+    folder = hub_folder(REPO, progress=False)
+    assert {one.name for one in folder.iterdir()} == {
+        "config.json",
+        "tokenizer.json",
+        "merges.txt",
+        "model.safetensors",
+    }
+
+
+def test_pickled_weights_are_fetched_only_where_there_are_no_others(fake: Hub) -> None:
+    fake.files.remove("model.safetensors")
+    folder = hub_folder(REPO)
+    assert (folder / "pytorch_model.bin").exists()
+
+
+def test_what_is_cached_serves_without_the_network(fake: Hub) -> None:
+    hub_folder(REPO)
+    fake.error = ConnectionError("no route")
+    assert hub_folder(REPO) == fake.cached
+    assert hub_folder(REPO, offline=True) == fake.cached
+
+
+@pytest.mark.parametrize("offline", [True, False])
+def test_without_network_and_cache_it_says_what_works(fake: Hub, offline: bool) -> None:
+    fake.error = ConnectionError("no route")
+    why = "switched off" if offline else r"can not be reached \(ConnectionError: no route\)"
+    with pytest.raises(
+        WeightsError, match=rf"{REPO}: not, or not all of it, in the cache, and .*{why}.*clip/demo.*local folders"
+    ):
+        hub_folder(REPO, offline=offline)
+
+
+@pytest.mark.parametrize(
+    ("kind", "raised", "said"),
+    [
+        ("RepositoryNotFoundError", UnknownModel, "no such public repository"),
+        ("RevisionNotFoundError", UnknownModel, "not its revision main2"),
+        ("GatedRepoError", WeightsError, "grants access one by one.*hf auth login"),
+    ],
+)
+def test_an_answer_of_the_hub_becomes_one_sentence(fake: Hub, kind: str, raised: type[Exception], said: str) -> None:
+    fake.error = answer(kind)
+    with pytest.raises(raised, match=f"{REPO}.*{said}"):
+        hub_folder(REPO, revision="main2")
+
+
+def test_a_full_disk_is_not_taken_for_a_missing_network(fake: Hub) -> None:
+    fake.error = OSError(28, "No space left on device")
+    with pytest.raises(WeightsError, match="No space left on device; set HF_HOME"):
+        hub_folder(REPO)
+
+
+def test_a_half_fetched_checkpoint_is_not_served(fake: Hub) -> None:
+    hub_folder(REPO)
+    (fake.cached / "model.safetensors").unlink()
+    with pytest.raises(WeightsError, match=r"lacks config.json or weights"):
+        hub_folder(REPO, offline=True)
+
+
+@pytest.mark.parametrize("name", ["a/b/c", "white space/x", "", "../up"])
+def test_what_can_not_be_an_id_is_unknown(name: str) -> None:
+    with pytest.raises(UnknownModel, match="not a Hugging Face id"):
+        hub_folder(name, offline=True)
+
+
+class Endpoint(BaseHTTPRequestHandler):
+    """The few answers of the hub that its client needs for a small repository."""
+
+    protocol_version = "HTTP/1.1"
+    commit = "a" * 40
+    files: ClassVar = {name: name.encode() for name in [*WANTED, "pytorch_model.bin"]}
+
+    def reply(self, body: bytes = b"", status: int = 200, **headers: str) -> None:
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name.replace("_", "-"), value)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(b"" if self.command == "HEAD" else body)
+
+    def do_GET(self) -> None:
+        if not self.path.startswith((f"/api/models/{REPO}", f"/{REPO}")):
+            self.reply(status=404, X_Error_Code="RepoNotFound")
+        elif "/tree/" in self.path:
+            rows = [{"type": "file", "path": n, "size": len(b), "oid": self.oid(b)} for n, b in self.files.items()]
+            self.reply(json.dumps(rows).encode(), Content_Type="application/json")
+        elif self.path.startswith("/api/"):
+            siblings = [{"rfilename": name} for name in self.files]
+            body = {"id": REPO, "sha": self.commit, "siblings": siblings, "tags": [], "private": False}
+            self.reply(json.dumps(body).encode(), Content_Type="application/json")
+        else:
+            body = self.files[self.path.rpartition("/")[2]]
+            self.reply(body, ETag=f'"{self.oid(body)}"', X_Repo_Commit=self.commit)
+
+    do_HEAD = do_GET
+
+    def oid(self, body: bytes) -> str:
+        return hashlib.sha1(body).hexdigest()
+
+    def log_message(self, *_: Any) -> None: ...
+
+
+PROGRAM = f"""
+from image_encoders.weights.fetch import hub_folder
+for repo, options in [("{REPO}", {{}}), ("{REPO}", {{"offline": True}}), ("some/other", {{}})]:
+    try:
+        print(sorted(one.name for one in hub_folder(repo, progress=False, **options).iterdir()))
+    except Exception as error:
+        print(type(error).__name__)
+"""
+
+
+def test_the_real_client_fetches_and_then_works_offline(tmp_path: Path) -> None:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Endpoint)
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+    environment = {name: value for name, value in os.environ.items() if "proxy" not in name.lower()}
+    environment |= {
+        "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}",
+        "HF_HOME": str(tmp_path),
+        "HF_HUB_OFFLINE": "0",
+        "IMAGE_ENCODERS_OFFLINE": "0",
+    }
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True, timeout=120, check=True
+        )
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert done.stdout.splitlines() == [str(sorted(WANTED)), str(sorted(WANTED)), "UnknownModel"]
+    assert done.stderr == ""
