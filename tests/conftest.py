@@ -1,0 +1,62 @@
+"""What the tests share: the conformance bundle, its checkpoints made once per machine, and the measure of agreement."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from image_encoders.conformance import bundle
+from image_encoders.conformance.agreement import Limits, agreement
+
+collect_ignore = [] if importlib.util.find_spec("jina") else ["jina"]  # it has an environment of its own
+
+CHECKPOINTS = bundle.checkpoints()  # before any test chooses another cache
+
+
+@pytest.fixture(scope="session")
+def conformance() -> Path:
+    """The folder of the conformance bundle: specs/, golden/, images/, audio/."""
+    return bundle.FOLDER
+
+
+@pytest.fixture(scope="session")
+def manifest() -> dict[str, Any]:
+    """Seed, inputs and tolerances of the bundle, as its manifest.json states them."""
+    return bundle.manifest()
+
+
+@pytest.fixture(scope="session")
+def checkpoint() -> Callable[[str], Path]:
+    """checkpoint(case) -> the folder with the case's checkpoint, made on first use and kept, as `verify` keeps it."""
+    return partial(bundle.checkpoint, folder=CHECKPOINTS)
+
+
+@pytest.fixture(scope="session")
+def golden() -> Callable[[str], dict[str, np.ndarray]]:
+    """golden(case) -> the arrays of golden/<case>.npz by key."""
+    return bundle.golden
+
+
+@pytest.fixture(scope="session")
+def float_inputs() -> Callable[[str, str], np.ndarray]:
+    """float_inputs(case, name) -> the generated (N, 3, H, W) float32 pictures that the reference was run on."""
+    return bundle.float_inputs
+
+
+@pytest.fixture(scope="session")
+def assert_rows_agree() -> Callable[..., None]:
+    """assert_rows_agree(rows, reference, rel=..., one_minus_cos=...): the bundle's two measures must both hold."""
+
+    def check(rows: np.ndarray, reference: np.ndarray, *, rel: float, one_minus_cos: float) -> None:
+        assert rows.shape == reference.shape
+        assert rows.dtype == np.float32
+        found, limits = agreement(rows, reference), Limits(rel=rel, one_minus_cos=one_minus_cos)
+        assert limits.hold(found), f"{found} exceeds {limits}"
+
+    return check
