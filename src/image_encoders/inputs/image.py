@@ -1,0 +1,441 @@
+"""Pictures: files, bytes, PIL images and arrays to pixels, and the steps from pixels to a net's input.
+
+    source ─read_image→ (H, W, 3) uint8 RGB ─resize, center_crop, channels_first→ (3, S, S) uint8
+
+Every source of the same picture gives the same pixels, and the resizing steps equal Pillow's bit for bit.
+
+Differs from a plain `PIL.Image.open(path).convert("RGB")`:
+    files and bytes are turned upright (EXIF); PIL images and arrays are taken as they are
+    transparency is put on white, as transformers 5 does, where Pillow drops it
+    16-bit grey is scaled to 8 bits, (v + 128) // 257, where Pillow clips it to white; other 16-bit pictures keep
+    the high byte, as in Pillow
+    a JPEG whose pixels are partly lost is an error, where Pillow paints the rest grey
+Colour profiles (ICC) are ignored, as every reference does.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from io import BytesIO
+from typing import Any
+
+import numpy as np
+import simplejpeg
+from PIL import (
+    AvifImagePlugin,
+    BmpImagePlugin,
+    ExifTags,
+    GifImagePlugin,
+    Image,
+    ImageFile,
+    JpegImagePlugin,
+    PngImagePlugin,
+    TiffImagePlugin,
+    WebPImagePlugin,
+)
+
+from image_encoders.errors import InputError
+
+BILINEAR = Image.Resampling.BILINEAR
+BICUBIC = Image.Resampling.BICUBIC
+LANCZOS = Image.Resampling.LANCZOS
+
+FORMATS = "JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF, HEIC"
+ACCEPTED = "accepted: a path, the bytes of a picture file, a PIL image, a uint8 array (H, W) or (H, W, 1|3|4)"
+MAX_RESIZED = 2**26  # pixels: a picture so thin that its long side passes this is an error, not a memory bomb
+
+
+@dataclass(frozen=True)
+class ImageLimits:
+    """What a picture may cost; both are checked before it is decoded.
+
+    max_bytes: size of the file; the default holds a picture of `max_pixels` uncompressed
+    max_pixels: width x height
+    """
+
+    max_bytes: int = 2**29
+    max_pixels: int = 178_000_000
+
+    @classmethod
+    def from_environment(cls) -> ImageLimits:
+        """The defaults, or what IMAGE_ENCODERS_MAX_BYTES and IMAGE_ENCODERS_MAX_PIXELS say."""
+        return cls(
+            _limit("IMAGE_ENCODERS_MAX_BYTES", cls.max_bytes), _limit("IMAGE_ENCODERS_MAX_PIXELS", cls.max_pixels)
+        )
+
+
+def read_image(source: Any, *, limits: ImageLimits | None = None, item: str | None = None) -> np.ndarray:
+    """The pixels of one picture: (H, W, 3) uint8 RGB.
+
+    source: path; bytes of a picture file; PIL image; array or tensor (H, W), (H, W, 1|3|4) uint8. What a file is, its
+        content says, never its name; of an animation the first picture is taken.
+    limits: None: `ImageLimits.from_environment()`
+    item: its name in error messages; None: the path
+
+    Raises InputError: "not-found", "not-a-file", "unreadable", "url"; "too-many-bytes", "too-many-pixels";
+    "empty", "not-an-image", "unsupported", "truncated", "corrupt"; "type", "dtype", "shape".
+    """
+    limits = limits or ImageLimits.from_environment()
+    try:
+        if isinstance(source, (str, os.PathLike)):
+            path = os.fsdecode(source)
+            item = item or path
+            return _decode(read_bytes(path, limits), limits)
+        if isinstance(source, (bytes, bytearray, memoryview)):
+            return _decode(bytes(source), limits)
+        if isinstance(source, Image.Image):
+            _check_pixels(source.size, limits)
+            with _decoding(f"PIL image of mode {source.mode}"):
+                return _pil_pixels(source)
+        return _array_pixels(source)
+    except InputError as error:
+        if item is None:
+            raise
+        raise error.named(item) from error.__cause__
+
+
+def picture_size(encoded: bytes, *, limits: ImageLimits | None = None) -> tuple[int, int]:
+    """(width, height) as a picture file's header states them, before EXIF turns the picture; decodes nothing."""
+    limits = limits or ImageLimits.from_environment()
+    kind = _kind(encoded)
+    with _decoding(kind, encoded):
+        return _open(kind, encoded, limits).size
+
+
+def resize(pixels: np.ndarray, height: int, width: int, filter: int) -> np.ndarray:
+    """The picture at another size, as `PIL.Image.resize` makes it.
+
+    pixels: (H, W, 3) uint8
+    filter: BILINEAR, BICUBIC, LANCZOS or another of `PIL.Image.Resampling`
+    returns: (height, width, 3) uint8
+
+    Raises InputError where the result would have more than `MAX_RESIZED` pixels.
+    """
+    if height * width > MAX_RESIZED:
+        raise InputError(
+            f"a picture of {pixels.shape[1]} x {pixels.shape[0]} is too thin: it would be resized to "
+            f"{width} x {height}; at most {MAX_RESIZED} pixels are accepted there",
+            code="too-thin",
+        )
+    return np.asarray(Image.fromarray(pixels).resize((width, height), Image.Resampling(filter)))
+
+
+def short_side(height: int, width: int, target: int, rounding: Callable[[float], int] = int) -> tuple[int, int]:
+    """(height, width) of a picture whose short side becomes `target`, its shape kept.
+
+    rounding: of the long side: `int` in torchvision and transformers, `round` in others
+    """
+    if width <= height:
+        return rounding(target * height / width), target
+    return target, rounding(target * width / height)
+
+
+def center_crop(
+    pixels: np.ndarray, height: int, width: int, corner: Callable[[int], int] = lambda spare: spare // 2
+) -> np.ndarray:
+    """The middle of a picture, (height, width, 3); see `crop`.
+
+    corner: spare pixels on an axis -> how many to leave out before. transformers rounds half of them down (the
+        default); torchvision takes round(spare / 2), half to even; others int(spare / 2).
+    """
+    return crop(pixels, corner(pixels.shape[0] - height), corner(pixels.shape[1] - width), height, width)
+
+
+def crop(pixels: np.ndarray, top: int, left: int, height: int, width: int) -> np.ndarray:
+    """(height, width, 3) pixels whose first is at row `top` and column `left`; black where the picture ends.
+
+    A view where all of it lies inside the picture.
+    """
+    inside = pixels[max(top, 0) : max(top + height, 0), max(left, 0) : max(left + width, 0)]
+    if inside.shape[:2] == (height, width):
+        return inside
+    black = np.zeros((height, width, 3), pixels.dtype)
+    y, x = max(-top, 0), max(-left, 0)
+    black[y : y + inside.shape[0], x : x + inside.shape[1]] = inside
+    return black
+
+
+def channels_first(pixels: np.ndarray) -> np.ndarray:
+    """(H, W, 3) -> (3, H, W), contiguous, of the same type."""
+    return np.ascontiguousarray(pixels.transpose(2, 0, 1))
+
+
+# ------------------------------------------------------------------ files
+
+
+def read_bytes(path: str, limits: ImageLimits) -> bytes:
+    """The bytes of a regular file; never waits for a pipe or a device."""
+    if re.match(r"(https?|ftp|s3|gs|data):", path, re.IGNORECASE):
+        raise InputError("a web address, not a path; download the picture first, or give its bytes", code="url")
+    try:
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+        try:
+            found = os.fstat(descriptor)
+            if not stat.S_ISREG(found.st_mode):
+                kind = "a folder" if stat.S_ISDIR(found.st_mode) else "a pipe or a device"
+                raise InputError(f"{kind}; a picture file is accepted", code="not-a-file")
+            _check_bytes(found.st_size, limits)
+            with open(descriptor, "rb", closefd=False) as file:
+                return file.read()
+        finally:
+            os.close(descriptor)
+    except FileNotFoundError as error:
+        what = "a symbolic link to a file that does not exist" if os.path.islink(path) else "no such file"
+        raise InputError(what, code="not-found") from error
+    except NotADirectoryError as error:
+        raise InputError("no such file: a part of the path is not a folder", code="not-found") from error
+    except (OSError, ValueError) as error:  # ValueError: a path with a null byte
+        reason = getattr(error, "strerror", None) or str(error)
+        raise InputError(f"cannot be read: {reason}", code="unreadable") from error
+
+
+def _limit(variable: str, default: int) -> int:
+    text = os.environ.get(variable, "")
+    if not text:
+        return default
+    if not text.isdecimal() or int(text) < 1:
+        raise InputError(f"{variable} is {text!r}; a whole number above 0 is accepted", code="limits")
+    return int(text)
+
+
+def _check_bytes(found: int, limits: ImageLimits) -> None:
+    if found > limits.max_bytes:
+        raise InputError(
+            f"{found} bytes; at most {limits.max_bytes} are accepted (IMAGE_ENCODERS_MAX_BYTES)", code="too-many-bytes"
+        )
+
+
+def _check_pixels(size: tuple[int, int], limits: ImageLimits) -> None:
+    width, height = size
+    if width * height > limits.max_pixels:
+        raise InputError(
+            f"{width} x {height} = {width * height} pixels; at most {limits.max_pixels} are accepted "
+            "(IMAGE_ENCODERS_MAX_PIXELS)",
+            code="too-many-pixels",
+        )
+    if width < 1 or height < 1:
+        raise InputError(f"a picture of {width} x {height}, without pixels", code="empty")
+
+
+# ------------------------------------------------------------------ formats
+
+SIGNATURES = {
+    "JPEG": rb"\xff\xd8\xff",
+    "PNG": rb"\x89PNG\r\n\x1a\n",
+    "GIF": rb"GIF8[79]a",
+    "WebP": rb"RIFF....WEBP",
+    "BMP": rb"BM",
+    "TIFF": rb"II[*+]\0|MM\0[*+]",
+    # an ISO media file says what it is by its brands, the first of which stands at byte 8
+    "AVIF": rb"....ftyp(?:.{4}){0,32}?avi[fs]",
+    "HEIC": rb"....ftyp(?:.{4}){0,32}?(?:hei[cxms]|hev[cxms]|mif1|msf1)",
+}
+NOT_ACCEPTED = {
+    "JPEG XL": rb"\xff\x0a|\0\0\0\x0cJXL ",
+    "JPEG 2000": rb"\0\0\0\x0cjP  |\xff\x4f\xff\x51",
+    "Photoshop": rb"8BPS",
+    "icon": rb"\0\0[\1\2]\0",
+    "PostScript": rb"%!PS|\xc5\xd0\xd3\xc6",
+    "SVG": rb"\s*(?:<\?xml.{0,200})?<svg",
+}
+# Bytes that a whole file of the format has, as a test of the end of one that could not be decoded.
+ENDS = {"JPEG": rb"\xff\xd9", "PNG": rb"IEND\xae\x42\x60\x82", "GIF": rb";\0*\Z"}
+
+PLUGINS: dict[str, Callable[[BytesIO], ImageFile.ImageFile]] = {
+    "JPEG": JpegImagePlugin.JpegImageFile,
+    "PNG": PngImagePlugin.PngImageFile,
+    "GIF": GifImagePlugin.GifImageFile,
+    "WebP": WebPImagePlugin.WebPImageFile,
+    "BMP": BmpImagePlugin.BmpImageFile,
+    "TIFF": TiffImagePlugin.TiffImageFile,
+    "AVIF": AvifImagePlugin.AvifImageFile,
+}
+
+
+def _kind(encoded: bytes) -> str:
+    """The name of the format, by the first bytes."""
+    head = encoded[:256]
+    for kind, signature in SIGNATURES.items():
+        if re.match(signature, head, re.DOTALL):
+            return kind
+    for kind, signature in NOT_ACCEPTED.items():
+        if re.match(signature, head, re.DOTALL):
+            raise InputError(f"a {kind} picture; accepted: {FORMATS}", code="unsupported")
+    if not encoded:
+        raise InputError(f"empty, 0 bytes; accepted: {FORMATS}", code="empty")
+    raise InputError(
+        f"not a picture: {len(encoded)} bytes that begin with {encoded[:12]!r}; accepted: {FORMATS}",
+        code="not-an-image",
+    )
+
+
+def _decode(encoded: bytes, limits: ImageLimits) -> np.ndarray:
+    """A picture file's pixels, upright."""
+    _check_bytes(len(encoded), limits)
+    kind = _kind(encoded)
+    with _decoding(kind, encoded):
+        image = _open(kind, encoded, limits)
+        pixels = _jpeg_pixels(encoded, image) if kind == "JPEG" else _pil_pixels(image)
+        return _upright(pixels, _orientation(image))
+
+
+def _open(kind: str, encoded: bytes, limits: ImageLimits) -> ImageFile.ImageFile:
+    """A picture whose header is read and whose size is within the limits, not decoded yet.
+
+    By the format's own class: `Image.open` would try every format that is installed, and has a limit of its own.
+    """
+    _silence(UserWarning, r"PIL\.(Png|Tiff)ImagePlugin")  # metadata they could not read; the pixels are what counts
+    if kind == "HEIC":
+        try:
+            from pillow_heif import HeifImageFile
+        except ImportError as error:
+            raise InputError(
+                "a HEIC picture, which needs pillow-heif: pip install 'image-encoders[heif]'", code="unsupported"
+            ) from error
+        image: ImageFile.ImageFile = HeifImageFile(BytesIO(encoded))
+    else:
+        image = PLUGINS[kind](BytesIO(encoded))
+    _check_pixels(image.size, limits)
+    if Image.MAX_IMAGE_PIXELS is not None and image.width * image.height > Image.MAX_IMAGE_PIXELS:
+        _silence(Image.DecompressionBombWarning, r"PIL\.Image")  # our limit has just allowed it
+    return image
+
+
+def _silence(category: type[Warning], module: str) -> None:
+    """Have a module's warnings ignored from now on, in every thread: `warnings.catch_warnings` is not thread-safe."""
+    if ("ignore", None, category, re.compile(module), 0) not in warnings.filters:
+        warnings.filterwarnings("ignore", category=category, module=module)
+
+
+@contextmanager
+def _decoding(kind: str, encoded: bytes = b"") -> Iterator[None]:
+    """Whatever a decoder raises becomes an InputError: damaged files raise nearly everything."""
+    try:
+        yield
+    except InputError:
+        raise
+    except MemoryError as error:
+        raise InputError(f"{kind} that does not fit into memory", code="too-many-pixels") from error
+    except Image.DecompressionBombError as error:
+        raise InputError(
+            f"{kind} above Pillow's own limit: {error}; PIL.Image.MAX_IMAGE_PIXELS raises it", code="too-many-pixels"
+        ) from error
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        if _cut_short(kind, encoded) or re.search(r"truncated|premature end|\bEOF\b|end of file", reason, re.I):
+            raise InputError(f"{kind} that ends too early, after {len(encoded)} bytes", code="truncated") from error
+        raise InputError(f"{kind} that cannot be decoded: {reason}", code="corrupt") from error
+
+
+def _cut_short(kind: str, encoded: bytes) -> bool:
+    """Whether a file that could not be decoded lacks its end."""
+    if kind in ENDS:
+        return not re.search(ENDS[kind], encoded[-64:])
+    if kind == "WebP":
+        return len(encoded) < 8 + int.from_bytes(encoded[4:8], "little")
+    if kind == "BMP":
+        return len(encoded) < int.from_bytes(encoded[2:6], "little")
+    if kind in ("AVIF", "HEIC"):  # boxes, each of which begins with its length; 0: to the end of the file
+        position = 0
+        while (size := int.from_bytes(encoded[position : position + 4], "big")) >= 8:
+            position += size
+        return position > len(encoded)
+    return False
+
+
+# ------------------------------------------------------------------ pixels
+
+
+def _jpeg_pixels(encoded: bytes, image: ImageFile.ImageFile) -> np.ndarray:
+    """A JPEG's pixels by simplejpeg: Pillow's, in half the time, and lost ones are noticed."""
+    try:
+        pixels = simplejpeg.decode_jpeg(encoded, "CMYK" if image.mode == "CMYK" else "RGB")
+    except ValueError as error:
+        reason = str(error)
+        if "remature end" in reason:
+            raise InputError(f"JPEG that ends too early, after {len(encoded)} bytes", code="truncated") from error
+        if reason.startswith("Corrupt JPEG data") and "extraneous bytes" not in reason:
+            raise InputError(f"JPEG with damaged pixels: {reason}", code="corrupt") from error
+        return _pil_pixels(image)  # a sampling or coding that simplejpeg does not know, or a harmless oddity
+    if pixels.shape[1::-1] != image.size:
+        raise InputError(f"JPEG that states two sizes, {image.size} and {pixels.shape[1::-1]}", code="corrupt")
+    if image.mode == "CMYK":  # Pillow takes all four inks as inverted, as Adobe writes them
+        return np.array(Image.frombytes("CMYK", image.size, pixels.tobytes(), "raw", "CMYK;I").convert("RGB"))
+    return pixels
+
+
+def _pil_pixels(image: Image.Image) -> np.ndarray:
+    """(H, W, 3) uint8 of a PIL image of any mode, transparency on white.
+
+    Equals transformers 5's convert_to_rgb, but for 16-bit grey, which that clips to white.
+    """
+    if image.mode.startswith("I;16"):
+        return _grey16_pixels(image)
+    if image.mode in ("I", "F"):
+        raise InputError(
+            f"a picture of 32-bit numbers (mode {image.mode}), whose black and white are not stated; "
+            "scale it to 8 bits first",
+            code="unsupported",
+        )
+    if image.mode in ("La", "RGBa"):  # colours multiplied by alpha
+        image = image.convert(image.mode.upper())
+    if "A" in image.getbands() or image.info.get("transparency") is not None:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, (255, 255, 255, 255)), image)
+    return np.array(image.convert("RGB"))
+
+
+def _grey16_pixels(image: Image.Image) -> np.ndarray:
+    wide = np.asarray(image).astype(np.uint32)
+    grey = ((wide + 128) // 257).astype(np.uint8)
+    key = image.info.get("transparency")
+    if isinstance(key, int):
+        grey[wide == key] = 255
+    return np.repeat(grey[..., None], 3, axis=2)
+
+
+def _array_pixels(source: Any) -> np.ndarray:
+    """(H, W, 3) uint8 of an array or tensor: grey repeated, the fourth channel taken as opacity over white."""
+    if hasattr(source, "detach"):
+        source = source.detach().cpu()
+    if not hasattr(source, "__array__"):
+        raise InputError(f"a {type(source).__name__}; {ACCEPTED}", code="type")
+    array = np.asarray(source)
+    if array.dtype != np.uint8:
+        hint = "embed_image takes prepared floats" if array.dtype.kind == "f" else "scale it to 0..255 first"
+        raise InputError(f"an array of {array.dtype}; uint8 is accepted ({hint})", code="dtype")
+    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 3, 4)):
+        hint = "; move the channels last" if array.ndim == 3 and array.shape[0] in (1, 3, 4) else ""
+        raise InputError(f"an array of shape {array.shape}; {ACCEPTED}{hint}", code="shape")
+    if array.size == 0:
+        raise InputError(f"an array of shape {array.shape}, without pixels", code="empty")
+    if array.ndim == 2:
+        array = array[..., None]
+    if array.shape[2] == 4:
+        return _pil_pixels(Image.fromarray(np.ascontiguousarray(array)))
+    return np.repeat(array, 3, axis=2) if array.shape[2] == 1 else array
+
+
+def _orientation(image: Image.Image) -> int:
+    """EXIF's orientation, 1 to 8; 1 where there is none or it cannot be read."""
+    try:
+        return image.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:
+        return 1
+
+
+def _upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
+    """A picture as it is meant to be seen, for EXIF's orientation 1 to 8."""
+    if orientation in (5, 6, 7, 8):
+        pixels = pixels.transpose(1, 0, 2)
+    if orientation in (2, 3, 6, 7):
+        pixels = pixels[:, ::-1]
+    if orientation in (3, 4, 7, 8):
+        pixels = pixels[::-1]
+    return np.ascontiguousarray(pixels)

@@ -1,0 +1,408 @@
+"""CLIP, SigLIP and their kin: pictures and texts in one space, from any two-tower checkpoint of Hugging Face.
+
+    load("clip/openai/clip-vit-base-patch32")   # a hub id, fetched once
+    load("clip/./my-checkpoint")                # a folder; also "clip//home/me/my-checkpoint", or weights=FOLDER
+    load("clip/demo")                           # bundled: small, for trying out, needs no network
+
+Source: Radford et al., "Learning Transferable Visual Models From Natural Language Supervision", 2021,
+    https://arxiv.org/abs/2103.00020; code https://github.com/openai/CLIP (MIT). Zhai et al., "Sigmoid Loss for Language
+    Image Pre-Training", 2023, https://arxiv.org/abs/2303.15343; Tschannen et al., "SigLIP 2", 2025,
+    https://arxiv.org/abs/2502.14786. Nets and tokenizers are those of transformers (Apache-2.0).
+Inputs: RGB pictures, prepared as the checkpoint's preprocessor_config.json says; texts, cut up by its tokenizer and
+    padded to its context (CLIP 77 tokens, SigLIP 64).
+Output: `dim` numbers (512 for ViT-B/32), projected, not of unit length, as get_image_features and get_text_features.
+Differs: files are turned upright (EXIF). A text longer than the context is an error unless `truncate=True`.
+    Numbers: none known from transformers with its PIL image processors, tests/golden/test_clip_golden.py and
+    tests/inputs/test_processor.py; its torchvision processors, and OpenAI's own code on some sizes, crop or resize
+    a little differently (docs/clip.md).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from image_encoders.encoder import Encoder, Tower, fingerprint
+from image_encoders.engines import Runtime
+from image_encoders.errors import ImageEncodersError, InputError, MissingExtra, UnknownModel, WeightsError
+from image_encoders.models import Variant
+
+if TYPE_CHECKING:
+    from image_encoders.inputs.processor import Preprocessing
+
+DEMO = Path(__file__).parents[1] / "assets" / "clip-demo"
+TOWERS = ("image", "text")
+OPENAI = "MIT (OpenAI's repository; the hub states none)"
+VARIANTS = (
+    Variant("demo", TOWERS, 128, "bundled; trained on generated scenes, to try things out", "Apache-2.0"),
+    *(
+        Variant(name, TOWERS, dim, "the Hugging Face hub, or weights=FOLDER", licence)
+        for name, dim, licence in (
+            ("openai/clip-vit-base-patch32", 512, OPENAI),
+            ("openai/clip-vit-base-patch16", 512, OPENAI),
+            ("openai/clip-vit-large-patch14", 768, OPENAI),
+            ("openai/clip-vit-large-patch14-336", 768, OPENAI),
+            ("laion/CLIP-ViT-B-32-laion2B-s34B-b79K", 512, "MIT"),
+            ("google/siglip-base-patch16-224", 768, "Apache-2.0"),
+            ("google/siglip2-base-patch16-224", 768, "Apache-2.0"),
+            ("google/siglip2-base-patch16-naflex", 768, "Apache-2.0"),
+        )
+    ),
+)
+# Padding that these nets either cannot see (CLIP's text tower is causal) or were trained to see (SigLIP).
+UNMASKED = ("clip", "siglip", "siglip2")
+SHOWN = 5  # names of tensors that a message lists
+
+
+def load(
+    variant: str,
+    *,
+    weights: Path | None,
+    runtime: Runtime,
+    revision: str | None = None,
+    truncate: bool = False,
+    max_length: int | None = None,
+    preprocessor: str | Path | None = None,
+    crop: str = "floor",
+    tokenizer: str | Path | None = None,
+    offline: bool | None = None,
+) -> Encoder:
+    """The encoder of a checkpoint, its two towers sharing one net's weights.
+
+    variant: hub id, folder or "demo"
+    weights: a checkpoint's folder, whatever `variant` is
+    revision: of a hub id: branch, tag or commit
+    truncate: cut a text that is longer than the context, as transformers does; else it is an InputError
+    max_length: of a text in tokens, where that is less than the context
+    preprocessor: folder or hub id whose preprocessing of pictures is used instead of the checkpoint's
+    crop: where half of the spare pixels is no whole number, the crop's corner is rounded down ("floor", as transformers
+        does) or half to even ("round", as OpenAI's code does)
+    tokenizer: folder or hub id whose tokenizer is used instead of the checkpoint's
+    offline: use only what is already in the cache; None: as the environment says
+
+    Raises UnknownModel; InputError for an option's value; WeightsError for a checkpoint that is damaged, incomplete, or
+    asks for unknown preprocessing; MissingExtra for a tokenizer that needs sentencepiece, as the first SigLIP's does.
+    """
+    from image_encoders.inputs.processor import CORNERS, read_processor
+
+    if crop not in CORNERS:
+        raise InputError(f"crop is {crop!r}; accepted: {', '.join(CORNERS)}", code="option")
+    if max_length is not None and (type(max_length) is not int or max_length < 3):
+        raise InputError(
+            f"max_length is {max_length!r}; a whole number of tokens is accepted, 3 (start, word, end) or more",
+            code="option",
+        )
+    folder = _folder(variant, weights, revision, offline)
+    pictures = folder if preprocessor is None else _part(preprocessor, offline)
+    texts = folder if tokenizer is None else _part(tokenizer, offline)
+    model = _model(folder)
+    return _encoder(
+        f"clip/{variant}".rstrip("/"),
+        model,
+        replace(read_processor(pictures, model.config.model_type), corner=crop),
+        _tokenizer(texts),
+        runtime,
+        folder,
+        truncate=truncate,
+        max_length=max_length,
+        own_tokenizer=tokenizer is None,
+    )
+
+
+def fetch(variant: str, *, offline: bool | None = None, progress: bool | None = None) -> list[Path]:
+    """The local folder of a variant's checkpoint, fetched if need be."""
+    return [_folder(variant, None, None, offline, progress)]
+
+
+def tiny() -> Encoder:
+    """A small random CLIP with both towers, nothing of it on disk: for tests."""
+    import torch
+    from tokenizers.pre_tokenizers import ByteLevel
+    from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
+
+    from image_encoders.inputs.processor import DEFAULTS, Preprocessing
+
+    letters = sorted(ByteLevel.alphabet())
+    names = [*letters, *(letter + "</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
+    tokenizer = CLIPTokenizer(
+        vocab={name: i for i, name in enumerate(names)}, merges=[], model_max_length=24, padding_side="right"
+    )
+    tower = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    end = {"bos_token_id": len(names) - 2, "eos_token_id": len(names) - 1, "pad_token_id": len(names) - 1}
+    config = CLIPConfig(
+        text_config={**tower, **end, "vocab_size": len(names), "max_position_embeddings": 24},
+        vision_config={**tower, "image_size": 32, "patch_size": 8},
+        projection_dim=16,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = CLIPModel(config)
+    colours = DEFAULTS["CLIP"]
+    preprocessing = Preprocessing(32, colours["resample"], (32, 32), colours["image_mean"], colours["image_std"])
+    return _encoder("clip/tiny", model, preprocessing, tokenizer, Runtime(precision="float32"), Path("tiny"))
+
+
+def _encoder(
+    name: str,
+    model: Any,
+    preprocessing: Preprocessing,
+    tokenizer: Any,
+    runtime: Runtime,
+    folder: Path,
+    *,
+    truncate: bool = False,
+    max_length: int | None = None,
+    own_tokenizer: bool = True,
+) -> Encoder:
+    from image_encoders.inputs.image import read_image
+    from image_encoders.inputs.text import read_text
+    from image_encoders.nets.clip import FlexibleImageTower, ImageTower, TextTower
+    from image_encoders.nets.normalized import Normalized
+    from image_encoders.weights.digest import weights_digest
+
+    config = model.config
+    _agree(config, preprocessing, folder)
+    whole_context = _context(config, tokenizer, folder)
+    context = min(max_length or whole_context, whole_context)
+    digest = weights_digest(model.state_dict())
+    image_net = FlexibleImageTower(model, preprocessing.patch) if preprocessing.patch else ImageTower(model)
+    text_net = TextTower(model, None if config.model_type in UNMASKED else tokenizer.pad_token_id)
+    embed_image = runtime.embedder(Normalized(image_net, preprocessing.mean, preprocessing.std))
+    embed_text = runtime.embedder(text_net)
+    texts: dict[str, Any] = {}  # what makes the same text another row
+    if context < whole_context:
+        texts["max_length"] = context
+    if not own_tokenizer:
+        texts["tokenizer"] = _tokenizer_digest(tokenizer)
+    return Encoder(
+        name=name,
+        dim=getattr(config, "projection_dim", None) or config.vision_config.hidden_size,
+        towers={
+            "image": Tower("image", read_image, preprocessing.prepare, embed_image, preprocessing.shape),
+            "text": Tower(
+                "text",
+                read_text,
+                _ids(tokenizer, context, config.text_config.vocab_size, truncate),
+                embed_text,
+                (context,),
+            ),
+        },
+        fingerprint=fingerprint(
+            family="clip",
+            weights=digest,
+            preprocessing=asdict(preprocessing),
+            precision=embed_image.precision,
+            **texts,
+        ),
+        device=embed_image.device,
+        engine=embed_image.engine,
+        precision=embed_image.precision,
+    )
+
+
+# ------------------------------------------------------------------ checkpoints
+
+
+def _folder(
+    variant: str, weights: Path | None, revision: str | None, offline: bool | None, progress: bool | None = None
+) -> Path:
+    """Where the checkpoint lies, fetched from the hub if it has to be."""
+    if weights is None and not variant:
+        raise UnknownModel("clip/ wants a hub id, a folder or demo, such as clip/openai/clip-vit-base-patch32")
+    local = weights or (DEMO if variant == "demo" else Path(variant).expanduser())
+    if local.is_dir():
+        if not (local / "config.json").is_file():
+            raise WeightsError(f"{local}: no config.json; a folder with a Hugging Face checkpoint was expected")
+        if revision is not None:
+            raise WeightsError(f"{local}: a folder has no revisions; revision= goes with a hub id")
+        return local
+    if local in (weights, DEMO) or variant.startswith((".", "/", "~")):
+        what = "a file" if local.exists() else "no such folder"
+        raise WeightsError(f"{local}: {what}; a folder with a Hugging Face checkpoint was expected (config.json, ...)")
+    from image_encoders.weights.fetch import hub_folder
+
+    try:
+        return hub_folder(variant, revision=revision, offline=offline, progress=progress)
+    except UnknownModel as error:
+        raise UnknownModel(f"{error}. There is no local folder {variant} either; clip/demo is bundled") from error
+
+
+def _part(where: str | Path, offline: bool | None) -> Path:
+    """The folder of another checkpoint, of which only the preprocessing or the tokenizer is wanted."""
+    local = Path(where).expanduser()
+    return local if local.is_dir() else _folder(str(where), None, None, offline)
+
+
+def _model(folder: Path) -> Any:
+    """The checkpoint's net in float32, with every tensor from the checkpoint and none left over."""
+    import torch
+    from transformers import AutoModel
+
+    with _reading(folder), _quiet():
+        model, found = AutoModel.from_pretrained(
+            folder,
+            dtype=torch.float32,
+            local_files_only=True,
+            trust_remote_code=False,
+            ignore_mismatched_sizes=True,  # they are told below, with what is missing
+            output_loading_info=True,
+        )
+    missing, extra, wrong = (
+        sorted(name[0] if isinstance(name, tuple) else name for name in found[key] if "position_ids" not in name)
+        for key in ("missing_keys", "unexpected_keys", "mismatched_keys")
+    )
+    if missing or extra or wrong or found["error_msgs"]:
+        raise WeightsError(
+            f"{folder}: the weights do not fit {type(model).__name__}: {_list(missing, 'missing')}; "
+            f"{_list(extra, 'left over')}; {_list(wrong, 'of another shape')}"
+        )
+    if not all(hasattr(model, f"get_{modality}_features") for modality in TOWERS):
+        raise WeightsError(
+            f"{folder}: {type(model).__name__} is not a two-tower net; CLIP, SigLIP and their kin are accepted"
+        )
+    return model
+
+
+def _tokenizer(folder: Path) -> Any:
+    """The checkpoint's tokenizer. Where its files are missing transformers makes one with next to no words."""
+    from transformers import AutoTokenizer
+
+    there = {path.name for path in folder.iterdir()}
+    whole = {"tokenizer.json", "vocab.txt"} & there or {"vocab.json", "merges.txt"} <= there
+    if not whole and not any(name.endswith(".model") for name in there):  # sentencepiece's
+        raise WeightsError(f"{folder}: no tokenizer: tokenizer.json, or vocab.json with merges.txt, was expected")
+    with _reading(folder), _quiet():
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        except ImportError as error:
+            raise MissingExtra("sentencepiece and protobuf", "siglip", f"the tokenizer of {folder}") from error
+    if tokenizer.pad_token_id is None:
+        raise WeightsError(f"{folder}: its tokenizer has no token for padding; tokenizer_config.json should name one")
+    return tokenizer
+
+
+@contextlib.contextmanager
+def _reading(folder: Path) -> Iterator[None]:
+    """Whatever transformers raises about a checkpoint becomes a WeightsError that names it."""
+    try:
+        yield
+    except ImageEncodersError:
+        raise
+    except Exception as error:
+        said = str(error).strip().split("\n")[0] or type(error).__name__
+        raise WeightsError(f"{folder}: transformers cannot load it: {said}") from error
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """transformers' progress bars and advice switched off: what matters is raised."""
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity(logging.CRITICAL)
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def _agree(config: Any, preprocessing: Preprocessing, folder: Path) -> None:
+    """WeightsError unless the net takes pictures of the size they are prepared to."""
+    sides, vision = preprocessing.shape[1:], config.vision_config
+    wanted = getattr(vision, "image_size", None)
+    if preprocessing.patch is None and isinstance(wanted, int) and sides not in ((wanted, wanted), (None, None)):
+        raise WeightsError(
+            f"{folder}: its preprocessing gives pictures of {sides[0]} x {sides[1]}, its net takes {wanted} x {wanted}"
+        )
+    if preprocessing.patch is not None and preprocessing.patch != vision.patch_size:
+        raise WeightsError(
+            f"{folder}: its preprocessing cuts patches of {preprocessing.patch}, its net takes {vision.patch_size}"
+        )
+
+
+def _list(names: list[str], what: str) -> str:
+    shown = ", ".join(names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")
+    return f"{len(names)} {what}" + (f" ({shown})" if names else "")
+
+
+# ------------------------------------------------------------------ texts
+
+
+def _context(config: Any, tokenizer: Any, folder: Path) -> int:
+    """How many tokens a text may have: what both the net and the tokenizer say."""
+    positions = getattr(config.text_config, "max_position_embeddings", None)
+    context = min(n for n in (tokenizer.model_max_length, positions) if n is not None)
+    if context > 10_000:
+        raise WeightsError(f"{folder}: neither its config nor its tokenizer says how long a text may be")
+    return context
+
+
+def _tokenizer_digest(tokenizer: Any) -> str:
+    """What tells tokenizers apart: their words and rules, or of slow ones the words alone."""
+    told = tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else repr(sorted(tokenizer.get_vocab().items()))
+    return hashlib.sha256(told.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _ids(tokenizer: Any, context: int, vocabulary: int, truncate: bool) -> Callable[[str], np.ndarray]:
+    """A function from a text to its token ids, padded: (context,) int64; from many threads at once.
+
+    vocabulary: how many tokens the net knows
+    """
+    encode = (
+        _encode_fast(tokenizer, context, truncate) if tokenizer.is_fast else _encode_slow(tokenizer, context, truncate)
+    )
+    padding, left = tokenizer.pad_token_id, tokenizer.padding_side == "left"
+
+    def ids(text: str) -> np.ndarray:
+        found = encode(text)
+        if len(found) > context:
+            raise InputError(
+                f"a text of {len(found)} tokens; this model takes {context}: shorten it, or load with truncate=True",
+                code="text-too-long",
+            )
+        if max(found, default=0) >= vocabulary:  # which would stop a CUDA device for good
+            raise InputError(
+                f"a text with token {max(found)}, of which this model has {vocabulary}: "
+                "the tokenizer is of another checkpoint",
+                code="token",
+            )
+        padded = np.full(context, padding, np.int64)
+        padded[context - len(found) if left else 0 :][: len(found)] = found
+        return padded
+
+    return ids
+
+
+def _encode_fast(tokenizer: Any, context: int, truncate: bool) -> Callable[[str], list[int]]:
+    """By a copy of the tokenizer's own engine, set up once: transformers sets it up anew for every call, which is slow,
+    and fails when threads do it at the same time."""
+    from tokenizers import Tokenizer
+
+    engine = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    engine.no_padding()
+    if truncate:
+        engine.enable_truncation(context, direction=tokenizer.truncation_side)
+    else:
+        engine.no_truncation()
+    return lambda text: engine.encode(text).ids
+
+
+def _encode_slow(tokenizer: Any, context: int, truncate: bool) -> Callable[[str], list[int]]:
+    """By the tokenizer itself, one text at a time: it is Python with state."""
+    lock = threading.Lock()
+
+    def encode(text: str) -> list[int]:
+        with lock:
+            return tokenizer(text, truncation=truncate, max_length=context, verbose=False)["input_ids"]
+
+    return encode

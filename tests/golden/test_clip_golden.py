@@ -1,0 +1,154 @@
+"""CLIP's rows and preprocessing equal transformers', by the stored rows of the conformance bundle."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import image_encoders as ie
+from image_encoders.inputs.image import BICUBIC, center_crop, channels_first, resize, short_side
+from image_encoders.inputs.processor import DEFAULTS, read_processor
+
+CASES = ["clip-tiny-quickgelu", "clip-tiny-gelu", pytest.param("clip-vit-b32", marks=pytest.mark.golden)]
+# Files whose decoders may differ by one level between versions, and what the bundle allows for that.
+LOSSY, LOSSY_COSINE = (".jpg", ".webp"), 1e-3
+# A file's pixels are those of this decoded variant.
+FILES = {
+    "animated.gif": "rgb",
+    "cmyk.jpg": "rgb",
+    "exif_rotated.jpg": "exif",
+    "gray.png": "rgb",
+    "gray16.png": "scaled",
+    "one_pixel.png": "rgb",
+    "palette.png": "white",
+    "photo.webp": "rgb",
+    "rgb.jpg": "rgb",
+    "rgb_odd.png": "rgb",
+    "rgba.png": "white",
+    "wide.png": "rgb",
+}
+
+
+@pytest.fixture(scope="module", params=CASES)
+def case(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def encoder(case: str, checkpoint: Callable[[str], Path]) -> ie.Encoder:
+    return ie.load("clip", weights=checkpoint(case), device="cpu", precision="float32", engine="torch")
+
+
+@pytest.fixture
+def tolerance(case: str, manifest: dict[str, Any]) -> dict[str, float]:
+    found = manifest["cases"][case]
+    return {"rel": found["rel"], "one_minus_cos": found["one_minus_cos"]}
+
+
+def decoded(conformance: Path, names: list[str]) -> list[np.ndarray]:
+    return [np.array(Image.open(conformance / "images" / "decoded" / f"{name}.png")) for name in names]
+
+
+def test_prepared_arrays(encoder, case, golden, float_inputs, tolerance, assert_rows_agree):
+    inputs, rows = float_inputs(case, "float224"), golden(case)["float224/out"]
+    assert_rows_agree(encoder.embed_image(inputs), rows, **tolerance)
+    assert_rows_agree(encoder.embed_image(inputs.transpose(0, 2, 3, 1)), rows, **tolerance)
+    assert_rows_agree(encoder.embed_image(inputs, batch_size=1), rows, **tolerance)
+
+
+def test_rows_are_as_close_to_the_truth_as_the_reference(encoder, case, golden, float_inputs, tolerance):
+    truth = golden(case)["float224/out_f64"]
+    error = np.abs(encoder.embed_image(float_inputs(case, "float224")) - truth).max() / np.abs(truth).max()
+    assert error <= tolerance["rel"]
+
+
+def test_pixels(encoder, case, golden, conformance, tolerance, assert_rows_agree):
+    stored = golden(case)
+    arrays = decoded(conformance, list(stored["image/clip_hf/names"]))
+    assert_rows_agree(encoder.encode_image(arrays), stored["image/clip_hf/out"], **tolerance)
+    assert_rows_agree(encoder.encode_image(map(Image.fromarray, arrays)), stored["image/clip_hf/out"], **tolerance)
+
+
+def test_files(encoder, case, golden, conformance, tolerance, assert_rows_agree):
+    stored = golden(case)
+    names = list(stored["image/clip_hf/names"])
+    paths = [conformance / "images" / name for name in FILES]
+    wanted = stored["image/clip_hf/out"][[names.index(f"{name}.{variant}") for name, variant in FILES.items()]]
+    rows = encoder.encode_image(paths)
+    assert np.array_equal(rows, encoder.encode_image([path.read_bytes() for path in paths]))
+    exact = [not name.endswith(LOSSY) for name in FILES]
+    assert_rows_agree(rows[exact], wanted[exact], **tolerance)
+    assert_rows_agree(rows, wanted, rel=1, one_minus_cos=LOSSY_COSINE)
+
+
+def test_token_ids(encoder, case, golden):
+    stored = golden(case)
+    length = stored["text/ids"].shape[1]
+    for caption, wanted in zip(stored["text/captions"], stored["text/ids"]):
+        found = encoder.tower("text").input(str(caption))
+        assert found.shape == (77,)
+        assert found.dtype == np.int64
+        assert np.array_equal(found[:length], wanted)
+        assert (found[length:] == wanted.max()).all()  # padded with the end, the highest id
+
+
+def test_texts(encoder, case, golden, manifest, assert_rows_agree):
+    stored, tolerances = golden(case), manifest["cases"][case]
+    rows = encoder.encode_text([str(caption) for caption in stored["text/captions"]])
+    limits = {"rel": tolerances["text_rel"], "one_minus_cos": tolerances["text_one_minus_cos"]}
+    assert_rows_agree(rows, stored["text/out"], **limits)
+    assert np.abs(rows - stored["text/out_f64"]).max() <= limits["rel"] * np.abs(stored["text/out_f64"]).max()
+    if "text_real_bpe/ids" in stored:
+        assert_rows_agree(
+            encoder.tower("text").embed(stored["text_real_bpe/ids"]), stored["text_real_bpe/out"], **limits
+        )
+
+
+def test_preprocessing_before_the_net(golden, conformance, checkpoint):
+    """Steps `clip_hf`, as the checkpoint's own configuration asks for them."""
+    preprocessing = read_processor(checkpoint("clip-tiny-gelu"), "clip")
+    compare(golden("preprocess"), "clip_hf", conformance, preprocessing.prepare)
+
+
+def test_the_steps_of_openais_own_code(golden, conformance):
+    """Steps `clip_pil`: the corner of the crop is rounded half to even."""
+
+    def prepare(pixels: np.ndarray) -> np.ndarray:
+        resized = resize(pixels, *short_side(*pixels.shape[:2], 224), BICUBIC)
+        return channels_first(center_crop(resized, 224, 224, lambda spare: round(spare / 2)))
+
+    compare(golden("preprocess"), "clip_pil", conformance, prepare)
+
+
+def compare(stored: dict, steps: str, conformance: Path, prepare: Callable[[np.ndarray], np.ndarray]) -> None:
+    colours = DEFAULTS["CLIP"]
+    mean = np.array(colours["image_mean"], np.float32)[:, None, None]
+    std = np.array(colours["image_std"], np.float32)[:, None, None]
+    names = [str(name) for name in stored[f"{steps}/names"]]
+    found = np.stack(
+        [(prepare(pixels).astype(np.float32) / 255 - mean) / std for pixels in decoded(conformance, names)]
+    )
+    limit = {"rtol": 0, "atol": 2e-6}
+    np.testing.assert_allclose(found[:, :, ::8, ::8], stored[f"{steps}/sub"], **limit)
+    np.testing.assert_allclose(found[:, :, :4, :4], stored[f"{steps}/corner"], **limit)
+    np.testing.assert_allclose(found.mean((2, 3)), stored[f"{steps}/mean"], **limit)
+    np.testing.assert_allclose(found.std((2, 3)), stored[f"{steps}/std"], **limit)
+    whole = names.index("rgb_odd.png.rgb")
+    np.testing.assert_allclose(found[whole], stored[f"{steps}/full/rgb_odd.png.rgb"], **limit)
+
+
+def test_raw_pixels_and_their_normalised_floats_give_the_same_rows(encoder, conformance, tolerance, assert_rows_agree):
+    pixels = decoded(conformance, ["rgb_odd.png.rgb", "rgb.jpg.rgb"])
+    tower = encoder.tower("image")
+    prepared = np.stack([tower.input(one) for one in pixels])
+    assert prepared.dtype == np.uint8
+    colours = DEFAULTS["CLIP"]
+    mean = np.array(colours["image_mean"], np.float32)[:, None, None]
+    std = np.array(colours["image_std"], np.float32)[:, None, None]
+    floats = (prepared.astype(np.float32) / 255 - mean) / std
+    assert_rows_agree(encoder.encode_image(pixels), encoder.embed_image(floats), rel=1e-6, one_minus_cos=1e-12)

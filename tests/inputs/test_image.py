@@ -1,0 +1,537 @@
+"""Every source of a picture gives the pixels it should, or an error that says what is wrong."""
+
+from __future__ import annotations
+
+import io
+import os
+import struct
+import subprocess
+import sys
+import zlib
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image, ImageOps
+
+from image_encoders.errors import InputError
+from image_encoders.inputs import image as inputs
+from image_encoders.inputs.image import ImageLimits, picture_size, read_image
+
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
+
+
+def photo(height: int = 48, width: int = 64, seed: int = 0) -> np.ndarray:
+    """A smooth random picture, as photographs are."""
+    coarse = np.random.default_rng(seed).integers(0, 256, (5, 7, 3), dtype=np.uint8)
+    return np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC))
+
+
+def encoded(picture: np.ndarray | Image.Image, kind: str, **options: object) -> bytes:
+    image = picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def by_pillow(content: bytes) -> np.ndarray:
+    return np.array(Image.open(io.BytesIO(content)).convert("RGB"))
+
+
+def on_white(image: Image.Image) -> np.ndarray:
+    """What transformers makes of a PIL image."""
+    from transformers.image_transforms import convert_to_rgb
+
+    return convert_to_rgb(image, return_numpy=True)
+
+
+def code_of(source: object, **options: object) -> str:
+    with pytest.raises(InputError) as caught:
+        read_image(source, **options)
+    assert caught.value.message
+    return caught.value.code
+
+
+# ------------------------------------------------------------------ sources
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_a_file_its_bytes_and_its_decoded_array_give_the_same_pixels(kind: str, tmp_path: Path):
+    content = encoded(photo(), kind)
+    path = tmp_path / "picture.of-no-known-type"
+    path.write_bytes(content)
+    pixels = by_pillow(content)
+    for source in (
+        path,
+        str(path),
+        content,
+        bytearray(content),
+        memoryview(content),
+        Image.open(io.BytesIO(content)),
+        pixels,
+    ):
+        found = read_image(source)
+        assert found.dtype == np.uint8
+        assert np.array_equal(found, pixels)
+    assert picture_size(content) == (64, 48)
+
+
+@pytest.mark.parametrize("subsampling", [0, 1, 2])
+@pytest.mark.parametrize("progressive", [False, True])
+@pytest.mark.parametrize("size", [(1, 1), (7, 9), (33, 47), (120, 161)])
+def test_a_jpeg_has_pillows_pixels(size: tuple[int, int], progressive: bool, subsampling: int):
+    content = encoded(photo(*size), "JPEG", quality=85, progressive=progressive, subsampling=subsampling)
+    assert np.array_equal(read_image(content), by_pillow(content))
+
+
+def test_jpegs_of_other_colours_have_pillows_pixels():
+    grey = encoded(photo()[..., 0], "JPEG")
+    rgb = encoded(photo(), "JPEG", keep_rgb=True)
+    cmyk = encoded(Image.fromarray(photo()).convert("CMYK"), "JPEG")
+    for content in (grey, rgb, cmyk):
+        assert np.array_equal(read_image(content), by_pillow(content))
+    assert Image.open(io.BytesIO(cmyk)).mode == "CMYK"
+
+
+def test_a_jpeg_with_bytes_after_its_end_is_whole():
+    content = encoded(photo(), "JPEG")
+    for tail in (b"\0" * 5000, b"camera notes", content[:50]):
+        assert np.array_equal(read_image(content + tail), by_pillow(content))
+
+
+def test_a_jpeg_with_stray_bytes_between_its_parts_is_whole():
+    content = encoded(photo(), "JPEG")
+    quantisation = content.index(b"\xff\xdb")
+    odd = content[:quantisation] + b"\0\0\0" + content[quantisation:]
+    assert np.array_equal(read_image(odd), by_pillow(content))
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF", "AVIF"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_files_are_turned_upright(kind: str, orientation: int):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    content = encoded(photo(), kind, exif=exif)
+    opened = Image.open(io.BytesIO(content))
+    opened.load()
+    upright = ImageOps.exif_transpose(opened).convert("RGB")
+    assert np.array_equal(read_image(content), np.array(upright))
+
+
+def test_a_pil_image_is_taken_as_it_is():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    content = encoded(photo(), "JPEG", exif=exif)
+    assert read_image(content).shape == (64, 48, 3)
+    assert np.array_equal(read_image(Image.open(io.BytesIO(content))), by_pillow(content))
+
+
+@pytest.mark.parametrize("orientation", [b"\x00\x00", b"\x09\x00", b"\xff\xff"])
+def test_a_meaningless_orientation_is_ignored(orientation: bytes):
+    tiff = b"II*\0\x08\0\0\0" + b"\x01\0" + b"\x12\x01\x03\0\x01\0\0\0" + orientation + b"\0\0" + b"\0\0\0\0"
+    content = encoded(photo(), "JPEG", exif=b"Exif\0\0" + tiff)
+    assert np.array_equal(read_image(content), by_pillow(content))
+
+
+@pytest.mark.parametrize(
+    "exif", [b"Exif\0\0", b"Exif\0\0II*\0\xff\xff\xff\xff", b"Exif\0\0MM\0*\0\0\0\x08\xff\xff\x01\x12"]
+)
+def test_broken_exif_is_ignored(exif: bytes):
+    content = encoded(photo(), "JPEG", exif=b"Exif\0\0" + exif)
+    assert np.array_equal(read_image(content), by_pillow(content))
+
+
+def test_the_bundles_files_have_the_references_pixels(conformance: Path):
+    wanted = {
+        "rgb.jpg": "rgb",
+        "rgb_odd.png": "rgb",
+        "gray.png": "rgb",
+        "cmyk.jpg": "rgb",
+        "animated.gif": "rgb",
+        "one_pixel.png": "rgb",
+        "wide.png": "rgb",
+        "photo.webp": "rgb",
+        "exif_rotated.jpg": "exif",
+        "rgba.png": "white",
+        "palette.png": "white",
+        "gray16.png": "scaled",
+    }
+    folder = conformance / "images"
+    assert {path.name for path in folder.glob("*.*") if path.is_file()} == set(wanted)
+    for name, variant in wanted.items():
+        reference = np.array(Image.open(folder / "decoded" / f"{name}.{variant}.png"))
+        tolerance = 1 if name.endswith((".jpg", ".webp")) else 0  # another decoder may round otherwise
+        difference = np.abs(read_image(folder / name).astype(int) - reference)
+        assert difference.max() <= tolerance, name
+
+
+# ------------------------------------------------------------------ colours
+
+
+def palette_image(**info: object) -> Image.Image:
+    image = Image.fromarray(photo()).quantize(16)
+    image.info.update(info)
+    return image
+
+
+def with_alpha(mode: str) -> Image.Image:
+    rgba = np.dstack([photo(), photo(seed=1)[..., 0]])
+    return Image.fromarray(rgba).convert(mode)
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        with_alpha("RGBA"),
+        with_alpha("LA"),
+        with_alpha("PA"),
+        palette_image(),
+        palette_image(transparency=3),
+        palette_image(transparency=bytes(range(0, 256, 16))),
+        Image.fromarray(photo()).convert("1"),
+        Image.fromarray(photo()).convert("L"),
+        Image.fromarray(photo()).convert("CMYK"),
+        Image.fromarray(photo()).convert("YCbCr"),
+        Image.fromarray(photo()).convert("HSV"),
+        Image.fromarray(photo()).convert("LAB"),
+        Image.fromarray(photo()).convert("RGBX"),
+    ],
+    ids=lambda image: f"{image.mode}-{'key' if 'transparency' in image.info else 'plain'}",
+)
+def test_pil_images_of_any_mode_become_what_transformers_makes_of_them(image: Image.Image):
+    assert np.array_equal(read_image(image), on_white(image))
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA"])
+def test_colours_multiplied_by_alpha_are_divided_again(mode: str):
+    image = with_alpha(mode)
+    multiplied = image.convert({"RGBA": "RGBa", "LA": "La"}[mode])
+    assert np.array_equal(read_image(multiplied), on_white(multiplied.convert(mode)))
+
+
+@pytest.mark.parametrize(("mode", "key"), [("L", 7), ("RGB", (10, 20, 30)), ("1", 1)])
+def test_a_key_colour_of_a_png_becomes_white(mode: str, key: object):
+    pixels = photo()
+    pixels = pixels.copy()
+    pixels[:5] = (10, 20, 30) if mode == "RGB" else 7
+    content = encoded(Image.fromarray(pixels).convert(mode), "PNG", transparency=key)
+    found = read_image(content)
+    assert np.array_equal(found, on_white(Image.open(io.BytesIO(content))))
+    if mode != "1":
+        assert (found[:5] == 255).all()
+
+
+def test_the_alpha_of_arrays_and_of_files_means_the_same():
+    value, alpha = np.meshgrid(np.arange(256), np.arange(256))
+    array = np.stack([value, value, value, alpha], axis=-1).astype(np.uint8)
+    assert np.array_equal(read_image(array), read_image(encoded(array, "PNG")))
+    assert (read_image(array)[0] == 255).all()
+
+
+def test_grey_of_16_bits_is_scaled():
+    values = np.arange(65536, dtype=np.uint16).reshape(256, 256)
+    scaled = ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)[..., None].repeat(3, axis=2)
+    image = Image.fromarray(values)
+    for source in (image, encoded(image, "PNG"), encoded(image, "TIFF"), Image.fromarray(values.astype(">u2"))):
+        assert np.array_equal(read_image(source), scaled)
+
+
+def test_a_key_value_of_16_bit_grey_becomes_white():
+    values = np.full((3, 3), 1000, np.uint16)
+    values[1, 1] = 258
+    content = png_chunks(values.astype(">u2"), depth=16, colour=0, between=[(b"tRNS", struct.pack(">H", 1000))])
+    found = read_image(content)
+    assert (found[0] == 255).all()
+    assert (found[1, 1] == 1).all()
+
+
+def test_16_bit_colours_keep_their_high_byte():
+    values = np.random.default_rng(0).integers(0, 65536, (4, 5, 3)).astype(">u2")
+    assert np.array_equal(read_image(png_chunks(values, depth=16, colour=2)), (values >> 8).astype(np.uint8))
+
+
+@pytest.mark.parametrize("dtype", [np.int32, np.float32])
+def test_pixels_without_a_stated_range_are_refused(dtype: type):
+    image = Image.fromarray(np.zeros((4, 4), dtype))
+    assert code_of(image) == "unsupported"
+    assert code_of(encoded(image, "TIFF")) == "unsupported"
+
+
+def png_chunks(
+    samples: np.ndarray, *, depth: int, colour: int, between: list[tuple[bytes, bytes]] = (), size=None
+) -> bytes:
+    """A PNG made by hand: Pillow writes no 16-bit colours, no broken chunks and no false sizes."""
+
+    def chunk(name: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+
+    height, width = samples.shape[:2]
+    header = struct.pack(">IIBBBBB", *(size or (width, height)), depth, colour, 0, 0, 0)
+    rows = b"".join(b"\0" + row.tobytes() for row in samples)
+    chunks = [(b"IHDR", header), *between, (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(name, content) for name, content in chunks)
+
+
+# ------------------------------------------------------------------ arrays
+
+
+def test_arrays_and_tensors_are_taken_as_they_are():
+    import torch
+
+    pixels = photo()
+    grey = pixels[..., 0]
+    assert np.array_equal(read_image(pixels), pixels)
+    assert np.array_equal(read_image(torch.from_numpy(pixels.copy())), pixels)
+    assert np.array_equal(read_image(pixels[::2, ::-1]), pixels[::2, ::-1])
+    for source in (grey, grey[..., None], torch.from_numpy(grey.copy())):
+        assert np.array_equal(read_image(source), np.repeat(grey[..., None], 3, axis=2))
+
+
+@pytest.mark.parametrize(
+    ("source", "code", "says"),
+    [
+        (np.zeros((4, 4, 3), np.float32), "dtype", "embed_image"),
+        (np.zeros((4, 4), bool), "dtype", "0..255"),
+        (np.zeros((4, 4, 3), np.int64), "dtype", "uint8"),
+        (np.zeros((3, 40, 50), np.uint8), "shape", "channels last"),
+        (np.zeros((4, 4, 2), np.uint8), "shape", "(4, 4, 2)"),
+        (np.zeros((2, 4, 4, 3), np.uint8), "shape", "(2, 4, 4, 3)"),
+        (np.zeros(5, np.uint8), "shape", "(5,)"),
+        (np.zeros((0, 4, 3), np.uint8), "empty", "without pixels"),
+        (None, "type", "NoneType"),
+        ([[1, 2], [3, 4]], "type", "list"),
+        (7, "type", "int"),
+    ],
+)
+def test_what_is_not_a_picture_is_refused_with_what_is_accepted(source: object, code: str, says: str):
+    with pytest.raises(InputError) as caught:
+        read_image(source)
+    assert caught.value.code == code
+    assert says in str(caught.value)
+    assert caught.value.item is None
+
+
+# ------------------------------------------------------------------ damage and limits
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_half_a_file_is_truncated(kind: str, tmp_path: Path):
+    content = encoded(photo(120, 160), kind)
+    path = tmp_path / f"half.{kind.lower()}"
+    path.write_bytes(content[: len(content) // 2])
+    with pytest.raises(InputError) as caught:
+        read_image(path)
+    assert caught.value.code == "truncated"
+    assert str(caught.value).startswith(str(path))
+    assert caught.value.item == str(path)
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+@pytest.mark.parametrize("mode", ["RGB", "CMYK"])
+def test_a_jpeg_cut_anywhere_is_never_filled_with_grey(mode: str, progressive: bool):
+    content = encoded(Image.fromarray(photo(64, 64)).convert(mode), "JPEG", progressive=progressive)
+    scan = content.index(b"\xff\xda") + 20
+    for end in range(3, len(content) - 2, 11):
+        assert code_of(content[:end]) == "truncated"
+    if not progressive:  # a progressive file may rightly end after any of its scans
+        for end in range(scan, len(content) - 20, 11):
+            assert code_of(content[:end] + b"\xff\xd9") in ("truncated", "corrupt")
+
+
+@settings(max_examples=200, deadline=None)
+@given(data=st.data())
+def test_any_damage_gives_pixels_or_an_input_error(data: st.DataObject):
+    kind = data.draw(st.sampled_from(FORMATS))
+    content = bytearray(SAMPLES[kind])
+    for _ in range(data.draw(st.integers(0, 8))):
+        place = data.draw(st.integers(0, len(content) - 1) | st.integers(0, min(len(content), 128) - 1))
+        content[place] = data.draw(st.integers(0, 255))
+    content = content[: data.draw(st.integers(0, len(content)) | st.just(len(content)))]
+    found = pixels_or_code(bytes(content), ImageLimits(max_pixels=2**20))
+    assert isinstance(found, np.ndarray) or found in CODES
+
+
+def pixels_or_code(content: bytes, limits: ImageLimits) -> np.ndarray | str:
+    try:
+        pixels = read_image(content, limits=limits)
+    except InputError as error:
+        return error.code
+    assert pixels.dtype == np.uint8
+    assert pixels.shape[2] == 3
+    return pixels
+
+
+CODES = {"empty", "not-an-image", "unsupported", "truncated", "corrupt", "too-many-pixels", "too-many-bytes"}
+SAMPLES = {kind: encoded(photo(24, 32), kind) for kind in FORMATS}
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.binary(max_size=64) | st.sampled_from(["BM", "GIF89a", "RIFF....WEBP", "II*\0"]).map(str.encode))
+def test_any_bytes_give_an_input_error(content: bytes):
+    assert code_of(content) in {"empty", "not-an-image", "unsupported", "truncated", "corrupt"}
+
+
+def test_files_that_are_no_pictures_say_what_was_found(tmp_path: Path):
+    path = tmp_path / "page.jpg"
+    path.write_text("<!DOCTYPE html><p>Not found")
+    with pytest.raises(InputError, match=r"page\.jpg: not a picture: 27 bytes that begin with .*DOCTYPE.*JPEG, PNG"):
+        read_image(path)
+    path.write_bytes(b"")
+    assert code_of(path) == "empty"
+    assert code_of(b"") == "empty"
+    assert code_of(b"<svg xmlns='http://www.w3.org/2000/svg'/>") == "unsupported"
+    assert code_of(b"8BPS" + bytes(100)) == "unsupported"
+
+
+@pytest.mark.parametrize("kind", ["EPS", "PCX", "TGA", "PPM", "ICO", "DDS"])
+def test_formats_outside_the_list_are_never_parsed(kind: str):
+    assert code_of(encoded(Image.fromarray(photo()), kind)) in ("not-an-image", "unsupported")
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_pixels_are_counted_before_they_are_decoded(kind: str, monkeypatch: pytest.MonkeyPatch):
+    content = encoded(photo(), kind)
+    few = ImageLimits(max_pixels=48 * 64 - 1)
+    assert read_image(content, limits=ImageLimits(max_pixels=48 * 64)).shape == (48, 64, 3)
+    monkeypatch.setattr(inputs, "_jpeg_pixels", None)
+    monkeypatch.setattr(inputs, "_pil_pixels", None)
+    assert code_of(content, limits=few) == "too-many-pixels"
+    with pytest.raises(InputError, match="64 x 48 = 3072 pixels; at most 3071"):
+        picture_size(content, limits=few)
+    assert code_of(Image.open(io.BytesIO(content)), limits=few) == "too-many-pixels"
+
+
+def test_a_bomb_is_refused_by_its_header():
+    bomb = png_chunks(np.zeros((1, 1, 3), np.uint8), depth=8, colour=2, size=(20000, 20000))
+    assert code_of(bomb) == "too-many-pixels"
+    assert picture_size(bomb, limits=ImageLimits(max_pixels=4 * 10**8)) == (20000, 20000)
+
+
+def test_only_our_limit_counts_and_pillow_does_not_warn(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 2000)
+    for kind in ("JPEG", "PNG", "GIF", "BMP", "TIFF", "AVIF"):
+        assert read_image(encoded(photo(), kind)).shape == (48, 64, 3)
+    assert Image.MAX_IMAGE_PIXELS == 2000
+
+
+def test_limits_come_from_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    content = encoded(photo(), "PNG")
+    path = tmp_path / "a.png"
+    path.write_bytes(content)
+    monkeypatch.setenv("IMAGE_ENCODERS_MAX_BYTES", str(len(content) - 1))
+    assert code_of(path) == code_of(content) == "too-many-bytes"
+    assert read_image(path, limits=ImageLimits()).shape == (48, 64, 3)
+    monkeypatch.setenv("IMAGE_ENCODERS_MAX_BYTES", str(len(content)))
+    monkeypatch.setenv("IMAGE_ENCODERS_MAX_PIXELS", "100")
+    assert code_of(path) == "too-many-pixels"
+    monkeypatch.setenv("IMAGE_ENCODERS_MAX_PIXELS", "many")
+    with pytest.raises(InputError, match="IMAGE_ENCODERS_MAX_PIXELS is 'many'"):
+        read_image(path)
+
+
+def test_a_picture_without_pixels_is_empty():
+    content = png_chunks(np.zeros((1, 1, 3), np.uint8), depth=8, colour=2, size=(0, 5))
+    assert code_of(content) in ("empty", "corrupt")
+    assert code_of(Image.new("RGB", (0, 5))) == "empty"
+
+
+def test_damaged_metadata_is_not_damage(recwarn: pytest.WarningsRecorder):
+    content = png_chunks(photo(), depth=8, colour=2, between=[(b"acTL", bytes(8)), (b"eXIf", b"II*\0\xff")])
+    assert np.array_equal(read_image(content), photo())
+    assert not recwarn.list
+
+
+# ------------------------------------------------------------------ paths
+
+
+def test_paths_that_lead_nowhere_say_so(tmp_path: Path):
+    file = tmp_path / "file.png"
+    file.write_bytes(encoded(photo(), "PNG"))
+    (tmp_path / "dangling").symlink_to(tmp_path / "gone")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    (tmp_path / "good").symlink_to(file)
+    assert read_image(tmp_path / "good").shape == (48, 64, 3)
+    assert code_of(tmp_path / "missing.png") == "not-found"
+    assert code_of(file / "below.png") == "not-found"
+    assert code_of(tmp_path) == "not-a-file"
+    assert code_of(tmp_path / "loop") == "unreadable"
+    assert code_of(str(tmp_path / "null\0byte.png")) == "unreadable"
+    assert code_of(str(tmp_path / ("long" * 200))) == "unreadable"
+    assert code_of("") == "not-found"
+    with pytest.raises(InputError, match="dangling: a symbolic link"):
+        read_image(tmp_path / "dangling")
+
+
+def test_web_addresses_are_not_paths():
+    for address in ("https://example.org/cat.jpg", "HTTP://example.org/cat.jpg", "data:image/png;base64,AAAA"):
+        assert code_of(address) == "url"
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_a_pipe_or_a_device_is_refused_without_waiting(tmp_path: Path):
+    os.mkfifo(tmp_path / "pipe.jpg")
+    assert code_of(tmp_path / "pipe.jpg") == "not-a-file"
+    assert code_of("/dev/zero") == "not-a-file"
+
+
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root may read everything")
+def test_a_file_that_may_not_be_read_says_so(tmp_path: Path):
+    path = tmp_path / "secret.png"
+    path.write_bytes(encoded(photo(), "PNG"))
+    path.chmod(0)
+    assert code_of(path) == "unreadable"
+
+
+def test_the_name_given_for_an_item_wins():
+    with pytest.raises(InputError) as caught:
+        read_image(b"nothing", item="upload 3")
+    assert caught.value.item == "upload 3"
+    assert str(caught.value).startswith("upload 3: not a picture")
+
+
+def test_threads_read_the_same_pixels():
+    contents = [encoded(photo(seed=i), FORMATS[i % len(FORMATS)]) for i in range(28)]
+    alone = [read_image(content) for content in contents]
+    with ThreadPoolExecutor(8) as pool:
+        for _ in range(3):
+            for one, together in zip(alone, pool.map(read_image, contents)):
+                assert np.array_equal(one, together)
+
+
+def test_reading_leaves_its_source_unchanged():
+    pixels = np.dstack([photo(), photo(seed=1)[..., 0]])
+    image = palette_image(transparency=3)
+    before, before_image = pixels.copy(), image.copy()
+    read_image(pixels)
+    read_image(image)
+    assert np.array_equal(pixels, before)
+    assert image.mode == before_image.mode
+    assert image.tobytes() == before_image.tobytes()
+
+
+def test_reading_pictures_does_not_need_torch():
+    program = "import sys, image_encoders.inputs.image; print('torch' in sys.modules, 'transformers' in sys.modules)"
+    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
+    assert found.stdout.split() == ["False", "False"]
+
+
+# ------------------------------------------------------------------ HEIC
+
+
+def test_heic_is_read_with_its_extra():
+    heif = pytest.importorskip("pillow_heif")
+    content = io.BytesIO()
+    heif.from_pillow(Image.fromarray(photo())).save(content, quality=95)
+    found = read_image(content.getvalue())
+    assert np.abs(found.astype(int) - photo()).mean() < 5
+    assert code_of(content.getvalue()[:-200]) == "truncated"
+
+
+def test_heic_without_its_extra_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    with pytest.raises(InputError, match=r"image-encoders\[heif\]") as caught:
+        read_image(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(100))
+    assert caught.value.code == "unsupported"
