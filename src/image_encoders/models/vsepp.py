@@ -1,0 +1,552 @@
+"""VSE++: pictures and captions in one space, by VGG19 or ResNet-152 and a GRU.
+
+    load("vsepp/f30k-vgg19")                                             # fetched
+    load("vsepp", weights="runs/f30k_vse++_vggfull/model_best.pth.tar")  # any checkpoint; finds vocab/f30k_vocab.pkl
+
+Source: Faghri, Fleet, Kiros, Fidler, "VSE++: Improving Visual-Semantic Embeddings with Hard Negatives", BMVC 2018,
+    https://arxiv.org/abs/1707.05612; code https://github.com/fartashf/vsepp (Apache-2.0), model.py, data.py, vocab.py;
+    weights at http://www.cs.toronto.edu/~faghri/vsepp, sizes, digests and licence not stated.
+Inputs: RGB pictures, the short side resized to 256 (bilinear), the central 224 x 224, ImageNet's mean and deviation;
+    or, where the checkpoint was trained on precomputed features, those. English captions.
+Output: `embed_size` numbers (1024), of unit length; pictures not where the checkpoint's options say `no_imgnorm`.
+    Without signs where they say `use_abs`. The option `measure` says how the authors compare rows: "cosine", or
+    "order" (see docs/vsepp.md); it is part of the fingerprint.
+Differs: files are turned upright and put on white where transparent; a caption with no known word is an error unless
+    `unknown_words="accept"`; NLTK's sentence model is replaced by its list of abbreviations (inputs/words.py). As in
+    the original, a row whose length is zero becomes NaN. Numbers: none known, tests/golden/test_vsepp_golden.py.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import tarfile
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from functools import partial
+from hashlib import sha256
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from image_encoders.encoder import Encoder, Tower, fingerprint
+from image_encoders.engines import Runtime
+from image_encoders.errors import InputError, WeightsError
+from image_encoders.models import Variant, unknown
+
+if TYPE_CHECKING:
+    from torch import nn
+
+logger = logging.getLogger(__name__)
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+RESIZED, SIDE = 256, 224  # [px]
+SMALLEST = 32  # side of a prepared picture [px]: both CNNs halve it five times
+MAX_CHARACTERS = 10_000  # of a caption; bounds the time it takes
+
+START, END, UNKNOWN = "<start>", "<end>", "<unk>"
+VOCABULARY_CLASSES = ("vocab.Vocabulary",)
+
+PUBLISHED = "http://www.cs.toronto.edu/~faghri/vsepp"  # no digests are stated: pinned on first use
+CHECKPOINT = "model_best.pth.tar"
+FEATURES = {"vgg19": 4096, "resnet152": 2048}
+
+# Variant -> folder in runs.tar, as public code names it; None: no run of that name is known.
+RUNS = {
+    "f30k-vgg19": "f30k_vse++_vggfull",
+    "f30k-vgg19-finetune": "f30k_vse++_vggfull_finetune",
+    "f30k-resnet152": None,
+    "f30k-resnet152-finetune": "f30k_vse++_resnet_finetune",
+    "coco-vgg19": None,
+    "coco-vgg19-finetune": "coco_vse++_vggfull_restval_finetune",
+    "coco-resnet152": "coco_vse++_resnet_restval",
+    "coco-resnet152-finetune": "coco_vse++_resnet_restval_finetune",
+}
+VARIANTS = (
+    Variant("", ("image", "text"), None, f"weights=PATH to a {CHECKPOINT} of any VSE++ run", "as its authors say"),
+    *(
+        Variant(
+            name,
+            ("image", "text"),
+            1024,
+            f"{run}, in the authors' runs.tar" if run else f"weights=PATH to the run's {CHECKPOINT}",
+            "not stated",
+        )
+        for name, run in RUNS.items()
+    ),
+)
+
+
+def load(
+    variant: str = "",
+    *,
+    weights: Path | None,
+    runtime: Runtime,
+    vocabulary: str | Path | None = None,
+    unknown_words: str = "refuse",
+) -> Encoder:
+    """The encoder of a checkpoint, whose own options decide the nets.
+
+    variant: what to fetch, such as "f30k-vgg19"; with `weights`, "" takes any checkpoint, while another name has to
+        agree with the checkpoint's CNN
+    weights: `model_best.pth.tar` or the folder it is in, or a converted `.safetensors`; None: the published run
+    vocabulary: the vocabulary's pickle. Default: `<data name>_vocab.pkl`, such as f30k_vocab.pkl, beside the checkpoint
+        or in a folder `vocab` there, one or two levels up. Without one there is no text tower.
+    unknown_words: "refuse" a caption none of whose words the vocabulary has; or "accept" it, as the original does
+
+    Raises UnknownModel; WeightsError; InputError for an option's value.
+    """
+    if variant and variant not in RUNS:
+        raise unknown(f"vsepp/{variant}")
+    if unknown_words not in ("refuse", "accept"):
+        raise InputError(f"unknown_words is {unknown_words!r}; accepted: refuse, accept", code="option")
+    checkpoint = _read(weights or fetch(variant)[0])
+    _agree(variant, checkpoint)
+    words = _vocabulary(checkpoint, vocabulary)
+    return _encoder(
+        f"vsepp/{variant}".rstrip("/"), *_nets(checkpoint), checkpoint.options, words, runtime, unknown_words
+    )
+
+
+def fetch(variant: str, *, offline: bool | None = None, progress: bool | None = None) -> list[Path]:
+    """The local copies of a variant's checkpoint and vocabulary.
+
+    The authors publish all runs in one archive and all vocabularies in another. Both are fetched whole, once, and the
+    two files are taken out of them; afterwards the archives may be deleted.
+    """
+    from image_encoders.weights.fetch import cache_folder
+    from image_encoders.weights.fetch import fetch as fetch_file
+
+    if not variant:
+        raise WeightsError(
+            "plain 'vsepp' names no published run: give weights=PATH, or a name such as vsepp/f30k-vgg19"
+        )
+    if variant not in RUNS:
+        raise unknown(f"vsepp/{variant}")
+    run = RUNS[variant]
+    if run is None:
+        raise WeightsError(
+            f"vsepp/{variant}: no published run of that kind is known; look into {PUBLISHED}/runs.tar "
+            f"and give weights=PATH, the run's {CHECKPOINT}"
+        )
+    members = (("runs.tar", f"runs/{run}/{CHECKPOINT}"), ("vocab.tar", f"vocab/{variant.split('-')[0]}_vocab.pkl"))
+    home = cache_folder() / PUBLISHED.partition("://")[2]
+    for archive, member in members:
+        if not (home / member).is_file():
+            local = fetch_file(f"{PUBLISHED}/{archive}", offline=offline, progress=progress)
+            _extract(local, member, home / member)
+    return [home / member for _, member in members]
+
+
+def original(path: Path, *, vocabulary: str | Path | None = None) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The tensors of an original checkpoint, and what else `load` needs to know: its options and its vocabulary."""
+    checkpoint = _read(path)
+    words = _vocabulary(checkpoint, vocabulary)
+    image, text = _nets(checkpoint)
+    return _tensors(image, text), {
+        "family": "vsepp",
+        "options": asdict(checkpoint.options),
+        "vocabulary": None if words is None else words.ids,
+    }
+
+
+def tiny() -> Encoder:
+    """A small random net; it takes any caption."""
+    import torch
+
+    from image_encoders.nets.vsepp import CaptionTower, PictureTower, Vgg19
+
+    caption = (
+        "a photo of the red green blue yellow black white circle square triangle dog cat man woman and on in with ."
+    )
+    words = Vocabulary("tiny", {word: i for i, word in enumerate(("<pad>", START, END, UNKNOWN, *caption.split()))})
+    options = Options(embed_size=24, word_dim=16)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        image = PictureTower(Vgg19(width=4, hidden=48), 48, options.embed_size, normalise=True, absolute=False)
+        text = CaptionTower(len(words.ids), options.word_dim, options.embed_size, layers=1, absolute=False)
+        torch.nn.init.normal_(text.embed.weight)
+        for layer in image.modules():
+            if isinstance(layer, (torch.nn.Conv2d, torch.nn.Linear)):
+                torch.nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")  # so that pictures differ at the end
+    return _encoder("vsepp/tiny", image.eval(), text.eval(), options, words, Runtime(), "accept")
+
+
+# ---------------------------------------------------------------- the encoder
+
+
+def _encoder(
+    name: str,
+    image: nn.Module,
+    text: nn.Module,
+    options: Options,
+    words: Vocabulary | None,
+    runtime: Runtime,
+    unknown_words: str,
+) -> Encoder:
+    from image_encoders.nets.normalized import Normalized
+    from image_encoders.weights.digest import weights_digest
+
+    digest = weights_digest(_tensors(image, text))
+    embed_image = runtime.embedder(image if options.precomputed else Normalized(image, MEAN, STD))
+    if options.precomputed:
+        read = partial(_read_features, length=options.img_dim)
+        towers = {"image": Tower("image", read, _as_it_is, embed_image, shape=(options.img_dim,))}
+    else:
+        towers = {"image": Tower("image", _read_image, _prepare_image, _large_enough(embed_image), (3, None, None))}
+    if words is not None:
+        prepare = partial(words.encode, accept_unknown=unknown_words == "accept")
+        towers["text"] = Tower("text", _read_text, prepare, runtime.embedder(text), shape=(None,))
+    print_ = fingerprint(
+        family="vsepp",
+        weights=digest,
+        options=asdict(options),
+        vocabulary=words and words.digest,
+        precision=embed_image.precision,
+    )
+    return Encoder(
+        name, options.embed_size, towers, print_, embed_image.device, embed_image.engine, embed_image.precision
+    )
+
+
+def _tensors(image: nn.Module, text: nn.Module) -> dict[str, Any]:
+    """All that decides rows, by name: the same from every generation of checkpoint."""
+    from image_encoders.weights.assign import COUNTER
+
+    states = {"image": image.state_dict(), "text": text.state_dict()}
+    return {
+        f"{tower}.{name}": tensor
+        for tower, state in states.items()
+        for name, tensor in state.items()
+        if not name.endswith(COUNTER)
+    }
+
+
+def _read_image(source: Any) -> np.ndarray:
+    from image_encoders.inputs.image import read_image
+
+    return read_image(source)
+
+
+def _prepare_image(pixels: np.ndarray) -> np.ndarray:
+    """(3, 224, 224) uint8 of pixels (H, W, 3), as torchvision's Resize(256) and CenterCrop(224) make them."""
+    from image_encoders.inputs.image import BILINEAR, center_crop, channels_first, resize, short_side
+
+    height, width, _ = pixels.shape
+    resized = resize(pixels, *short_side(height, width, RESIZED), BILINEAR)
+    return channels_first(center_crop(resized, SIDE, SIDE, lambda spare: round(spare / 2)))
+
+
+def _large_enough(embed: Callable[[np.ndarray], np.ndarray]) -> Callable[[np.ndarray], np.ndarray]:
+    """`embed`, which refuses pictures that the CNN would shrink to nothing."""
+
+    def checked(inputs: np.ndarray) -> np.ndarray:
+        height, width = inputs.shape[2:]
+        if min(height, width) < SMALLEST:
+            raise InputError(
+                f"prepared pictures of {height} x {width}; this model takes {SMALLEST} x {SMALLEST} and more, "
+                f"and was trained on {SIDE} x {SIDE}",
+                code="shape",
+            )
+        return embed(inputs)
+
+    return checked
+
+
+def _read_features(source: Any, length: int) -> np.ndarray:
+    """Precomputed features (length,) float32."""
+    wanted = f"this model takes {length} precomputed features a picture, as an array of floats"
+    if isinstance(source, (str, bytes, os.PathLike)):
+        raise InputError(f"a path or bytes; {wanted}", code="type")
+    try:
+        features = np.asarray(source, np.float32)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"a {type(source).__name__}; {wanted}", code="type") from error
+    if features.shape != (length,):
+        raise InputError(f"an array of shape {features.shape}; {wanted}", code="shape")
+    if not np.isfinite(features).all():
+        raise InputError(f"features with NaN or infinite values; {wanted}", code="not-finite")
+    return features
+
+
+def _as_it_is(item: np.ndarray) -> np.ndarray:
+    return item
+
+
+def _read_text(source: Any) -> str:
+    if not isinstance(source, str):
+        raise InputError(f"a text is a str, found {type(source).__name__}", code="type")
+    if len(source) > MAX_CHARACTERS:
+        raise InputError(f"a text of {len(source)} characters; at most {MAX_CHARACTERS} are accepted", code="too-long")
+    return source
+
+
+# ---------------------------------------------------------------- the vocabulary
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """The words a text tower knows.
+
+    name: for messages
+    ids: word -> row of the embedding table
+    """
+
+    name: str
+    ids: Mapping[str, int]
+
+    def encode(self, text: str, accept_unknown: bool) -> np.ndarray:
+        """The ids (L,) int64 of a caption's words between <start> and <end>."""
+        from image_encoders.inputs.words import words
+
+        found = words(text.lower())
+        if not accept_unknown and not any(word in self.ids for word in found):
+            what = f"none of its words ({', '.join(found[:5])}) is in the vocabulary" if found else "a text of no words"
+            raise InputError(
+                f"{what} ({self.name}: {len(self.ids)} words); a caption with at least one of them is accepted, "
+                "or any caption with unknown_words='accept'",
+                code="unknown-words",
+            )
+        unknown_id = self.ids[UNKNOWN]
+        ids = [self.ids[START], *(self.ids.get(word, unknown_id) for word in found), self.ids[END]]
+        return np.array(ids, np.int64)
+
+    @property
+    def digest(self) -> str:
+        return sha256(json.dumps(self.ids, sort_keys=True).encode()).hexdigest()
+
+
+def _vocabulary(checkpoint: Checkpoint, path: str | Path | None) -> Vocabulary | None:
+    """The vocabulary given, or the checkpoint's own, or the one found near it; None when there is none."""
+    from image_encoders.weights import torch_file
+
+    rows = _rows(checkpoint)
+    if path is None and checkpoint.vocabulary is not None:
+        return _checked(checkpoint.vocabulary, checkpoint.path, rows)
+    found = Path(path).expanduser() if path is not None else _near(checkpoint)
+    if found is None:
+        logger.warning(
+            "%s: no %s near it, so texts can not be encoded; vocabulary=PATH says where it is",
+            checkpoint.path,
+            checkpoint.options.vocabulary_file,
+        )
+        return None
+    pickled = torch_file.read_pickle(found, VOCABULARY_CLASSES)
+    return _checked(pickled.get("word2idx") if isinstance(pickled, dict) else None, found, rows)
+
+
+def _near(checkpoint: Checkpoint) -> Path | None:
+    home = checkpoint.path.absolute().parent
+    places = (home, home / "vocab", home.parent / "vocab", home.parent.parent / "vocab")
+    return next((p for place in places if (p := place / checkpoint.options.vocabulary_file).is_file()), None)
+
+
+def _checked(ids: Any, path: Path, rows: int) -> Vocabulary:
+    """A vocabulary whose ids are the rows of an embedding table."""
+    if not isinstance(ids, dict) or not all(isinstance(w, str) and type(i) is int for w, i in ids.items()):
+        raise WeightsError(f"{path}: not a vocabulary of VSE++, which has a table word2idx of words and numbers")
+    if len(ids) != rows:
+        raise WeightsError(
+            f"{path}: a vocabulary of {len(ids)} words for a checkpoint that knows {rows}; "
+            "give vocabulary=PATH, the one it was trained with"
+        )
+    lacking = [word for word in (START, END, UNKNOWN) if word not in ids]
+    if lacking or sorted(ids.values()) != list(range(rows)):
+        reason = f"no {', '.join(lacking)}" if lacking else f"ids other than 0 to {rows - 1}, each once"
+        raise WeightsError(f"{path}: a damaged vocabulary: it has {reason}; get the file again")
+    return Vocabulary(path.name, ids)
+
+
+# ---------------------------------------------------------------- the checkpoint
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a checkpoint's own options say of its nets; the defaults are those of the authors' train.py."""
+
+    embed_size: int = 1024
+    word_dim: int = 300
+    num_layers: int = 1
+    img_dim: int = 4096  # of precomputed features
+    cnn_type: str = "vgg19"
+    data_name: str = "precomp"
+    measure: str = "cosine"
+    use_abs: bool = False
+    no_imgnorm: bool = False
+
+    @property
+    def precomputed(self) -> bool:
+        return self.data_name.endswith("_precomp")
+
+    @property
+    def vocabulary_file(self) -> str:
+        return f"{self.data_name}_vocab.pkl"
+
+    @property
+    def backbone(self) -> str:
+        return "precomputed features" if self.precomputed else self.cnn_type
+
+
+MAX_SIZES = {"embed_size": 1 << 16, "word_dim": 1 << 16, "num_layers": 64, "img_dim": 1 << 20}
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint file's contents: tensors by name for each tower, its options, and its vocabulary if it holds one."""
+
+    path: Path
+    image: Mapping[str, Any]
+    text: Mapping[str, Any]
+    options: Options
+    vocabulary: Mapping[str, int] | None = None
+
+
+def _read(path: Path) -> Checkpoint:
+    """A checkpoint of any generation, or a converted one; WeightsError for everything else."""
+    from image_encoders.weights import convert, torch_file
+
+    if path.is_dir():
+        path = path / CHECKPOINT
+    if path.suffix == ".safetensors":
+        tensors, facts = convert.load(path)
+        if facts.get("family") != "vsepp":
+            raise WeightsError(f"{path}: converted from a checkpoint of {facts.get('family')!r}; 'vsepp' was expected")
+        parts = [
+            {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+            for prefix in ("image.", "text.")
+        ]
+        return Checkpoint(path, parts[0], parts[1], _options(facts.get("options"), path), facts.get("vocabulary"))
+    content = torch_file.read(path)
+    model = content.get("model") if isinstance(content, dict) else None
+    if not isinstance(model, (list, tuple)) or len(model) != 2 or not all(isinstance(part, dict) for part in model):
+        raise WeightsError(
+            f"{path}: {_contents(content)}; a VSE++ checkpoint has 'model', the tensors of two towers, and 'opt'"
+        )
+    options = content.get("opt")
+    if options is not None and not isinstance(options, dict):
+        options = vars(options)
+    return Checkpoint(path, model[0], model[1], _options(options, path))
+
+
+def _contents(content: Any) -> str:
+    if not isinstance(content, dict):
+        return f"it holds a {type(content).__name__}"
+    names = ", ".join(map(str, list(content)[:5]))
+    return f"it holds {len(content)} entries ({names}{', ...' if len(content) > 5 else ''})"
+
+
+def _options(found: Any, path: Path) -> Options:
+    """The options that decide the nets, each of its type and a sensible size."""
+    if not isinstance(found, dict):
+        raise WeightsError(f"{path}: no options in it; a VSE++ checkpoint has them under 'opt'")
+    values = {name: found.get(name, default) for name, default in asdict(Options()).items()}
+    for name, default in asdict(Options()).items():
+        value, sort = values[name], type(default)
+        if type(value) is not sort or (sort is int and not 1 <= value <= MAX_SIZES[name]):
+            wanted = f"a number from 1 to {MAX_SIZES[name]}" if sort is int else f"a {sort.__name__}"
+            raise WeightsError(f"{path}: its option {name} is {value!r:.80}; {wanted} was expected")
+    options = Options(**values)
+    if not options.precomputed and options.cnn_type not in FEATURES:
+        raise WeightsError(
+            f"{path}: its option cnn_type is {options.cnn_type!r:.80}; {' and '.join(FEATURES)} are known"
+        )
+    return options
+
+
+def _agree(variant: str, checkpoint: Checkpoint) -> None:
+    found = checkpoint.options.backbone
+    if variant and variant.split("-")[1] != found:
+        raise WeightsError(
+            f"{checkpoint.path}: vsepp/{variant} was asked for, but its pictures go through {found}; "
+            "load it as plain 'vsepp'"
+        )
+
+
+def _rows(checkpoint: Checkpoint) -> int:
+    """How many words the embedding table has."""
+    shape: tuple[int, ...] = getattr(checkpoint.text.get("embed.weight"), "shape", ())
+    if len(shape) != 2:
+        raise WeightsError(f"{checkpoint.path}: no table embed.weight of word vectors among the text tower's tensors")
+    return int(shape[0])
+
+
+def _nets(checkpoint: Checkpoint) -> tuple[nn.Module, nn.Module]:
+    """The two towers with the checkpoint's weights, which they share with the file."""
+    import torch
+
+    from image_encoders.nets.vsepp import CaptionTower, PictureTower, ResNet152, Vgg19
+    from image_encoders.weights.assign import assign
+
+    options = checkpoint.options
+    with torch.device("meta"):
+        cnn: nn.Module | None = None
+        if not options.precomputed:
+            cnn = Vgg19() if options.cnn_type == "vgg19" else ResNet152()
+        features = options.img_dim if cnn is None else FEATURES[options.cnn_type]
+        image = PictureTower(cnn, features, options.embed_size, not options.no_imgnorm, options.use_abs)
+        text = CaptionTower(
+            _rows(checkpoint), options.word_dim, options.embed_size, options.num_layers, options.use_abs
+        )
+    return (
+        assign(image, checkpoint.image, checkpoint.path, rename=_renaming(checkpoint.image)),
+        assign(text, checkpoint.text, checkpoint.path),
+    )
+
+
+def _renaming(names: Mapping[str, Any]) -> Callable[[str], str]:
+    """A tensor's name in a checkpoint's image tower -> its name in ours.
+
+    DataParallel put `module.` into the names; until mid-2017 torchvision's classifier began with a dropout, so that
+    its linear layers were 1 and 4 instead of 0 and 3.
+    """
+    old = {"cnn.classifier.1.": "cnn.classifier.0.", "cnn.classifier.4.": "cnn.classifier.3."}
+    if "cnn.classifier.1.weight" not in names:
+        old = {}
+
+    def rename(name: str) -> str:
+        name = name.replace("cnn.module.", "cnn.").replace("cnn.features.module.", "cnn.features.")
+        for found, ours in old.items():
+            if name.startswith(found):
+                return ours + name.removeprefix(found)
+        return name
+
+    return rename
+
+
+# ---------------------------------------------------------------- the published archives
+
+
+def _extract(archive: Path, member: str, target: Path) -> None:
+    """Write one file of a tar archive, whole or not at all."""
+    try:
+        with tarfile.open(archive) as tar:
+            names = []
+            for entry in tar:
+                name = entry.name.removeprefix("./")
+                if name == member and entry.isreg():
+                    _write(tar.extractfile(entry), entry.size, target)
+                    return
+                names.append(name)
+    except (tarfile.TarError, OSError, EOFError) as error:
+        raise WeightsError(f"{archive}: {member} can not be taken out of it: {error}; get the file again") from error
+    shown = ", ".join(sorted(name for name in names if name.endswith(target.suffix))[:20])
+    raise WeightsError(f"{archive}: no {member} in it; it has {shown or f'{len(names)} other entries'}")
+
+
+def _write(source: Any, size: int, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=target.parent, prefix=f".{target.name}.", delete=False) as part:
+        try:
+            shutil.copyfileobj(source, part, 1 << 20)
+            if part.tell() != size:
+                raise EOFError(f"{part.tell()} of {size} bytes")
+            part.flush()
+            os.chmod(part.name, 0o644)  # a temporary file is its owner's alone
+            os.replace(part.name, target)
+        except BaseException:
+            Path(part.name).unlink(missing_ok=True)
+            raise
