@@ -1,0 +1,53 @@
+"""Bicubic resizing without a low-pass filter, as torch resizes float tensors when `antialias` is off.
+
+A large picture is sampled at few places only, so nothing else of it is touched.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+A = np.float32(-0.75)  # of the cubic convolution kernel; Pillow has -0.5
+
+
+def resize_and_crop(pixels: np.ndarray, size: int) -> np.ndarray:
+    """The central square of a picture whose short side was resized to `size`.
+
+    pixels: (H, W, 3) uint8
+    returns: (size, size, 3) float32, full scale 1; beyond [0, 1] where the cubic overshoots
+
+    Source: torch.nn.functional.interpolate(mode="bicubic", align_corners=False, antialias=False) on pixels / 255, to
+    rounding; the sizes and the crop's corner as torchvision's Resize(size) and CenterCrop(size) have them.
+    """
+    height, width = pixels.shape[:2]
+    short = min(height, width)
+    rows, row_weights = _taps(height, int(size * height / short), size)
+    columns, column_weights = _taps(width, int(size * width / short), size)
+    used, rows = np.unique(rows, return_inverse=True)
+    lines = pixels[used]
+    strip = np.zeros((len(used), size, 3), np.float32)
+    for tap in range(4):
+        strip += np.take(lines, columns[tap], axis=1) * column_weights[tap, :, None]
+    flat = strip.reshape(len(used), size * 3)
+    picture = np.zeros((size, size * 3), np.float32)
+    for tap in range(4):
+        picture += flat[rows.reshape(4, size)[tap]] * row_weights[tap, :, None]
+    return picture.reshape(size, size, 3) / np.float32(255)
+
+
+def _taps(side: int, resized: int, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """For each of the middle `size` of `resized` points, the four samples of `side` around it and their weights.
+
+    returns: (4, size) int and (4, size) float32
+    """
+    first = round((resized - size) / 2)  # half to even
+    points = np.arange(first, first + size)
+    scale = np.float32(side) / np.float32(resized)
+    at = (scale.astype(np.float64) * (points + 0.5) - 0.5).astype(np.float32)  # one rounding, as a fused multiply-add
+    floor = np.floor(at)
+    t = (at - floor)[None]
+    near, far = np.concatenate([t, 1 - t]), np.concatenate([t + 1, 2 - t])
+    near = ((A + 2) * near - (A + 3)) * near * near + 1
+    far = ((A * far - 5 * A) * far + 8 * A) * far - 4 * A
+    samples = np.clip(floor.astype(np.int64) + np.array([[-1], [0], [1], [2]]), 0, side - 1)
+    return samples, np.stack([far[0], near[0], near[1], far[1]])

@@ -1,0 +1,358 @@
+"""AudioCLIP: pictures, texts and sounds in one space; CLIP's RN50 with an audio net trained beside it.
+
+    load("audioclip/full")                                            # fetched: weights and vocabulary
+    load("audioclip/full", weights="AudioCLIP-Full-Training.pt", vocabulary="bpe_simple_vocab_16e6.txt.gz")
+
+`full` trained all three nets; `partial` trained the audio net only, so its pictures and texts are those of CLIP's RN50.
+
+Source: Guzhov et al., "AudioCLIP: Extending CLIP to Image, Text and Audio", https://arxiv.org/abs/2106.13043;
+    code https://github.com/AndreyGuzhov/AudioCLIP @ 45327aa (MIT), weights in its release v0.1; vocabulary and cleaning
+    of texts: https://github.com/openai/CLIP (MIT)
+Inputs: pictures: short side to 224 px, bicubic on the float picture without a low-pass filter and without clamping, the
+    central 224 x 224, CLIP's mean and deviation; or prepared floats (3, 224, 224).
+    texts: 77 byte-pair tokens, start and end included; a longer one is an error, or cut with `truncate`.
+    sounds: samples in [-1, 1] at any rate, resampled to 44,100 Hz and multiplied by 32,768, as in the training.
+Output: 1024 numbers, not of unit length: compare by cosine.
+Differs: batch norm in the audio net uses the running statistics of the training (`batch_norm="running"`), as the
+        author's evaluation does. His demonstration, and Jina's last executor, use the batch's own statistics, and
+        Jina's maintainers found retrieval better so; `batch_norm="item"` does that with each sound's own statistics,
+        what Jina's executor gives a sound by itself. Neither lets a sound's row depend on its neighbours.
+    Jina's executors did not multiply samples by 32,768; `amplitude="unit"` gives their rows.
+    Several channels are mixed to one, as for the training data; `channels="sum"` adds up their features, which is what
+        the original net does with such an input.
+    Sounds are resampled with the SoX resampler; the original's librosa 0.7 had another low-pass filter (kaiser_best).
+    Checkpoints are loaded strictly; the original ignores missing and unknown names.
+    Otherwise none known: tests/golden/test_audioclip_golden.py. The published weights were not at hand: the layout of
+    the synthetic checkpoint is derived from the published code and the published size.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from image_encoders.encoder import Encoder, Tower, fingerprint
+from image_encoders.engines import Runtime
+from image_encoders.errors import InputError, WeightsError
+from image_encoders.inputs.audio import AudioLimits, read_audio, resample
+from image_encoders.inputs.bicubic import resize_and_crop
+from image_encoders.inputs.bpe import BytePairs
+from image_encoders.inputs.text import read_text
+from image_encoders.models import Variant, unknown
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+DIM = 1024
+IDS = 49408  # rows of the embedding table
+CONTEXT = 77  # tokens
+SIDE = 224  # [px]
+RATE = 44_100  # [Hz]
+FULL_SCALE = 32768  # what 1.0 becomes for the net, whose first step undoes it
+MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32)
+STD = np.array([0.26862954, 0.26130258, 0.27577711], np.float32)
+
+
+class Published(NamedTuple):
+    """A file of the release; its digest is that of the git-lfs pointer in the author's repository."""
+
+    file: str
+    size: int  # [bytes]
+    sha256: str
+
+    @property
+    def url(self) -> str:
+        return f"https://github.com/AndreyGuzhov/AudioCLIP/releases/download/v0.1/{self.file}"
+
+
+CHECKPOINTS = {
+    "full": Published(
+        "AudioCLIP-Full-Training.pt", 537302068, "2441d35b353352c8b1bbfb8f7c687f46314c3d2909e940eaf763b8c17f632c44"
+    ),
+    "partial": Published(
+        "AudioCLIP-Partial-Training.pt", 537302068, "1921885b6c3b5de0619f2ef4a9700ecbade758a398b34eb064230c30baef0c75"
+    ),
+}
+VOCABULARY = Published(
+    "bpe_simple_vocab_16e6.txt.gz", 1356917, "924691ac288e54409236115652ad4aa250f48203de50a9e4722a6ecd48d6804a"
+)
+VARIANTS = tuple(
+    Variant(name, ("image", "text", "audio"), DIM, f"{published.file} and {VOCABULARY.file}", "MIT")
+    for name, published in CHECKPOINTS.items()
+)
+CHOICES = {"amplitude": ("int16", "unit"), "batch_norm": ("running", "item"), "channels": ("mix", "sum")}
+
+
+def load(
+    variant: str,
+    *,
+    weights: Path | None,
+    runtime: Runtime,
+    vocabulary: str | Path | None = None,
+    truncate: bool = False,
+    amplitude: str = "int16",
+    batch_norm: str = "running",
+    channels: str = "mix",
+    max_seconds: float = 300.0,
+) -> Encoder:
+    """The encoder of a variant, "full" or "partial".
+
+    weights: the released `.pt`, the folder it is in, or a converted `.safetensors`; None: the published file, fetched
+    vocabulary: `bpe_simple_vocab_16e6.txt.gz`; None: the one beside the weights or inside a converted file, else the
+        published one, fetched when the first text comes
+    truncate: cut texts of more than 77 tokens, instead of refusing them
+    amplitude: of the samples that the audio net gets: "int16", up to 32,768, or "unit", up to 1
+    batch_norm: in the audio net: "running" statistics, or those of each "item"
+    channels: of a sound with several: "mix" the samples, or "sum" the features
+    max_seconds: a longer sound is refused; five minutes take about 3 GB of memory
+
+    Raises UnknownModel; WeightsError; InputError for an option's value.
+    """
+    if variant not in CHECKPOINTS:
+        raise unknown(f"audioclip/{variant}")
+    options = {"amplitude": amplitude, "batch_norm": batch_norm, "channels": channels}
+    for option, value in options.items():
+        if value not in CHOICES[option]:
+            raise InputError(f"{option} is {value!r}; accepted: {', '.join(CHOICES[option])}", code="option")
+    if not isinstance(max_seconds, (int, float)) or not max_seconds > 0:
+        raise InputError(f"max_seconds is {max_seconds!r}; a positive number is accepted", code="option")
+    path = _checkpoint(weights, variant)
+    nets, facts = _load(path, per_item=batch_norm == "item")
+    digest, pairs = _vocabulary(None if vocabulary is None else Path(vocabulary).expanduser(), path, facts)
+    return _encoder(f"audioclip/{variant}", DIM, nets, runtime, digest, pairs, options, truncate, max_seconds)
+
+
+def fetch(variant: str, *, offline: bool | None = None, progress: bool | None = None) -> list[Path]:
+    """The local copies of a variant's checkpoint and of the vocabulary, downloaded unless they are there."""
+    if variant not in CHECKPOINTS:
+        raise unknown(f"audioclip/{variant}")
+    return [_fetch(published, offline, progress) for published in (CHECKPOINTS[variant], VOCABULARY)]
+
+
+def original(path: Path, *, vocabulary: str | Path | None = None) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """The tensors of a released checkpoint under their names, and the vocabulary, given or beside it."""
+    facts: dict[str, Any] = {"family": "audioclip"}
+    beside = path.parent / VOCABULARY.file
+    if vocabulary is not None or beside.is_file():
+        pairs = BytePairs.read(beside if vocabulary is None else Path(vocabulary).expanduser())
+        facts["vocabulary"] = {"merges": pairs.merges, "sha256": pairs.sha256}
+    return _state(path), facts
+
+
+def tiny() -> Encoder:
+    """Three small random nets and a vocabulary of a few merges."""
+    import torch
+
+    pairs = BytePairs(["i n", "t h", "th e</w>", "in g</w>", "a n", "e r</w>"], sha256="tiny")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        nets = _nets(layers=(1, 1, 1, 1), width=8, groups=2, ids=len(pairs), text_width=32, text_layers=2, dim=32)
+        pictures = torch.randn(8, 3, 7, 7).repeat_interleave(32, 2).repeat_interleave(32, 3)
+        sounds = torch.randn(8, 20_000) * torch.logspace(0, 4, 8)[:, None]
+        _spread(nets["image"], pictures, "attnpool.c_proj")
+        _spread(nets["audio"], sounds, "fc")
+    options = {option: accepted[0] for option, accepted in CHOICES.items()}
+    return _encoder(
+        "audioclip/tiny", 32, nets, Runtime(precision="float32"), pairs.sha256, lambda: pairs, options, False, 300.0
+    )
+
+
+def _spread(net: nn.Module, inputs: torch.Tensor, last: str) -> None:
+    """Statistics and a bias that make an untrained net's rows differ; as they come, they are nearly the same."""
+    import torch
+
+    for module in net.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.momentum = 1.0
+    layer = net.get_submodule(last)
+    with torch.no_grad():
+        net.train()(inputs)
+        rows = net.eval()(inputs)
+        scaled = {"weight": layer.weight / rows.std(), "bias": (layer.bias - rows.mean(0)) / rows.std()}
+    layer.load_state_dict(scaled)
+
+
+# ---------------------------------------------------------------- items to inputs
+
+
+def prepare_image(pixels: np.ndarray) -> np.ndarray:
+    """(3, 224, 224) float32 from (H, W, 3) uint8 pixels."""
+    return np.ascontiguousarray(((resize_and_crop(pixels, SIDE) - MEAN) / STD).transpose(2, 0, 1))
+
+
+def prepare_text(text: str, pairs: Callable[[], BytePairs], truncate: bool = False) -> np.ndarray:
+    """(77,) int64: start, tokens, end, zeros."""
+    ids = np.zeros(CONTEXT, np.int64)
+    found = pairs().encode(text, CONTEXT, truncate=truncate)
+    ids[: len(found)] = found
+    return ids
+
+
+def prepare_audio(item: tuple[np.ndarray, int], scale: float = FULL_SCALE) -> np.ndarray:
+    """(T,) or (channels, T) float32 at 44,100 Hz, from samples in [-1, 1] and their rate."""
+    samples, rate = item
+    resampled = resample(samples, rate, RATE)
+    if not resampled.size:
+        raise InputError(f"{samples.shape[-1]} samples at {rate} Hz; too short for one at {RATE} Hz", code="empty")
+    return resampled * np.float32(scale)
+
+
+def _encoder(
+    name: str,
+    dim: int,
+    nets: nn.ModuleDict,
+    runtime: Runtime,
+    vocabulary: str,
+    pairs: Callable[[], BytePairs],
+    options: Mapping[str, str],
+    truncate: bool,
+    max_seconds: float,
+) -> Encoder:
+    import torch
+
+    from image_encoders.inputs.image import read_image
+    from image_encoders.weights.digest import weights_digest
+
+    for kernel in nets.parameters():
+        if kernel.ndim == 4:  # an order in which CPUs are twice as fast; 1x1 kernels, the most of them, have it already
+            kernel.data = kernel.data.contiguous(memory_format=torch.channels_last)
+    digest = weights_digest(nets.state_dict())
+    image, text, audio = (runtime.embedder(nets[modality]) for modality in ("image", "text", "audio"))
+    towers = (
+        Tower("image", read_image, prepare_image, image, shape=(3, SIDE, SIDE)),
+        Tower("text", read_text, partial(prepare_text, pairs=pairs, truncate=truncate), text, shape=(CONTEXT,)),
+        Tower(
+            "audio",
+            partial(read_audio, mono=options["channels"] == "mix", limits=AudioLimits(max_seconds=max_seconds)),
+            partial(prepare_audio, scale=FULL_SCALE if options["amplitude"] == "int16" else 1),
+            audio,
+        ),
+    )
+    return Encoder(
+        name=name,
+        dim=dim,
+        towers={tower.modality: tower for tower in towers},
+        fingerprint=fingerprint(
+            family="audioclip", weights=digest, vocabulary=vocabulary, precision=image.precision, **options
+        ),
+        device=image.device,
+        engine=image.engine,
+        precision=image.precision,
+    )
+
+
+# ---------------------------------------------------------------- weights
+
+
+def _nets(
+    layers: tuple[int, ...] = (3, 4, 6, 3),
+    width: int = 64,
+    groups: int = 32,
+    ids: int = IDS,
+    text_width: int = 512,
+    text_layers: int = 12,
+    dim: int = DIM,
+    per_item: bool = False,
+) -> nn.ModuleDict:
+    """The nets of the three towers, untrained; the defaults are the released checkpoints' sizes."""
+    from torch import nn
+
+    from image_encoders.nets.clip_resnet import ClipResNet
+    from image_encoders.nets.clip_text import ClipText
+    from image_encoders.nets.esresnext import ESResNeXt
+
+    return nn.ModuleDict(
+        {
+            "image": ClipResNet(layers, width, heads=width // 2, dim=dim, side=SIDE),
+            "text": ClipText(ids, text_width, heads=max(1, text_width // 64), layers=text_layers, dim=dim),
+            "audio": ESResNeXt(layers, width, groups, dim, per_item),
+        }
+    )
+
+
+def _net_name(name: str) -> str | None:
+    """The place of a checkpoint's tensor in the nets; None for the scales of the training's losses."""
+    if re.fullmatch(r"logit_scale(_a[it])?", name):
+        return None
+    first, _, rest = name.partition(".")
+    tower = {"visual": "image", "audio": "audio"}.get(first)
+    return f"{tower}.{rest}" if tower else f"text.{name}"
+
+
+def _load(path: Path, per_item: bool) -> tuple[nn.ModuleDict, dict[str, Any]]:
+    """The nets of a checkpoint, and what a converted one says beside its tensors."""
+    import torch
+
+    from image_encoders.weights import convert
+    from image_encoders.weights.assign import assign
+
+    facts: dict[str, Any] = {"family": "audioclip"}
+    if path.suffix == ".safetensors":
+        state, facts = convert.load(path)
+        if facts.get("family") != "audioclip":
+            raise WeightsError(f"{path}: converted from a checkpoint of {facts.get('family')!r}; wanted 'audioclip'")
+    else:
+        state = _state(path)
+    with torch.device("meta"):
+        nets = _nets(per_item=per_item)
+    return assign(nets, state, path, rename=_net_name), facts
+
+
+def _state(path: Path) -> dict[str, torch.Tensor]:
+    from image_encoders.weights import torch_file
+
+    state = torch_file.read(path)
+    if not isinstance(state, dict):
+        raise WeightsError(f"{path}: holds a {type(state).__name__}; wanted the released .pt, a dict of tensors")
+    return state
+
+
+def _checkpoint(weights: Path | None, variant: str) -> Path:
+    if weights is None:
+        return _fetch(CHECKPOINTS[variant])
+    if not weights.is_dir():
+        return weights
+    path = weights / CHECKPOINTS[variant].file
+    if not path.is_file():
+        raise WeightsError(f"{weights}: no {path.name} in this folder; give the path of the checkpoint itself")
+    return path
+
+
+def _vocabulary(given: Path | None, checkpoint: Path, facts: Mapping[str, Any]) -> tuple[str, Callable[[], BytePairs]]:
+    """The sha256 of the vocabulary's file, and how to get the vocabulary: at once where it is here."""
+    beside = checkpoint.parent / VOCABULARY.file
+    inside = facts.get("vocabulary")
+    if given is None and inside is None and not beside.is_file():
+        return VOCABULARY.sha256, lru_cache(1)(_fetch_vocabulary)
+    if given is None and inside is not None:
+        pairs = BytePairs(inside["merges"], inside["sha256"])
+    else:
+        pairs = BytePairs.read(given or beside)
+    if len(pairs) > IDS:
+        raise WeightsError(
+            f"{given or beside}: a vocabulary of {len(pairs)} tokens; the checkpoint {checkpoint} has embeddings of "
+            f"{IDS}; wanted {VOCABULARY.file}"
+        )
+    return pairs.sha256, lambda: pairs
+
+
+def _fetch_vocabulary() -> BytePairs:
+    try:
+        path = _fetch(VOCABULARY)
+    except WeightsError as error:
+        raise WeightsError(
+            f"texts need the vocabulary; put it beside the weights, or pass vocabulary=PATH: {error}"
+        ) from error
+    return BytePairs.read(path)
+
+
+def _fetch(published: Published, offline: bool | None = None, progress: bool | None = None) -> Path:
+    from image_encoders.weights.fetch import fetch as fetch_file
+
+    return fetch_file(published.url, sha256=published.sha256, size=published.size, offline=offline, progress=progress)
