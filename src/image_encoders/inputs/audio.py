@@ -8,8 +8,6 @@ from __future__ import annotations
 import io
 import math
 import os
-import re
-import stat
 import wave
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from image_encoders.errors import InputError, MissingExtra
+from image_encoders.inputs.files import check_bytes, read_file
 
 MIN_RATE, MAX_RATE = 1_000, 768_000  # [Hz]
 MAX_CHANNELS = 32
@@ -69,7 +68,7 @@ def read_audio(
         if isinstance(source, (str, os.PathLike)):
             path = os.fsdecode(source)
             item = item or path
-            samples, found = _decode(_read(path, limits), limits)
+            samples, found = _decode(read_file(path, "sound", limits.max_bytes, accepted=f"; {ACCEPTED}"), limits)
         elif isinstance(source, (bytes, bytearray, memoryview)):
             samples, found = _decode(bytes(source), limits)
         elif isinstance(source, (tuple, list)) and len(source) == 2:
@@ -174,40 +173,12 @@ def _check_size(frames: int, channels: int, rate: int, limits: AudioLimits) -> N
         )
 
 
-def _check_bytes(size: int, limits: AudioLimits) -> None:
-    if size > limits.max_bytes:
-        raise InputError(f"{size:,} bytes; at most {limits.max_bytes:,} are accepted", code="too-many-bytes")
-
-
 # ------------------------------------------------------------------ files
-
-
-def _read(path: str, limits: AudioLimits) -> bytes:
-    """The bytes of a regular file; never waits for a pipe or a device."""
-    if re.match(r"(https?|ftp|s3|gs|data):", path, re.IGNORECASE):
-        raise InputError("a web address, not a path; download the sound first, or give its bytes", code="url")
-    try:
-        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
-        try:
-            found = os.fstat(descriptor)
-            if not stat.S_ISREG(found.st_mode):
-                kind = "a folder" if stat.S_ISDIR(found.st_mode) else "a pipe or a device"
-                raise InputError(f"{kind}; a sound file is accepted", code="not-a-file")
-            _check_bytes(found.st_size, limits)
-            with open(descriptor, "rb", closefd=False) as file:
-                return file.read()
-        finally:
-            os.close(descriptor)
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise InputError(f"no such file; {ACCEPTED}", code="not-found") from error
-    except (OSError, ValueError) as error:  # ValueError: a path with a null byte
-        reason = getattr(error, "strerror", None) or str(error)
-        raise InputError(f"cannot be read: {reason}; {ACCEPTED}", code="unreadable") from error
 
 
 def _decode(content: bytes, limits: AudioLimits) -> tuple[np.ndarray, int]:
     """(channels, T) float32 and the rate, from the bytes of a file."""
-    _check_bytes(len(content), limits)
+    check_bytes(len(content), limits.max_bytes)
     if not content:
         raise InputError("an empty file, 0 bytes", code="empty")
     kind = _kind(content)

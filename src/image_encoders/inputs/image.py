@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import os
 import re
-import stat
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -41,6 +40,7 @@ from PIL import (
 )
 
 from image_encoders.errors import InputError
+from image_encoders.inputs.files import check_bytes, read_file
 
 BILINEAR = Image.Resampling.BILINEAR
 BICUBIC = Image.Resampling.BICUBIC
@@ -48,6 +48,7 @@ LANCZOS = Image.Resampling.LANCZOS
 
 FORMATS = "JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF, HEIC"
 ACCEPTED = "accepted: a path, the bytes of a picture file, a PIL image, a uint8 array (H, W) or (H, W, 1|3|4)"
+MAX_BYTES_HINT = " (IMAGE_ENCODERS_MAX_BYTES)"
 MAX_RESIZED = 2**26  # pixels: a picture so thin that its long side passes this is an error, not a memory bomb
 
 
@@ -170,29 +171,8 @@ def channels_first(pixels: np.ndarray) -> np.ndarray:
 
 
 def read_bytes(path: str, limits: ImageLimits) -> bytes:
-    """The bytes of a regular file; never waits for a pipe or a device."""
-    if re.match(r"(https?|ftp|s3|gs|data):", path, re.IGNORECASE):
-        raise InputError("a web address, not a path; download the picture first, or give its bytes", code="url")
-    try:
-        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
-        try:
-            found = os.fstat(descriptor)
-            if not stat.S_ISREG(found.st_mode):
-                kind = "a folder" if stat.S_ISDIR(found.st_mode) else "a pipe or a device"
-                raise InputError(f"{kind}; a picture file is accepted", code="not-a-file")
-            _check_bytes(found.st_size, limits)
-            with open(descriptor, "rb", closefd=False) as file:
-                return file.read()
-        finally:
-            os.close(descriptor)
-    except FileNotFoundError as error:
-        what = "a symbolic link to a file that does not exist" if os.path.islink(path) else "no such file"
-        raise InputError(what, code="not-found") from error
-    except NotADirectoryError as error:
-        raise InputError("no such file: a part of the path is not a folder", code="not-found") from error
-    except (OSError, ValueError) as error:  # ValueError: a path with a null byte
-        reason = getattr(error, "strerror", None) or str(error)
-        raise InputError(f"cannot be read: {reason}", code="unreadable") from error
+    """The bytes of a picture file; see `read_file`."""
+    return read_file(path, "picture", limits.max_bytes, MAX_BYTES_HINT)
 
 
 def _limit(variable: str, default: int) -> int:
@@ -202,13 +182,6 @@ def _limit(variable: str, default: int) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise InputError(f"{variable} is {text!r}; a whole number above 0 is accepted", code="limits")
     return int(text)
-
-
-def _check_bytes(found: int, limits: ImageLimits) -> None:
-    if found > limits.max_bytes:
-        raise InputError(
-            f"{found} bytes; at most {limits.max_bytes} are accepted (IMAGE_ENCODERS_MAX_BYTES)", code="too-many-bytes"
-        )
 
 
 def _check_pixels(size: tuple[int, int], limits: ImageLimits) -> None:
@@ -277,7 +250,7 @@ def _kind(encoded: bytes) -> str:
 
 def _decode(encoded: bytes, limits: ImageLimits) -> np.ndarray:
     """A picture file's pixels, upright."""
-    _check_bytes(len(encoded), limits)
+    check_bytes(len(encoded), limits.max_bytes, MAX_BYTES_HINT)
     kind = _kind(encoded)
     with _decoding(kind, encoded):
         image = _open(kind, encoded, limits)
