@@ -1,0 +1,702 @@
+"""Stored rows: a folder that holds a LanceDB database and says whose rows they are.
+
+    collection.json   the encoder: name, fingerprint, dim, what `load` was called with
+    items.lance       one row for each picture
+    failures.lance    one row for each file that could not be encoded
+    failures.txt      the same, to be read by people
+
+Every change is one atomic step of the database: a process that is killed leaves the rows before it or after it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, fields
+from datetime import datetime, timedelta, timezone
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+
+from image_encoders.errors import CollectionError, ImageEncodersError, InputError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from filelock import FileLock
+
+    from image_encoders.encoder import Encoder
+
+Result = TypeVar("Result")
+
+FORMAT = 1  # of the folder; a higher one is refused
+MARK = "collection.json"  # makes a folder a collection
+ITEMS, FAILURES = "items", "failures"
+LOCK = ".lock"
+EXACT_BELOW = 100_000  # rows: fewer are compared one by one, more through an index
+UNINDEXED = 0.1  # of the rows may be missing in the index (they are found, at the cost of comparing them)
+# The index's lists hold about LIST rows each, in 8-bit numbers. PROBES of them are searched, which is all of them up to
+# half a million rows, and the best REFINED x k rows are compared exactly. Words lie far from the pictures that the
+# lists were made from, so that few probes would miss much: `benchmarks/bulk.py recall` measures it.
+LIST, PROBES, REFINED = 8192, 64, 10
+SMALL_FRAGMENTS = 256  # files of the database before they are merged
+IDS = 1000  # ids in one condition
+CHUNK = 1 << 24  # bytes of rows held at a time
+
+
+@dataclass(frozen=True)
+class Row:
+    """What is stored of one picture.
+
+    id: unique, printable Unicode text
+    path: the file as `open` takes it
+    embedding: (dim,) float32, finite
+    width, height: of the upright picture [px]
+    sha256: of the file's bytes, hexadecimal
+    size, mtime_ns: of the file when it was read
+    """
+
+    id: str
+    path: str
+    embedding: np.ndarray
+    width: int
+    height: int
+    sha256: str
+    size: int
+    mtime_ns: int
+
+
+@dataclass(frozen=True)
+class Stored:
+    """What a collection knows of some bytes: their embedding, the picture's size [px], the ids that have them."""
+
+    embedding: np.ndarray
+    width: int
+    height: int
+    ids: frozenset[str]
+
+
+@dataclass(frozen=True)
+class Hit:
+    """A row that a search found.
+
+    id: the row's id, always valid Unicode
+    path: the file as `open` takes it; where its name is not UTF-8, it holds surrogates
+    score: cosine similarity to the query, -1 to 1
+    width, height: of the upright picture [px]
+    sha256: of the file's bytes, hexadecimal
+    """
+
+    id: str
+    path: str
+    score: float
+    width: int
+    height: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A file that could not be encoded.
+
+    stage: "read", "prepare" or "embed"
+    code: a short stable word, such as "truncated"
+    message: what was found, what is accepted
+    size, mtime_ns: of the file when it failed, -1 where there was none
+    when: ISO 8601, UTC
+    """
+
+    id: str
+    stage: str
+    code: str
+    message: str
+    size: int
+    mtime_ns: int
+    when: str
+
+
+class Collection:
+    """Rows of one embedding space.
+
+    name, fingerprint, dim, modalities, precision: the encoder's
+    recipe: what `load` was called with, enough to load the encoder again
+    """
+
+    def __init__(self, folder: Path, mark: dict[str, Any]):
+        """Use `open`, `create` or `open_or_create`."""
+        self.folder = folder
+        self.name: str = mark["encoder"]
+        self.fingerprint: str = mark["fingerprint"]
+        self.dim: int = mark["dim"]
+        self.modalities: tuple[str, ...] = tuple(mark["modalities"])
+        self.precision: str = mark["precision"]
+        self.recipe: dict[str, Any] = mark["recipe"]
+
+    def __repr__(self) -> str:
+        return f"<Collection {self.folder}: rows of {self.dim} by {self.name}>"
+
+    @classmethod
+    def open(cls, folder: str | os.PathLike[str]) -> Collection:
+        """The collection in `folder`; CollectionError where there is none or it cannot be read."""
+        folder = Path(folder)
+        try:
+            mark = json.loads((folder / MARK).read_text("utf-8"))
+            if mark["format"] > FORMAT:
+                raise CollectionError(
+                    f"{folder} was written by image-encoders {mark.get('package')} in format {mark['format']}; "
+                    f"this version reads up to format {FORMAT}: upgrade image-encoders"
+                )
+            return cls(folder, mark)
+        except (FileNotFoundError, NotADirectoryError) as error:
+            found = f"a folder without {MARK}" if folder.is_dir() else "a file" if folder.exists() else "no such folder"
+            raise CollectionError(
+                f"{folder}: {found}; a collection is a folder that `image-encoders encode -o` made"
+            ) from error
+        except OSError as error:
+            raise CollectionError(f"{folder / MARK} cannot be read: {error.strerror}") from error
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise CollectionError(
+                f"{folder / MARK} is damaged ({error}); restore it, or encode again into another folder"
+            ) from error
+
+    @classmethod
+    def create(cls, folder: str | os.PathLike[str], encoder: Encoder) -> Collection:
+        """A new collection for the encoder's rows; CollectionError unless `folder` is missing or empty."""
+        from image_encoders import __version__
+
+        folder = Path(folder)
+        mark = {
+            "format": FORMAT,
+            "encoder": encoder.name,
+            "fingerprint": encoder.fingerprint,
+            "dim": encoder.dim,
+            "modalities": list(encoder.modalities),
+            "precision": encoder.precision,
+            "recipe": encoder.recipe,
+            "created": _now(),
+            "package": __version__,
+        }
+        if folder.exists() and not folder.is_dir():
+            raise CollectionError(f"{folder} is a file; a collection is a folder")
+        with _storage(folder, "made"):
+            folder.mkdir(parents=True, exist_ok=True)
+            _check_vacant(folder)  # before a lock is left in somebody's folder, and again once it is held
+        with _exclusive(_lock(folder), folder), _storage(folder, "made"):
+            _check_vacant(folder)
+            with _atomic(folder / MARK) as part:
+                part.write_text(json.dumps(mark, indent=2, default=str) + "\n", "utf-8")
+        collection = cls.open(folder)
+        with collection.writing():
+            return collection
+
+    @classmethod
+    def open_or_create(cls, folder: str | os.PathLike[str], encoder: Encoder) -> Collection:
+        """The collection in `folder`, made if need be; CollectionError where it is of another embedding space."""
+        if not (Path(folder) / MARK).exists():
+            return cls.create(folder, encoder)
+        collection = cls.open(folder)
+        collection.check(encoder)
+        return collection
+
+    def check(self, encoder: Encoder) -> None:
+        """Raise CollectionError unless the encoder's rows may be stored here."""
+        if encoder.fingerprint == self.fingerprint and encoder.dim == self.dim:
+            return
+        same = ": the same model, but other weights, options or precision" if encoder.name == self.name else ""
+        raise CollectionError(
+            f"{self.folder} holds rows of {self.name} (fingerprint {self.fingerprint}, {self.precision}), and those of "
+            f"{encoder.name} (fingerprint {encoder.fingerprint}, {encoder.precision}) cannot be compared with them"
+            f"{same}; choose another output folder, or encode with what the collection was begun with"
+        )
+
+    # ------------------------------------------------------------------ reading
+
+    def count(self) -> int:
+        """How many rows there are."""
+        return self._read(ITEMS, lambda table: table.count_rows(), 0)
+
+    def search(self, vector: np.ndarray, k: int = 10) -> list[Hit]:
+        """The k rows nearest to `vector` by cosine, best first, equal ones by id.
+
+        vector: (dim,), finite, not all zero; its length does not matter
+        returns: at most k; a row that is all zero has no direction and is never found
+
+        Exact below 100,000 rows. Above, the index that a run ends with is used; rows newer than it are compared too.
+        Raises InputError for a vector without a direction, CollectionError for one of another length.
+        """
+        query = np.asarray(vector, np.float64)
+        if query.shape != (self.dim,):
+            raise CollectionError(f"a query of shape {query.shape}; {self.folder} holds rows of shape ({self.dim},)")
+        if not np.isfinite(query).all() or not query.any():
+            what = "all zeros" if np.isfinite(query).all() else "not finite"
+            raise InputError(f"the query's vector is {what}, so nothing is nearest to it", code="no-direction")
+        if k < 1:
+            raise InputError(f"k is {k}; it must be 1 or more", code="k")
+        query /= np.abs(query).max()  # squares of huge numbers would not be finite
+        query /= np.linalg.norm(query)
+        return self._read(ITEMS, lambda table: _nearest(table, query.astype(np.float32), k), [])
+
+    def failures(self) -> list[Failure]:
+        """The files that could not be encoded, by id."""
+        rows: list[dict] = self._read(FAILURES, lambda table: table.search().to_arrow().to_pylist(), [])
+        return sorted((Failure(**row) for row in rows), key=lambda failure: failure.id)
+
+    def scan(self, table: str, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+        """Some columns of a table, ITEMS or FAILURES, in batches, as they are now."""
+        with _storage(self.folder, "read"):
+            opened = self._open(table)
+            if opened is not None:
+                opened.checkout(opened.version)
+                yield from opened.search().select(list(columns)).to_batches(1 << 14)
+
+    def stored(self, digests: Iterable[str]) -> dict[str, Stored]:
+        """What is known of the bytes with these sha256 digests, where something is."""
+        places: dict[str, list[tuple[int, str]]] = {}  # row numbers and ids by digest
+        with _storage(self.folder, "read"):
+            table = self._open(ITEMS)
+            for some in _chunks(sorted(set(digests))) if table is not None else ():
+                query = table.search().where(_among("sha256", some)).select(["sha256", "id"]).with_row_id(True)
+                for row in query.to_arrow().to_pylist():
+                    places.setdefault(row["sha256"], []).append((row["_rowid"], row["id"]))
+            if not places:
+                return {}
+            # One row for each digest: a picture that is there a thousand times is read once.
+            numbers = [min(found)[0] for found in places.values()]
+            columns = ["sha256", "embedding", "width", "height"]
+            rows = table.take_row_ids(numbers).select(columns).to_arrow()
+        return {
+            digest: Stored(embedding, width, height, frozenset(id for _, id in places[digest]))
+            for digest, embedding, width, height in zip(
+                rows["sha256"].to_pylist(), _matrix(rows), rows["width"].to_pylist(), rows["height"].to_pylist()
+            )
+        }
+
+    def export(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> int:
+        """All rows in one file, ordered by id; it appears whole or not at all.
+
+        path: ending in .parquet: all columns, the encoder in the file's metadata; ending in .npy: float32 (N, dim),
+            with the other columns beside it in <name>.ids.jsonl, line i for row i
+        overwrite: replace a file that is there
+        returns: how many rows
+
+        Raises CollectionError for another ending, a file that is there, or one that cannot be written.
+        """
+        path = Path(path)
+        ending = path.suffix.lower()
+        if ending not in (".parquet", ".npy"):
+            raise CollectionError(f"{path}: cannot export to {ending or 'a name without ending'!r}; .parquet or .npy")
+        names = path.with_name(f"{path.stem}.ids.jsonl")
+        for target in [path] if ending == ".parquet" else [path, names]:
+            if target.is_dir() or (target.exists() and not overwrite):
+                raise CollectionError(f"{target} is there already; choose another name, or overwrite it")
+
+        def write(table: Any) -> int:
+            batches = _by_id(table, max(1, CHUNK // (4 * self.dim)))
+            if ending == ".parquet":
+                with _atomic(path) as part:
+                    return _write_parquet(part, batches, self._schema(self._metadata()))
+            with _atomic(path) as part, _atomic(names) as lines:
+                return _write_npy(part, lines, batches, table.count_rows(), self.dim)
+
+        with _storage(path, "written"):
+            return self._read(ITEMS, lambda table: write(_pinned(table)), None) or 0
+
+    # ------------------------------------------------------------------ writing
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """The collection for this process alone while the block runs; may be nested.
+
+        Raises CollectionError where another process is writing.
+        """
+        with _exclusive(self._lock, self.folder):
+            with _storage(self.folder, "written"):
+                self._tables  # noqa: B018  made here where they are missing
+            yield
+
+    def append(self, rows: Sequence[Row], *, new: bool = False) -> None:
+        """Add rows, replacing those of the same ids, in one atomic step.
+
+        new: the caller knows that none of the ids is there, which saves looking
+        """
+        if not rows:
+            return
+        import pyarrow as pa
+
+        embeddings = np.stack([row.embedding for row in rows]).astype(np.float32, copy=False)
+        if embeddings.shape[1:] != (self.dim,) or not np.isfinite(embeddings).all():
+            raise CollectionError(f"rows must be {self.dim} finite numbers to be stored in {self.folder}")
+        if len({row.id for row in rows}) != len(rows):
+            raise CollectionError("two of the rows to be stored have the same id")
+        columns = {name: [getattr(row, name) for row in rows] for name in _COLUMNS if name != "embedding"}
+        columns["path"] = [id_of(row.path) for row in rows]
+        flat = pa.array(embeddings.ravel(), pa.float32())
+        schema = self._schema()
+        batch = pa.record_batch(
+            [
+                pa.FixedSizeListArray.from_arrays(flat, type=schema.field("embedding").type)
+                if name == "embedding"
+                else pa.array(columns[name], schema.field(name).type)
+                for name in schema.names
+            ],
+            schema=schema,
+        )
+        with self.writing(), _storage(self.folder, "written"):
+            if new:
+                self._tables[ITEMS].add(batch)
+            else:
+                _replace(self._tables[ITEMS], batch)
+
+    def remove(self, ids: Iterable[str]) -> None:
+        """Remove the rows of these ids, where there are any."""
+        with self.writing(), _storage(self.folder, "written"):
+            _delete(self._tables[ITEMS], ids)
+
+    def record(self, failures: Sequence[Failure]) -> None:
+        """List files that could not be encoded, in place of what was listed for them before."""
+        import pyarrow as pa
+
+        if failures:
+            rows = pa.Table.from_pylist([asdict(failure) for failure in failures], schema=_failures_schema())
+            with self.writing(), _storage(self.folder, "written"):
+                _replace(self._tables[FAILURES], rows)
+
+    def forget(self, ids: Iterable[str]) -> None:
+        """Take files off the list of failures."""
+        with self.writing(), _storage(self.folder, "written"):
+            _delete(self._tables[FAILURES], ids)
+
+    def settle(self, *, index: bool = True) -> None:
+        """Merge the database's files where small ones have become many, and bring the index up to date if wanted."""
+        with self.writing(), _storage(self.folder, "written"):
+            for table in self._tables.values():
+                if table.stats()["fragment_stats"]["num_small_fragments"] > SMALL_FRAGMENTS:
+                    _optimize(table)
+            if index:
+                _index(self._tables[ITEMS])
+
+    def write_failures(self) -> None:
+        """The list of failures as a text file beside the database, or no file where nothing failed."""
+        path = self.folder / "failures.txt"
+        failures = self.failures()
+        with _storage(self.folder, "written"):
+            if not failures:
+                path.unlink(missing_ok=True)
+                return
+            with _atomic(path) as part, part.open("w", encoding="utf-8") as file:
+                for failure in failures:
+                    print(f"{_line(failure.id)}\t{failure.stage}\t{failure.code}\t{_line(failure.message)}", file=file)
+
+    # ------------------------------------------------------------------ the database
+
+    @cached_property
+    def _lock(self) -> FileLock:
+        return _lock(self.folder)
+
+    @cached_property
+    def _database(self) -> Any:
+        import lancedb
+
+        # A table is always read as it is now. Of the caches, the first holds what searches have used of the index; the
+        # second would otherwise grow with the number of writes.
+        session = lancedb.Session(index_cache_size_bytes=1 << 30, metadata_cache_size_bytes=1 << 25)
+        return lancedb.connect(self.folder, read_consistency_interval=timedelta(0), session=session)
+
+    @cached_property
+    def _tables(self) -> dict[str, Any]:
+        """The tables, to be written; made where they are missing."""
+        schemas = {ITEMS: self._schema(), FAILURES: _failures_schema()}
+        return {
+            name: self._database.create_table(name, schema=schema, exist_ok=True) for name, schema in schemas.items()
+        }
+
+    def _open(self, name: str) -> Any:
+        """A table, or None where it has not been made yet."""
+        return self._database.open_table(name) if (self.folder / f"{name}.lance").is_dir() else None
+
+    def _read(self, name: str, function: Callable[[Any], Result], empty: Result) -> Result:
+        """`function` of a table, again if a writer merged its files away meanwhile; `empty` where there is no table."""
+        with _storage(self.folder, "read"):
+            for attempt in range(3):
+                table = self._open(name)
+                if table is None:
+                    break
+                try:
+                    return function(table)
+                except (OSError, RuntimeError) as error:
+                    if attempt == 2 or not re.search(r"not ?found", str(error), re.IGNORECASE):
+                        raise
+        return empty
+
+    def _schema(self, metadata: dict[str, str] | None = None) -> pa.Schema:
+        import pyarrow as pa
+
+        types = {
+            "id": pa.utf8(),
+            "embedding": pa.list_(pa.float32(), self.dim),
+            "width": pa.int32(),
+            "height": pa.int32(),
+            "sha256": pa.utf8(),
+            "path": pa.utf8(),
+            "size": pa.int64(),
+            "mtime_ns": pa.int64(),
+        }
+        return pa.schema([pa.field(name, types[name], nullable=False) for name in _COLUMNS], metadata)
+
+    def _metadata(self) -> dict[str, str]:
+        """What an exported file says about its rows."""
+        return {
+            "image-encoders": json.dumps(
+                {
+                    "encoder": self.name,
+                    "fingerprint": self.fingerprint,
+                    "dim": self.dim,
+                    "modalities": self.modalities,
+                    "precision": self.precision,
+                    "recipe": self.recipe,
+                }
+            )
+        }
+
+
+_COLUMNS = ("id", "embedding", "width", "height", "sha256", "path", "size", "mtime_ns")
+
+
+def id_of(path: str) -> str:
+    """A path as valid Unicode: itself, or, where its name is not UTF-8, "bytes:" and the path with backslash escapes.
+
+    No two absolute paths have the same.
+    """
+    try:
+        path.encode()
+        return path
+    except UnicodeEncodeError:
+        return "bytes:" + os.fsencode(path).replace(b"\\", b"\\\\").decode("utf-8", "backslashreplace")
+
+
+def path_of(text: str) -> str:
+    """The path that `id_of` made text of, as `open` takes it."""
+    if not text.startswith("bytes:"):
+        return text
+
+    def byte(escape: re.Match[bytes]) -> bytes:
+        return bytes.fromhex(escape[1].decode()) if escape[1] else b"\\"
+
+    return os.fsdecode(re.sub(rb"\\(?:\\|x([0-9a-f]{2}))", byte, text.removeprefix("bytes:").encode()))
+
+
+# ------------------------------------------------------------------ tables
+
+
+def _failures_schema() -> pa.Schema:
+    import pyarrow as pa
+
+    numbers = ("size", "mtime_ns")
+    types = {field.name: pa.int64() if field.name in numbers else pa.utf8() for field in fields(Failure)}
+    return pa.schema([pa.field(name, type, nullable=False) for name, type in types.items()])
+
+
+def _among(column: str, texts: Iterable[str]) -> str:
+    """A condition of the database: `column` is one of `texts`."""
+    quoted = ", ".join("'" + text.replace("'", "''") + "'" for text in texts)
+    return f"{column} IN ({quoted})"
+
+
+def _chunks(texts: Sequence[str]) -> Iterator[Sequence[str]]:
+    for start in range(0, len(texts), IDS):
+        yield texts[start : start + IDS]
+
+
+def _replace(table: Any, rows: Any) -> None:
+    table.merge_insert("id").when_matched_update_all().when_not_matched_insert_all().execute(rows)
+
+
+def _delete(table: Any, ids: Iterable[str]) -> None:
+    for some in _chunks(list(ids)):
+        table.delete(_among("id", some))
+
+
+def _optimize(table: Any) -> None:
+    # A reader of an older version finds its files gone, and reads again: see `Collection._read`.
+    table.optimize(cleanup_older_than=timedelta(milliseconds=1))
+
+
+def _index(table: Any) -> None:
+    """An index over the embeddings where there are many; it takes about 12 s for 100,000 rows of 512 on two cores."""
+    rows = table.count_rows()
+    if rows < EXACT_BELOW:
+        return
+    existing = [index.name for index in table.list_indices()]
+    if not existing:
+        from lancedb.index import IvfSq
+
+        # 8-bit numbers and an exact second look found every neighbour even among random vectors, where product
+        # quantisation found one in seven and took twenty times as long to build.
+        table.create_index("embedding", config=IvfSq(distance_type="cosine", num_partitions=max(1, rows // LIST)))
+    elif table.index_stats(existing[0]).num_unindexed_rows > UNINDEXED * rows:
+        _optimize(table)
+
+
+def _nearest(table: Any, query: np.ndarray, k: int) -> list[Hit]:
+    """The k rows with the smallest distances, equal distances by id."""
+    rows = table.count_rows()
+    limit = k + 16
+    found: list[dict] = []
+    while rows:
+        search = table.search(query, vector_column_name="embedding").distance_type("cosine").limit(min(limit, rows))
+        if rows < EXACT_BELOW:
+            search = search.bypass_vector_index()
+        else:
+            search = search.nprobes(PROBES).refine_factor(REFINED)
+        columns = ["id", "path", "width", "height", "sha256", "_distance"]
+        found = search.select(columns).to_arrow().to_pylist()
+        # Rows as near as the k-th may have been left out: without them the order among equals would be chance.
+        if len(found) < limit or found[k - 1]["_distance"] < found[-1]["_distance"]:
+            break
+        limit *= 4
+    found.sort(key=lambda row: (row["_distance"], row["id"]))
+    return [
+        Hit(
+            id=row["id"],
+            path=path_of(row["path"]),
+            score=min(1.0, max(-1.0, 1.0 - row["_distance"])),
+            width=row["width"],
+            height=row["height"],
+            sha256=row["sha256"],
+        )
+        for row in found[:k]
+    ]
+
+
+def _matrix(rows: pa.Table | pa.RecordBatch) -> np.ndarray:
+    """The embeddings: (N, dim) float32."""
+    column = rows["embedding"]
+    column = column.combine_chunks() if hasattr(column, "combine_chunks") else column
+    return column.flatten().to_numpy(zero_copy_only=False).reshape(len(column), -1)
+
+
+# ------------------------------------------------------------------ files
+
+
+def _check_vacant(folder: Path) -> None:
+    """Raise CollectionError unless a collection may be made in `folder`, which exists."""
+    found = sorted(name for name in os.listdir(folder) if not name.startswith("."))
+    if MARK in found:
+        raise CollectionError(f"{folder} is a collection already")
+    if found:
+        raise CollectionError(f"{folder} holds {found[0]} and is no collection; choose a folder that is new or empty")
+
+
+def _lock(folder: Path) -> FileLock:
+    from filelock import FileLock
+
+    return FileLock(folder / LOCK, timeout=0, thread_local=False)
+
+
+@contextmanager
+def _exclusive(lock: FileLock, folder: Path) -> Iterator[None]:
+    """The lock held while the block runs; the operating system takes it back from a process that is killed."""
+    from filelock import Timeout
+
+    with _storage(folder, "written"):
+        try:
+            lock.acquire()
+        except Timeout:
+            raise CollectionError(f"{folder} is being written by another process; wait until it has ended") from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _pinned(table: Any) -> Any:
+    """The table as it is now, whatever is written meanwhile."""
+    table.checkout(table.version)
+    return table
+
+
+def _by_id(table: Any, size: int) -> Iterator[pa.Table]:
+    """All rows ordered by id, `size` at a time; only the ids are held."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    places = table.search().select(["id"]).with_row_id(True).to_arrow()
+    numbers = places["_rowid"].combine_chunks().take(pc.sort_indices(places["id"]))
+    for start in range(0, len(numbers), size):
+        some = numbers[start : start + size]
+        rows = table.take_row_ids(some.to_pylist()).select(list(_COLUMNS)).with_row_id().to_arrow()
+        order = pc.index_in(some, value_set=pa.chunked_array(rows["_rowid"]).combine_chunks())
+        yield rows.select(list(_COLUMNS)).take(order)
+
+
+def _write_parquet(path: Path, tables: Iterable[pa.Table], schema: pa.Schema) -> int:
+    import pyarrow.parquet as pq
+
+    count = 0
+    # Neither helps embeddings, whose bits are as good as random, and ids are all different.
+    with pq.ParquetWriter(path, schema, compression="zstd", use_dictionary=False) as writer:
+        for table in tables:
+            writer.write_table(table.cast(schema))
+            count += len(table)
+    return count
+
+
+def _write_npy(path: Path, lines: Path, tables: Iterable[pa.Table], count: int, dim: int) -> int:
+    header = {"descr": "<f4", "fortran_order": False, "shape": (count, dim)}
+    with path.open("wb") as file, lines.open("w", encoding="utf-8") as names:
+        np.lib.format.write_array_header_1_0(file, header)
+        for table in tables:
+            file.write(np.ascontiguousarray(_matrix(table), "<f4").data)
+            for row in table.drop_columns("embedding").to_pylist():
+                print(json.dumps(row, ensure_ascii=False), file=names)
+    return count
+
+
+@contextmanager
+def _atomic(path: Path) -> Iterator[Path]:
+    """A file to write beside `path`; it takes its place when the block has ended well, else it is removed."""
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        yield part
+        with part.open("rb") as file:
+            os.fsync(file.fileno())
+        part.replace(path)
+    finally:
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
+
+
+def _line(text: str) -> str:
+    """Text without line ends and tabs of its own."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
+def _now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+
+@contextmanager
+def _storage(path: Path, done: str) -> Iterator[None]:
+    """What the database and the disk raise, as one sentence: `path` cannot be `done`, and why."""
+    try:
+        yield
+    except ImageEncodersError:
+        raise
+    except (OSError, RuntimeError, ValueError) as error:
+        raise CollectionError(f"{path} cannot be {done}: {_reason(error)}") from error
+
+
+def _reason(error: Exception) -> str:
+    text = str(error)
+    if "No space left" in text:
+        return "the disk is full; free some space and run the same command again"
+    if "Permission denied" in text or "Read-only file system" in text or "not permitted" in text:
+        return "no permission"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    lines = re.sub(r", /\S*\.rs:[\d:]*", "", text).strip().splitlines()
+    return (lines[0] if lines else type(error).__name__)[:300]

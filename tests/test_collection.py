@@ -1,0 +1,482 @@
+"""Collections: what is stored, found and exported, and what is refused. Against a real LanceDB."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import multiprocessing
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from fake_encoder import DIM, FakeEncoder
+from image_encoders import collection as collection_module
+from image_encoders.collection import FAILURES, ITEMS, MARK, Collection, Failure, Row
+from image_encoders.errors import CollectionError, InputError
+
+
+def row(number: int, embedding: np.ndarray | None = None, **changes: object) -> Row:
+    vector = np.cos(np.arange(DIM) * (number + 1.3)) if embedding is None else embedding
+    made = Row(
+        id=f"/photos/{number:06d}.jpg",
+        path=f"/photos/{number:06d}.jpg",
+        embedding=np.asarray(vector, np.float32),
+        width=640 + number,
+        height=480,
+        sha256=f"{number:064x}",
+        size=1000 + number,
+        mtime_ns=10**18 + number,
+    )
+    return dataclasses.replace(made, **changes)
+
+
+def failure(id: str = "/photos/broken.jpg", **changes: object) -> Failure:
+    made = Failure(id, "read", "truncated", "JPEG that ends too early", 12, 34, "2026-01-01T00:00:00+00:00")
+    return dataclasses.replace(made, **changes)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "index"
+
+
+@pytest.fixture
+def collection(folder: Path) -> Collection:
+    return Collection.create(folder, FakeEncoder())
+
+
+# ------------------------------------------------------------------ the folder
+
+
+def test_a_collection_says_whose_rows_it_holds_and_how_to_load_the_encoder_again(folder: Path) -> None:
+    encoder = FakeEncoder(name="fake/other", fingerprint="a" * 32)
+    encoder.recipe = {"name": "fake/other", "weights": "/models/w.npz", "options": {"input_size": 480}}
+    Collection.create(folder, encoder)
+    opened = Collection.open(folder)
+    assert (opened.name, opened.fingerprint, opened.dim) == ("fake/other", "a" * 32, DIM)
+    assert (opened.modalities, opened.precision, opened.recipe) == (("image",), "float32", encoder.recipe)
+    assert opened.count() == 0
+    assert opened.failures() == []
+    assert opened.search(np.ones(DIM), 5) == []
+
+
+def test_it_is_made_in_a_folder_that_is_missing_or_empty_and_opened_where_it_is(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    for folder in (tmp_path / "not" / "there", tmp_path / "empty"):
+        first = Collection.open_or_create(folder, FakeEncoder())
+        first.append([row(1)])
+        assert Collection.open_or_create(folder, FakeEncoder()).count() == 1
+
+
+def test_another_fingerprint_is_refused_naming_both(folder: Path) -> None:
+    Collection.create(folder, FakeEncoder())
+    with pytest.raises(CollectionError) as raised:
+        Collection.open_or_create(folder, FakeEncoder(name="fake/other", fingerprint="b" * 32))
+    for word in ("fake/net", "f" * 32, "fake/other", "b" * 32, str(folder)):
+        assert word in str(raised.value)
+    with pytest.raises(CollectionError, match="same model"):
+        Collection.open_or_create(folder, FakeEncoder(fingerprint="b" * 32))
+
+
+@pytest.mark.parametrize("name", ["holiday.jpg", "folder/x.txt"])
+def test_a_folder_with_other_things_is_refused_and_left_as_it_was(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_bytes(b"x")
+    before = sorted(path for path in tmp_path.rglob("*") if not path.name.startswith("."))
+    with pytest.raises(CollectionError, match="is no collection"):
+        Collection.open_or_create(tmp_path, FakeEncoder())
+    assert sorted(path for path in tmp_path.rglob("*") if not path.name.startswith(".")) == before
+
+
+def test_a_missing_collection_a_file_and_a_folder_of_something_else_cannot_be_opened(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"x")
+    for path in (tmp_path / "missing", tmp_path / "file", tmp_path):
+        with pytest.raises(CollectionError, match=str(path)):
+            Collection.open(path)
+    for path in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(CollectionError, match=str(path)):
+            Collection.open_or_create(path, FakeEncoder())
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "null", "{}", '{"format": 1}', '{"format": "x"}', "\x00\xff"])
+def test_a_damaged_mark_is_one_clear_error(folder: Path, collection: Collection, content: str) -> None:
+    (folder / MARK).write_text(content, "latin-1")
+    with pytest.raises(CollectionError, match="damaged"):
+        Collection.open(folder)
+    with pytest.raises(CollectionError, match="damaged"):
+        Collection.open_or_create(folder, FakeEncoder())
+
+
+def test_a_newer_format_is_refused(folder: Path, collection: Collection) -> None:
+    mark = json.loads((folder / MARK).read_text())
+    (folder / MARK).write_text(json.dumps({**mark, "format": 2, "package": "9.9"}))
+    with pytest.raises(CollectionError, match=r"9\.9.*upgrade"):
+        Collection.open(folder)
+
+
+def test_a_process_killed_before_the_tables_were_made_leaves_an_empty_collection(folder: Path) -> None:
+    Collection.create(folder, FakeEncoder())
+    for name in (ITEMS, FAILURES):
+        subprocess.run(["rm", "-r", folder / f"{name}.lance"], check=True)
+    opened = Collection.open(folder)
+    assert (opened.count(), opened.search(np.ones(DIM)), opened.failures()) == (0, [], [])
+    assert list(opened.scan(ITEMS, ["id"])) == []
+    opened.append([row(1)])
+    assert opened.count() == 1
+
+
+def test_damaged_tables_are_one_clear_error(folder: Path, collection: Collection) -> None:
+    collection.append([row(1)])
+    for path in (folder / f"{ITEMS}.lance").rglob("*.*"):
+        if path.is_file():
+            path.write_bytes(b"rubbish")
+    with pytest.raises(CollectionError, match="cannot be read"):
+        Collection.open(folder).count()
+
+
+# ------------------------------------------------------------------ writing
+
+
+def test_appending_adds_new_rows_and_replaces_old_ones(collection: Collection) -> None:
+    collection.append([row(1), row(2)])
+    collection.append([row(2, np.arange(DIM)), row(3)])
+    assert collection.count() == 3
+    assert [hit.id for hit in collection.search(np.arange(DIM), 1)] == [row(2).id]
+    collection.remove([row(1).id, "/photos/it's not there.jpg"])
+    assert {one.id for one in collection.search(np.ones(DIM), 10)} == {row(2).id, row(3).id}
+
+
+@pytest.mark.parametrize("bad", [np.full(DIM, np.nan), np.full(DIM, np.inf), np.ones(DIM + 1)])
+def test_rows_that_are_not_finite_or_of_another_length_are_never_stored(
+    collection: Collection, bad: np.ndarray
+) -> None:
+    with pytest.raises(CollectionError):
+        collection.append([row(1, bad)])
+    assert collection.count() == 0
+
+
+def test_one_id_cannot_be_stored_twice_at_once(collection: Collection) -> None:
+    with pytest.raises(CollectionError, match="same id"):
+        collection.append([row(1), row(1)])
+
+
+def test_what_is_known_of_bytes_is_found_by_their_digest(collection: Collection) -> None:
+    collection.append([row(number) for number in range(2500)])
+    twin = row(9000, row(7).embedding, sha256=row(7).sha256)
+    collection.append([twin])
+    known = collection.stored([row(number).sha256 for number in range(2400, 2600)] + [row(7).sha256])
+    assert len(known) == 101
+    assert known[row(7).sha256].ids == {row(7).id, twin.id}
+    np.testing.assert_array_equal(known[row(2499).sha256].embedding, row(2499).embedding)
+    assert known[row(2499).sha256].width == row(2499).width
+    assert collection.stored([]) == {}
+
+
+def test_failures_are_listed_by_id_replaced_and_forgotten(collection: Collection, folder: Path) -> None:
+    odd = failure("/photos/it's \n odd.jpg", message="tab\tand line\nend")
+    collection.record([failure(), odd])
+    collection.record([failure(code="corrupt")])
+    assert [(one.id, one.code) for one in collection.failures()] == [
+        ("/photos/broken.jpg", "corrupt"),
+        (odd.id, "truncated"),
+    ]
+    collection.write_failures()
+    text = (folder / "failures.txt").read_text()
+    assert text.splitlines()[0] == "/photos/broken.jpg\tread\tcorrupt\tJPEG that ends too early"
+    assert len(text.splitlines()) == 2
+    collection.forget([odd.id, "/photos/broken.jpg"])
+    collection.write_failures()
+    assert collection.failures() == []
+    assert not (folder / "failures.txt").exists()
+
+
+def test_a_second_writer_is_refused_while_the_first_one_writes(folder: Path, collection: Collection) -> None:
+    second = Collection.open(folder)
+    with collection.writing():
+        with pytest.raises(CollectionError, match="another process"):
+            second.append([row(1)])
+        collection.append([row(2)])
+        assert second.count() == 1  # reading is always possible
+    second.append([row(1)])
+    assert collection.count() == 2
+
+
+def _hold(folder: Path, ready: object, done: object) -> None:
+    with Collection.open(folder).writing():
+        ready.set()
+        done.wait(30)
+
+
+def test_a_writer_in_another_process_is_refused_and_a_killed_one_leaves_no_lock(folder: Path) -> None:
+    collection = Collection.create(folder, FakeEncoder())
+    spawn = multiprocessing.get_context("spawn")
+    ready, done = spawn.Event(), spawn.Event()
+    process = spawn.Process(target=_hold, args=(folder, ready, done))
+    process.start()
+    try:
+        while not ready.wait(0.1):
+            assert process.is_alive()
+        with pytest.raises(CollectionError, match="another process"):
+            collection.append([row(1)])
+    finally:
+        process.kill()
+        process.join()
+    collection.append([row(1)])
+    assert collection.count() == 1
+
+
+def test_many_small_writes_are_merged_and_lose_nothing(
+    collection: Collection, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(collection_module, "SMALL_FRAGMENTS", 8)
+    reader = Collection.open(folder)
+    for number in range(20):
+        collection.append([row(number)], new=True)
+    before = reader.search(np.ones(DIM), 20)
+    collection.settle()
+    assert len(list((folder / f"{ITEMS}.lance" / "data").iterdir())) == 1
+    assert reader.search(np.ones(DIM), 20) == before
+
+
+# ------------------------------------------------------------------ full disks and read-only ones
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of three megabytes."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", disk], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("mounting a small file system is not permitted here")
+    yield disk
+    subprocess.run(["umount", "-l", disk], check=True)
+
+
+def test_a_full_disk_is_one_clear_error_and_what_was_stored_stays(small_disk: Path) -> None:
+    collection = Collection.create(small_disk / "index", FakeEncoder(dim=512))
+    stored = 0
+
+    def fill() -> None:
+        nonlocal stored
+        for start in range(0, 10_000, 256):
+            rows = [row(number, np.random.default_rng(number).random(512)) for number in range(start, start + 256)]
+            collection.append(rows, new=True)
+            stored += len(rows)
+
+    with pytest.raises(CollectionError, match="the disk is full") as raised:
+        fill()
+    assert "\n" not in str(raised.value)
+    assert 0 < stored == collection.count() == Collection.open(small_disk / "index").count()
+    with pytest.raises(CollectionError, match="the disk is full"):
+        collection.export(small_disk / "rows.npy")
+    assert [path.name for path in small_disk.iterdir()] == ["index"]
+
+
+def test_a_collection_on_a_read_only_disk_can_be_read_and_says_so_when_written(small_disk: Path) -> None:
+    Collection.create(small_disk / "index", FakeEncoder()).append([row(1)])
+    subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
+    collection = Collection.open(small_disk / "index")
+    assert len(collection.search(np.ones(DIM))) == collection.count() == 1
+    for write in (
+        lambda: collection.append([row(2)]),
+        lambda: collection.export(small_disk / "rows.parquet"),
+        lambda: Collection.create(small_disk / "other", FakeEncoder()),
+    ):
+        with pytest.raises(CollectionError, match="no permission"):
+            write()
+
+
+def test_an_error_of_the_disk_in_the_database_is_one_sentence(
+    collection: Collection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    collection.append([row(1)])
+    table = type(collection._tables[ITEMS])
+
+    def full(*_: object, **__: object) -> None:
+        raise RuntimeError("lance error: LanceError(IO): No space left on device (os error 28), /x/y.rs:258:9")
+
+    monkeypatch.setattr(table, "add", full)
+    with pytest.raises(CollectionError, match=r"cannot be written: the disk is full; free some space [^\n]*$"):
+        collection.append([row(2)], new=True)
+    assert collection.count() == 1
+
+
+# ------------------------------------------------------------------ searching
+
+
+def unit(rows: np.ndarray) -> np.ndarray:
+    return rows / np.linalg.norm(rows, axis=-1, keepdims=True)
+
+
+def test_a_search_equals_sorting_all_cosines(collection: Collection) -> None:
+    rng = np.random.default_rng(0)
+    rows = rng.standard_normal((500, DIM)).astype(np.float32) * rng.uniform(0.01, 100, (500, 1)).astype(np.float32)
+    collection.append([row(number, one) for number, one in enumerate(rows)])
+    for query in rng.standard_normal((20, DIM)) * 1e20:
+        cosines = unit(rows) @ unit(query)
+        best = np.argsort(-cosines)[:10]
+        hits = collection.search(query, 10)
+        assert [hit.id for hit in hits] == [row(number).id for number in best]
+        np.testing.assert_allclose([hit.score for hit in hits], cosines[best], atol=1e-6)
+        assert [(hit.width, hit.sha256, hit.path) for hit in hits] == [
+            (row(number).width, row(number).sha256, row(number).path) for number in best
+        ]
+
+
+def test_equal_rows_come_by_id_also_where_the_list_is_cut(collection: Collection) -> None:
+    numbers = np.random.default_rng(1).permutation(200).tolist()
+    for number in numbers[:50]:
+        collection.append([row(number, np.ones(DIM))])
+    collection.append([row(number, np.ones(DIM)) for number in numbers[50:]])
+    assert [hit.id for hit in collection.search(np.ones(DIM), 7)] == [row(number).id for number in range(7)]
+    assert [hit.id for hit in collection.search(-np.ones(DIM), 150)] == [row(number).id for number in range(150)]
+
+
+def test_asking_for_more_than_there_is_gives_all(collection: Collection) -> None:
+    collection.append([row(number) for number in range(5)])
+    assert len(collection.search(row(3).embedding, 1000)) == 5
+
+
+def test_a_row_of_zeros_is_never_found_and_hides_nothing(collection: Collection) -> None:
+    collection.append([row(1, np.zeros(DIM)), row(2), row(3)])
+    assert {hit.id for hit in collection.search(np.ones(DIM), 3)} == {row(2).id, row(3).id}
+
+
+@pytest.mark.parametrize("query", [np.zeros(DIM), np.full(DIM, np.nan), np.array([np.inf] + [0.0] * (DIM - 1))])
+def test_a_query_without_a_direction_is_an_input_error(collection: Collection, query: np.ndarray) -> None:
+    with pytest.raises(InputError):
+        collection.search(query)
+
+
+def test_a_query_of_another_length_and_a_k_below_one_are_refused(collection: Collection) -> None:
+    with pytest.raises(CollectionError, match=f"{DIM}"):
+        collection.search(np.ones(DIM + 1))
+    with pytest.raises(CollectionError):
+        collection.search(np.ones((1, DIM)))
+    with pytest.raises(InputError, match="k is 0"):
+        collection.search(np.ones(DIM), 0)
+
+
+def test_paths_that_are_not_utf8_come_back_as_they_are(collection: Collection) -> None:
+    path = os.fsdecode(b"/photos/caf\xe9 \\ \xff.jpg")
+    collection.append([row(1, path=path, id=collection_module.id_of(path))])
+    [hit] = collection.search(np.ones(DIM))
+    assert hit.path == path
+    assert hit.id == "bytes:/photos/caf\\xe9 \\\\ \\xff.jpg"
+
+
+def test_many_rows_are_found_through_an_index_that_new_rows_need_not_be_in(
+    collection: Collection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(collection_module, "EXACT_BELOW", 3000)
+    rng = np.random.default_rng(2)
+    rows = rng.standard_normal((4000, DIM)).astype(np.float32)
+    collection.append([row(number, one) for number, one in enumerate(rows)])
+    collection.settle()
+    [index] = collection._tables[ITEMS].list_indices()
+    assert index.columns == ["embedding"]
+    late = rng.standard_normal((100, DIM)).astype(np.float32)
+    collection.append([row(number, one) for number, one in enumerate(late, len(rows))])
+    everything = np.concatenate([rows, late])
+    found = 0
+    queries = rng.standard_normal((40, DIM))
+    for query in queries:
+        best = np.argsort(-(unit(everything) @ unit(query)))[:10]
+        found += len({hit.id for hit in collection.search(query, 10)} & {row(int(number)).id for number in best})
+    assert found / (10 * len(queries)) >= 0.95
+    for number, one in enumerate(late, len(rows)):
+        assert collection.search(one, 1)[0].id == row(number).id
+    collection.append([row(number, one) for number, one in enumerate(late * -1, len(everything))])
+    collection.append([row(number) for number in range(5000, 5500)])
+    collection.settle()
+    assert collection._tables[ITEMS].index_stats(index.name).num_unindexed_rows == 0
+
+
+# ------------------------------------------------------------------ exporting
+
+
+@pytest.fixture
+def filled(collection: Collection, monkeypatch: pytest.MonkeyPatch) -> Collection:
+    monkeypatch.setattr(collection_module, "CHUNK", 4 * DIM * 7)  # seven rows at a time
+    numbers = np.random.default_rng(3).permutation(60).tolist()
+    for part in (numbers[:20], numbers[20:]):
+        collection.append([row(number) for number in part])
+    collection.append([row(5, np.arange(DIM))])
+    collection.remove([row(6).id])
+    return collection
+
+
+EXPORTED = [number for number in range(60) if number != 6]
+
+
+def test_parquet_holds_every_column_by_id_and_the_encoder(filled: Collection, tmp_path: Path) -> None:
+    assert filled.export(tmp_path / "rows.parquet") == 59
+    table = pq.read_table(tmp_path / "rows.parquet")
+    assert table["id"].to_pylist() == [row(number).id for number in EXPORTED]
+    assert table["mtime_ns"].to_pylist() == [row(number).mtime_ns for number in EXPORTED]
+    embedding = table.schema.field("embedding").type
+    assert (str(embedding.value_type), embedding.list_size) == ("float", DIM)
+    np.testing.assert_array_equal(table["embedding"].to_pylist()[5], np.arange(DIM))
+    about = json.loads(pq.read_schema(tmp_path / "rows.parquet").metadata[b"image-encoders"])
+    assert (about["encoder"], about["fingerprint"], about["dim"]) == ("fake/net", "f" * 32, DIM)
+    assert pq.ParquetFile(tmp_path / "rows.parquet").num_row_groups == 9
+
+
+def test_npy_holds_the_rows_by_id_and_says_beside_it_which_they_are(filled: Collection, tmp_path: Path) -> None:
+    assert filled.export(tmp_path / "rows.npy") == 59
+    rows = np.load(tmp_path / "rows.npy", mmap_mode="r")
+    assert (rows.shape, rows.dtype) == ((59, DIM), np.float32)
+    lines = [json.loads(line) for line in (tmp_path / "rows.ids.jsonl").read_text().splitlines()]
+    assert [line["id"] for line in lines] == [row(number).id for number in EXPORTED]
+    assert lines[0]["width"] == row(0).width
+    np.testing.assert_array_equal(rows[7], row(8).embedding)
+    np.testing.assert_array_equal(rows[5], np.arange(DIM))
+
+
+def test_an_empty_collection_exports_no_rows(collection: Collection, tmp_path: Path) -> None:
+    assert collection.export(tmp_path / "rows.npy") == collection.export(tmp_path / "rows.parquet") == 0
+    assert np.load(tmp_path / "rows.npy").shape == (0, DIM)
+    assert pq.read_table(tmp_path / "rows.parquet").num_rows == 0
+
+
+def test_a_file_that_is_there_is_replaced_only_if_told_to(filled: Collection, tmp_path: Path) -> None:
+    for name in ("rows.parquet", "rows.npy"):
+        (tmp_path / name).write_bytes(b"precious")
+        with pytest.raises(CollectionError, match="there already"):
+            filled.export(tmp_path / name)
+        assert (tmp_path / name).read_bytes() == b"precious"
+        assert filled.export(tmp_path / name, overwrite=True) == 59
+    assert np.load(tmp_path / "rows.npy").shape == (59, DIM)
+
+
+@pytest.mark.parametrize("name", ["rows.csv", "rows", "missing/rows.npy", "rows.npy/rows.parquet"])
+def test_an_export_that_cannot_be_is_one_clear_error_and_leaves_nothing(
+    filled: Collection, tmp_path: Path, name: str
+) -> None:
+    before = set(tmp_path.iterdir())
+    with pytest.raises(CollectionError) as raised:
+        filled.export(tmp_path / name)
+    assert "\n" not in str(raised.value)
+    assert set(tmp_path.iterdir()) == before
+
+
+def test_an_export_that_fails_half_way_leaves_the_old_file(
+    filled: Collection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    filled.export(tmp_path / "rows.parquet")
+    before = (tmp_path / "rows.parquet").read_bytes()
+
+    def fails(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(pq.ParquetWriter, "write_table", fails)
+    with pytest.raises(CollectionError, match="the disk is full"):
+        filled.export(tmp_path / "rows.parquet", overwrite=True)
+    assert (tmp_path / "rows.parquet").read_bytes() == before
+    assert {path.name for path in tmp_path.iterdir()} == {"index", "rows.parquet"}
