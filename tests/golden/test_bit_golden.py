@@ -1,0 +1,115 @@
+"""BiT equals its original code: rows from floats of every size, in float64, and stage by stage.
+
+Rows of pictures and files by every rule: tests/conformance/test_cases.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import image_encoders as ie
+from image_encoders.encoder import Encoder
+from image_encoders.models import bit
+
+FILES = {"bit-npz-R50x1": "BiT-M-R50x1.npz", "bit-npz-R50x3": "BiT-M-R50x3.npz"}
+SAVED_MODELS = ["bit-savedmodel-hub", "bit-savedmodel-raw", "bit-savedmodel-wrapped", "bit-savedmodel-named"]
+# The module of the net whose output the reference names so.
+STAGES = {
+    "root.conv": "root_block.conv",
+    "root": "root_block",
+    "block1.unit01": "block1.unit01",
+    "block1": "block1",
+    "block2.unit02": "block2.unit02",
+    "block2": "block2",
+    "block3": "block3",
+    "block4": "block4",
+    "head.gn": "group_norm",
+}
+FLAT = ["gray16.png.rgb", "one_pixel.png.rgb"]  # pictures of one colour
+
+
+@pytest.fixture(scope="module")
+def encoder(checkpoint: Callable[[str], Path]) -> Callable[..., Encoder]:
+    """encoder(case, **options): loaded once."""
+
+    @cache
+    def loaded(case: str, **options: Any) -> Encoder:
+        variant = "R50x3" if case.endswith("R50x3") else "R50x1"
+        weights = checkpoint(case) / FILES.get(case, case)
+        return ie.load(f"bit/{variant}", weights=weights, device="cpu", precision="float32", engine="torch", **options)
+
+    return loaded
+
+
+def own_range(case: str) -> dict[str, str]:
+    """The option that only the SavedModel of the repository's own class needs, which converts nothing inside."""
+    return {"input_range": "symmetric"} if case == "bit-savedmodel-raw" else {}
+
+
+def decoded(conformance: Path, names: np.ndarray) -> list[np.ndarray]:
+    return [np.asarray(Image.open(conformance / "images" / "decoded" / f"{name}.png")) for name in names]
+
+
+CASES = [
+    ("bit-npz-R50x1", "float224"),
+    ("bit-npz-R50x1", "float160x192"),
+    ("bit-npz-R50x1", "float288x480"),
+    ("bit-npz-R50x1", "float33x47"),
+    *((case, name) for case in SAVED_MODELS for name in ("float224", "float160x192")),
+    pytest.param("bit-npz-R50x3", "float224", marks=pytest.mark.golden),
+]
+
+
+@pytest.mark.parametrize(("case", "name"), CASES)
+def test_rows_of_prepared_floats_are_the_originals(
+    case, name, encoder, golden, float_inputs, manifest, assert_rows_agree
+):
+    rows = encoder(case, **own_range(case)).embed_image(float_inputs(case, name))
+    tolerance = {key: manifest["cases"][case][key] for key in ("rel", "one_minus_cos")}
+    assert_rows_agree(rows, golden(case)[f"{name}/out"], **tolerance)
+
+
+def test_rows_agree_with_the_originals_in_float64(encoder, golden, float_inputs, assert_rows_agree):
+    rows = encoder("bit-npz-R50x1").embed_image(float_inputs("bit-npz-R50x1", "float224"))
+    reference = golden("bit-npz-R50x1")["float224/out_f64"]
+    assert_rows_agree(rows, reference, rel=1e-4, one_minus_cos=1e-8)
+
+
+def test_flat_pictures_get_the_rows_of_float64(checkpoint, encoder, conformance, assert_rows_agree):
+    import torch
+
+    case = "bit-savedmodel-hub"
+    pictures = decoded(conformance, np.array(FLAT))
+    net = bit._net(checkpoint(case) / case, bit.ARCHITECTURES["R50x1"], None).double()
+    inputs = np.stack([bit._prepare(one, "bit", 224) for one in pictures])
+    with torch.inference_mode():
+        reference = net(torch.from_numpy(inputs).double() / 255).numpy()
+    assert_rows_agree(encoder(case, input_size=224).encode_image(pictures), reference, rel=1e-4, one_minus_cos=1e-8)
+
+
+def test_every_stage_is_the_originals(checkpoint, golden, float_inputs):
+    import torch
+
+    weights = checkpoint("bit-npz-R50x1") / FILES["bit-npz-R50x1"]
+    net = bit._net(weights, bit.ARCHITECTURES["R50x1"], None)
+    arrays = golden("bit-npz-R50x1")
+    assert str(arrays["stage_input"]) == "float224 sample 3"
+    outputs = {}
+    for stage, module in STAGES.items():
+        net.get_submodule(module).register_forward_hook(
+            lambda _module, _inputs, output, stage=stage: outputs.__setitem__(stage, output[0].double().flatten())
+        )
+    with torch.inference_mode():
+        net(torch.from_numpy(float_inputs("bit-npz-R50x1", "float224")[3:4]))
+    assert {f"stage/{stage}" for stage in outputs} == {key for key in arrays if key.startswith("stage/")}
+    for stage, x in outputs.items():
+        found = np.array([x.mean(), x.std(correction=0), x.abs().max(), *x[:8]])
+        reference = arrays[f"stage/{stage}"]
+        assert np.abs(found - reference).max() <= 1e-4 * reference[2], stage
