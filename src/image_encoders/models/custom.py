@@ -1,0 +1,473 @@
+"""Your own net: what one of its layers gives for a picture, pooled.
+
+    load("custom", weights="model_state_dict.pth", definition="model.py", class_name="CustomModel", layer="conv1")
+
+Loading runs the definition file, which is meant to: give only one that you would run yourself. The weights file is
+read without running anything in it.
+
+Source: CustomImageTorchEncoder of https://github.com/jina-ai/executors (Apache-2.0).
+Inputs: arrays as they come, cast to float32: neither scaled nor turned, in whatever shape the net takes. Pictures
+    (files, bytes, PIL images, uint8 arrays) where `preprocess` says how they become such arrays.
+Output: one number for each channel of the layer, or as `pooling` says; not of unit length.
+Differs: the net stops after the layer, so what follows cannot fail; `layer` may be dotted; a layer of one channel gives
+    rows of shape (1,), where the original gives no axis at all; outputs of two and three axes are accepted as well.
+    How often the layer runs, and what is written into its output afterwards, is observed once for each shape of an
+    input: a net in which that depends on the values of its input may need `whole=True`.
+    Numbers: none known, tests/golden/test_custom_golden.py.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import sys
+import traceback
+import types
+import weakref
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from image_encoders.encoder import Encoder, Tower, fingerprint
+from image_encoders.engines import Runtime
+from image_encoders.errors import ImageEncodersError, InputError, WeightsError
+from image_encoders.models import Variant, unknown
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from image_encoders.nets.custom import Tapped
+
+VARIANTS = (
+    Variant(
+        "", ("image",), None, "weights=PATH to a state_dict, definition=PATH to a python file, class_name=NAME", "yours"
+    ),
+)
+IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+CLIP = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+TRIED_SIDES = (224, 32, 28, 64, 96, 128, 256, 299, 384, 512)  # [px] of the zeros from which `dim` is learnt
+
+
+def load(
+    variant: str = "",
+    *,
+    weights: Path | None,
+    runtime: Runtime,
+    definition: str | Path | None = None,
+    class_name: str | None = None,
+    layer: str = "features",
+    pooling: str | None = "mean",
+    class_args: Mapping[str, Any] | Sequence[Any] | None = None,
+    preprocess: str | None = None,
+    input_shape: Sequence[int] | None = None,
+    whole: bool = False,
+) -> Encoder:
+    """The encoder of a layer of your net.
+
+    weights: `torch.save(model.state_dict(), PATH)`, old or new container, or a `.safetensors` of the same names
+    definition: the python file in which the net's class is defined; it is run
+    class_name: the class, or a function that makes the net
+    layer: which module of the net, by its dotted name, such as "features", "encoder.block.3"
+    pooling: what becomes of the layer's output; (B, D) features stay as they are under "mean", "max" and "none"
+        "mean"         mean over space of (B, C, H, W), over tokens of (B, L, D)
+        "max"          maximum over the same
+        "cls"          the first token of (B, L, D)
+        "mean-tokens"  mean over the tokens of (B, L, D), nothing else accepted
+        "none"         all numbers, flattened in C order; then every input has the same shape
+    class_args: what the class is called with: a mapping for keywords, a sequence for positions
+    preprocess: how a picture becomes an input: the name of a function in the definition file, which gets (H, W, 3)
+        uint8 RGB and returns the net's input for one picture; or one of
+        "pixels"    (3, H, W), 0 to 255
+        "unit"      (3, H, W), 0 to 1
+        "imagenet"  short side to 256 (bilinear), central 224 x 224, ImageNet's mean and deviation
+        "clip"      short side to 224 (bicubic), central 224 x 224, CLIP's mean and deviation
+        None: pictures are not accepted, arrays are, as they come. Float arrays are taken as they come in any case.
+    input_shape: of one input, without batch axis, from which the length of a row is learnt; needed where it cannot be
+        guessed, and for "none" where it is not (3, 224, 224)
+    whole: run the net to its end every time, whatever the layer
+
+    Raises WeightsError for whatever is wrong with the files or the layer; InputError for an option's value.
+    """
+    from image_encoders.nets.custom import POOLINGS, Tapped
+
+    if variant:
+        raise unknown(f"custom/{variant}")
+    given = {"weights": weights, "definition": definition, "class_name": class_name}
+    lacking = [f"{name}=" for name, value in given.items() if not value]
+    if lacking:
+        raise WeightsError(f"custom needs {', '.join(lacking)}: a state_dict file, a python file, a class in it")
+    assert weights is not None
+    assert definition is not None
+    assert class_name is not None
+    pooling = "none" if pooling is None else pooling
+    if pooling not in POOLINGS:
+        raise InputError(f"pooling is {pooling!r}; accepted: {', '.join(POOLINGS)}", code="option")
+    path = Path(definition).expanduser()
+    source = _source(path)
+    module = _run(source, path)
+    to_input = _preparation(preprocess, module, path)
+    net = _loaded(_made(module, class_name, class_args, path), weights)
+    layer = _layer(net, str(layer), f"{path}: {class_name}")
+    tapped = Tapped(net, layer, pooling, whole=whole)
+    shape, dim = _tried(tapped, input_shape, path)
+    return _encoder(
+        "custom",
+        tapped,
+        dim,
+        runtime,
+        path,
+        to_input,
+        shape=shape if pooling == "none" else None,
+        facts={
+            "definition": hashlib.sha256(source).hexdigest(),
+            "class": [class_name, repr(class_args)],
+            "layer": layer,
+            "pooling": pooling,
+            "preprocess": preprocess,
+        },
+    )
+
+
+def original(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """The tensors of a state_dict file."""
+    return _state(path), {"family": "custom"}
+
+
+def tiny() -> Encoder:
+    """A small random net."""
+    import torch
+    from torch import nn
+
+    from image_encoders.nets.custom import Tapped
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        features = nn.Sequential(nn.Conv2d(3, 16, 7, stride=4), nn.ReLU(), nn.Conv2d(16, 24, 3, stride=2), nn.ReLU())
+        net = nn.Sequential(OrderedDict(features=features, pool=nn.AdaptiveAvgPool2d(1), classifier=nn.Linear(1, 10)))
+    facts = {"definition": "tiny", "class": ["tiny", ""], "layer": "features", "pooling": "mean"}
+    tapped = Tapped(net.eval(), "features")
+    return _encoder(
+        "custom/tiny",
+        tapped,
+        24,
+        Runtime(precision="float32"),
+        Path("tiny"),
+        PRESETS["imagenet"],
+        shape=None,
+        facts=facts,
+    )
+
+
+def _encoder(
+    name: str,
+    tapped: Tapped,
+    dim: int,
+    runtime: Runtime,
+    definition: Path,
+    to_input: Callable[[np.ndarray], Any] | None,
+    *,
+    shape: tuple[int, ...] | None,
+    facts: dict[str, Any],
+) -> Encoder:
+    from image_encoders.weights.digest import weights_digest
+
+    digest = weights_digest(tapped.net.state_dict())
+    embedder = runtime.embedder(tapped)
+
+    def embed(inputs: np.ndarray) -> np.ndarray:
+        try:
+            rows = embedder(inputs)
+        except (ImageEncodersError, MemoryError):
+            raise
+        except Exception as error:  # the net is not ours, and takes what it takes
+            if "memory" in str(error):  # torch's own error for too little of it is a RuntimeError like any other
+                raise
+            raise InputError(
+                f"the net fails for inputs of shape {inputs.shape[1:]}: {_located(error, definition)}", code="net"
+            ) from error
+        if rows.shape[1] != dim:
+            raise InputError(
+                f"inputs of shape {inputs.shape[1:]} give rows of {rows.shape[1]} numbers; others give {dim}",
+                code="shape",
+            )
+        return rows
+
+    tower = Tower("image", partial(_read, arrays=to_input is None), partial(_prepare, to_input=to_input), embed, shape)
+    return Encoder(
+        name=name,
+        dim=dim,
+        towers={"image": tower},
+        fingerprint=fingerprint(family="custom", weights=digest, precision=embedder.precision, **facts),
+        device=embedder.device,
+        engine=embedder.engine,
+        precision=embedder.precision,
+    )
+
+
+# ---------------------------------------------------------------- pictures
+
+
+def _read(source: Any, arrays: bool) -> np.ndarray:
+    """An array or tensor of floats as it is; so is any other where `arrays`; else a picture's pixels."""
+    if hasattr(source, "detach"):
+        source = source.detach().cpu()
+        source = (source.float() if source.is_floating_point() else source).numpy()
+    if isinstance(source, np.ndarray) and (arrays or source.dtype.kind == "f"):
+        if source.dtype.kind not in "biuf":
+            raise InputError(f"an array of {source.dtype}; numbers are accepted", code="dtype")
+        return source.astype(np.float32, copy=False)
+    if arrays:
+        raise InputError(
+            f"a {type(source).__name__}; without preprocess= this model takes arrays that its net takes. "
+            f"For pictures load it with preprocess=, one of {', '.join(PRESETS)} or a function in the definition file",
+            code="type",
+        )
+    from image_encoders.inputs.image import read_image
+
+    return read_image(source)
+
+
+def _prepare(item: np.ndarray, to_input: Callable[[np.ndarray], Any] | None) -> np.ndarray:
+    """The net's input, float32: from pixels by `to_input`, from floats as they are."""
+    if to_input is None or item.dtype == np.float32:
+        return np.ascontiguousarray(item)
+    return np.ascontiguousarray(to_input(item), np.float32)
+
+
+def _own(pixels: np.ndarray, function: Callable[[np.ndarray], Any], definition: Path) -> np.ndarray:
+    """What a function of the definition file makes of a picture."""
+    try:
+        result = function(pixels.copy())  # which it may write to
+        if hasattr(result, "detach"):
+            result = result.detach().cpu().float().numpy()
+        return np.asarray(result, np.float32)
+    except Exception as error:  # the function is not ours
+        raise InputError(f"{function.__name__} fails: {_located(error, definition)}", code="preprocess") from error
+
+
+def _scaled(pixels: np.ndarray, scale: float) -> np.ndarray:
+    from image_encoders.inputs.image import channels_first
+
+    return channels_first(pixels).astype(np.float32) / np.float32(scale)
+
+
+def _cropped(
+    pixels: np.ndarray, target: int, filter: str, colours: tuple[Sequence[float], Sequence[float]]
+) -> np.ndarray:
+    """As torchvision's Resize(target), CenterCrop(224), ToTensor and Normalize(mean, std) make it."""
+    from image_encoders.inputs import image
+
+    height, width, _ = pixels.shape
+    resized = image.resize(pixels, *image.short_side(height, width, target), getattr(image, filter))
+    square = image.center_crop(resized, 224, 224, lambda spare: round(spare / 2))  # half to even
+    mean, std = (np.array(values, np.float32)[:, None, None] for values in colours)
+    return (_scaled(square, 255) - mean) / std
+
+
+PRESETS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "pixels": partial(_scaled, scale=1),
+    "unit": partial(_scaled, scale=255),
+    "imagenet": partial(_cropped, target=256, filter="BILINEAR", colours=IMAGENET),
+    "clip": partial(_cropped, target=224, filter="BICUBIC", colours=CLIP),
+}
+
+
+def _preparation(name: str | None, module: types.ModuleType, definition: Path) -> Callable[[np.ndarray], Any] | None:
+    if name is None:
+        return None
+    own = getattr(module, name, None)
+    if callable(own):
+        return partial(_own, function=own, definition=definition)
+    if name not in PRESETS:
+        raise InputError(
+            f"preprocess is {name!r}; accepted: {', '.join(PRESETS)}, or the name of a function in {definition}",
+            code="option",
+        )
+    return PRESETS[name]
+
+
+# ---------------------------------------------------------------- the definition file
+
+
+def _source(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise WeightsError(
+            f"{path}: {error.strerror}; definition= is the python file that defines the class"
+        ) from error
+
+
+def _run(source: bytes, path: Path) -> types.ModuleType:
+    """The definition file as a module, run as python would run it: modules beside it can be imported."""
+    # Bytes are compiled, rather than the path imported, so that what runs is what the fingerprint knows.
+    name = f"image_encoders_definition_{hashlib.sha256(str(path.resolve()).encode() + source).hexdigest()[:16]}"
+    module = types.ModuleType(name)
+    module.__file__ = str(path)
+    folder = str(path.resolve().parent)
+    sys.modules[name] = module  # dataclasses and type hints look their module up
+    sys.path.insert(0, folder)
+    try:
+        exec(compile(source, str(path), "exec"), module.__dict__)
+    except (Exception, SystemExit) as error:
+        del sys.modules[name]
+        raise WeightsError(f"{path}: fails when run: {_located(error, path)}") from error
+    finally:
+        sys.path.remove(folder)
+    return module
+
+
+def _located(error: BaseException, path: Path) -> str:
+    """What went wrong, and in which line of the definition file, where it was there."""
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+    if isinstance(error, SyntaxError) and error.filename == str(path):
+        lines.append(error.lineno)
+    where = f"line {lines[-1]}: " if lines else ""
+    return f"{where}{type(error).__name__}: {error}"
+
+
+def _made(
+    module: types.ModuleType, class_name: str, class_args: Mapping[str, Any] | Sequence[Any] | None, path: Path
+) -> nn.Module:
+    """The net that the class, called with `class_args`, makes."""
+    from torch import nn
+
+    from image_encoders.nets.custom import closest
+
+    make = getattr(module, class_name, None)
+    if not callable(make):
+        classes = [
+            name
+            for name, value in vars(module).items()
+            if isinstance(value, type) and issubclass(value, nn.Module) and value.__module__ == module.__name__
+        ]
+        raise WeightsError(f"{path}: defines no class {class_name!r}; {closest(class_name, classes, 'nets in it')}")
+    if class_args is not None and not isinstance(class_args, (Mapping, list, tuple)):
+        raise InputError(f"class_args is {class_args!r}; a mapping or a list is accepted", code="option")
+    keywords = dict(class_args) if isinstance(class_args, Mapping) else {}
+    positions = tuple(class_args) if isinstance(class_args, (list, tuple)) else ()
+    try:
+        signature = inspect.signature(make)
+        signature.bind(*positions, **keywords)
+    except ValueError:  # no signature: made by C code
+        pass
+    except TypeError as error:
+        raise WeightsError(
+            f"{path}: {class_name}{signature} is called with other arguments: {error}; "
+            'give them as class_args={"name": value}'
+        ) from error
+    try:
+        net = make(*positions, **keywords)
+    except Exception as error:  # the class is not ours
+        raise WeightsError(f"{path}: {class_name} cannot be made: {_located(error, path)}") from error
+    if not isinstance(net, nn.Module):
+        raise WeightsError(f"{path}: {class_name} makes a {type(net).__name__}; a torch.nn.Module is needed")
+    return net
+
+
+def _layer(net: nn.Module, layer: str, whose: str) -> str:
+    """`layer`, when the net has it."""
+    from image_encoders.nets.custom import closest
+
+    try:
+        net.get_submodule(layer)
+    except AttributeError as error:
+        layers = [name for name, _ in net.named_modules() if name]
+        raise WeightsError(f"{whose} has no layer {layer!r}; {closest(layer, layers, 'it has')}") from error
+    return layer
+
+
+# ---------------------------------------------------------------- weights
+
+
+def _loaded(net: nn.Module, path: Path) -> nn.Module:
+    """The net with a checkpoint's tensors; its own initial ones are given up before those are read."""
+    import torch
+
+    from image_encoders.weights.assign import assign
+
+    initial = []
+    for module in net.modules():
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            initial.append((module, name, weakref.ref(parameter)))
+            setattr(module, name, torch.nn.Parameter(torch.empty_like(parameter, device="meta"), requires_grad=False))
+            del parameter
+    assign(net, _state(path), path)
+    for module, name, initially in initial:
+        held = initially()
+        if held is not None:  # by a list or tuple of the net's own, say: then it stays the parameter, with new values
+            held.requires_grad_(False).copy_(getattr(module, name))
+            setattr(module, name, held)
+    return net
+
+
+def _state(path: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a state_dict file."""
+    import torch
+
+    from image_encoders.weights import safetensors_file, torch_file
+
+    if _is_safetensors(path):
+        return safetensors_file.read(path)[0]
+    found = torch_file.read(path)
+    wanted = "a state_dict is accepted: torch.save(model.state_dict(), FILE)"
+    if not isinstance(found, Mapping):
+        raise WeightsError(f"{path}: holds a {type(found).__name__}; {wanted}")
+    others = [str(name) for name, value in found.items() if not isinstance(value, torch.Tensor)]
+    if others:
+        inside = next((name for name in found if isinstance(found[name], Mapping) and found[name]), None)
+        hint = "" if inside is None else f'; perhaps torch.save(torch.load({path.name!r})["{inside}"], FILE)'
+        raise WeightsError(f"{path}: {', '.join(others[:5])} in it are no tensors; {wanted}{hint}")
+    return dict(found)
+
+
+def _is_safetensors(path: Path) -> bool:
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.read(9)[8:] == b"{"
+
+
+# ---------------------------------------------------------------- the length of a row
+
+
+def _tried(tapped: Tapped, input_shape: Sequence[int] | None, definition: Path) -> tuple[tuple[int, ...], int]:
+    """A shape that the net takes, and the length of the row that it gives for it."""
+    if input_shape is not None and not all(type(size) is int and size > 0 for size in input_shape):
+        raise InputError(f"input_shape is {input_shape!r}; such as (3, 224, 224) is accepted", code="option")
+    shapes = list(_likely_shapes(tapped.net)) if input_shape is None else [tuple(input_shape)]
+    failure: Exception | None = None
+    for shape in shapes:
+        try:
+            return shape, tapped.dim(shape)
+        except WeightsError as error:
+            raise WeightsError(f"{definition}: {error}") from error
+        except Exception as error:  # the net is not ours, and takes what it takes
+            failure = failure or error
+    assert failure is not None
+    tried = str(shapes[0]) if len(shapes) == 1 else f"{shapes[0]} and {len(shapes) - 1} other shapes"
+    raise WeightsError(
+        f"{definition}: the net fails on zeros of shape {tried}, tried to learn the length of a row: "
+        f"{_located(failure, definition)}. Give the shape of one input as input_shape=, such as (3, 224, 224)"
+    ) from failure
+
+
+def _likely_shapes(net: nn.Module) -> Iterator[tuple[int, ...]]:
+    """Shapes of an input, judged by the first layer that has weights."""
+    from torch import nn
+
+    first = next((one for one in net.modules() if isinstance(one, (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear))), None)
+    if isinstance(first, nn.Linear):
+        for channels in (3, 1):
+            side = round((first.in_features / channels) ** 0.5)
+            if channels * side * side == first.in_features:
+                yield channels, side, side
+        yield (first.in_features,)
+    channels = first.in_channels if isinstance(first, nn.Conv2d) else 3
+    for side in TRIED_SIDES:
+        yield channels, side, side

@@ -1,0 +1,227 @@
+"""One layer of any net as an encoder: what the layer gives, pooled; the net runs no further than that needs."""
+
+from __future__ import annotations
+
+import difflib
+import logging
+import threading
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from image_encoders.errors import WeightsError
+
+logger = logging.getLogger(__name__)
+
+POOLINGS = ("mean", "max", "cls", "mean-tokens", "none")
+
+
+class _Stop(BaseException):
+    """Ends a forward pass. Not an Exception, so that no handler in somebody's net stops it."""
+
+
+class _Run:
+    """One forward pass of one thread.
+
+    stop: the step to stop at; None for a whole pass
+    watched: whether to find out which step that is
+    """
+
+    def __init__(self, stop: int | None = None, watched: bool = False):
+        self.stop = stop
+        self.watched = watched
+        self.steps = 0
+        self.calls = 0  # of the layer
+        self.map: Any = None  # what its latest call gave
+        self.settled = 0  # the first step at which the map had its final content
+        self.content: object = None
+        self.ran: list[nn.Module] = []
+
+    def changed(self) -> bool:
+        """Whether the map is another one, or was written to, since this was last asked."""
+        if isinstance(self.map, Tensor):
+            # Tensors made in inference mode do not count what is written to them: they never look settled.
+            version = object() if self.map.is_inference() else self.map._version
+        else:
+            version = None
+        before, self.content = self.content, (self.calls, version)
+        return self.content != before
+
+
+class Tapped(nn.Module):
+    """A batch (B, ...) -> rows (B, dim): what `layer` of `net` gives for it, pooled.
+
+    As with a hook that keeps a reference, a layer that runs several times counts with its last call, and what is
+    written into its output in place afterwards shows. Both can only be known by running the rest of the net, so that
+    happens once for each shape of an input; later passes stop where the output had its final content. A pass is
+    counted in steps: the beginnings and ends of modules' calls.
+
+    layer: dotted name of a module in `net`
+    pooling: one of POOLINGS, see `pool`
+    whole: never stop early
+
+    Raises WeightsError when the layer never runs, or gives something that cannot be pooled so.
+    """
+
+    def __init__(self, net: nn.Module, layer: str, pooling: str = "mean", whole: bool = False):
+        super().__init__()
+        self.net = net
+        self.layer = layer
+        self.pooling = pooling
+        self.whole = whole
+        self._stops: dict[tuple[int, ...], int | None] = {}
+        self._local = threading.local()
+        net.get_submodule(layer).register_forward_hook(self._capture)
+        for module in net.modules():
+            module.register_forward_pre_hook(self._begins)
+            module.register_forward_hook(self._ends)
+
+    def forward(self, x: Tensor) -> Tensor:
+        shape = tuple(x.shape[1:])
+        if shape in self._stops:
+            run = _Run(self._stops[shape])
+            self._pass(run, x)
+        else:
+            run = self._watch(x)
+        if not run.calls:
+            raise WeightsError(f"layer {self.layer!r} did not run for inputs of shape {shape}, though it did before")
+        return self._pooled(run.map, len(x))
+
+    def dim(self, shape: tuple[int, ...]) -> int:
+        """The length of the row of an input of that shape; computes nothing where the net allows it.
+
+        Raises WeightsError, and whatever the net itself raises for such an input.
+        """
+        # Meta tensors have shapes and no content; a net that looks at content fails on them and is run on zeros.
+        meta = {name: value.to("meta") for name, value in (*self.named_parameters(), *self.named_buffers())}
+        try:
+            rows = torch.func.functional_call(self, meta, torch.zeros(2, *shape, device="meta"))
+        except WeightsError:
+            raise
+        except Exception:
+            rows = self(torch.zeros(2, *shape))
+        else:
+            self._stops.clear()  # what follows the layer may have failed for want of content only
+        return rows.shape[1]
+
+    def _watch(self, x: Tensor) -> _Run:
+        """A whole pass, from which the step to stop at is learnt."""
+        run = _Run(watched=True)
+        failure = None
+        with torch.inference_mode(False), torch.no_grad():
+            try:
+                self._pass(run, x.clone())
+            except Exception as error:
+                failure = error
+            late = run.changed()
+        if not run.calls:
+            raise failure or self._never(run)
+        if failure:
+            if late or self.whole:
+                raise failure
+            logger.info("layer %r has run; what follows it fails and is left out: %s", self.layer, failure)
+        self._stops[tuple(x.shape[1:])] = None if late or self.whole else run.settled
+        return run
+
+    def _pass(self, run: _Run, x: Tensor) -> None:
+        self._local.run = run
+        try:
+            self.net(x)
+        except _Stop:
+            pass
+        finally:
+            self._local.run = None
+
+    def _capture(self, module: nn.Module, args: Any, output: Any) -> None:
+        run = getattr(self._local, "run", None)
+        if run is not None:
+            run.calls += 1
+            run.map = output
+
+    def _begins(self, module: nn.Module, args: Any) -> None:
+        self._step(module)
+
+    def _ends(self, module: nn.Module, args: Any, output: Any) -> None:
+        self._step(module)
+
+    def _step(self, module: nn.Module) -> None:
+        run = getattr(self._local, "run", None)
+        if run is None:
+            return
+        run.steps += 1
+        if run.watched:
+            run.ran.append(module)
+            if run.changed():
+                run.settled = run.steps
+        elif run.steps == run.stop:
+            raise _Stop
+
+    def _never(self, run: _Run) -> WeightsError:
+        names = {module: name for name, module in self.net.named_modules() if name}
+        ran = list(dict.fromkeys(names[module] for module in run.ran if module in names))
+        return WeightsError(
+            f"layer {self.layer!r} never runs in this net's forward pass; {closest(self.layer, ran, 'layers that do')}"
+        )
+
+    def _pooled(self, output: Any, batch: int) -> Tensor:
+        if not isinstance(output, Tensor):
+            raise WeightsError(
+                f"layer {self.layer!r} gives {_said(output)}; name a layer that gives one tensor, such as one inside it"
+            )
+        shape = tuple(output.shape)
+        if not shape or shape[0] != batch:
+            raise WeightsError(
+                f"layer {self.layer!r} gives {shape} for {batch} inputs; the first axis is not the batch's"
+            )
+        try:
+            return pool(output, self.pooling)
+        except ValueError as error:
+            raise WeightsError(f"layer {self.layer!r} gives {shape}: {error}") from None
+
+
+def pool(x: Tensor, pooling: str) -> Tensor:
+    """Rows (B, dim) of what a layer gives.
+
+    x: (B, D) features, (B, L, D) tokens or (B, C, H, W) maps
+    pooling:
+        "mean"         over space, or over tokens
+        "max"          over space, or over tokens
+        "cls"          the first token; tokens only
+        "mean-tokens"  over tokens; tokens only
+        "none"         everything, flattened in C order
+        (B, D) features stay as they are under "mean", "max" and "none".
+
+    Raises ValueError when the pooling is not for this number of axes.
+    """
+    if pooling == "none" and x.ndim >= 2:
+        return x.flatten(1)
+    if pooling in ("mean", "max") and x.ndim == 2:
+        return x
+    if pooling == "mean" and x.ndim == 4:
+        return F.adaptive_avg_pool2d(x, 1).flatten(1)
+    if pooling == "max" and x.ndim == 4:
+        return x.amax(dim=(2, 3))
+    if pooling in ("mean", "mean-tokens") and x.ndim == 3:
+        return x.mean(dim=1)
+    if pooling == "max" and x.ndim == 3:
+        return x.amax(dim=1)
+    if pooling == "cls" and x.ndim == 3:
+        return x[:, 0]
+    wanted = "tokens (B, L, D)" if pooling in ("cls", "mean-tokens") else "(B, D), (B, L, D) or (B, C, H, W)"
+    raise ValueError(f"pooling {pooling!r} needs {wanted}")
+
+
+def closest(name: str, names: list[str], what: str, shown: int = 10) -> str:
+    """The names that look most like `name`, or else the first ones: the end of a message."""
+    close = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+    if close:
+        return f"closest: {', '.join(close)}"
+    return f"{what}: {', '.join(names[:shown])}{', ...' if len(names) > shown else ''}" if names else f"no {what}"
+
+
+def _said(output: Any) -> str:
+    if isinstance(output, (tuple, list)):
+        return f"a {type(output).__name__} of {', '.join(type(one).__name__ for one in output) or 'nothing'}"
+    return f"a {type(output).__name__}"
