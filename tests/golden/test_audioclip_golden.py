@@ -1,4 +1,7 @@
-"""AudioCLIP equals its original: a synthetic checkpoint in the released layout, and the original code's rows for it."""
+"""AudioCLIP equals its original: a synthetic checkpoint in the released layout, and the original code's rows for it.
+
+Rows of pixels and files, and of sounds for both statistics and amplitudes: tests/conformance/test_cases.py.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ from image_encoders.models import audioclip
 
 pytestmark = pytest.mark.golden
 
-CLIPS = ("tones", "bursts", "short")  # "silence" is rounding noise after a logarithm, see below
+CLIPS = ("tones", "bursts", "short")  # "silence" is rounding noise after a logarithm
 
 
 @pytest.fixture(scope="module")
@@ -116,30 +119,6 @@ def test_every_stage_of_the_image_net_agrees(encoder, reference, float_inputs, s
         assert_stage_agrees(found[name], reference[f"stage/{name}"], rel=2e-5)
 
 
-def test_decoded_pictures_give_the_originals_rows(encoder, reference, tolerance, conformance, assert_rows_agree):
-    names = reference["image/aclip/names"].tolist()
-    rows = encoder.encode_image([decoded(conformance, name) for name in names])
-    assert_rows_agree(
-        rows, reference["image/aclip/out"], rel=tolerance["rel"], one_minus_cos=tolerance["one_minus_cos"]
-    )
-
-
-def test_picture_files_give_the_originals_rows(encoder, reference, conformance, assert_rows_agree):
-    # Upright, transparency on white, 16 bits scaled to 8: what the family says it does with files.
-    variants = {"exif_rotated.jpg": "exif", "rgba.png": "white", "gray16.png": "scaled"}
-    names = reference["image/aclip/names"].tolist()
-    files = sorted({name.rpartition(".")[0] for name in names} - {"palette.png"})  # has no row on white
-    wanted = np.stack(
-        [reference["image/aclip/out"][names.index(f"{file}.{variants.get(file, 'rgb')}")] for file in files]
-    )
-    rows = encoder.encode_image([conformance / "images" / file for file in files])
-    lossless = [i for i, file in enumerate(files) if file.endswith((".png", ".gif"))]
-    assert len(lossless) == 7
-    assert_rows_agree(rows[lossless], wanted[lossless], rel=1e-4, one_minus_cos=1e-8)
-    # Another JPEG or WebP decoder may differ by 1 in a pixel.
-    assert_rows_agree(rows, wanted, rel=5e-2, one_minus_cos=1e-3)
-
-
 def test_preprocessing_equals_the_originals(golden, conformance):
     reference = golden("preprocess")
     full = {key.split("/", 2)[2]: key for key in reference if key.startswith("aclip/full/")}
@@ -185,35 +164,6 @@ def test_texts_give_the_originals_ids_and_rows(encoder, reference, tolerance, as
     )
 
 
-def test_ids_of_the_published_vocabulary_give_the_originals_rows(encoder, reference, tolerance, assert_rows_agree):
-    rows = encoder.tower("text").embed(reference["text/real_bpe/ids"].astype(np.int64))
-    assert_rows_agree(
-        rows,
-        reference["text/real_bpe/out"],
-        rel=tolerance["text_rel"],
-        one_minus_cos=tolerance["text_one_minus_cos"],
-    )
-
-
-@pytest.mark.parametrize("amplitude", ["int16", "unit"])
-@pytest.mark.parametrize("statistics", ["eval_bn", "batchstat_bn"])
-def test_sounds_give_the_originals_rows(
-    encoder, per_item, wav, reference, tolerance, assert_rows_agree, statistics, amplitude
-):
-    names = reference["audio/names"].tolist()
-    tower = (encoder if statistics == "eval_bn" else per_item).tower("audio")
-    scale = 1 if amplitude == "unit" else 32768
-    inputs = [audioclip.prepare_audio((wav(name).astype(np.float32) / 32768, 44100), scale) for name in names]
-    rows = tower.rows(inputs)
-    wanted = reference[f"audio/{statistics}/{amplitude}/out"]
-    compared = [names.index(name) for name in CLIPS]
-    assert_rows_agree(rows[compared], wanted[compared], **tolerance["audio"][f"{statistics}/{amplitude}"])
-    silence = names.index("silence")
-    cosine = rows[silence] @ wanted[silence] / np.linalg.norm(rows[silence]) / np.linalg.norm(wanted[silence])
-    assert np.isfinite(rows[silence]).all()
-    assert cosine > 0.8
-
-
 def test_sound_files_and_samples_give_the_originals_rows(
     encoder, wav, conformance, reference, tolerance, assert_rows_agree
 ):
@@ -223,24 +173,6 @@ def test_sound_files_and_samples_give_the_originals_rows(
     assert_rows_agree(encoder.encode_audio(paths), wanted, **bounds)
     assert_rows_agree(encoder.encode_audio([path.read_bytes() for path in paths]), wanted, **bounds)
     assert_rows_agree(encoder.encode_audio([(wav(name), 44100) for name in CLIPS]), wanted, **bounds)
-
-
-def test_the_amplitude_option_gives_the_rows_of_samples_that_were_not_multiplied(
-    load, conformance, reference, tolerance, assert_rows_agree
-):
-    rows = load(amplitude="unit").encode_audio([conformance / "audio" / f"{name}.wav" for name in CLIPS])
-    wanted = reference["audio/eval_bn/unit/out"][: len(CLIPS)]
-    assert_rows_agree(rows, wanted, **tolerance["audio"]["eval_bn/unit"])
-
-
-@pytest.mark.parametrize("statistics", ["eval_bn", "batchstat_bn"])
-def test_channels_summed_give_the_originals_rows(load, wav, reference, tolerance, assert_rows_agree, statistics):
-    samples = wav("tones")
-    stereo = np.stack([samples, np.roll(samples, 777) // 2])
-    encoder = load(channels="sum", batch_norm="running" if statistics == "eval_bn" else "item")
-    rows = encoder.encode_audio([(stereo, 44100)])
-    wanted = reference[f"audio/stereo_tones_int16/{statistics}/out"][None]
-    assert_rows_agree(rows, wanted, **tolerance["audio"][f"{statistics}/int16"])
 
 
 def test_a_sound_twice_in_a_batch_gives_the_originals_rows(per_item, wav, reference, tolerance, assert_rows_agree):

@@ -1,4 +1,7 @@
-"""VSE++ equals its original code: rows of prepared arrays, pixels, files and captions, and the nets stage by stage."""
+"""VSE++ equals its original code: rows of prepared arrays and captions, and the nets stage by stage.
+
+Rows of pixels and files: tests/conformance/test_cases.py.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 import image_encoders as ie
 from image_encoders.encoder import Encoder
@@ -27,7 +29,7 @@ NAMES = {
     "vse-resnet152": "vsepp/f30k-resnet152-finetune",
     "vse-resnet152-order": "vsepp",
 }
-PICTURES = ["vse-vgg19", "vse-resnet152"]  # the cases whose golden file has rows of pictures, and stages
+STAGED = ["vse-vgg19", "vse-resnet152"]  # the cases whose golden file has stages of the nets
 # The module of the net whose output the reference names so.
 STAGES = {
     "vse-vgg19": {
@@ -53,9 +55,6 @@ STAGES = {
         "fc": "fc",
     },
 }
-# What our reading of a file gives, by the names of the decoded pictures; JPEG and WebP decoders may differ by 1.
-READ = {"exif_rotated.jpg": "exif", "gray16.png": "scaled", "rgba.png": "white"}
-OTHER_DECODERS = (".jpg", ".webp")
 
 
 @pytest.fixture(scope="module")
@@ -86,33 +85,7 @@ def test_prepared_pictures_have_the_originals_rows(case, encoder, golden, float_
         assert_rows_agree(rows[2:5], reference["float224/out_f64_samples2to4"], **tolerance(case))
 
 
-@pytest.mark.parametrize("case", PICTURES)
-def test_pixels_have_the_originals_rows(case, encoder, golden, conformance, assert_rows_agree, tolerance):
-    reference = golden(case)
-    pixels = []
-    for name in reference["image/vse/names"]:
-        with Image.open(conformance / "images" / "decoded" / f"{name}.png") as image:
-            pixels.append(np.asarray(image))
-    assert_rows_agree(encoder(case).encode_image(pixels), reference["image/vse/out"], **tolerance(case))
-
-
-@pytest.mark.parametrize("case", PICTURES)
-def test_files_have_the_originals_rows(case, encoder, golden, conformance, assert_rows_agree, tolerance):
-    reference = golden(case)
-    rows = dict(zip(reference["image/vse/names"].tolist(), reference["image/vse/out"]))
-    files = sorted(path for path in (conformance / "images").iterdir() if path.is_file())
-    expected = {path: f"{path.name}.{READ.get(path.name, 'rgb')}" for path in files}
-    # The reference drops the transparency of a palette; its row on white is not in the bundle.
-    exact = [p for p in files if p.suffix not in OTHER_DECODERS and expected[p] in rows and p.name != "palette.png"]
-    near = [p for p in files if p.suffix in OTHER_DECODERS]
-    assert len(exact) >= 6
-    assert len(near) >= 4
-    for paths, limits in ((exact, tolerance(case)), (near, {"rel": 0.1, "one_minus_cos": 1e-3})):
-        found = encoder(case).encode_image(paths)
-        assert_rows_agree(found, np.stack([rows[expected[path]] for path in paths]), **limits)
-
-
-@pytest.mark.parametrize("case", PICTURES)
+@pytest.mark.parametrize("case", STAGED)
 def test_every_stage_of_the_net_agrees(case, checkpoint, golden, float_inputs, tolerance):
     reference = golden(case)
     image, _ = vsepp._nets(vsepp._read(checkpoint(case)))

@@ -15,6 +15,9 @@ class Normalized(nn.Module):
     float inputs are already prepared and go straight on.
     """
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, net: nn.Module, mean: Sequence[float], std: Sequence[float]):
         super().__init__()
         self.net = net

@@ -1,0 +1,98 @@
+"""The command `image-encoders`: one module per command, which parses and prints; the work is done elsewhere.
+
+Exit statuses: 0 everything asked for was done; 2 it could not be done, and one sentence says why; 3 done, but items
+failed, and it is said where they are listed; 130 interrupted. Results go to standard output, all else to standard
+error.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from image_encoders import __version__
+from image_encoders.cli import convert, demo, doctor, encode, export, failures, fetch, flow, models, search, verify
+from image_encoders.cli.printing import say, sentence
+from image_encoders.errors import ImageEncodersError
+
+
+class Commands(TyperGroup):
+    """The commands, with every expected error turned into one sentence and an exit status."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            result = super().invoke(ctx)
+            sys.stdout.flush()  # here, where a closed pipe is still an error that can be caught
+            return result
+        except BrokenPipeError:  # the reader, such as `head`, has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(141) from None  # what a shell reports for SIGPIPE
+        except (ImageEncodersError, OSError) as error:
+            if (ctx.obj or {}).get("debug"):
+                raise
+            say(f"error: {sentence(error)}", style="red")
+            raise typer.Exit(2) from None
+        except KeyboardInterrupt:
+            say("interrupted")
+            raise typer.Exit(130) from None
+
+
+app = typer.Typer(
+    cls=Commands,
+    rich_markup_mode=None,  # plain help: quick to show, and its examples can be copied
+    pretty_exceptions_enable=False,
+    no_args_is_help=True,
+    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog="""\b
+Try it:
+  image-encoders demo                                   # the whole tour, with no network
+  image-encoders encode photos/ -o my-photos            # pictures into a collection
+  image-encoders search my-photos "a dog on a beach"    # and found by words
+\b
+Exit status: 0 all done; 2 not possible, one sentence says why; 3 done, but some items failed.""",
+)
+
+for command in (
+    encode.encode,
+    search.search,
+    failures.failures,
+    export.export,
+    models.models,
+    fetch.fetch,
+    convert.convert,
+    verify.verify,
+    doctor.doctor,
+    flow.flow,
+    demo.demo,
+):
+    app.command(epilog=command.__globals__["EXAMPLES"])(command)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"image-encoders {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    context: typer.Context,
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version and exit.", callback=_version, is_eager=True)
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.", envvar="IMAGE_ENCODERS_DEBUG")] = False,
+) -> None:
+    """Pictures into vectors, and collections of pictures that you search by words, sounds and pictures."""
+    context.obj = {"debug": debug}
+
+
+def main() -> None:
+    """The command's entry point."""
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # file names need not be text
+    app(prog_name="image-encoders")

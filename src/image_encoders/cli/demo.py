@@ -1,0 +1,73 @@
+"""`image-encoders demo`: the tour, from picture files to answers."""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from image_encoders.cli.printing import console, counted, shown
+
+EXAMPLES = """\b
+Examples:
+  image-encoders demo               # into the folder image-encoders-demo
+  image-encoders demo /tmp/tour"""
+
+PICTURES = 300
+QUERIES = ("a red circle", "a purple triangle on a white background", "a green heart and a yellow square")
+
+
+def demo(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Where to draw and store.")] = Path(
+        "image-encoders-demo"
+    ),
+) -> None:
+    """Take the tour: draw pictures, encode them, search them.
+
+    It uses the bundled model and no network, and shows each command before it runs it. Among the pictures are two
+    broken files, to show what becomes of such.
+    """
+    start = time.perf_counter()
+    pictures, collection, page = folder / "pictures", folder / "collection", folder / "red-circles.html"
+    _draw(pictures)
+    _run("encode", str(pictures), "-o", str(collection), "--model", "clip/demo", expected=3)
+    _run("failures", str(collection))
+    _run("search", str(collection), QUERIES[0], "-k", "12", "--html", str(page))
+    for words in QUERIES[1:]:
+        _run("search", str(collection), words, "-k", "5")
+    _run("search", str(collection), "--image", str(min(pictures.rglob("*.webp"))), "-k", "5")
+    _tell(f"\nThat took {time.perf_counter() - start:.1f} s. Thumbnails to look at in a browser: {page.resolve()}")
+    _tell("Now with your own pictures: image-encoders encode PICTURES -o COLLECTION   (fetches CLIP once)")
+
+
+def _draw(pictures: Path) -> None:
+    """The picture files, unless an earlier tour drew them."""
+    from image_encoders.scenes import write_pictures
+
+    if pictures.exists():
+        _tell(f"The pictures in {shown(pictures)} are there already.")
+        return
+    part = pictures.with_name(".pictures.part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    write_pictures(part, PICTURES, seed=0)
+    part.rename(pictures)
+    _tell(f"Drew {counted(PICTURES, 'picture')} and two broken files in {shown(pictures)}.")
+
+
+def _run(*arguments: str, expected: int = 0) -> None:
+    """Show a command and run it here; end the tour if it does not end as it should."""
+    from image_encoders.cli import app
+
+    _tell(f"\n$ image-encoders {shlex.join(arguments)}", style="bold")
+    status = app(list(arguments), prog_name="image-encoders", standalone_mode=False) or 0
+    if status != expected:
+        raise typer.Exit(status or 1)
+
+
+def _tell(words: str, style: str | None = None) -> None:
+    console().print(words, style=style, soft_wrap=True)

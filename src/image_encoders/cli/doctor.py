@@ -1,0 +1,121 @@
+"""`image-encoders doctor`: this machine, and what limits a model on it."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from image_encoders.cli.arguments import Device, Engine, Json, Offline, Options, Precision, Weights, load, parsed
+from image_encoders.cli.printing import counted, print_json, print_table, say
+
+if TYPE_CHECKING:
+    from image_encoders.doctor import Stages
+
+EXAMPLES = """\b
+Examples:
+  image-encoders doctor                                  # versions, cores, memory, devices, cache
+  image-encoders doctor --model clip/demo                # and how quick this model is here
+  image-encoders doctor --model clip/demo photos/*.jpg   # on pictures of your own"""
+
+
+def doctor(
+    pictures: Annotated[
+        list[Path] | None,
+        typer.Argument(metavar="PICTURES", help="Measure on these; drawn ones if none are given.", show_default=False),
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", "-m", metavar="NAME", help="Measure each stage of this model.")
+    ] = None,
+    weights: Weights = None,
+    device: Device = None,
+    precision: Precision = None,
+    engine: Engine = None,
+    options: Options = None,
+    batch_size: Annotated[int, typer.Option(metavar="N", min=1, help="Pictures that the net takes at once.")] = 32,
+    offline: Offline = False,
+    as_json: Json = False,
+) -> None:
+    """Show what this machine has, and what limits a model.
+
+    With --model it measures how long reading, preparing and embedding a picture take, and names the slowest.
+    """
+    if pictures and model is None:
+        raise typer.BadParameter("PICTURES are measured with a model: add --model NAME")
+
+    from image_encoders import doctor as diagnosis
+
+    machine = diagnosis.machine()
+    if not as_json:
+        _show_machine(machine)
+    if model is None:
+        if as_json:
+            print_json(machine)
+        return
+    encoder = load(
+        model, parsed(options), offline=offline, weights=weights, device=device, precision=precision, engine=engine
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        measured = diagnosis.stages(encoder, pictures or diagnosis.sample_pictures(Path(folder)), batch_size)
+    ran = {"model": encoder.name, "device": encoder.device, "engine": encoder.engine, "precision": encoder.precision}
+    if as_json:
+        print_json({**machine, "stages": {**ran, **asdict(measured), "limit": measured.limit, "rate": measured.rate}})
+    else:
+        how = f"{encoder.precision} by {encoder.engine} on {encoder.device}"
+        print(f"\n{encoder.name}: {how}, {counted(measured.pictures, 'picture')}")
+        _show_stages(measured)
+
+
+def _show_machine(machine: dict[str, Any]) -> None:
+    processor, memory, torch, cache = (machine[key] for key in ("processor", "memory", "torch", "cache"))
+    versions = ", ".join(f"{name} {version or 'not installed'}" for name, version in machine["packages"].items())
+    devices = ", ".join(f"{one['device']} {one['name']} {one['memory_mb']:,} MB" for one in torch["cuda"])
+    build = (
+        "this build of torch is for the CPU"
+        if torch["cuda_build"] is None
+        else f"torch is built for CUDA {torch['cuda_build']}"
+    )
+    rows = [
+        ("python", f"{machine['python']} on {machine['system']}"),
+        ("packages", versions),
+        ("processor", f"{processor['name']}, {processor['cores']} core(s) for this process"),
+        ("instructions", " ".join(processor["instructions"]) or "none of those that speed nets up"),
+        ("memory", f"{memory['available_mb']:,} of {memory['total_mb']:,} MB free"),
+        ("cuda", devices or f"no device; {build}"),
+        ("cache", f"{cache['folder']}, {cache['free_mb']:,} MB free{'' if cache['writable'] else ', NOT writable'}"),
+        ("hub cache", cache["hub_folder"]),
+        (
+            "network",
+            "off: IMAGE_ENCODERS_OFFLINE or HF_HUB_OFFLINE is set"
+            if cache["offline"]
+            else "may be used to fetch models",
+        ),
+    ]
+    for name, extra in machine["extras"].items():
+        missing = [package for package, version in extra["packages"].items() if version is None]
+        there = ", ".join(f"{package} {version}" for package, version in extra["packages"].items())
+        rows.append((f"extra {name}", f"{' and '.join(missing)} missing: {extra['install']}" if missing else there))
+    print_table((), rows)
+
+
+def _show_stages(measured: Stages) -> None:
+    costs = measured.costs
+    whole = sum(costs.values())
+    notes = {
+        "read": f"one thread; {measured.workers} of them share the work",
+        "prepare": "one thread, likewise",
+        "embed": f"batches of {measured.batch_size}",
+    }
+    print_table(
+        ("stage", "ms a picture", "share", "measured on"),
+        [
+            (stage, f"{getattr(measured, f'{stage}_ms'):.2f}", f"{100 * cost / whole:.0f} %", notes[stage])
+            for stage, cost in costs.items()
+        ],
+    )
+    print(f"{measured.limit} limits; expect about {measured.rate:.0f} pictures/s")
+    if measured.limit != "embed" and not measured.shared:
+        say("the device waits for pictures: more cores, or smaller files, would help")

@@ -1,0 +1,37 @@
+"""`image-encoders export`: a collection's rows in one file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from image_encoders.cli.arguments import Json
+from image_encoders.cli.printing import counted, print_json, shown
+
+EXAMPLES = """\b
+Examples:
+  image-encoders export my-photos rows.parquet     # paths, sizes, sha256 and rows; for pandas, polars, DuckDB
+  image-encoders export my-photos rows.npy         # the rows alone, float32; rows.ids.jsonl names them
+  image-encoders export my-photos rows.parquet --overwrite"""
+
+
+def export(
+    collection: Annotated[Path, typer.Argument(metavar="COLLECTION", help="The folder that `encode -o` made.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="A file that ends in .parquet or .npy.")],
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT if it is there.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Write a collection's rows to a file.
+
+    Parquet or NumPy, by the file's name. It appears whole or not at all.
+    """
+    from image_encoders.collection import Collection
+
+    opened = Collection.open(collection)
+    count = opened.export(out, overwrite=overwrite)
+    if as_json:
+        print_json({"path": str(out.resolve()), "rows": count, "dim": opened.dim, "model": opened.name})
+    else:
+        print(f"{counted(count, 'row')} of {opened.dim} numbers: {shown(out)}")

@@ -1,0 +1,68 @@
+"""`image-encoders flow`: a Jina Flow from YAML, as it is written today or was once."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from image_encoders.cli.printing import say, sentence
+from image_encoders.errors import ImageEncodersError
+
+EXAMPLES = """\b
+Examples:
+  image-encoders flow flow.yml
+\b
+A Flow of one Executor, listening where clients of Jina find it:
+  jtype: Flow
+  with: {port: 54321}
+  executors:
+    - uses: CLIPImageEncoder
+      uses_with: {pretrained_model_name_or_path: openai/clip-vit-base-patch32}"""
+
+
+def flow(
+    path: Annotated[Path, typer.Argument(metavar="FLOW.yml", help="With executors:, or pods: as it was once.")],
+) -> None:
+    """Start a Jina Flow and run it until Ctrl-C.
+
+    Executors are named as in their documentation: CLIPImageEncoder, jinahub://CLIPImageEncoder, or a config.yml. The
+    Flow listens on 127.0.0.1 unless the file says otherwise. Needs the extra `jina`.
+    """
+    if not path.is_file():
+        raise ImageEncodersError(f"{path}: no such Flow file")
+    loaded = _loaded(path)
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        with _started(loaded, path):
+            scheme = str(loaded.protocol).lower().rpartition(".")[2]
+            say(f"listening on {scheme}://{loaded.host}:{loaded.port}; Ctrl-C ends it")
+            loaded.block()
+    except KeyboardInterrupt:
+        pass
+    say("stopped")
+
+
+def _loaded(path: Path) -> Any:
+    from image_encoders.integrations.jina import Flow
+
+    try:
+        return Flow.load_config(str(path))
+    except (ImageEncodersError, OSError):
+        raise
+    except Exception as error:  # of YAML, or whatever Jina has against it
+        raise ImageEncodersError(f"{path}: {sentence(error)}") from error
+
+
+def _started(flow: Any, path: Path) -> Any:
+    try:
+        return flow.start()
+    except Exception as error:
+        flow.close()
+        raise ImageEncodersError(f"{path}: the Flow cannot start; the reason is above") from error
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt

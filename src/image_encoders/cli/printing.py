@@ -1,0 +1,135 @@
+"""What the commands print: results on standard output, everything else on standard error."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+ENDLESS = 10_000  # columns: where no terminal sets a width, no line is broken and no cell cut
+QUIET_S = 10.0  # seconds between two lines of progress where there is no terminal
+
+
+def console(stream: Any = None) -> Console:
+    """A rich console on a stream, standard output if not told; coloured only on a terminal that wants it."""
+    from rich.console import Console
+
+    stream = stream or sys.stdout
+    return Console(file=stream, width=None if stream.isatty() else ENDLESS, highlight=False, markup=False, emoji=False)
+
+
+def say(words: str, style: str | None = None) -> None:
+    """A line for people, on standard error, after what is on standard output already."""
+    sys.stdout.flush()
+    if style is None or not sys.stderr.isatty():
+        print(visible(words), file=sys.stderr)
+    else:
+        console(sys.stderr).print(visible(words), style=style, soft_wrap=True)
+
+
+def print_json(value: Any) -> None:
+    """`value` as JSON, all that a command with --json writes on standard output."""
+    print(json.dumps(value, indent=2, default=str))
+
+
+def print_table(headings: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """Rows below headings, if there are any; numbers to the right."""
+    from rich.table import Table
+
+    rows = [list(row) for row in rows]
+    table = Table(box=None, show_header=bool(headings), header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
+    for position in range(len(headings or rows[0])):
+        numbers = all(isinstance(row[position], (int, float)) for row in rows)
+        heading = headings[position] if headings else ""
+        table.add_column(heading, justify="right" if numbers else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(f"{cell:.3f}" if isinstance(cell, float) else visible(str(cell)) for cell in row))
+    printer = console()
+    with printer.capture() as captured:
+        printer.print(table)
+    print("\n".join(line.rstrip() for line in captured.get().splitlines()))
+
+
+@contextmanager
+def bar(label: str, shown: bool = True) -> Iterator[Callable[[int, int | None, float], None] | None]:
+    """A function to be told (done, of how many or None, per second): a bar on a terminal, else a line now and then."""
+    if not shown:
+        yield None
+    elif sys.stderr.isatty():
+        with _live(label) as told:
+            yield told
+    else:
+        yield _lines(label)
+
+
+@contextmanager
+def _live(label: str) -> Iterator[Callable[[int, int | None, float], None]]:
+    from rich.progress import BarColumn, Progress, TextColumn
+
+    columns = (TextColumn(label), BarColumn(), TextColumn("{task.description}"))
+    with Progress(*columns, console=console(sys.stderr), transient=True) as live:
+        task = live.add_task("", total=None)
+
+        def told(done: int, total: int | None, rate: float) -> None:
+            live.update(task, completed=done, total=total, description=_standing(done, total, rate))
+
+        yield told
+
+
+def _lines(label: str) -> Callable[[int, int | None, float], None]:
+    last = time.monotonic()
+
+    def told(done: int, total: int | None, rate: float) -> None:
+        nonlocal last
+        if time.monotonic() - last >= QUIET_S:
+            last = time.monotonic()
+            say(f"{label}: {_standing(done, total, rate)}")
+
+    return told
+
+
+def _standing(done: int, total: int | None, rate: float) -> str:
+    """How far it is: 1,200 of 5,000, 80/s, 0:47 left."""
+    parts = [f"{done:,}" if total is None else f"{done:,} of {total:,}"]
+    if rate > 0:
+        parts.append(f"{rate:,.1f}/s" if rate < 10 else f"{rate:,.0f}/s")
+        if total is not None:
+            parts.append(f"{timedelta(seconds=round((total - done) / rate))} left")
+    return ", ".join(parts)
+
+
+def visible(words: str) -> str:
+    """`words` with what a terminal would obey or cannot show spelled out, line ends apart."""
+    return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in words)
+
+
+def shown(path: str | Path) -> str:
+    """A path as people know it: from the current folder where it lies below that."""
+    try:
+        return str(Path(path).relative_to(Path.cwd()))
+    except (ValueError, FileNotFoundError):
+        return str(path)
+
+
+def counted(count: int, noun: str) -> str:
+    """1 picture, 2 pictures, 1,000 pictures."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def sentence(error: Exception) -> str:
+    """What an error says, in one line; for an operating system's error also which file, and what next."""
+    if not isinstance(error, OSError) or error.strerror is None:
+        return " ".join(str(error).split())
+    where = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, (str, bytes, os.PathLike)) else ""
+    advice = "; free some space and run the same command again" if error.errno == errno.ENOSPC else ""
+    return f"{where}{error.strerror}{advice}"

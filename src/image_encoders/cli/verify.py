@@ -1,0 +1,279 @@
+"""`image-encoders verify`: are the rows those of the original code?"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from image_encoders.cli.arguments import Json, Offline, Options, Weights, go_offline, load, parsed
+from image_encoders.cli.printing import counted, print_json, print_table, say, shown
+
+if TYPE_CHECKING:
+    from image_encoders.conformance.cases import Case, Result
+    from image_encoders.conformance.published import Comparison
+
+EXAMPLES = """\b
+Examples:
+  image-encoders verify bit                      # on synthetic checkpoints, made once
+  image-encoders verify all --full --markdown    # all of them: 4 GB, some minutes
+  image-encoders verify vsepp/f30k-vgg19 --weights runs/f30k_vse++_vggfull/model_best.pth.tar
+\b
+Exit status: 0 all checks passed; 3 a check failed; 2 not possible, one sentence says why."""
+
+REFERENCE = {"device": "cpu", "precision": "float32", "engine": "torch"}  # what the tolerances are for
+HEADINGS = ("case", "file format", "stage", "max abs error", "rel error", "1 - cos", "tolerance", "")
+
+
+def verify(
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="A family, such as bit; a model, such as bit/R50x1; or all.")
+    ],
+    weights: Weights = None,
+    picture: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="With --weights: the picture man_piercing.jpg, whose rows were published."),
+    ] = None,
+    options: Options = None,
+    full: Annotated[
+        bool, typer.Option("--full", help="Also the synthetic checkpoints of 300 MB and more; 4 GB for all.")
+    ] = False,
+    keep: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Where synthetic checkpoints are kept.  [default: the cache folder]"),
+    ] = None,
+    device: Annotated[str, typer.Option(metavar="DEVICE", help="auto, cpu, cuda or cuda:N.")] = "cpu",
+    precision: Annotated[
+        str, typer.Option(metavar="PRECISION", help="auto, float32, bfloat16 or float16.")
+    ] = "float32",
+    engine: Annotated[str, typer.Option(metavar="ENGINE", help="What runs the nets: auto or torch.")] = "torch",
+    offline: Offline = False,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Write the table as Markdown.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Check that rows are those of the original code.
+
+    Synthetic checkpoints of the true sizes are made by recipe, loaded, and what they give is compared with what the
+    original code gave for the same files: what the net is given, and rows of arrays, pixels, files, texts and sounds.
+    By default those below 300 MB are run, or the first of a family that has none; it is said how much disk they need.
+
+    The tolerances are for float32 by torch on the CPU. With another --device, --precision or --engine the table shows
+    how close the rows are, and the exit status is 0 however close.
+
+    With --weights the published checkpoint is loaded instead, and compared with what is published of it.
+    """
+    wishes = {"device": device, "precision": precision, "engine": engine}
+    if offline:
+        go_offline()
+    if weights is None:
+        for option, given in (("--picture", picture), ("-O", options)):
+            if given:
+                raise typer.BadParameter(f"{option} goes with --weights")
+        _synthetic(name, full, keep, wishes, markdown, as_json)
+        return
+    for option, flag in (("--full", full), ("--keep", keep), ("--markdown", markdown)):
+        if flag:
+            raise typer.BadParameter(f"{option} goes without --weights")
+    _real(name, weights, parsed(options), picture, wishes, as_json)
+
+
+# ---------------------------------------------------------------- synthetic checkpoints
+
+
+def _synthetic(
+    name: str, full: bool, keep: Path | None, wishes: Mapping[str, str], markdown: bool, as_json: bool
+) -> None:
+    from image_encoders.conformance import cases
+
+    matching = cases.named(name)
+    chosen = matching if full else cases.small(matching)
+    _announce(chosen, keep)
+    started = time.perf_counter()
+    results: list[Result] = []
+    for case in chosen:
+        began = time.perf_counter()
+        own = list(cases.verify(case, keep, **wishes))
+        failed = sum(not result.passed for result in own)
+        verdict = f"{failed} FAILED" if failed else "all pass"
+        say(f"{case.name}: {counted(len(own), 'check')}, {verdict}, {time.perf_counter() - began:.0f} s")
+        results += own
+    asserted = all(wishes[key] == value for key, value in REFERENCE.items())
+    skipped = [case for case in matching if case not in chosen]
+    if as_json:
+        print_json(_as_json(results, skipped, wishes, asserted))
+    elif markdown:
+        _print_markdown(name, full, results, wishes)
+    else:
+        print_table(HEADINGS, (_cells(result) for result in results))
+    failed = sum(not result.passed for result in results)
+    say(
+        f"\n{counted(len(results), 'check')}, {failed} outside the tolerance, {time.perf_counter() - started:.0f} s"
+        + ("" if asserted else "; the tolerances are for float32 by torch on the CPU and only shown here")
+    )
+    if skipped:
+        say(f"not run: {', '.join(_sized(case) for case in skipped)}; --full runs them")
+    if failed and asserted:
+        raise typer.Exit(3)
+
+
+def _announce(chosen: Iterable[Case], keep: Path | None) -> None:
+    """Say what is going to be made, and how much room it needs."""
+    from image_encoders.conformance import bundle
+
+    lacking = [case for case in chosen if not bundle.place(case.name, keep).is_dir()]
+    if lacking:
+        total = sum(bundle.size(case.name) for case in lacking) / 1e6
+        where = shown(keep or bundle.checkpoints())
+        say(f"making {counted(len(lacking), 'synthetic checkpoint')}, {total:,.0f} MB, kept in {where}")
+
+
+def _sized(case: Case) -> str:
+    from image_encoders.conformance import bundle
+
+    return f"{case.name} ({bundle.size(case.name) / 1e6:,.0f} MB)"
+
+
+def _cells(result: Result) -> Sequence[str]:
+    return (
+        result.case.name,
+        result.case.format,
+        result.stage,
+        *(f"{value:.1e}" for value in result.agreement),
+        str(result.limits),
+        "ok" if result.passed else "FAIL",
+    )
+
+
+def _as_json(
+    results: Iterable[Result], skipped: Iterable[Case], wishes: Mapping[str, str], asserted: bool
+) -> dict[str, Any]:
+    checks = [
+        {
+            "case": result.case.name,
+            "model": result.case.model,
+            "format": result.case.format,
+            "stage": result.stage,
+            **result.agreement._asdict(),
+            "limits": {key: limit for key, limit in result.limits._asdict().items() if limit < float("inf")},
+            "passed": result.passed,
+        }
+        for result in results
+    ]
+    return {
+        **wishes,
+        "asserted": asserted,
+        "passed": all(check["passed"] for check in checks),
+        "checks": checks,
+        "not_run": [case.name for case in skipped],
+    }
+
+
+def _print_markdown(name: str, full: bool, results: Iterable[Result], wishes: Mapping[str, str]) -> None:
+    from importlib.metadata import version
+
+    changed = "".join(f" --{key} {value}" for key, value in wishes.items() if value != REFERENCE[key])
+    print(
+        f"`image-encoders verify {name}{' --full' if full else ''} --markdown{changed}`, {time.strftime('%Y-%m-%d')},"
+    )
+    print(", ".join(f"{package} {version(package)}" for package in ("torch", "transformers", "numpy", "pillow")) + "\n")
+    print("| " + " | ".join(HEADINGS[:-1]) + " | |\n" + "|---" * len(HEADINGS) + "|")
+    for result in results:
+        print(f"| {' | '.join(_cells(result))} |")
+
+
+# ---------------------------------------------------------------- real weights
+
+
+def _real(
+    name: str,
+    weights: str,
+    options: Mapping[str, Any],
+    picture: Path | None,
+    wishes: Mapping[str, str],
+    as_json: bool,
+) -> None:
+    from image_encoders.conformance import published
+
+    known = published.rows(name)
+    if picture is not None:
+        if not any(row.modality == "image" for row in known):
+            raise typer.BadParameter(f"--picture: no row of a picture is published for {name}")
+        published.check_picture(picture)
+
+    def loaded(more: Mapping[str, Any]) -> Any:
+        chosen = {**options, **more}
+        return load(
+            name,
+            chosen,
+            weights=weights,
+            device=wishes["device"],
+            precision=wishes["precision"],
+            engine=wishes["engine"],
+        )
+
+    loaded({})  # which is strict: every tensor of the net comes from the file, and none is left over
+    same_file = published.is_published_file(name, Path(weights).expanduser())
+    found = list(published.compare(name, loaded, picture))
+    done = [one for one in found if one.found is not None]
+    asserted = all(wishes[key] == value for key, value in REFERENCE.items())
+    passed = all(one.passed for one in done) and same_file is not False
+    if as_json:
+        print_json(
+            {
+                "model": name,
+                "weights": weights,
+                **wishes,
+                "published_file": same_file,
+                "asserted": asserted,
+                "passed": passed,
+                "checks": [_compared(one) for one in done],
+                "not_checked": [str(one.row) for one in found if one.found is None],
+            }
+        )
+    else:
+        print(f"{shown(weights)}: loads as {name}, with every tensor in its place and none left over")
+        if same_file is not None:
+            print(f"size and sha256 are {'' if same_file else 'NOT '}those of the published file")
+        if done:
+            print_table(
+                ("published row", "first values off by", "length off by", "tolerance", ""),
+                (
+                    (
+                        str(one.row),
+                        f"{one.max_abs:.1e}",
+                        f"{one.norm_error:.1e}",
+                        f"{one.row.limit:.0e}",
+                        "ok" if one.passed else "FAIL",
+                    )
+                    for one in done
+                ),
+            )
+    _say_what_is_not_checked(name, found)
+    if asserted and not passed:
+        raise typer.Exit(3)
+
+
+def _compared(one: Comparison) -> dict[str, Any]:
+    return {
+        "row": str(one.row),
+        "first_values_max_abs": one.max_abs,
+        "norm_error": one.norm_error,
+        "limit": one.row.limit,
+        "passed": one.passed,
+    }
+
+
+def _say_what_is_not_checked(name: str, found: Sequence[Comparison]) -> None:
+    from image_encoders.conformance import published
+
+    if not found:
+        models = ", ".join(dict.fromkeys(row.model for row in published.ROWS))
+        say(f"no row is published for {name}, so none was compared; there are some for {models}")
+    if any(one.found is None for one in found):
+        say(
+            f"not compared: the row of {published.PICTURE}, a picture that does not come with this package; "
+            f"--picture FILE compares it (sha256 {published.PICTURE_SHA256})"
+        )

@@ -1,0 +1,158 @@
+"""Rows that were published for real weights: for whoever holds those, since they do not come with this package.
+
+Source: jina-hub (Apache-2.0), whose encoders' tests hold the rows that their maintainers got, as tests/expected.npy of
+    encoders/image/VSEImageEncoder, encoders/nlp/VSETextEncoder, encoders/image/CLIPImageEncoder and
+    encoders/nlp/CLIPTextEncoder. Of each row the first four values and the length are kept here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from image_encoders.errors import InputError
+
+if TYPE_CHECKING:
+    from image_encoders.encoder import Encoder
+
+PICTURE = "man_piercing.jpg"  # of jina-hub, encoders/image/VSEImageEncoder/tests/imgs
+PICTURE_SHA256 = "d75d99fcf43bcb3e9a989377ea7a60173e35809e38ae7143be7dd3e02d4c43f2"
+
+
+@dataclass(frozen=True)
+class PublishedRow:
+    """The beginning of a row.
+
+    model: whose weights it was made with
+    modality: "image", of PICTURE, or "text"
+    text: of a text, its words
+    first: the first values
+    norm: the row's length
+    limit: by how much a value or the length may differ, as a part of the largest value or the length
+    options: of `load`, that the row was made with
+    """
+
+    model: str
+    modality: str
+    first: tuple[float, ...]
+    norm: float
+    limit: float
+    text: str = ""
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        return f"the picture {PICTURE}" if self.modality == "image" else f"the text {self.text!r}"
+
+
+# A text's row is another machine's float32; a picture's may be another JPEG decoder's as well.
+TEXT, IMAGE = 1e-3, 2e-2
+ROWS = (
+    PublishedRow("vsepp/f30k-vgg19", "image", (0.02056654, 0.07162702, 0.02590806, 0.0084742), 1.0, IMAGE),
+    PublishedRow(
+        "vsepp/f30k-vgg19",
+        "text",
+        (0.07765759, 0.02404535, -0.00854425, 0.01632042),
+        1.0,
+        TEXT,
+        text="the man with pierced ears is wearing glasses and an orange hat.",
+    ),
+    PublishedRow(
+        "clip/openai/clip-vit-base-patch32",
+        "image",
+        (-0.18277736, -0.07135036, 0.0427517, 0.0579781),
+        10.268855,
+        IMAGE,
+        options={"crop": "round"},  # OpenAI's code made it
+    ),
+    PublishedRow(
+        "clip/openai/clip-vit-base-patch32",
+        "text",
+        (-0.06970268, -0.33675033, 0.23307934, 0.25717327),
+        8.831447,
+        TEXT,
+        text="Han likes eating pizza",
+    ),
+)
+
+
+class Comparison(NamedTuple):
+    """A published row beside the one found; `found` is None where the picture is not at hand."""
+
+    row: PublishedRow
+    found: np.ndarray | None = None
+
+    @property
+    def max_abs(self) -> float:
+        """How far the first values are from the published ones."""
+        assert self.found is not None
+        return float(np.abs(self.found[: len(self.row.first)] - np.array(self.row.first)).max())
+
+    @property
+    def norm_error(self) -> float:
+        """How far the length is from the published one, as a part of it."""
+        assert self.found is not None
+        return abs(float(np.linalg.norm(self.found.astype(np.float64))) / self.row.norm - 1)
+
+    @property
+    def passed(self) -> bool:
+        return self.max_abs <= self.row.limit * max(map(abs, self.row.first)) and self.norm_error <= self.row.limit
+
+
+def rows(model: str) -> list[PublishedRow]:
+    """What is published for a model's weights."""
+    return [row for row in ROWS if row.model == model]
+
+
+def is_published_file(model: str, weights: Path) -> bool | None:
+    """Whether a checkpoint is, by size and sha256, the published one; None where neither is published or it is none.
+
+    Of BiT and VSE++ neither is published, and a Hugging Face folder's files are checked by the hub's client.
+    """
+    family, _, variant = model.partition("/")
+    if family != "audioclip" or not weights.is_file() or weights.suffix == ".safetensors":
+        return None
+    from image_encoders.models.audioclip import CHECKPOINTS
+
+    file = CHECKPOINTS[variant]
+    return weights.stat().st_size == file.size and _sha256(weights) == file.sha256
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while piece := file.read(1 << 20):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def check_picture(path: Path) -> None:
+    """Raise InputError unless the file is the picture that the rows were made of."""
+    try:
+        digest = _sha256(path)
+    except OSError as error:
+        raise InputError(f"{error.strerror}", item=str(path), code="unreadable") from error
+    if digest != PICTURE_SHA256:
+        raise InputError(
+            f"not {PICTURE}: it has sha256 {digest}, expected {PICTURE_SHA256}", item=str(path), code="other"
+        )
+
+
+def compare(model: str, load: Any, picture: Path | None) -> Iterator[Comparison]:
+    """Each published row of a model beside the one that its weights give.
+
+    load: options -> encoder
+    """
+    for row in rows(model):
+        if row.modality == "image" and picture is None:
+            yield Comparison(row)
+            continue
+        encoder: Encoder = load(row.options)
+        if row.modality == "image":
+            yield Comparison(row, encoder.encode_image([picture])[0])
+        else:
+            yield Comparison(row, encoder.encode_text([row.text])[0])

@@ -1,0 +1,140 @@
+"""A page of thumbnails: what a search found, in one HTML file that needs nothing else."""
+
+from __future__ import annotations
+
+import base64
+import io
+import os
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from image_encoders.encoder import ordered
+from image_encoders.errors import InputError
+
+if TYPE_CHECKING:
+    from image_encoders.collection import Hit
+
+SIDE = 256  # longest side of a thumbnail [px]
+QUALITY = 80  # of its JPEG
+
+
+def contact_sheet(hits: Sequence[Hit], *, query: str, model: str, collection: str, picture: Path | None = None) -> str:
+    """The HTML page that shows `hits`, best first.
+
+    query: the words, or the name of the file, that was searched for
+    model, collection: named below the title
+    picture: shown beside the title where the query was one
+    """
+    figures = ordered(_figure, enumerate(hits, 1), ahead=16)
+    asked = _thumbnail(picture, f"The query: {query}") if picture else ""
+    found = f"{len(hits)} picture{'' if len(hits) == 1 else 's'}"
+    return f"""<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{escape(query)}: {found}</title>
+<style>{_STYLE}</style>
+</head>
+<body>
+<header>
+{asked}
+<div>
+<h1>{escape(query)}</h1>
+<p>{found} from {escape(collection)}, ranked by {escape(model)}</p>
+</div>
+</header>
+<main>
+<ol>
+{"".join(figures)}</ol>
+</main>
+</body>
+</html>
+"""
+
+
+def write(path: Path, page: str) -> None:
+    """`page` in a file at `path`, which appears whole or not at all; OSError where it cannot be written."""
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        part.write_bytes(page.encode("utf-8", "backslashreplace"))  # file names need not be UTF-8
+        part.replace(path)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error  # names the file that was asked for
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _figure(ranked: tuple[int, Hit]) -> str:
+    rank, hit = ranked
+    path = Path(hit.path)
+    shown = _thumbnail(path, path.name)
+    if path.exists():
+        shown = f'<a href="{escape(path.absolute().as_uri())}">{shown}</a>'
+    return f"""<li><figure>
+{shown}
+<figcaption><b>{rank}</b> <span class="score" title="cosine similarity">{hit.score:.3f}</span>
+<span class="name" title="{escape(hit.path)}">{escape(path.name)}</span>
+<span class="size">{hit.width} × {hit.height}</span></figcaption>
+</figure></li>
+"""
+
+
+def _thumbnail(path: Path, said: str) -> str:
+    """An <img> that holds the picture itself, or a note of why there is none."""
+    try:
+        encoded = base64.b64encode(thumbnail(path)).decode()
+    except (InputError, OSError) as error:
+        reason = "This picture can no longer be read" if path.exists() else "This picture is no longer there"
+        return f'<span class="missing" title="{escape(str(error))}">{reason}</span>'
+    return f'<img alt="{escape(said)}" src="data:image/jpeg;base64,{encoded}">'
+
+
+def thumbnail(path: Path) -> bytes:
+    """A small JPEG of a picture file: upright, transparency on white, at most SIDE on its longest side."""
+    from PIL import Image
+
+    from image_encoders.inputs.image import read_image
+
+    image = Image.fromarray(read_image(path))
+    image.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS, reducing_gap=2)
+    file = io.BytesIO()
+    image.save(file, "JPEG", quality=QUALITY)
+    return file.getvalue()
+
+
+_STYLE = """
+:root { color-scheme: light dark; --back: #fafafa; --front: #1c1c1e; --quiet: #5f5f66; --card: #fff; --line: #dcdce0; }
+@media (prefers-color-scheme: dark) {
+  :root { --back: #161618; --front: #ececee; --quiet: #a3a3ab; --card: #222225; --line: #3a3a3f; }
+}
+* { box-sizing: border-box; }
+body { margin: 0 auto; max-width: 90rem; padding: 1.5rem; background: var(--back); color: var(--front);
+  font: 1rem/1.4 system-ui, sans-serif; }
+header { display: flex; gap: 1rem; align-items: center; margin-bottom: 1.5rem; }
+header img, header .missing { width: 6rem; height: 6rem; object-fit: contain; border-radius: .5rem; }
+h1 { margin: 0; font-size: 1.6rem; overflow-wrap: anywhere; }
+p { margin: .25rem 0 0; color: var(--quiet); overflow-wrap: anywhere; }
+ol { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(12rem, 44%), 1fr)); gap: 1rem;
+  margin: 0; padding: 0; list-style: none; }
+figure { margin: 0; height: 100%; overflow: hidden; background: var(--card); border: 1px solid var(--line);
+  border-radius: .5rem; }
+figure a { display: block; }
+figure a:focus-visible { outline: 3px solid #3478f6; outline-offset: -3px; }
+figure img, figure .missing { width: 100%; aspect-ratio: 1; object-fit: contain; background: var(--back); }
+figure img { display: block; }
+.missing { display: grid; place-items: center; padding: 1rem; color: var(--quiet); text-align: center; }
+figcaption { display: grid; grid-template-columns: auto 1fr auto; gap: 0 .5rem; padding: .5rem .75rem;
+  font-size: .875rem; }
+.score { color: var(--quiet); font-variant-numeric: tabular-nums; }
+.size { grid-area: 1 / 3; color: var(--quiet); }
+.name { grid-column: 1 / -1; overflow-wrap: anywhere; }
+@media print {
+  :root { color-scheme: light; --back: #fff; --front: #000; --quiet: #444; --card: #fff; --line: #bbb; }
+  body { padding: 0; }
+  ol { grid-template-columns: repeat(4, 1fr); }
+  figure { break-inside: avoid; }
+}
+"""

@@ -1,0 +1,131 @@
+"""A family of encoders that needs no net, so that the commands can be tried in milliseconds."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from image_encoders import models
+from image_encoders.cli import app
+from image_encoders.encoder import Encoder, Tower, fingerprint
+from image_encoders.errors import WeightsError
+from image_encoders.inputs.image import read_image
+
+COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255), "white": (255, 255, 255)}
+
+
+@dataclass
+class Ran:
+    """How a command ended and what it wrote."""
+
+    status: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+
+@pytest.fixture
+def command(capsys) -> Callable[..., Ran]:
+    """command("encode", "photos", "-o", "c") runs the command in this process."""
+
+    def run(*arguments: object) -> Ran:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            app([str(one) for one in arguments], prog_name="image-encoders")
+        written = capsys.readouterr()
+        return Ran(int(ended.value.code or 0), written.out, written.err)
+
+    return run
+
+
+@pytest.fixture
+def start() -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """start("encode", "photos", "-o", "c") runs the command in a process of its own."""
+    running: list[subprocess.Popen[str]] = []
+
+    def begin(*arguments: object, **options: Any) -> subprocess.Popen[str]:
+        words = [sys.executable, "-m", "image_encoders", *map(str, arguments)]
+        running.append(subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options))
+        return running[-1]
+
+    yield begin
+    for one in running:
+        with one:  # waits and closes its pipes
+            one.kill()
+
+
+def _mean_colour(inputs: np.ndarray) -> np.ndarray:
+    return inputs.reshape(len(inputs), 3).astype(np.float32)
+
+
+def _load(variant: str, *, weights: Path | None, runtime: Any, scale: float = 1.0) -> Encoder:
+    """Mean colours; words are colours' names."""
+    if weights is not None and not weights.exists():
+        raise WeightsError(f"{weights}: no such file")
+
+    def seen(pixels: np.ndarray) -> np.ndarray:
+        return (pixels.reshape(-1, 3).mean(0) * scale).astype(np.float32)
+
+    def named(words: str) -> np.ndarray:
+        found = [COLOURS[word] for word in words.split() if word in COLOURS]
+        return np.mean(found, axis=0).astype(np.float32)
+
+    towers = {"image": Tower("image", read_image, seen, _mean_colour, (3,))}
+    if variant != "mute":
+        towers["text"] = Tower("text", str, named, _mean_colour, (3,))
+    return Encoder(
+        name=f"colours/{variant}".rstrip("/"),
+        dim=3,
+        towers=towers,
+        fingerprint=fingerprint(variant=variant, scale=scale, weights=None if weights is None else weights.read_text()),
+        device=runtime.device,
+        precision=runtime.chosen_precision,
+    )
+
+
+COLOUR_FAMILY = SimpleNamespace(
+    load=_load, VARIANTS=(models.Variant("plain", ("image", "text"), 3, "none are needed", "none"),)
+)
+
+
+@pytest.fixture(autouse=True)
+def colours(monkeypatch) -> None:
+    """Besides the real families there is "colours", of which "colours/mute" knows no words."""
+    family, families = models.family, models.families
+    monkeypatch.setattr(models, "family", lambda name: COLOUR_FAMILY if name.startswith("colours") else family(name))
+    monkeypatch.setattr(models, "families", lambda: (*families(), "colours"))
+
+
+@pytest.fixture
+def photos(tmp_path) -> Path:
+    """Six pictures: red, green, blue, each dark and bright, in a folder `photos` with one below it."""
+    folder = tmp_path / "photos"
+    (folder / "more").mkdir(parents=True)
+    for name, (red, green, blue) in list(COLOURS.items())[:3]:
+        Image.new("RGB", (40, 30), (red, green, blue)).save(folder / f"{name}.png")
+        dark = (red // 2 + 20, green // 2 + 20, blue // 2 + 20)  # another direction, though not far
+        Image.new("RGB", (30, 40), dark).save(folder / "more" / f"dark-{name}.jpg", quality=95)
+    return folder
+
+
+@pytest.fixture
+def broken(photos) -> tuple[Path, Path]:
+    """Two files among the photos that are no pictures: a text and a JPEG that ends early."""
+    whole = (photos / "more" / "dark-red.jpg").read_bytes()
+    text, cut = photos / "a-text.jpg", photos / "more" / "cut.jpg"
+    text.write_text("not a picture")
+    cut.write_bytes(whole[: len(whole) // 2])
+    return text, cut

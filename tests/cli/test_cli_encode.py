@@ -1,0 +1,239 @@
+import errno
+import os
+import signal
+import threading
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from image_encoders.bulk import run as bulk_run
+from image_encoders.collection import Collection
+
+
+def test_a_folder_becomes_a_collection(command, photos, tmp_path):
+    ran = command("encode", photos, "-o", tmp_path / "c", "--model", "colours/plain")
+    assert ran.status == 0
+    assert "6 pictures" in ran.out
+    assert "6 encoded" in ran.out
+    assert Collection.open(tmp_path / "c").count() == 6
+
+
+def test_again_encodes_nothing_and_needs_no_model_named(command, photos, tmp_path):
+    command("encode", photos, "-o", tmp_path / "c", "--model", "colours/plain", "-O", "scale=0.5")
+    again = command("encode", photos, "-o", tmp_path / "c", "--json")
+    assert again.status == 0
+    assert (again.json["encoded"], again.json["unchanged"], again.json["total"]) == (0, 6, 6)
+    assert again.json["model"] == "colours/plain"
+
+
+def test_what_is_new_is_added_and_the_same_bytes_are_not_embedded_twice(command, photos, tmp_path):
+    command("encode", photos, "-o", tmp_path / "c", "-m", "colours/plain")
+    Image.new("RGB", (5, 5), "white").save(photos / "new.png")
+    (photos / "copy.png").write_bytes((photos / "red.png").read_bytes())
+    again = command("encode", photos, "-o", tmp_path / "c", "--json")
+    assert (again.json["encoded"], again.json["reused"], again.json["unchanged"]) == (1, 1, 6)
+
+
+def test_json_holds_what_a_script_wants_and_nothing_else_is_on_standard_output(command, photos, broken, tmp_path):
+    ran = command("encode", photos, "-o", tmp_path / "c", "-m", "colours/plain", "--json")
+    assert ran.status == 3
+    told = ran.json
+    assert (told["total"], told["encoded"], told["failed"], told["rows"]) == (8, 6, 2, 6)
+    assert told["collection"] == str(tmp_path / "c")
+    assert told["fingerprint"] == Collection.open(tmp_path / "c").fingerprint
+    assert told["seconds"] >= 0
+    assert {failure["id"] for failure in told["failures"]} == {str(one) for one in broken}
+
+
+def test_broken_files_fail_alone_are_listed_and_give_status_3(command, photos, broken, tmp_path):
+    ran = command("encode", photos, "-o", tmp_path / "c", "-m", "colours/plain")
+    assert ran.status == 3
+    assert "6 encoded, 2 failed" in ran.out
+    assert "a-text.jpg" in ran.out
+    assert "image-encoders failures" in ran.out
+    listed = command("failures", tmp_path / "c")
+    assert listed.status == 0
+    assert all(one.name in listed.out for one in broken)
+    assert {one["code"] for one in command("failures", tmp_path / "c", "--json").json} == {"not-an-image", "truncated"}
+
+
+def test_a_mended_file_is_encoded_and_leaves_the_list(command, photos, broken, tmp_path):
+    command("encode", photos, "-o", tmp_path / "c", "-m", "colours/plain")
+    for one in broken:
+        Image.new("RGB", (9, 9), "blue").save(one)
+    assert command("encode", photos, "-o", tmp_path / "c", "--retry-failed").status == 0
+    assert command("failures", tmp_path / "c", "--json").json == []
+
+
+def test_a_failure_is_not_tried_again_unless_asked(command, photos, tmp_path):
+    arguments = ("encode", photos, "-o", tmp_path / "c", "-m", "colours/plain", "--json")
+    assert command(*arguments, "--max-pixels", 1000).json["failed"] == 6
+    assert command(*arguments, "--max-pixels", 2000).json["failed"] == 6
+    assert command(*arguments, "--max-pixels", 2000, "--retry-failed").json["encoded"] == 6
+
+
+def test_a_file_larger_than_allowed_fails(command, photos, tmp_path):
+    ran = command("encode", photos, "-o", tmp_path / "c", "-m", "colours/plain", "--json", "--max-bytes", 10)
+    assert {failure["code"] for failure in ran.json["failures"]} == {"too-many-bytes"}
+
+
+@pytest.fixture(autouse=True)
+def limits(monkeypatch):
+    """The command sets these for its process, which here is the tests'."""
+    for name in ("IMAGE_ENCODERS_MAX_PIXELS", "IMAGE_ENCODERS_MAX_BYTES", "IMAGE_ENCODERS_OFFLINE", "HF_HUB_OFFLINE"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+
+
+def test_quiet_says_nothing(command, photos, tmp_path):
+    ran = command("encode", photos, "-o", tmp_path / "c", "-m", "colours/plain", "--quiet")
+    assert (ran.status, ran.out, ran.err) == (0, "", "")
+
+
+def test_rows_of_files_that_are_gone_can_be_removed(command, photos, tmp_path):
+    command("encode", photos, "-o", tmp_path / "c", "-m", "colours/plain")
+    (photos / "red.png").unlink()
+    assert command("encode", photos, "-o", tmp_path / "c", "--json").json["rows"] == 6
+    ran = command("encode", photos, "-o", tmp_path / "c", "--json", "--prune")
+    assert (ran.json["pruned"], ran.json["rows"]) == (1, 5)
+
+
+def test_options_reach_the_model_as_numbers(command, photos, tmp_path):
+    command("encode", photos / "red.png", "-o", tmp_path / "c", "-m", "colours/plain", "-O", "scale=0.5")
+    command("export", tmp_path / "c", tmp_path / "rows.npy")
+    assert np.load(tmp_path / "rows.npy").tolist() == [[127.5, 0, 0]]
+
+
+# ---- what cannot be done: one sentence, status 2 ----
+
+
+def refused(ran, *words: str) -> None:
+    assert ran.status == 2
+    assert ran.out == ""
+    assert "Traceback" not in ran.err
+    sentences = [line for line in ran.err.splitlines() if line and not line.startswith(("Usage:", "Try "))]
+    assert len(sentences) == 1, ran.err
+    for word in words:
+        assert word in ran.err
+
+
+def test_a_missing_folder_is_refused(command, tmp_path):
+    refused(command("encode", tmp_path / "nowhere", "-o", tmp_path / "c", "-m", "colours/plain"), "nowhere")
+    assert not (tmp_path / "c").exists()
+
+
+def test_an_unknown_model_is_refused_with_the_closest_names(command, photos, tmp_path):
+    refused(command("encode", photos, "-o", tmp_path / "c", "-m", "colors/plain"), "colors/plain", "colours/plain")
+    assert not (tmp_path / "c").exists()
+
+
+@pytest.mark.parametrize("device", ["cuda:99", "tpu", "/GPU:7"])
+def test_a_device_that_is_not_here_is_refused(command, photos, tmp_path, device):
+    refused(command("encode", photos, "-o", tmp_path / "c", "-m", "colours/plain", "--device", device), device)
+    assert not (tmp_path / "c").exists()
+
+
+@pytest.mark.parametrize("wrong", [("--precision", "int3"), ("--engine", "steam"), ("--weights", "/nowhere/w.pt")])
+def test_wrong_words_for_the_model_are_refused(command, photos, tmp_path, wrong):
+    refused(command("encode", photos, "-o", tmp_path / "c", "-m", "colours/plain", *wrong), wrong[1])
+
+
+@pytest.mark.parametrize("option", ["size=3", "nonsense", "=3", "a b=3"])
+def test_an_option_that_the_model_does_not_have_is_refused(command, photos, tmp_path, option):
+    refused(command("encode", photos, "-o", tmp_path / "c", "-m", "colours/plain", "-O", option))
+
+
+@pytest.mark.parametrize("wrong", [("--batch-size", "0"), ("--workers", "-1"), ("--max-pixels", "many"), ("--bogus",)])
+def test_wrong_usage_is_refused(command, photos, tmp_path, wrong):
+    refused(command("encode", photos, "-o", tmp_path / "c", "-m", "colours/plain", *wrong), wrong[0])
+
+
+@pytest.mark.parametrize("place", ["file", "file/below", "/proc/c", "photos"])
+def test_an_output_that_cannot_be_a_collection_is_refused_and_untouched(command, photos, tmp_path, place):
+    (tmp_path / "file").write_text("mine")
+    before = sorted(tmp_path.rglob("*"))
+    refused(command("encode", photos, "-o", tmp_path / place, "-m", "colours/plain"))
+    assert sorted(tmp_path.rglob("*")) == before
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_rows_of_another_model_are_refused_and_the_collection_stays(command, photos, tmp_path):
+    command("encode", photos, "-o", tmp_path / "c", "-m", "colours/plain")
+    refused(command("encode", photos, "-o", tmp_path / "c", "-m", "colours/mute"), "colours/plain", "colours/mute")
+    refused(command("encode", photos, "-o", tmp_path / "c", "-O", "scale=2.0"))
+    assert Collection.open(tmp_path / "c").count() == 6
+
+
+def test_a_full_disk_is_one_sentence(command, photos, tmp_path, monkeypatch):
+    def full(*arguments, **options):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(tmp_path / "c"))
+
+    monkeypatch.setattr(bulk_run, "run", full)
+    refused(
+        command("encode", photos, "-o", tmp_path / "c", "-m", "colours/plain"), "No space left", "run the same command"
+    )
+
+
+def test_with_debug_an_error_shows_where_it_comes_from(photos, tmp_path, monkeypatch):
+    from image_encoders.cli import app
+    from image_encoders.errors import UnknownModel
+
+    with pytest.raises(UnknownModel):
+        app(["--debug", "encode", str(photos), "-o", str(tmp_path / "c"), "-m", "no/such"], prog_name="image-encoders")
+    monkeypatch.setenv("IMAGE_ENCODERS_DEBUG", "1")
+    with pytest.raises(UnknownModel):
+        app(["encode", str(photos), "-o", str(tmp_path / "c"), "-m", "no/such"], prog_name="image-encoders")
+
+
+# ---- sources ----
+
+
+def test_globs_lists_files_and_standard_input_are_sources(command, photos, tmp_path, monkeypatch):
+    listed = tmp_path / "list.txt"
+    listed.write_text(f"{photos / 'green.png'}\n")
+    reading, writing = os.pipe()
+    os.write(writing, f"{photos / 'blue.png'}\n".encode())
+    os.close(writing)
+    with os.fdopen(reading) as stdin:
+        monkeypatch.setattr("sys.stdin", stdin)
+        ran = command(
+            *("encode", photos / "more" / "*.jpg", f"@{listed}", photos / "red.png", "-", "-o", tmp_path / "c"),
+            *("-m", "colours/plain", "--json"),
+        )
+    assert ran.status == 0
+    assert ran.json["encoded"] == 6
+
+
+# ---- interruption ----
+
+
+def test_ctrl_c_keeps_what_is_done_and_the_same_command_goes_on(command, tmp_path, monkeypatch):
+    folder = tmp_path / "many"
+    folder.mkdir()
+    for number in range(60):
+        Image.new("RGB", (8, 8), (number, number, 100)).save(folder / f"{number}.png")
+    arguments = ("encode", folder, "-o", tmp_path / "c", "-m", "colours/plain", "--batch-size", 4)
+    original = np.stack
+    seen = 0
+
+    def interrupting(*stacked, **options):
+        nonlocal seen
+        seen += 1
+        if seen == 4:
+            threading.Thread(target=os.kill, args=(os.getpid(), signal.SIGINT)).start()
+            time.sleep(0.2)
+        return original(*stacked, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(np, "stack", interrupting)
+        ran = command(*arguments)
+    assert ran.status == 130
+    assert "goes on from there" in ran.err
+    assert "Traceback" not in ran.err
+    kept = Collection.open(tmp_path / "c").count()
+    assert 0 < kept < 60
+    again = command(*arguments, "--json")
+    assert again.status == 0
+    assert (again.json["encoded"], again.json["rows"]) == (60 - kept, 60)

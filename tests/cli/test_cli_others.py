@@ -1,0 +1,183 @@
+"""models, fetch, doctor, demo and what all commands share."""
+
+import json
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from image_encoders import models
+from image_encoders.doctor import Stages
+
+
+def test_models_lists_every_model(command):
+    ran = command("models")
+    assert ran.status == 0
+    assert [line.split()[0] for line in ran.out.splitlines()[1:]] == models.names()
+    assert models.DEFAULT in ran.err
+
+
+def test_models_as_json_say_which_is_the_default(command):
+    listed = command("models", "--json").json
+    assert [one["name"] for one in listed] == models.names()
+    assert [one["name"] for one in listed if one["default"]] == [models.DEFAULT]
+    assert all(set(one) == {"name", "towers", "dim", "weights", "licence", "default"} for one in listed)
+
+
+def test_fetching_the_bundled_model_says_where_it_is(command):
+    (path,) = command("fetch", "clip/demo", "--json").json["paths"]
+    assert (Path(path) / "config.json").exists()
+
+
+@pytest.mark.parametrize("name", ["clop/demo", "colours/plain"])
+def test_a_model_that_cannot_be_fetched_is_one_sentence(command, name):
+    ran = command("fetch", name)
+    assert (ran.status, ran.out) == (2, "")
+    assert name in ran.err
+    assert len(ran.err.splitlines()) == 1
+
+
+def test_a_model_that_is_not_in_the_cache_is_refused_offline(command, monkeypatch, tmp_path):
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    ran = command("fetch", "clip/nobody/has-this", "--offline")
+    assert (ran.status, ran.out) == (2, "")
+    assert "nobody/has-this" in ran.err
+    assert "clip/demo" in ran.err
+    assert len(ran.err.splitlines()) == 1
+
+
+def test_without_a_model_and_a_network_the_message_names_what_works(start, photos, tmp_path):
+    blocked = {
+        "https_proxy": "http://127.0.0.1:9",
+        "http_proxy": "http://127.0.0.1:9",
+        "HF_HOME": str(tmp_path / "hub"),
+    }
+    running = start("encode", photos, "-o", tmp_path / "c", env={**os.environ, **blocked})
+    out, err = running.communicate(timeout=120)
+    assert (running.returncode, out) == (2, ""), err
+    assert models.DEFAULT.removeprefix("clip/") in err
+    assert "clip/demo" in err
+    assert len(err.splitlines()) == 1
+    assert not (tmp_path / "c").exists()
+
+
+# ---- doctor ----
+
+
+def test_doctor_shows_the_machine(command):
+    ran = command("doctor")
+    assert ran.status == 0
+    for word in ("python", "torch", "memory", "instructions", "cache", "cuda", "extra heif"):
+        assert word in ran.out
+
+
+def test_doctor_measures_a_model_and_names_the_limit(command, photos):
+    told = command("doctor", "--model", "colours/plain", "--json", *photos.glob("*.png")).json
+    stages = told["stages"]
+    assert (stages["model"], stages["pictures"]) == ("colours/plain", 3)
+    assert min(stages["read_ms"], stages["prepare_ms"], stages["embed_ms"]) > 0
+    assert stages["limit"] in ("read", "prepare", "embed")
+    assert told["processor"]["cores"] >= 1
+    assert "limits; expect about" in command("doctor", "--model", "colours/plain").out
+
+
+def test_doctor_needs_a_model_for_pictures(command, photos):
+    ran = command("doctor", photos / "red.png")
+    assert ran.status == 2
+    assert "--model" in ran.err
+
+
+def stages(**changes) -> Stages:
+    measured = {"read_ms": 4.0, "prepare_ms": 2.0, "embed_ms": 10.0}
+    return Stages(**{**measured, "pictures": 8, "batch_size": 8, "workers": 2, "shared": True, **changes})
+
+
+def test_stages_on_the_same_cores_add_up():
+    assert stages().limit == "embed"
+    assert stages().rate == pytest.approx(1000 / (4 / 2 + 2 / 2 + 10))
+
+
+def test_stages_beside_a_device_of_its_own_overlap():
+    fast = stages(shared=False, embed_ms=0.5)
+    assert fast.limit == "read"
+    assert fast.rate == pytest.approx(1000 / 3)
+    assert stages(shared=False).rate == pytest.approx(100)
+
+
+# ---- the tour ----
+
+
+@pytest.mark.slow
+def test_the_tour_shows_what_it_says_and_can_be_taken_again(command, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    ran = command("demo", "tour")
+    assert ran.status == 0, ran.err
+    assert "300 pictures and two broken files" in ran.out
+    assert "300 encoded, 2 failed" in ran.out
+    assert "breaks-off.jpg" in ran.out
+    assert "a-text.jpg" in ran.out
+    assert ran.out.count("$ image-encoders search") == 4
+    assert (tmp_path / "tour" / "red-circles.html").read_text().count("data:image/jpeg") == 12
+    again = command("demo", "tour")
+    assert again.status == 0
+    assert "300 unchanged, 2 failed" in again.out
+
+
+# ---- every command ----
+
+
+def test_no_command_shows_the_help(command):
+    ran = command()
+    assert ran.status == 2
+    assert "Commands:" in ran.out + ran.err
+
+
+def test_an_unknown_command_is_refused(command):
+    ran = command("encoed")
+    assert ran.status == 2
+    assert "encoed" in ran.err
+
+
+def test_an_interrupted_command_ends_with_130_and_a_second_one_goes_on(start, photos, tmp_path):
+    running = start("encode", "-", "-o", tmp_path / "c", "-m", "clip/demo", stdin=subprocess.PIPE)
+    running.stdin.write(f"{photos / 'red.png'}\n")
+    running.stdin.flush()  # and now the command waits for the rest of the list
+    for _ in range(600):
+        if (tmp_path / "c" / "failures.lance").exists() or running.poll() is not None:
+            break
+        time.sleep(0.1)
+    time.sleep(2)
+    running.send_signal(signal.SIGINT)
+    time.sleep(0.5)
+    out, err = running.communicate(timeout=60)
+    assert (running.returncode, out) == (130, ""), err
+    assert "the same command goes on" in err
+    assert "Traceback" not in err
+    again = start("encode", photos, "-o", tmp_path / "c", "--json")
+    out, err = again.communicate(timeout=120)
+    assert again.returncode == 0, err
+    assert json.loads(out)["rows"] == 6
+
+
+def test_a_disk_that_is_full_ends_with_one_sentence_and_more_space_mends_it(start, photos, tmp_path):
+    small = tmp_path / "small"
+    small.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=24k", "tmpfs", str(small)]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("mounting a small disk is not permitted here")
+    try:
+        running = start("encode", photos, "-o", small / "c", "-m", "clip/demo")
+        out, err = running.communicate(timeout=120)
+        assert (running.returncode, out) == (2, ""), err
+        assert len(err.splitlines()) == 1
+        assert "space" in err
+        subprocess.run(["mount", "-o", "remount,size=64m", str(small)], check=True)
+        again = start("encode", photos, "-o", small / "c", "-m", "clip/demo", "--json")
+        out, err = again.communicate(timeout=120)
+        assert again.returncode == 0, err
+        assert json.loads(out)["rows"] == 6
+    finally:
+        subprocess.run(["umount", "-l", str(small)], check=True)

@@ -1,0 +1,178 @@
+import json
+import subprocess
+import sys
+
+import pytest
+from PIL import Image
+
+from image_encoders.collection import Collection
+
+
+@pytest.fixture
+def collection(command, photos, tmp_path, monkeypatch):
+    """The six photos encoded, the current folder above them."""
+    monkeypatch.chdir(tmp_path)
+    assert command("encode", "photos", "-o", "c", "-m", "colours/plain").status == 0
+    return tmp_path / "c"
+
+
+def test_words_find_their_pictures(command, collection):
+    ran = command("search", "c", "something red", "-k", 2)
+    assert ran.status == 0
+    lines = ran.out.splitlines()
+    assert lines[0].split() == ["rank", "score", "size", "picture"]
+    assert lines[1].split() == ["1", "1.000", "40", "x", "30", "photos/red.png"]
+    assert lines[2].split()[-1] == "photos/more/dark-red.jpg"
+    assert len(lines) == 3
+
+
+def test_a_picture_finds_those_like_it(command, collection, tmp_path):
+    Image.new("RGB", (7, 7), (10, 10, 250)).save(tmp_path / "sky.png")
+    found = command("search", "c", "--image", "sky.png", "-k", 1, "--json").json
+    assert [hit["path"] for hit in found] == [str(tmp_path / "photos" / "blue.png")]
+
+
+def test_json_is_a_list_of_hits(command, collection, tmp_path):
+    found = command("search", "c", "green", "--json").json
+    assert [hit["rank"] for hit in found] == [1, 2, 3, 4, 5, 6]
+    first = found[0]
+    assert first["path"] == str(tmp_path / "photos" / "green.png")
+    assert first["score"] == pytest.approx(1)
+    assert (first["width"], first["height"]) == (40, 30)
+    assert len(first["sha256"]) == 64
+    assert sorted((hit["score"] for hit in found), reverse=True) == [hit["score"] for hit in found]
+
+
+def test_paths_outside_the_current_folder_are_whole(command, collection, tmp_path, monkeypatch):
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert str(tmp_path / "photos" / "red.png") in command("search", collection, "red").out
+
+
+def test_a_long_path_is_never_cut_where_there_is_no_terminal(command, collection, photos):
+    long = photos / ("x" * 120 + "-" + "y" * 100 + ".png")
+    Image.new("RGB", (4, 4), "white").save(long)
+    command("encode", "photos", "-o", "c")
+    assert f"photos/{long.name}\n" in command("search", "c", "white", "-k", 1).out
+
+
+def test_the_page_of_thumbnails_is_written_and_said_where(command, collection, tmp_path):
+    ran = command("search", "c", "red", "--html", "red.html", "--json")
+    assert "red.html" in ran.err
+    assert len(ran.json) == 6
+    page = (tmp_path / "red.html").read_text()
+    assert page.count("data:image/jpeg;base64,") == 6
+    assert "<title>red: 6 pictures</title>" in page
+
+
+def test_colour_is_for_terminals_only(command, collection, monkeypatch):
+    assert "\x1b" not in command("search", "c", "red").out
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert "\x1b" not in command("search", "c", "red").out
+
+
+def test_a_name_with_control_characters_or_brackets_is_shown_as_it_is(command, photos, collection):
+    name = "white [bold]\x1b[31m\n.png"
+    Image.new("RGB", (4, 4), "white").save(photos / name)
+    command("encode", "photos", "-o", "c")
+    ran = command("search", "c", "white", "-k", 1)
+    assert r"white [bold]\x1b[31m" in ran.out
+    assert "\x1b" not in ran.out
+    assert command("search", "c", "white", "-k", 1, "--json").json[0]["path"].endswith(name)
+
+
+@pytest.mark.parametrize(
+    "query", [(), ("red", "--image", "photos/red.png"), ("--image", "a.png", "--audio", "b.wav"), ("red", "-k", "0")]
+)
+def test_exactly_one_query_is_taken(command, collection, query):
+    ran = command("search", "c", *query)
+    assert ran.status == 2
+    assert ran.out == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("nowhere", "red"), "nowhere"),
+        (("photos", "red"), "photos"),
+        (("c", "--image", "gone.jpg"), "gone.jpg"),
+        (("c", "--audio", "bark.wav"), "no audio tower"),
+        (("c", "red", "--html", "nowhere/page.html"), "nowhere/page.html"),
+        (("c", "red", "--device", "cuda:99"), "cuda:99"),
+    ],
+)
+def test_what_cannot_be_searched_is_one_sentence(command, collection, arguments, words):
+    ran = command("search", *arguments)
+    assert ran.status == 2
+    assert words in ran.err
+    assert len(ran.err.splitlines()) == 1
+
+
+def test_words_for_a_model_that_knows_none_are_refused(command, photos, tmp_path):
+    command("encode", photos, "-o", tmp_path / "c", "-m", "colours/mute")
+    ran = command("search", tmp_path / "c", "red")
+    assert (ran.status, ran.out) == (2, "")
+    assert "no text tower" in ran.err
+
+
+def test_a_collection_of_other_weights_is_not_searched(command, photos, tmp_path):
+    weights = tmp_path / "weights"
+    weights.write_text("one")
+    command("encode", photos, "-o", tmp_path / "c", "-m", "colours/plain", "--weights", weights)
+    weights.write_text("another")
+    ran = command("search", tmp_path / "c", "red")
+    assert (ran.status, ran.out) == (2, "")
+    assert "cannot be compared" in ran.err
+
+
+def test_the_recipes_weights_may_have_moved(command, photos, tmp_path):
+    weights = tmp_path / "weights"
+    weights.write_text("one")
+    command("encode", photos, "-o", tmp_path / "c", "-m", "colours/plain", "--weights", weights)
+    weights.rename(tmp_path / "moved")
+    assert command("search", tmp_path / "c", "red").status == 2
+    assert command("search", tmp_path / "c", "red", "--weights", tmp_path / "moved").status == 0
+
+
+def test_a_reader_that_stops_early_is_no_error(collection, tmp_path):
+    words = [sys.executable, "-m", "image_encoders", "failures", str(collection), "--json"]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as running:
+        running.stdout.close()
+        assert running.stderr.read() == b""
+        assert running.wait(60) == 141
+
+
+# ---- export ----
+
+
+@pytest.mark.parametrize("name", ["rows.parquet", "rows.npy"])
+def test_export_says_what_it_wrote(command, collection, tmp_path, name):
+    ran = command("export", "c", name, "--json")
+    assert ran.status == 0
+    assert ran.json == {"path": str(tmp_path / name), "rows": 6, "dim": 3, "model": "colours/plain"}
+    assert (tmp_path / name).stat().st_size > 0
+    assert "6 rows of 3 numbers" in command("export", "c", name, "--overwrite").out
+
+
+def test_export_does_not_replace_a_file_unless_told(command, collection, tmp_path):
+    (tmp_path / "rows.npy").write_text("mine")
+    ran = command("export", "c", "rows.npy")
+    assert ran.status == 2
+    assert "rows.npy" in ran.err
+    assert (tmp_path / "rows.npy").read_text() == "mine"
+
+
+@pytest.mark.parametrize("out", ["rows.csv", "nowhere/rows.npy", "photos"])
+def test_an_export_that_cannot_be_written_is_one_sentence(command, collection, tmp_path, out):
+    before = sorted(tmp_path.rglob("*"))
+    ran = command("export", "c", out)
+    assert (ran.status, ran.out) == (2, "")
+    assert len(ran.err.splitlines()) == 1
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_failures_of_a_clean_run_are_none(command, collection):
+    ran = command("failures", "c")
+    assert (ran.status, ran.out) == (0, "")
+    assert "nothing failed" in ran.err
+    assert json.loads(command("failures", "c", "--json").out) == Collection.open(collection).failures() == []

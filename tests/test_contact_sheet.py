@@ -1,0 +1,181 @@
+import base64
+import io
+import re
+import shutil
+import subprocess
+from dataclasses import dataclass
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from image_encoders.contact_sheet import SIDE, contact_sheet, thumbnail, write
+
+
+@dataclass
+class Hit:
+    path: str
+    score: float = 0.5
+    width: int = 40
+    height: int = 30
+
+    @property
+    def id(self) -> str:
+        return self.path
+
+
+class Reader(HTMLParser):
+    """Every tag with its attributes, and all text; complains about tags that do not match."""
+
+    def __init__(self, page: str):
+        super().__init__()
+        self.tags: list[tuple[str, dict]] = []
+        self.words = ""
+        self.open: list[str] = []
+        self.feed(page)
+        assert not self.open
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag not in ("meta", "img"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.words += data
+
+    def all(self, tag: str) -> list[dict]:
+        return [attributes for name, attributes in self.tags if name == tag]
+
+
+def picture(path: Path, size=(400, 200), mode="RGB", **save) -> Path:
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (size[1], size[0], len(mode)), np.uint8)
+    Image.fromarray(pixels).save(path, **save)
+    return path
+
+
+def sheet(hits, **changes) -> str:
+    return contact_sheet(hits, **{"query": "a cat", "model": "clip/demo", "collection": "pets", **changes})
+
+
+def test_a_thumbnail_is_small_and_keeps_the_pictures_shape(tmp_path):
+    small = Image.open(io.BytesIO(thumbnail(picture(tmp_path / "wide.png", (1000, 400)))))
+    assert small.size == (SIDE, round(SIDE * 0.4))
+    assert small.format == "JPEG"
+
+
+def test_a_small_picture_is_not_enlarged(tmp_path):
+    assert Image.open(io.BytesIO(thumbnail(picture(tmp_path / "tiny.png", (9, 5))))).size == (9, 5)
+
+
+def test_a_thumbnail_is_upright(tmp_path):
+    image = Image.new("RGB", (60, 40), "white")
+    exif = image.getexif()
+    exif[274] = 6  # turn by 90 degrees to see it upright
+    image.save(tmp_path / "turned.jpg", exif=exif)
+    assert Image.open(io.BytesIO(thumbnail(tmp_path / "turned.jpg"))).size == (40, 60)
+
+
+def test_what_is_transparent_shows_white(tmp_path):
+    Image.new("RGBA", (20, 20), (200, 0, 0, 0)).save(tmp_path / "clear.png")
+    assert min(Image.open(io.BytesIO(thumbnail(tmp_path / "clear.png"))).getpixel((10, 10))) > 250
+
+
+def test_the_page_needs_nothing_but_itself(tmp_path):
+    page = Reader(sheet([Hit(str(picture(tmp_path / "a.png")))]))
+    (image,) = page.all("img")
+    kind, data = image["src"].split(",")
+    assert kind == "data:image/jpeg;base64"
+    assert Image.open(io.BytesIO(base64.b64decode(data))).size == (256, 128)
+    assert not page.all("link")
+    assert not page.all("script")
+    assert "@import" not in page.words
+    assert "url(" not in page.words
+
+
+def test_every_picture_has_a_text_for_those_who_do_not_see_it(tmp_path):
+    page = Reader(sheet([Hit(str(picture(tmp_path / f"{n}.png"))) for n in "abc"], picture=tmp_path / "a.png"))
+    assert [image["alt"] for image in page.all("img")] == ["The query: a cat", "a.png", "b.png", "c.png"]
+    assert page.all("html")[0]["lang"] == "en"
+    assert len(page.all("title")) == 1
+
+
+def test_names_and_queries_cannot_become_markup(tmp_path):
+    name = '"><script>alert(1)</script>&<b>.png'
+    path = tmp_path / name.replace("/", "_")
+    page = Reader(sheet([Hit(str(picture(path)))], query="<img src=x onerror=alert(1)>", collection="</p><script>"))
+    assert not page.all("script")
+    assert len(page.all("img")) == 1
+    assert "<img src=x onerror=alert(1)>" in page.words
+
+
+def test_links_lead_to_the_files_themselves(tmp_path):
+    path = picture(tmp_path / "50% of #1?.png")
+    (link,) = Reader(sheet([Hit(str(path))])).all("a")
+    assert link["href"] == path.as_uri()
+    assert "%23" in link["href"]
+
+
+@pytest.mark.parametrize("broken", ["missing", "empty", "text"])
+def test_a_picture_that_is_gone_or_broken_says_so_and_the_others_stay(tmp_path, broken):
+    path = tmp_path / "broken.jpg"
+    if broken != "missing":
+        path.write_bytes(b"" if broken == "empty" else b"not a picture")
+    page = Reader(sheet([Hit(str(path)), Hit(str(picture(tmp_path / "good.png")))]))
+    assert len(page.all("img")) == 1
+    note = "no longer there" if broken == "missing" else "can no longer be read"
+    assert note in page.words
+
+
+def test_a_name_that_is_not_utf8_can_be_written(tmp_path):
+    path = Path(str(tmp_path) + "/caf\udce9.png")
+    picture(path)
+    write(tmp_path / "page.html", sheet([Hit(str(path))]))
+    text = (tmp_path / "page.html").read_text("utf-8")
+    assert "%E9.png" in text
+    assert "data:image/jpeg" in text
+
+
+def test_a_page_without_hits_is_a_page(tmp_path):
+    assert "0 pictures from pets" in Reader(sheet([])).words
+
+
+def test_hits_are_numbered_in_their_order(tmp_path):
+    hits = [Hit(str(picture(tmp_path / f"{n}.png")), score) for n, score in zip("xyz", (0.9, 0.5, -0.125))]
+    words = Reader(sheet(hits)).words
+    assert re.findall(r"(\d) (-?\d\.\d{3})", words) == [("1", "0.900"), ("2", "0.500"), ("3", "-0.125")]
+
+
+def test_a_page_that_cannot_be_written_leaves_nothing(tmp_path):
+    (tmp_path / "page.html").mkdir()
+    with pytest.raises(OSError):
+        write(tmp_path / "page.html", "<p>")
+    assert [one.name for one in tmp_path.iterdir()] == ["page.html"]
+
+
+def test_writing_replaces_an_older_page(tmp_path):
+    write(tmp_path / "page.html", "old")
+    write(tmp_path / "page.html", "new")
+    assert (tmp_path / "page.html").read_text() == "new"
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.browser
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="no chromium")
+def test_a_browser_draws_the_page(tmp_path):
+    hits = [Hit(str(picture(tmp_path / f"{n}.png", (300 + n, 200)))) for n in range(7)]
+    write(tmp_path / "page.html", sheet([*hits, Hit("/nowhere/gone.jpg")]))
+    subprocess.run(
+        ["chromium", "--headless", "--no-sandbox", "--disable-gpu", f"--screenshot={tmp_path}/page.png"]
+        + ["--window-size=1000,800", (tmp_path / "page.html").as_uri()],
+        check=True,
+        capture_output=True,
+        timeout=120,
+    )
+    with Image.open(tmp_path / "page.png") as seen:
+        assert len(set(seen.convert("RGB").resize((100, 80)).get_flattened_data())) > 100
