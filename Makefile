@@ -1,0 +1,66 @@
+# `make help` lists the targets. Everything happens in .venv, which is made when missing and brought up to date when
+# pyproject.toml or constraints.txt change.
+
+PYTHON ?= python3
+VENV := .venv
+JINA := .venv-jina
+JINA_TESTS ?=
+BIN := $(VENV)/bin
+DEMO ?= demo-output
+# --no-compile: only what is imported gets compiled, when it is; that saves half of the installation.
+PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet --no-compile -c constraints.txt
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-jina check format clean
+
+help: ## show this
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: $(VENV)/demo-installed ## see the whole tour: draw pictures, encode them, search them by words
+	@$(BIN)/image-encoders demo $(DEMO)
+
+test: $(VENV)/dev-installed ## run every test
+	$(BIN)/python -m pytest
+	$(MAKE) test-jina JINA_TESTS='-m "not golden and not slow"'
+
+test-jina: $(JINA)/installed ## run the tests of the Jina Executors, in an environment of their own
+	$(JINA)/bin/python -m pytest tests/jina $(JINA_TESTS)
+
+check: $(VENV)/dev-installed ## format, lint, types, layers and the quick tests
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python -m pytest -q -m "not golden and not slow"
+
+format: $(VENV)/dev-installed ## put the code into its one form
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean: ## remove what the other targets made
+	rm -rf $(VENV) $(JINA) $(DEMO) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis .coverage htmlcov
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 14))' || \
+		{ echo "Python 3.10 to 3.13 is needed, and $(PYTHON) is $$($(PYTHON) --version 2>&1). Another one: make PYTHON=python3.12"; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || \
+		{ rm -rf $(VENV); echo "$(PYTHON) cannot make a virtual environment; on Debian and Ubuntu: apt install python3-venv"; exit 1; }
+
+$(VENV)/demo-installed: pyproject.toml constraints.txt | $(VENV)/bin/python
+	@echo "installing into $(VENV): a minute or two, the first time"
+	@$(PIP) -e ".[audio,heif]"
+	@touch $@
+
+$(VENV)/dev-installed: pyproject.toml constraints.txt | $(VENV)/bin/python
+	@echo "installing into $(VENV): a minute or two, the first time"
+	@$(PIP) -e ".[audio,heif,dev]"
+	@touch $@ $(VENV)/demo-installed
+
+# Jina holds back urllib3, grpcio and others, so it has its own environment and its own tested set.
+$(JINA)/installed: pyproject.toml constraints-jina.txt | $(VENV)/bin/python
+	@echo "installing into $(JINA): a minute or two, the first time"
+	@$(PYTHON) -m venv $(JINA)
+	@$(JINA)/bin/python -m pip install --disable-pip-version-check --quiet --no-compile -c constraints-jina.txt \
+		-e ".[jina,audio,heif]" pytest
+	@touch $@
