@@ -83,7 +83,7 @@ def loads(case: Case, repeats: int) -> None:
     folder = bundle.checkpoint(case.spec)
     path, family = folder / case.file, models.family(case.name)
     weights = folder / "model.safetensors"  # CLIP's; a conversion of the others
-    ways = [(path, case.file or case.spec)]
+    ways = [(path, case.spec)]
     if hasattr(family, "original"):
         weights = folder.with_name(f"{folder.name}-converted.safetensors")
         if not weights.exists():

@@ -14,7 +14,7 @@ import pytest
 from image_encoders.conformance import bundle
 from image_encoders.conformance.agreement import Limits, agreement
 
-collect_ignore = [] if importlib.util.find_spec("jina") else ["jina"]  # it has an environment of its own
+collect_ignore = [] if importlib.util.find_spec("docarray") else ["jina"]  # it has an environment of its own
 
 CHECKPOINTS = bundle.checkpoints()  # before any test chooses another cache
 

@@ -58,12 +58,19 @@ def decoded(conformance: Path, names: np.ndarray) -> list[np.ndarray]:
 
 
 CASES = [
-    ("bit-npz-R50x1", "float224"),
-    ("bit-npz-R50x1", "float160x192"),
-    ("bit-npz-R50x1", "float288x480"),
-    ("bit-npz-R50x1", "float33x47"),
-    *((case, name) for case in SAVED_MODELS for name in ("float224", "float160x192")),
-    pytest.param("bit-npz-R50x3", "float224", marks=pytest.mark.golden),
+    ("bit-savedmodel-hub", "float160x192"),
+    *(
+        pytest.param(*one, marks=pytest.mark.golden)
+        for one in [
+            ("bit-npz-R50x1", "float224"),
+            ("bit-npz-R50x1", "float160x192"),
+            ("bit-npz-R50x1", "float288x480"),
+            ("bit-npz-R50x1", "float33x47"),
+            ("bit-npz-R50x3", "float224"),
+            ("bit-savedmodel-hub", "float224"),
+            *((case, name) for case in SAVED_MODELS[1:] for name in ("float224", "float160x192")),
+        ]
+    ),
 ]
 
 
@@ -76,12 +83,14 @@ def test_rows_of_prepared_floats_are_the_originals(
     assert_rows_agree(rows, golden(case)[f"{name}/out"], **tolerance)
 
 
+@pytest.mark.golden
 def test_rows_agree_with_the_originals_in_float64(encoder, golden, float_inputs, assert_rows_agree):
     rows = encoder("bit-npz-R50x1").embed_image(float_inputs("bit-npz-R50x1", "float224"))
     reference = golden("bit-npz-R50x1")["float224/out_f64"]
     assert_rows_agree(rows, reference, rel=1e-4, one_minus_cos=1e-8)
 
 
+@pytest.mark.golden
 def test_flat_pictures_get_the_rows_of_float64(checkpoint, encoder, conformance, assert_rows_agree):
     import torch
 
@@ -94,6 +103,7 @@ def test_flat_pictures_get_the_rows_of_float64(checkpoint, encoder, conformance,
     assert_rows_agree(encoder(case, input_size=224).encode_image(pictures), reference, rel=1e-4, one_minus_cos=1e-8)
 
 
+@pytest.mark.golden
 def test_every_stage_is_the_originals(checkpoint, golden, float_inputs):
     import torch
 

@@ -22,6 +22,8 @@ class TorchEmbedder:
     def __init__(self, net: nn.Module, device: str, precision: str):
         if precision == "float16" and device == "cpu":
             raise DeviceError("float16 is not for the CPU; use bfloat16 or float32 there")
+        if device != "cpu" and precision == "float32":
+            torch.backends.cudnn.allow_tf32 = False  # torch would round the inputs of convolutions to 10 bits
         self.device = device
         self.precision = precision
         self._dtype = _DTYPES[precision]
