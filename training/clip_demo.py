@@ -63,9 +63,7 @@ class Recipe:
     crowd_batch: int = 32  # pictures
     # ... then both towers learn to match pictures with captions
     steps: int = 2300
-    batch: int = 96  # scenes
-    variants: int = 1  # of each scene within the batch, with one change
-    changes: str = "plain"  # a key of CHANGES
+    batch: int = 96  # scenes, half of them the other half with one thing changed
     full: float = 0.6  # share of captions that name every thing
     filed: float = 0.2  # share of pictures drawn larger, stored as JPEG and read back
     patch_weight: float = 1.0  # of the patches' loss, the captions' being 1
@@ -76,21 +74,6 @@ class Recipe:
     steady: float = 0.2  # share of the second part before the rates fall to 0
     memory: float = 0.998  # of the running average of the weights, which is what is exported
     scale: float = 20.0  # of the logits at the start
-
-
-REFINEMENT = Recipe(
-    crowd_steps=0,
-    steps=300,
-    batch=128,
-    variants=3,
-    changes="hard",
-    full=0.8,
-    patch_weight=0.0,
-    muon_rate=0.008,
-    adam_rate=0.0015,
-    steady=0.0,
-    memory=0.99,
-)
 
 
 # ---- tokens ----
@@ -150,32 +133,19 @@ def token_ids(texts: list[str], vocab: dict[str, int]) -> torch.Tensor:
 
 # ---- batches ----
 
-# What a scene's neighbours in a batch differ in; the hard ones are what a trained model still confuses.
-CHANGES = {
-    "plain": ("colour", "colour", "shape", "shape", "size", "place", "background", "swap", "swap"),
-    "hard": (*["place"] * 4, *["swap"] * 3, *["size"] * 2, *["shape"] * 2, "colour", "background", "twin", "drop"),
-}
 
-
-def variant(scene: Scene, rng: random.Random, kinds: tuple[str, ...]) -> Scene:
-    """The same scene with one change of one of these kinds."""
+def variant(scene: Scene, rng: random.Random) -> Scene:
+    """The same scene but for one attribute of one thing, the background, or two things' colours swapped."""
     while True:
         things = list(scene.things)
         i = rng.randrange(len(things))
         thing = things[i]
-        what = rng.choice(kinds)
-        if what in ("swap", "twin", "drop"):
-            if len(things) == 1:
-                continue
+        what = rng.choice(("colour", "colour", "shape", "shape", "size", "place", "background", "swap", "swap"))
+        if what == "swap" and len(things) > 1:
             j = rng.choice([j for j in range(len(things)) if j != i])
             other = things[j]
-            if what == "swap":
-                things[i] = replace(thing, colour=other.colour, rgb=other.rgb)
-                things[j] = replace(other, colour=thing.colour, rgb=thing.rgb)
-            elif what == "twin":
-                things[j] = replace(other, colour=thing.colour, rgb=thing.rgb, shape=thing.shape)
-            else:
-                del things[i]
+            things[i] = replace(thing, colour=other.colour, rgb=other.rgb)
+            things[j] = replace(other, colour=thing.colour, rgb=thing.rgb)
         elif what == "colour":
             colour = rng.choice(list(COLOURS))
             things[i] = replace(thing, colour=colour, rgb=scenes.jittered(rng, COLOURS[colour]))
@@ -278,10 +248,9 @@ def pictures_of(of: list[Scene], recipe: Recipe, rng: random.Random) -> torch.Te
 
 
 def related_scenes(recipe: Recipe, rng: random.Random) -> list[Scene]:
-    """A batch of scenes, each followed by its variants."""
-    kinds = CHANGES[recipe.changes]
-    first = [scenes.sample_scene(rng) for _ in range(recipe.batch // (1 + recipe.variants))]
-    return [scene for one in first for scene in (one, *(variant(one, rng, kinds) for _ in range(recipe.variants)))]
+    """A batch of scenes, each followed by one that differs in one thing."""
+    first = [scenes.sample_scene(rng) for _ in range(recipe.batch // 2)]
+    return [scene for one in first for scene in (one, variant(one, rng))]
 
 
 # ---- the net: transformers' CLIPModel, run here without what training does not need ----
@@ -449,10 +418,6 @@ class Trainer:
         self.average = copy.deepcopy(self.model).requires_grad_(False)
         self.done = 0  # steps
 
-    def begin_from(self, model: CLIPModel) -> None:
-        self.model.load_state_dict(model.state_dict())
-        self.average.load_state_dict(model.state_dict())
-
     def crowd_loss(self) -> torch.Tensor:
         """The patches' loss of one batch of crowded pictures."""
         of = [crowded(self.rng) for _ in range(self.recipe.crowd_batch)]
@@ -485,14 +450,9 @@ class Trainer:
             torch._foreach_lerp_(list(self.average.parameters()), list(self.model.parameters()), 1 - keep)
 
 
-def train(recipe: Recipe, seed: int, out: Path, start: Path | None = None) -> None:
-    """Train, from nothing or an exported model, and export.
-
-    The same seed, machine and number of threads give the same model.
-    """
+def train(recipe: Recipe, seed: int, out: Path) -> None:
+    """Train from nothing and export; the same seed and number of threads give the same model."""
     trainer = Trainer(recipe, seed)
-    if start is not None:
-        trainer.begin_from(CLIPModel.from_pretrained(start, dtype=torch.float32))
     check = evaluation_set("check", 500, unseen_pairs=False)
     check_unseen = evaluation_set("check", 500, unseen_pairs=True)
     for step in range(recipe.crowd_steps):
@@ -511,7 +471,7 @@ def train(recipe: Recipe, seed: int, out: Path, start: Path | None = None) -> No
                 f"patches {patches.item():.3f}, scale {trainer.model.logit_scale.exp().item():.1f}",
                 flush=True,
             )
-        if (step + 1) % 100 == 0 or step + 1 == recipe.steps:
+        if (step + 1) % 200 == 0 or step + 1 == recipe.steps:
             export(trainer.average, trainer.vocab, trainer.merges, out)
             seen, unseen = (quick_recall(trainer.average, trainer.vocab, pairs) for pairs in (check, check_unseen))
             print(f"recall@1 among 500: {seen:.3f}, with unseen pairs {unseen:.3f}", flush=True)
@@ -640,9 +600,11 @@ def recall(scores: torch.Tensor, k: int) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
-    add_training(commands, "train", Recipe(), "train from nothing and export")
-    refining = add_training(commands, "refine", REFINEMENT, "train an exported model further, on harder batches")
-    refining.add_argument("start", type=Path, help="the exported model")
+    training = commands.add_parser("train", help="train from nothing and export")
+    training.add_argument("--seed", type=int, default=0)
+    training.add_argument("-o", "--out", type=Path, required=True, help="folder to write the model to")
+    for field in fields(Recipe):
+        training.add_argument(f"--{field.name.replace('_', '-')}", type=type(field.default), default=field.default)
     measuring = commands.add_parser("evaluate", help="print a model's recall table")
     measuring.add_argument("model", type=Path)
     args = parser.parse_args()
@@ -651,18 +613,7 @@ def main() -> None:
     else:
         recipe = Recipe(**{field.name: getattr(args, field.name) for field in fields(Recipe)})
         print(recipe, flush=True)
-        train(recipe, args.seed, args.out, getattr(args, "start", None))
-
-
-def add_training(commands, name: str, recipe: Recipe, words: str) -> argparse.ArgumentParser:
-    """A command that trains by a recipe; every entry of the recipe is an option."""
-    command = commands.add_parser(name, help=words, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    command.add_argument("--seed", type=int, default=0)
-    command.add_argument("-o", "--out", type=Path, required=True, help="folder to write the model to")
-    for field in fields(Recipe):
-        value = getattr(recipe, field.name)
-        command.add_argument(f"--{field.name.replace('_', '-')}", type=type(value), default=value)
-    return command
+        train(recipe, args.seed, args.out)
 
 
 if __name__ == "__main__":
