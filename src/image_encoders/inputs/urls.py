@@ -1,0 +1,216 @@
+"""Bytes behind an address that somebody else chose, without lending them this machine's eyes.
+
+`data:` addresses are decoded. `http(s):` ones are fetched only from public addresses: for each connection the name is
+resolved once, every answer is checked, and the connection goes to an address that was checked (so a name cannot change
+its mind); redirects are connections like others. Bytes and time are limited. Nothing else is opened, files least of
+all. What an error says may be shown to whoever chose the address: it tells nothing about this machine's network.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import ipaddress
+import socket
+import ssl
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+from urllib.parse import quote, unquote_to_bytes, urljoin, urlsplit
+
+import httpcore
+
+from image_encoders.errors import InputError
+
+# A body comes as it is: compressed, its size would not tell how much it becomes.
+HEADERS = {"Accept": "*/*", "Accept-Encoding": "identity", "User-Agent": "image-encoders"}
+GLOBAL = ipaddress.IPv6Network("2000::/3")  # all that is given out so far; ipaddress calls more than that global
+NAT64 = ipaddress.IPv6Network("64:ff9b::/96")  # an IPv4 address in its last 32 bits
+
+
+@dataclass(frozen=True)
+class UrlLimits:
+    """What a fetch may cost, and whether it may reach addresses that are not public."""
+
+    max_bytes: int = 64 << 20
+    max_seconds: float = 20.0  # for all of it, redirects too; the time to look up a name is the resolver's own
+    max_redirects: int = 5
+    private: bool = False
+
+
+def read_url(url: str, limits: UrlLimits = UrlLimits()) -> bytes:
+    """What a `data:`, `http:` or `https:` address holds; InputError otherwise."""
+    scheme = url.split(":", 1)[0].lower()
+    if scheme == "data":
+        return _data(url, limits)
+    if scheme not in ("http", "https"):
+        raise InputError("an address of another kind; data:, http: and https: are accepted", code="url")
+    return _fetch(url, limits)
+
+
+def _data(url: str, limits: UrlLimits) -> bytes:
+    head, comma, body = url[5:].partition(",")
+    if not comma:
+        raise InputError("a data: address without a comma", code="url")
+    if len(body) > 3 * limits.max_bytes:
+        raise _too_big(limits)
+    try:
+        raw = unquote_to_bytes(body)
+        found = base64.b64decode(raw, validate=True) if head.lower().endswith(";base64") else raw
+    except (binascii.Error, ValueError) as error:
+        raise InputError(f"a data: address that is not base64: {error}", code="url") from error
+    if len(found) > limits.max_bytes:
+        raise _too_big(limits)
+    return found
+
+
+def _fetch(url: str, limits: UrlLimits) -> bytes:
+    guard = _Guard(limits, time.monotonic() + limits.max_seconds)
+    try:
+        with httpcore.ConnectionPool(network_backend=guard, ssl_context=_certificates()) as pool:
+            for _ in range(limits.max_redirects + 1):
+                host, url = _plain(url)
+                with pool.stream("GET", url, headers=[("Host", host), *HEADERS.items()]) as response:
+                    if 300 <= response.status < 400 and (target := _header(response, b"location")) is not None:
+                        url = urljoin(url, target)
+                        continue
+                    return _body(response, limits)
+    except httpcore.TimeoutException as error:
+        raise InputError(f"took longer than {limits.max_seconds:g} s", code="url") from error
+    except (httpcore.NetworkError, httpcore.ProtocolError, OSError, ValueError) as error:
+        raise InputError(f"could not be fetched: {_said(error)}", code="url") from error
+    raise InputError(f"more than {limits.max_redirects} redirects", code="url")
+
+
+@cache
+def _certificates() -> ssl.SSLContext:
+    """Whom this machine trusts, read once: that takes longer than a fetch."""
+    return ssl.create_default_context()
+
+
+def _plain(url: str) -> tuple[str, str]:
+    """(host as the Host header names it, the address in plain ASCII); InputError for one that is not accepted."""
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https"):
+        raise InputError("redirected to an address of another kind", code="url")
+    if not parts.hostname or "@" in parts.netloc:
+        raise InputError("an address without a host, or with a password in it", code="url")
+    host = parts.hostname if parts.hostname.isascii() else parts.hostname.encode("idna").decode()
+    host = f"[{host}]" if ":" in host else host
+    netloc = host if parts.port is None else f"{host}:{parts.port}"
+    path, query = (
+        quote(parts.path or "/", safe="/%:@!$&'()*+,;=~-._"),
+        quote(parts.query, safe="/?%:@!$&'()*+,;=~-._[]"),
+    )
+    return netloc, parts._replace(netloc=netloc, path=path, query=query, fragment="").geturl()
+
+
+def _header(response: httpcore.Response, name: bytes) -> str | None:
+    return next((value.decode("latin-1") for key, value in response.headers if key.lower() == name), None)
+
+
+def _body(response: httpcore.Response, limits: UrlLimits) -> bytes:
+    if response.status != 200:
+        raise InputError(f"the server answered {response.status}", code="url")
+    if (_header(response, b"content-encoding") or "identity").lower() != "identity":
+        raise InputError("the server sent it compressed", code="url")
+    held = bytearray()
+    for part in response.iter_stream():
+        held += part
+        if len(held) > limits.max_bytes:
+            raise _too_big(limits)
+    return bytes(held)
+
+
+def _said(error: Exception) -> str:
+    """A network's error without the numbers and addresses that some carry."""
+    reason = error.__cause__ or error
+    while isinstance(reason, httpcore.NetworkError) and reason.__context__ is not None:
+        reason = reason.__context__
+    if isinstance(reason, ssl.SSLCertVerificationError):
+        return f"its certificate is not accepted: {reason.verify_message}"
+    return (reason.strerror if isinstance(reason, OSError) else None) or type(error).__name__
+
+
+class _Guard(httpcore.NetworkBackend):
+    """Connections to checked addresses only, none of which outlives the deadline."""
+
+    def __init__(self, limits: UrlLimits, deadline: float):
+        self._limits, self._deadline = limits, deadline
+        self._network = httpcore.SyncBackend()
+
+    def connect_tcp(
+        self,
+        host: str,
+        port: int,
+        timeout: float | None = None,
+        local_address: str | None = None,
+        socket_options: Iterable[Any] | None = None,
+    ) -> httpcore.NetworkStream:
+        addresses = _checked(host, port, self._limits)
+        for address in addresses:
+            try:
+                return _Timed(self._network.connect_tcp(address, port, _left(self._deadline)), self._deadline)
+            except httpcore.ConnectError:
+                if address == addresses[-1]:
+                    raise
+        raise AssertionError("a name without addresses is an error before this")
+
+
+class _Timed(httpcore.NetworkStream):
+    """A connection of which nothing is had after the deadline, however slowly it comes."""
+
+    def __init__(self, stream: httpcore.NetworkStream, deadline: float):
+        self._stream, self._deadline = stream, deadline
+
+    def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+        return self._stream.read(max_bytes, _left(self._deadline))
+
+    def write(self, buffer: bytes, timeout: float | None = None) -> None:
+        self._stream.write(buffer, _left(self._deadline))
+
+    def close(self) -> None:
+        self._stream.close()
+
+    def start_tls(
+        self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
+    ) -> httpcore.NetworkStream:
+        return _Timed(self._stream.start_tls(ssl_context, server_hostname, _left(self._deadline)), self._deadline)
+
+    def get_extra_info(self, info: str) -> Any:
+        return self._stream.get_extra_info(info)
+
+
+def _left(deadline: float) -> float:
+    """How many seconds are left; httpcore.ReadTimeout where none are."""
+    left = deadline - time.monotonic()
+    if left <= 0:
+        raise httpcore.ReadTimeout
+    return left
+
+
+def _checked(host: str, port: int, limits: UrlLimits) -> list[str]:
+    """The numeric addresses to connect to, in the resolver's order; InputError unless every one is public."""
+    answers = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    found = list(dict.fromkeys(str(answer[4][0]) for answer in answers))
+    if not limits.private and not all(map(_public, found)):
+        raise InputError(f"{host} is not a public address; only those are fetched", code="url")
+    return found
+
+
+def _public(address: str) -> bool:
+    """Whether a numeric address is one that anybody may reach, and so is the IPv4 address in an IPv6 one."""
+    ip = ipaddress.ip_address(address.split("%")[0])
+    if isinstance(ip, ipaddress.IPv6Address):
+        inner = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF) if ip in NAT64 else ip.ipv4_mapped or ip.sixtofour
+        if inner is not None:
+            return _public(str(inner))
+        if ip not in GLOBAL or ip.teredo:
+            return False
+    return ip.is_global and not ip.is_multicast
+
+
+def _too_big(limits: UrlLimits) -> InputError:
+    return InputError(f"more than the {limits.max_bytes:,} bytes that are accepted", code="too-many-bytes")
