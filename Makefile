@@ -26,12 +26,12 @@ test: $(VENV)/dev-installed ## run every test
 test-jina: $(JINA)/installed ## run the tests of the Jina Executors, in an environment of their own
 	$(JINA)/bin/python -m pytest tests/jina $(JINA_TESTS)
 
-check: $(VENV)/dev-installed ## format, lint, types, layers and the quick tests
+check: $(VENV)/dev-installed ## format, lint, types, layers, and the tests of the package and its contracts
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest -q -m "not golden and not slow"
+	$(BIN)/python -m pytest -q tests/test_package.py tests/contract
 
 format: $(VENV)/dev-installed ## put the code into its one form
 	$(BIN)/ruff format .
