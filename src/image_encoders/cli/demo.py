@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import shutil
+import threading
 import time
 from pathlib import Path
 from typing import Annotated
@@ -33,6 +34,7 @@ def demo(
     """
     start = time.perf_counter()
     pictures, collection, page = folder / "pictures", folder / "collection", folder / "red-circles.html"
+    threading.Thread(target=_import_nets, daemon=True).start()  # on the second core, while the first one draws
     _draw(pictures)
     _run("encode", str(pictures), "-o", str(collection), "--model", "clip/demo", expected=3)
     _run("failures", str(collection))
@@ -42,6 +44,12 @@ def demo(
     _run("search", str(collection), "--image", str(min(pictures.rglob("*.webp"))), "-k", "5")
     _tell(f"\nThat took {time.perf_counter() - start:.1f} s. Thumbnails to look at in a browser: {page.resolve()}")
     _tell("Now with your own pictures: image-encoders encode PICTURES -o COLLECTION   (fetches CLIP once)")
+
+
+def _import_nets() -> None:
+    """What `encode` is about to import, which takes several seconds."""
+    import lancedb  # noqa: F401
+    from transformers import CLIPModel, CLIPTokenizerFast  # noqa: F401
 
 
 def _draw(pictures: Path) -> None:
