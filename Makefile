@@ -1,6 +1,9 @@
 # `make help` lists the targets. Everything happens in .venv, which is made when missing and brought up to date when
 # pyproject.toml or constraints.txt change.
 
+# Byte code is written as modules are imported, also where the environment says otherwise: start-up takes half the time.
+unexport PYTHONDONTWRITEBYTECODE
+
 PYTHON ?= python3
 VENV := .venv
 JINA := .venv-jina

@@ -161,6 +161,14 @@ def test_clip() -> None:
     assert spelled.options == {"tokenizer": "other", "max_length": 20, "truncate": True, "crop": "round"}
 
 
+def test_vse() -> None:
+    assert meaning("VSEImageEncoder").options == {}
+    assert meaning("VSEImageEncoder", pool_strategy="max") == meaning("VSEImageEncoder")
+    assert (meaning("VSEImageEncoder").prepared, meaning("VSEImageEncoder").channel_axis) == (None, 1)
+    spelled = meaning("VSETextEncoder", vocab_path="vocab.pkl")
+    assert spelled.options == {"vocabulary": "vocab.pkl", "unknown_words": "accept"}  # <unk>, as in the original
+
+
 def test_audioclip(tmp_path: Path) -> None:
     assert meaning("AudioCLIPImageEncoder").name == "audioclip/full"
     partial = meaning("AudioCLIPImageEncoder", model_path=".cache/AudioCLIP-Partial-Training.pt")

@@ -2,4 +2,5 @@
 
 from image_encoders.cli import main
 
-main()
+if __name__ == "__main__":  # a process that is spawned imports this too
+    main()

@@ -119,7 +119,8 @@ def _vse_image(given: dict[str, Any]) -> dict[str, Any]:
 
 
 def _vse_text(given: dict[str, Any]) -> dict[str, Any]:
-    return {**_vse(given), "modality": "text"}
+    meant = _vse(given)
+    return {**meant, "modality": "text", "options": {**meant["options"], "unknown_words": "accept"}}
 
 
 def _audioclip(given: dict[str, Any], modality: str, **options: Any) -> dict[str, Any]:

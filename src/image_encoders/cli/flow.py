@@ -34,14 +34,16 @@ def flow(
     if not path.is_file():
         raise ImageEncodersError(f"{path}: no such Flow file")
     loaded = _loaded(path)
-    signal.signal(signal.SIGTERM, _interrupt)
     try:
-        with _started(loaded, path):
-            scheme = str(loaded.protocol).lower().rpartition(".")[2]
-            say(f"listening on {scheme}://{loaded.host}:{loaded.port}; Ctrl-C ends it")
-            loaded.block()
+        _start(loaded, path)
+        signal.signal(signal.SIGTERM, _interrupt)  # after the start, as processes inherit it
+        scheme = str(loaded.protocol).lower().rpartition(".")[2]
+        say(f"listening on {scheme}://{loaded.host}:{loaded.port}; Ctrl-C ends it")
+        loaded.block()
     except KeyboardInterrupt:
         pass
+    finally:
+        loaded.close()
     say("stopped")
 
 
@@ -56,11 +58,10 @@ def _loaded(path: Path) -> Any:
         raise ImageEncodersError(f"{path}: {sentence(error)}") from error
 
 
-def _started(flow: Any, path: Path) -> Any:
+def _start(flow: Any, path: Path) -> None:
     try:
-        return flow.start()
+        flow.start()
     except Exception as error:
-        flow.close()
         raise ImageEncodersError(f"{path}: the Flow cannot start; the reason is above") from error
 
 

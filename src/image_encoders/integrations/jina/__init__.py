@@ -15,6 +15,7 @@ os.environ.setdefault("JINA_OPTOUT_TELEMETRY", "1")  # read when jina is importe
 
 try:
     import docarray  # noqa: F401
+
     import jina  # noqa: F401
 except ModuleNotFoundError as error:
     from image_encoders.errors import MissingExtra

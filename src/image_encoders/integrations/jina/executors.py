@@ -11,7 +11,6 @@ from typing import Any, Optional, Union
 
 import numpy as np
 from docarray import DocList
-from jina import Executor, requests
 
 from image_encoders.encoder import Encoder, cores
 from image_encoders.errors import ImageEncodersError, InputError
@@ -20,6 +19,7 @@ from image_encoders.integrations.jina.batcher import Batcher, reason
 from image_encoders.integrations.jina.documents import Document, traversal, traverse
 from image_encoders.models import load
 from image_encoders.spellings import CLASSES, SERVING, spell
+from jina import Executor, requests
 
 # Jina's own arguments of an Executor
 RUNTIME = ("metas", "requests", "runtime_args", "workspace", "dynamic_batching")

@@ -7,11 +7,11 @@ from io import StringIO
 from pathlib import Path
 from typing import Any, TextIO, Union
 
-import jina
 import yaml
 from docarray import DocList
 from jina.jaml import JAML
 
+import jina
 from image_encoders.errors import UnknownModel
 from image_encoders.integrations.jina.documents import Document
 from image_encoders.spellings import CLASSES
@@ -47,7 +47,7 @@ class Flow(jina.Flow):
     @classmethod
     def load_config(cls, source: Union[str, Path, TextIO, dict], **kwargs: Any) -> "Flow":
         """A Flow from YAML (a file, its text or what it holds), with `executors:` or the older `pods:`."""
-        kwargs.setdefault("extra_search_paths", [str(Path(source).parent)] if _is_file(source) else None)
+        kwargs.setdefault("extra_search_paths", [str(Path(str(source)).parent)] if _is_file(source) else None)
         return super().load_config(flow_config(source), **kwargs)
 
 
