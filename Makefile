@@ -22,11 +22,11 @@ help: ## show this
 demo: $(VENV)/demo-installed ## see the whole tour: draw pictures, encode them, search them by words
 	@$(BIN)/image-encoders demo $(DEMO)
 
-test: $(VENV)/dev-installed ## run every test
+test: $(VENV)/dev-installed ## run every test but those of the real Jina Flows
 	$(BIN)/python -m pytest
-	$(MAKE) test-jina JINA_TESTS='-m "not golden and not slow"'
+	$(MAKE) test-jina JINA_TESTS='-m "not golden and not slow" --ignore tests/jina/test_flow.py --ignore tests/jina/test_flow_command.py'
 
-test-jina: $(JINA)/installed ## run the tests of the Jina Executors, in an environment of their own
+test-jina: $(JINA)/installed ## run all tests of the Jina Executors, real Flows among them, in an environment of their own
 	$(JINA)/bin/python -m pytest tests/jina $(JINA_TESTS)
 
 check: $(VENV)/dev-installed ## format, lint, types, layers, and the tests of the package and its contracts
