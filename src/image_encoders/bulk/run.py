@@ -485,7 +485,6 @@ def _cut(inputs: list[np.ndarray], size: int) -> Iterator[list[np.ndarray]]:
 
 
 def _is_gone(path: str) -> bool:
-
     try:
         os.stat(path)
     except (FileNotFoundError, NotADirectoryError):

@@ -346,6 +346,7 @@ def _names(variables: Mapping[str, np.ndarray], architecture: Architecture, path
     import torch
 
     from image_encoders.nets.bit import BiT
+    from image_encoders.weights.assign import listed
 
     with torch.device("meta"):
         wanted = {name: _npz_name(name) for name in BiT(architecture.units, architecture.channels).state_dict()}
@@ -354,15 +355,10 @@ def _names(variables: Mapping[str, np.ndarray], architecture: Architecture, path
     extra = [name for name in variables if name not in known and not name.startswith(HEAD)]
     if missing or extra:
         raise WeightsError(
-            f"{path}: {_listed(missing, 'missing')}; {_listed(extra, f'not part of {architecture}')}; "
+            f"{path}: {listed(missing, 'missing')}; {listed(extra, f'not part of {architecture}')}; "
             "is it a BiT checkpoint, and whole?"
         )
     return wanted
-
-
-def _listed(names: list[str], what: str) -> str:
-    shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
-    return f"{len(names)} {what}" + (f" ({shown})" if names else "")
 
 
 def _folded(variables: Mapping[str, np.ndarray], names: dict[str, str], path: Path) -> dict[str, torch.Tensor]:

@@ -58,7 +58,6 @@ VARIANTS = (
 )
 # Padding that these nets either cannot see (CLIP's text tower is causal) or were trained to see (SigLIP).
 UNMASKED = ("clip", "siglip", "siglip2")
-SHOWN = 5  # names of tensors that a message lists
 
 
 def load(
@@ -245,6 +244,8 @@ def _model(folder: Path) -> Any:
     import torch
     from transformers import AutoModel
 
+    from image_encoders.weights.assign import listed
+
     with _reading(folder), _quiet():
         model, found = AutoModel.from_pretrained(
             folder,
@@ -260,8 +261,8 @@ def _model(folder: Path) -> Any:
     )
     if missing or extra or wrong or found["error_msgs"]:
         raise WeightsError(
-            f"{folder}: the weights do not fit {type(model).__name__}: {_list(missing, 'missing')}; "
-            f"{_list(extra, 'left over')}; {_list(wrong, 'of another shape')}"
+            f"{folder}: the weights do not fit {type(model).__name__}: {listed(missing, 'missing')}; "
+            f"{listed(extra, 'left over')}; {listed(wrong, 'of another shape')}"
         )
     if not all(hasattr(model, f"get_{modality}_features") for modality in TOWERS):
         raise WeightsError(
@@ -328,11 +329,6 @@ def _agree(config: Any, preprocessing: Preprocessing, folder: Path) -> None:
         raise WeightsError(
             f"{folder}: its preprocessing cuts patches of {preprocessing.patch}, its net takes {vision.patch_size}"
         )
-
-
-def _list(names: list[str], what: str) -> str:
-    shown = ", ".join(names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")
-    return f"{len(names)} {what}" + (f" ({shown})" if names else "")
 
 
 # ------------------------------------------------------------------ texts

@@ -49,7 +49,7 @@ def assign(
     extra = [source for name, source in sources.items() if name not in wanted and not name.endswith(COUNTER)]
     if missing or extra:
         raise WeightsError(
-            f"{path}: {_list(missing, 'missing')}; {_list(extra, 'not part of this net')}. "
+            f"{path}: {listed(missing, 'missing')}; {listed(extra, 'not part of this net')}. "
             f"It has {len(sources)} tensors, the net has {len(wanted)}; is it a checkpoint of another variant?"
         )
     tensors = {name: _tensor(state[sources[name]], sources[name], path) for name in wanted if name in sources}
@@ -107,7 +107,8 @@ def _zero(value: torch.Tensor) -> torch.Tensor:
     return torch.zeros(value.shape, dtype=value.dtype, device="cpu")
 
 
-def _list(names: list[str], what: str) -> str:
+def listed(names: list[str], what: str) -> str:
+    """How many names of what kind, and the first few of them: "7 missing (a, b, c, d, e, ...)"."""
     shown = ", ".join(names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")
     return f"{len(names)} {what}" + (f" ({shown})" if names else "")
 
