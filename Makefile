@@ -22,9 +22,9 @@ help: ## show this
 demo: $(VENV)/demo-installed ## see the whole tour: draw pictures, encode them, search them by words
 	@$(BIN)/image-encoders demo $(DEMO)
 
-test: $(VENV)/dev-installed ## run every test but those of the real Jina Flows
+test: $(VENV)/dev-installed ## run every test but the slow ones of the Jina Executors
 	$(BIN)/python -m pytest
-	$(MAKE) test-jina JINA_TESTS='-m "not golden and not slow" --ignore tests/jina/test_flow.py --ignore tests/jina/test_flow_command.py'
+	$(MAKE) test-jina JINA_TESTS='-m "not golden and not slow"'
 
 test-jina: $(JINA)/installed ## run all tests of the Jina Executors, real Flows among them, in an environment of their own
 	$(JINA)/bin/python -m pytest tests/jina $(JINA_TESTS)

@@ -20,6 +20,12 @@ with warnings.catch_warnings():
     import image_encoders.integrations.jina  # noqa: F401
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Jina leaves sockets and event loops to the garbage collector, which finds some of them after the last test."""
+    config.addinivalue_line("filterwarnings", "ignore::ResourceWarning")
+    warnings.simplefilter("ignore", ResourceWarning)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Warnings that only the authors of jina and docarray could heed are none of these tests'."""
     for item in items:
