@@ -29,12 +29,12 @@ test: $(VENV)/dev-installed ## run every test but the slow ones of the Jina Exec
 test-jina: $(JINA)/installed ## run all tests of the Jina Executors, real Flows among them, in an environment of their own
 	$(JINA)/bin/python -m pytest tests/jina $(JINA_TESTS)
 
-check: $(VENV)/dev-installed ## format, lint, types, layers, and the tests of the package and its contracts
+check: $(VENV)/dev-installed ## format, lint, types, layers, and the tests of the package and its contracts with torch
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest -q tests/test_package.py tests/contract
+	$(BIN)/python -m pytest -q tests/test_package.py tests/contract -k "not engine and not openvino"
 
 format: $(VENV)/dev-installed ## put the code into its one form
 	$(BIN)/ruff format .

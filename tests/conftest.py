@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,14 @@ from image_encoders.conformance.agreement import Limits, agreement
 collect_ignore = [] if importlib.util.find_spec("docarray") else ["jina"]  # it has an environment of its own
 
 CHECKPOINTS = bundle.checkpoints()  # before any test chooses another cache
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _cache() -> Iterator[None]:
+    """A cache of the session's own: what is converted, measured or remembered here is made by the code that is here."""
+    with TemporaryDirectory(prefix="image-encoders-tests-") as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("IMAGE_ENCODERS_CACHE", folder)
+        yield
 
 
 @pytest.fixture(scope="session")

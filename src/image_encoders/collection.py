@@ -14,7 +14,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from datetime import datetime, timedelta, timezone
 from functools import cached_property
@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
+from image_encoders.cache import whole
 from image_encoders.errors import CollectionError, ImageEncodersError, InputError
 
 if TYPE_CHECKING:
@@ -187,7 +188,7 @@ class Collection:
             _check_vacant(folder)  # before a lock is left in somebody's folder, and again once it is held
         with _exclusive(_lock(folder), folder), _storage(folder, "made"):
             _check_vacant(folder)
-            with _atomic(folder / MARK) as part:
+            with whole(folder / MARK) as part:
                 part.write_text(json.dumps(mark, indent=2, default=str) + "\n", "utf-8")
         collection = cls.open(folder)
         with collection.writing():
@@ -297,9 +298,9 @@ class Collection:
         def write(table: Any) -> int:
             batches = _by_id(table, max(1, CHUNK // (4 * self.dim)))
             if ending == ".parquet":
-                with _atomic(path) as part:
+                with whole(path) as part:
                     return _write_parquet(part, batches, self._schema(self._metadata()))
-            with _atomic(path) as part, _atomic(names) as lines:
+            with whole(path) as part, whole(names) as lines:
                 return _write_npy(part, lines, batches, table.count_rows(), self.dim)
 
         with _storage(path, "written"):
@@ -387,7 +388,7 @@ class Collection:
             if not failures:
                 path.unlink(missing_ok=True)
                 return
-            with _atomic(path) as part, part.open("w", encoding="utf-8") as file:
+            with whole(path) as part, part.open("w", encoding="utf-8") as file:
                 for failure in failures:
                     print(f"{_line(failure.id)}\t{failure.stage}\t{failure.code}\t{_line(failure.message)}", file=file)
 
@@ -654,20 +655,6 @@ def _write_npy(path: Path, lines: Path, tables: Iterable[pa.Table], count: int, 
             for row in table.drop_columns("embedding").to_pylist():
                 print(json.dumps(row, ensure_ascii=False), file=names)
     return count
-
-
-@contextmanager
-def _atomic(path: Path) -> Iterator[Path]:
-    """A file to write beside `path`; it takes its place when the block has ended well, else it is removed."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        yield part
-        with part.open("rb") as file:
-            os.fsync(file.fileno())
-        part.replace(path)
-    finally:
-        with suppress(OSError):
-            part.unlink(missing_ok=True)
 
 
 def _line(text: str) -> str:

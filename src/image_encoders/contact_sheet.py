@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import base64
 import io
-import os
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from image_encoders.cache import whole
 from image_encoders.encoder import ordered
 from image_encoders.errors import InputError
 
@@ -57,14 +57,11 @@ def contact_sheet(hits: Sequence[Hit], *, query: str, model: str, collection: st
 
 def write(path: Path, page: str) -> None:
     """`page` in a file at `path`, which appears whole or not at all; OSError where it cannot be written."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        part.write_bytes(page.encode("utf-8", "backslashreplace"))  # file names need not be UTF-8
-        part.replace(path)
+        with whole(path) as part:
+            part.write_bytes(page.encode("utf-8", "backslashreplace"))  # file names need not be UTF-8
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(path)) from error  # names the file that was asked for
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def _figure(ranked: tuple[int, Hit]) -> str:

@@ -22,6 +22,7 @@ PACKAGES = (
     "image-encoders",
     "torch",
     "transformers",
+    "openvino",
     "lancedb",
     "pyarrow",
     "numpy",
@@ -102,7 +103,8 @@ def _torch() -> dict[str, Any]:
 def _cache() -> dict[str, Any]:
     from huggingface_hub import constants
 
-    from image_encoders.weights.fetch import cache_folder, is_offline
+    from image_encoders.cache import cache_folder
+    from image_encoders.weights.fetch import is_offline
 
     folder = cache_folder()
     there = next(one for one in (folder, *folder.parents) if one.exists())

@@ -33,6 +33,8 @@ class Tower:
     prepare: item -> input, an ndarray without batch axis; pure; raises InputError
     embed: inputs stacked to (B, ...) -> rows (B, dim) float32; callable from many threads at once
     shape: the shape of an input, None where any length goes; None altogether where the net alone can tell
+    exact: whether inputs are the reference's to the last bit; else torch, where it has been imported, resizes them in a
+        fraction of the time, and files may be decoded at a smaller scale
     """
 
     modality: str
@@ -40,6 +42,7 @@ class Tower:
     prepare: Callable[[Any], np.ndarray]
     embed: Callable[[np.ndarray], np.ndarray]
     shape: tuple[int | None, ...] | None = None
+    exact: bool = True
 
     def input(self, source: Any) -> np.ndarray:
         """The net's input for one source: read, then prepared."""
@@ -85,6 +88,8 @@ class Encoder:
     towers: one `Tower` per modality
     fingerprint: equal fingerprints mean that rows may be compared
     device, engine, precision: what runs the nets, as chosen
+    calibration: digest of the pictures that int8 was calibrated on; else ""
+    choice: what precision="auto" came to and how near its rows are to float32's, engines.precision.Choice; else None
     recipe: what `load` was called with, enough to load the same encoder again
     """
 
@@ -95,6 +100,8 @@ class Encoder:
     device: str = "cpu"
     engine: str = "torch"
     precision: str = "float32"
+    calibration: str = ""
+    choice: Any = None
     recipe: dict[str, Any] = field(default_factory=dict)
 
     @property

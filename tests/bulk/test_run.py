@@ -12,13 +12,16 @@ from typing import Any
 import numpy as np
 import pytest
 from pictures import draw, picture, rows
+from PIL import Image
 
 from fake_encoder import DIM, FakeEncoder
 from image_encoders.bulk import run as run_module
 from image_encoders.bulk.run import Report, run
 from image_encoders.bulk.sources import SourceFile, find
 from image_encoders.collection import Collection
+from image_encoders.encoder import Encoder, Tower
 from image_encoders.errors import CollectionError, InputError
+from image_encoders.inputs.image import read_image
 
 
 @pytest.fixture
@@ -573,3 +576,45 @@ def test_another_encoder_and_a_collection_in_use_are_refused_before_anything_is_
     with pytest.raises(InputError, match="batch_size"):
         run(watched, FakeEncoder(), index(), batch_size=0)
     assert read == []
+
+
+def test_inputs_of_one_shape_wait_for_each_other(tmp_path: Path) -> None:
+    """Small and large pictures by turns: each shape goes through the net in whole batches, not in halves."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for number in range(24):
+        side = 12 if number % 2 else 30
+        Image.fromarray(np.full((side, side, 3), number * 10, np.uint8)).save(folder / f"{number:02}.png")
+    batches: list[tuple[int, ...]] = []
+
+    def embed(inputs: np.ndarray) -> np.ndarray:
+        batches.append(inputs.shape)
+        return np.stack([inputs.mean(axis=(1, 2, 3)), inputs.max(axis=(1, 2, 3))], axis=1).astype(np.float32)
+
+    tower = Tower("image", read_image, lambda pixels: np.ascontiguousarray(pixels.transpose(2, 0, 1)), embed)
+    encoder = Encoder("any/size", 2, {"image": tower}, "e" * 32, recipe={"name": "any/size", "options": {}})
+    report = run(find([str(folder)]), encoder, Collection.create(tmp_path / "index", encoder), batch_size=6)
+    assert counts(report) == {"encoded": 24}
+    assert [shape[0] for shape in batches] == [6, 6, 6, 6]
+    stored = rows(Collection.open(tmp_path / "index"))
+    for number in range(24):
+        row = np.frombuffer(stored[str(folder / f"{number:02}.png")]["embedding"], np.float32)
+        assert row.tolist() == [number * 10, number * 10]
+
+
+def test_a_rare_shape_does_not_wait_for_ever(tmp_path: Path) -> None:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for number in range(40):  # every picture has a shape of its own
+        Image.fromarray(np.full((8 + number, 8, 3), number, np.uint8)).save(folder / f"{number:02}.png")
+    waiting: list[int] = []
+
+    def embed(inputs: np.ndarray) -> np.ndarray:
+        waiting.append(len(inputs))
+        return inputs.reshape(len(inputs), -1)[:, :2].astype(np.float32)
+
+    tower = Tower("image", read_image, lambda pixels: np.ascontiguousarray(pixels.transpose(2, 0, 1)), embed)
+    encoder = Encoder("any/size", 2, {"image": tower}, "e" * 32, recipe={"name": "any/size", "options": {}})
+    report = run(find([str(folder)]), encoder, Collection.create(tmp_path / "index", encoder), batch_size=2)
+    assert counts(report) == {"encoded": 40}
+    assert waiting == [1] * 40

@@ -92,7 +92,7 @@ def _load(variant: str, *, weights: Path | None, runtime: Any, scale: float = 1.
         towers=towers,
         fingerprint=fingerprint(variant=variant, scale=scale, weights=None if weights is None else weights.read_text()),
         device=runtime.device,
-        precision=runtime.chosen_precision,
+        precision="float32" if runtime.precision == "auto" else runtime.precision,
     )
 
 

@@ -12,6 +12,7 @@ from PIL import Image
 
 from image_encoders import models
 from image_encoders.encoder import Encoder, Tower
+from image_encoders.engines import Runtime
 from image_encoders.errors import InputError
 
 MODALITIES = ("image", "text", "audio")
@@ -32,9 +33,12 @@ TOWERS = [
 ]
 
 
+ENGINES = ("torch", "openvino")
+
+
 @lru_cache(None)
-def tiny(family: str) -> Encoder:
-    return models.family(family).tiny()
+def tiny(family: str, engine: str = "torch") -> Encoder:
+    return models.family(family).tiny(Runtime(precision="float32", engine=engine))
 
 
 @pytest.fixture(params=FAMILIES)
@@ -42,11 +46,20 @@ def encoder(request: pytest.FixtureRequest) -> Encoder:
     return tiny(request.param)
 
 
-@pytest.fixture(params=TOWERS, ids="-".join)
+@pytest.fixture(params=[(*tower, engine) for engine in ENGINES for tower in TOWERS], ids="-".join)
 def place(request: pytest.FixtureRequest) -> Place:
     """An encoder and one of its towers."""
-    family, modality = request.param
-    return tiny(family), tiny(family).tower(modality)
+    family, modality, engine = request.param
+    return tiny(family, engine), tiny(family, engine).tower(modality)
+
+
+@pytest.mark.parametrize(("family", "modality"), TOWERS)
+def test_every_engine_gives_the_same_rows(family: str, modality: str):
+    some = sources(modality)
+    rows = [encode(tiny(family, engine), modality, some) for engine in ENGINES]
+    assert np.abs(rows[0] - rows[1]).max() <= 1e-4 * np.abs(rows[0]).max()
+    assert tiny(family, "openvino").fingerprint == tiny(family).fingerprint
+    assert tiny(family, "openvino").engine == "openvino"
 
 
 def sources(modality: str) -> list[Any]:

@@ -88,7 +88,7 @@ def test_prepared_pictures_have_the_originals_rows(case, encoder, golden, float_
 @pytest.mark.parametrize("case", STAGED)
 def test_every_stage_of_the_net_agrees(case, checkpoint, golden, float_inputs, tolerance):
     reference = golden(case)
-    image, _ = vsepp._nets(vsepp._read(checkpoint(case)))
+    image = vsepp._nets(vsepp._read(vsepp._file(checkpoint(case))))["image"]
     outputs: dict[str, np.ndarray] = {}
 
     def keep(stage: str) -> Callable[..., None]:

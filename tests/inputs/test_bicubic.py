@@ -62,3 +62,9 @@ def test_the_picture_is_left_as_it_was():
     before = pixels.copy()
     resize_and_crop(pixels, 224)
     np.testing.assert_array_equal(pixels, before)
+
+
+def test_a_view_of_other_memory_is_taken_as_its_pixels():
+    pixels = np.random.default_rng(6).integers(0, 256, (300, 280, 3), dtype=np.uint8)
+    for view in (pixels[::-1], pixels[:, ::-2], pixels.transpose(1, 0, 2), np.asfortranarray(pixels)):
+        np.testing.assert_array_equal(resize_and_crop(view, 64), resize_and_crop(np.ascontiguousarray(view), 64))

@@ -19,7 +19,17 @@ from PIL import Image, ImageOps
 
 from image_encoders.errors import InputError
 from image_encoders.inputs import image as inputs
-from image_encoders.inputs.image import ImageLimits, picture_size, read_image
+from image_encoders.inputs.image import (
+    BICUBIC,
+    BILINEAR,
+    ImageLimits,
+    center_crop,
+    picture_size,
+    read_image,
+    resize,
+    short_side,
+    upright_size,
+)
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 
@@ -166,6 +176,334 @@ def test_the_bundles_files_have_the_references_pixels(conformance: Path):
         tolerance = 1 if name.endswith((".jpg", ".webp")) else 0  # another decoder may round otherwise
         difference = np.abs(read_image(folder / name).astype(int) - reference)
         assert difference.max() <= tolerance, name
+
+
+# ------------------------------------------------------------------ sizes
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF", "AVIF"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_the_upright_size_is_that_of_the_pixels(kind: str, orientation: int):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    content = encoded(photo(), kind, exif=exif)
+    height, width, _ = read_image(content).shape
+    assert upright_size(content) == (width, height)
+    assert width != height
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_the_upright_size_is_read_from_headers_alone(kind: str, monkeypatch: pytest.MonkeyPatch):
+    content = encoded(photo(), kind)
+    monkeypatch.setattr(Image.Image, "load", None)
+    for plugin in inputs.PLUGINS.values():
+        monkeypatch.setattr(plugin, "load", None)
+    assert upright_size(content) == (64, 48)
+
+
+def test_the_upright_size_of_a_png_whose_exif_comes_last():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    content = encoded(photo(), "PNG")
+    chunk = b"eXIf" + exif.tobytes()[6:]
+    end = content.index(b"IEND") - 4
+    late = struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk))
+    content = content[:end] + late + content[end:]
+    assert read_image(content).shape == (64, 48, 3)
+    assert upright_size(content) == (48, 64)
+
+
+def test_the_upright_size_has_the_checks_of_reading():
+    content = encoded(photo(), "JPEG")
+    for wrong, code in ((b"", "empty"), (b"text", "not-an-image"), (content[:60], "truncated")):
+        with pytest.raises(InputError) as caught:
+            upright_size(wrong)
+        assert caught.value.code == code
+    with pytest.raises(InputError, match="at most 3071"):
+        upright_size(content, limits=ImageLimits(max_pixels=3071))
+
+
+# ------------------------------------------------------------------ JPEGs at a smaller scale
+
+
+@pytest.mark.parametrize(
+    ("size", "wanted", "found"),
+    [
+        ((480, 640), None, (480, 640)),
+        ((480, 640), 224, (480, 640)),  # 240 is less than 1.5 x 224
+        ((480, 640), 160, (240, 320)),
+        ((640, 480), 160, (320, 240)),
+        ((480, 640), 161, (480, 640)),
+        ((480, 640), 80, (120, 160)),
+        ((480, 640), 40, (60, 80)),
+        ((480, 640), 1, (60, 80)),
+        ((484, 640), 40, (121, 160)),  # 484 / 8 leaves a remainder
+        ((482, 640), 40, (241, 320)),
+        ((481, 640), 40, (481, 640)),
+        ((480, 641), 40, (480, 641)),
+        ((16, 800), 6, (16, 800)),
+        ((8, 8), 1, (2, 2)),
+        ((1, 1), 1, (1, 1)),
+    ],
+)
+def test_a_jpeg_is_decoded_smaller_where_enough_is_left(size: tuple, wanted: int | None, found: tuple):
+    content = encoded(photo(*size), "JPEG")
+    assert read_image(content, short_side=wanted).shape == (*found, 3)
+    assert upright_size(content) == size[::-1]
+
+
+def detailed(height: int, width: int) -> np.ndarray:
+    """A picture with edges and texture of every size."""
+    rng = np.random.default_rng([height, width])
+    layers = [photo(height, width).astype(float)]
+    for cell in (64, 16, 4):
+        coarse = rng.integers(-128, 128, (height // cell + 1, width // cell + 1, 3)).astype(np.int8)
+        layers.append(coarse.repeat(cell, 0).repeat(cell, 1)[:height, :width] * (cell / 128))
+    return np.clip(sum(layers), 0, 255).astype(np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("mode", "options"),
+    [
+        ("RGB", {"progressive": True}),
+        ("RGB", {"subsampling": 0}),
+        ("RGB", {"subsampling": 1}),
+        ("L", {}),
+        ("CMYK", {"subsampling": 0}),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("size", [(768, 1024), (1440, 1920), (904, 680)])
+def test_a_smaller_jpeg_gives_nearly_the_same_input(size: tuple[int, int], mode: str, options: dict):
+    content = encoded(Image.fromarray(detailed(*size)).convert(mode), "JPEG", quality=90, **options)
+
+    def prepared(pixels: np.ndarray) -> np.ndarray:
+        pixels = resize(pixels, *short_side(*pixels.shape[:2], 224), BICUBIC)
+        return center_crop(pixels, 224, 224).astype(float)
+
+    small, whole = read_image(content, short_side=224), read_image(content)
+    assert small.size < whole.size
+    assert min(small.shape[:2]) >= 1.5 * 224
+    noise = np.mean((prepared(small) - prepared(whole)) ** 2)
+    assert 10 * np.log10(255**2 / noise) > 38
+
+
+def test_a_jpeg_that_only_pillow_decodes_keeps_its_size():
+    content = encoded(Image.fromarray(photo(64, 64)).convert("CMYK"), "JPEG", subsampling=2)
+    assert np.array_equal(read_image(content, short_side=10), by_pillow(content))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_smaller_jpeg_is_turned_upright(orientation: int):
+    pixels, exif = photo(480, 640), Image.Exif()
+    exif[0x0112] = orientation
+    turned = read_image(encoded(pixels, "JPEG", exif=exif), short_side=100)
+    plain = read_image(encoded(pixels, "JPEG"), short_side=100)
+    assert plain.shape == (240, 320, 3)
+    upright = ImageOps.exif_transpose(Image.open(io.BytesIO(encoded(plain, "PNG", exif=exif))))
+    assert np.array_equal(turned, np.array(upright))
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+@pytest.mark.parametrize("wanted", [5, 10, 20])
+def test_a_smaller_jpeg_cut_anywhere_is_never_filled_with_grey(wanted: int, mode: str, progressive: bool):
+    content = encoded(Image.fromarray(photo(64, 64)).convert(mode), "JPEG", progressive=progressive)
+    assert read_image(content, short_side=wanted).shape == ((64 * wanted // 40, 64 * wanted // 40, 3))
+    for end in range(3, len(content) - 2, 11):
+        assert code_of(content[:end], short_side=wanted) == "truncated"
+    if not progressive:
+        for end in range(content.index(b"\xff\xda") + 20, len(content) - 20, 11):
+            assert code_of(content[:end] + b"\xff\xd9", short_side=wanted) in ("truncated", "corrupt")
+
+
+@settings(max_examples=150, deadline=None)
+@given(data=st.data())
+def test_damage_is_found_at_every_scale(data: st.DataObject):
+    content = bytearray(encoded(photo(64, 64), "JPEG", progressive=data.draw(st.booleans())))
+    for _ in range(data.draw(st.integers(0, 6))):
+        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    limits = ImageLimits(max_pixels=2**20)
+    whole = pixels_or_code(bytes(content), limits)
+    small = pixels_or_code(bytes(content), limits, short_side=10)
+    assert small == whole if isinstance(whole, str) else isinstance(small, np.ndarray)
+
+
+def test_a_smaller_jpeg_counts_its_pixels_whole():
+    content = encoded(photo(480, 640), "JPEG")
+    assert code_of(content, short_side=40, limits=ImageLimits(max_pixels=480 * 640 - 1)) == "too-many-pixels"
+
+
+@pytest.mark.parametrize("stated", [(63, 48), (64, 47), (64, 56), (56, 48), (128, 96)])
+@pytest.mark.parametrize("wanted", [None, 4])
+def test_a_jpeg_of_two_sizes_is_corrupt(wanted: int | None, stated: tuple, monkeypatch: pytest.MonkeyPatch):
+    def lying(file: io.BytesIO) -> Image.Image:
+        image = inputs.JpegImagePlugin.JpegImageFile(file)
+        image._size = stated
+        return image
+
+    monkeypatch.setitem(inputs.PLUGINS, "JPEG", lying)
+    with pytest.raises(InputError, match="states two sizes") as caught:
+        read_image(encoded(photo(), "JPEG"), short_side=wanted)
+    assert caught.value.code == "corrupt"
+
+
+@pytest.mark.parametrize("kind", [kind for kind in FORMATS if kind != "JPEG"])
+def test_other_sources_than_jpegs_keep_their_size(kind: str):
+    content = encoded(photo(), kind)
+    jpeg = encoded(photo(), "JPEG")
+    assert np.array_equal(read_image(content, short_side=2), read_image(content))
+    assert np.array_equal(read_image(photo(), short_side=2), photo())
+    assert np.array_equal(read_image(Image.open(io.BytesIO(jpeg)), short_side=2), by_pillow(jpeg))
+
+
+# ------------------------------------------------------------------ resizing
+
+sides = st.integers(1, 12) | st.integers(1, 100) | st.integers(1, 700)
+
+
+def kinds_of_pictures(height: int, width: int, seed: int) -> np.ndarray:
+    """Noise, black and white, a photograph, or rows and columns added: the rounding of whole columns then agrees."""
+    rng = np.random.default_rng([height, width, seed])
+    if seed % 4 == 0:
+        return rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
+    if seed % 4 == 1:
+        return rng.integers(0, 2, (height, width, 3), dtype=np.uint8) * 255
+    if seed % 4 == 2:
+        return photo(height, width, seed)
+    return (rng.integers(0, 128, (1, width, 3)) + rng.integers(0, 128, (height, 1, 3))).astype(np.uint8)
+
+
+def levels(pixels: np.ndarray, height: int, width: int, filter: int) -> np.ndarray:
+    """By how much the fast resize differs from Pillow's."""
+    import torch  # noqa: F401  without which nothing is fast
+
+    fast, exact = (resize(pixels, height, width, filter, exact=exact) for exact in (False, True))
+    assert fast.dtype == exact.dtype == np.uint8
+    assert fast.shape == exact.shape == (height, width, 3)
+    return np.abs(fast.astype(int) - exact)
+
+
+@pytest.mark.parametrize("filter", list(Image.Resampling))
+def test_resized_pictures_are_pillows(filter: int):
+    for height, width in ((48, 64), (31, 33), (200, 7), (1, 1)):
+        wanted = np.asarray(Image.fromarray(photo()).resize((width, height), filter))
+        assert np.array_equal(resize(photo(), height, width, filter), wanted)
+
+
+@settings(max_examples=300, deadline=None)
+@given(sides, sides, sides, sides, st.sampled_from([BILINEAR, BICUBIC]), st.integers(0, 99))
+def test_fast_resizing_is_within_two_levels_at_any_size(height, width, new_height, new_width, filter, seed):
+    assert levels(kinds_of_pictures(height, width, seed), new_height, new_width, filter).max() <= 2
+
+
+@settings(max_examples=200, deadline=None)
+@given(sides, sides, sides, st.booleans(), st.sampled_from([BILINEAR, BICUBIC]), st.integers(0, 99))
+def test_fast_resizing_along_one_axis_is_within_one_level(height, width, new, across, filter, seed):
+    new_height, new_width = (height, new) if across else (new, width)
+    assert levels(kinds_of_pictures(height, width, seed), new_height, new_width, filter).max() <= 1
+
+
+@pytest.mark.parametrize("filter", [BILINEAR, BICUBIC])
+@pytest.mark.parametrize("seed", range(4))
+def test_hardly_any_value_of_a_fast_resize_differs_by_more_than_one_level(seed: int, filter: int):
+    sizes = [(480, 640), (500, 333), (768, 1024), (427, 640), (361, 900)]
+    pictures = [kinds_of_pictures(*size, seed + 4 * i) for i, size in enumerate(sizes)]
+    found = [levels(pixels, *short_side(*pixels.shape[:2], 224), filter).ravel() for pixels in pictures]
+    assert np.mean(np.concatenate(found) > 0) < 0.01
+    assert np.mean(np.concatenate(found) > 1) < 5e-5
+
+
+@pytest.mark.parametrize("size", [(480, 640), (300, 200), (1, 1)])
+def test_a_picture_that_has_the_size_already_is_copied(size: tuple[int, int]):
+    pixels = photo(*size)
+    assert not levels(pixels, *size, BICUBIC).any()
+    fast = resize(pixels, *size, BICUBIC, exact=False)
+    assert not np.shares_memory(fast, pixels)
+
+
+def test_fast_resizing_takes_any_memory_and_leaves_it_unchanged():
+    pixels = photo(60, 80)
+    constant = pixels.copy()
+    constant.flags.writeable = False
+    one = pixels[:1]
+    for view in (
+        constant,
+        pixels[::-1],
+        pixels[:, ::-1],
+        pixels[::2, 1::3],
+        pixels[..., ::-1],
+        pixels.transpose(1, 0, 2),
+        np.asfortranarray(pixels),
+        one[::-1],
+        one.transpose(1, 0, 2)[:, ::-1],
+        np.broadcast_to(one, pixels.shape),
+    ):
+        before = view.copy()
+        assert levels(view, 33, 21, BICUBIC).max() <= 2
+        assert np.array_equal(view, before)
+
+
+def vectorised() -> bool:
+    import torch
+
+    return torch.backends.cpu.get_cpu_capability() in inputs.VECTORISED
+
+
+@pytest.mark.skipif(not vectorised(), reason="needs a processor for which torch has vector instructions")
+def test_what_is_fast_does_not_pass_through_pillow(monkeypatch: pytest.MonkeyPatch):
+    tall, wide, usual = photo(900, 300), photo(300, 900), photo(480, 640)
+    wanted = resize(tall, 448, 200, BICUBIC)
+    monkeypatch.setattr(inputs.Image, "fromarray", None)
+    assert resize(usual, 224, 298, BICUBIC, exact=False).shape == (224, 298, 3)
+    assert resize(tall, 448, 224, BILINEAR, exact=False).shape == (448, 224, 3)
+    assert resize(wide, 224, 448, BICUBIC, exact=False).shape == (224, 448, 3)
+    assert resize(tall, 224, 300, BICUBIC, exact=False).shape == (224, 300, 3)
+    monkeypatch.undo()
+    assert np.array_equal(resize(tall, 448, 200, BICUBIC, exact=False), wanted)
+
+
+@pytest.mark.parametrize("filter", [f for f in Image.Resampling if f not in (BILINEAR, BICUBIC)])
+def test_other_filters_are_never_fast(filter: int):
+    assert not levels(photo(), 20, 30, filter).any()
+
+
+def test_what_cannot_be_fast_is_exact(monkeypatch: pytest.MonkeyPatch):
+    import torch
+
+    noise = kinds_of_pictures(300, 300, 0)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "DEFAULT")
+    assert not levels(noise, 97, 113, BICUBIC).any()
+    monkeypatch.undo()
+    with pytest.raises(InputError, match="too thin"):
+        resize(noise, 2**14, 2**13, BICUBIC, exact=False)
+
+
+def test_fast_resizing_never_imports_torch():
+    program = """
+import sys, numpy as np
+from image_encoders.inputs.image import BICUBIC, resize
+noise = np.random.default_rng(0).integers(0, 256, (300, 300, 3), dtype=np.uint8)
+same = np.array_equal(resize(noise, 97, 113, BICUBIC, exact=False), resize(noise, 97, 113, BICUBIC))
+print(same, "torch" in sys.modules)
+"""
+    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
+    assert found.stdout.split() == ["True", "False"]
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="counts threads as Linux does")
+def test_fast_resizing_starts_no_threads():
+    program = """
+import os, numpy as np, torch
+from image_encoders.inputs.image import BICUBIC, resize
+torch.set_num_threads(8)
+picture = np.zeros((2000, 2000, 3), np.uint8)
+before = len(os.listdir("/proc/self/task"))
+resize(picture, 224, 224, BICUBIC, False)
+print(len(os.listdir("/proc/self/task")) - before)
+"""
+    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
+    assert found.stdout.split() == ["0"]
 
 
 # ------------------------------------------------------------------ colours
@@ -354,9 +692,9 @@ def test_any_damage_gives_pixels_or_an_input_error(data: st.DataObject):
     assert isinstance(found, np.ndarray) or found in CODES
 
 
-def pixels_or_code(content: bytes, limits: ImageLimits) -> np.ndarray | str:
+def pixels_or_code(content: bytes, limits: ImageLimits, short_side: int | None = None) -> np.ndarray | str:
     try:
-        pixels = read_image(content, limits=limits)
+        pixels = read_image(content, limits=limits, short_side=short_side)
     except InputError as error:
         return error.code
     assert pixels.dtype == np.uint8

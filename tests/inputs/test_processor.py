@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -176,6 +177,38 @@ def test_preparing_leaves_the_picture_unchanged(tmp_path: Path):
         prepared = preprocessing.prepare(pixels)
         assert not np.shares_memory(prepared, pixels)
         assert np.array_equal(pixels, before)
+
+
+@pytest.mark.parametrize("name", ["openai", "clip-fast", "siglip", "vit", "naflex", "no resize", "lanczos"])
+def test_pictures_prepared_fast_are_nearly_the_same(name: str, tmp_path: Path):
+    import torch  # noqa: F401  without which nothing is fast
+
+    preprocessing = read_processor(written(tmp_path, CONFIGS[name]), "siglip2" if name == "naflex" else "clip")
+    for size in SIZES[:-1]:
+        fast, exact = (preprocessing.prepare(picture(*size), exact=exact) for exact in (False, True))
+        assert fast.shape == exact.shape
+        assert fast.dtype == np.uint8
+        assert fast.flags.c_contiguous
+        assert np.abs(fast.astype(int) - exact).max() <= 2
+        if name in ("no resize", "lanczos"):
+            assert np.array_equal(fast, exact)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("openai", 224), ("clip-fast", 37), ("siglip", 48), ("siglip not square", 64), ("no resize", None)],
+)
+def test_the_short_side_is_the_largest_that_a_picture_may_need(name: str, expected: int | None, tmp_path: Path):
+    assert read_processor(written(tmp_path, CONFIGS[name]), "clip").short_side == expected
+
+
+def test_the_short_side_of_whole_patches_depends_on_the_picture(tmp_path: Path):
+    assert read_processor(written(tmp_path, CONFIGS["naflex"]), "siglip2").short_side is None
+
+
+def test_speed_is_no_part_of_what_a_preprocessing_is(tmp_path: Path):
+    fields = {"size", "filter", "crop", "mean", "std", "patch", "max_patches", "corner"}
+    assert set(asdict(read_processor(written(tmp_path, OPENAI), "clip"))) == fields
 
 
 def test_an_image_processor_nested_in_the_processors_file_counts_first(tmp_path: Path):

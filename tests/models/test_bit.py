@@ -357,7 +357,7 @@ def test_an_unknown_variant_names_close_ones(variant):
         {"input_size": "224"},
         {"input_size": True},
         {"input_range": "0..1"},
-        {"preprocessing": "fast"},
+        {"preprocessing": "quick"},
         {"source": "h5"},
     ],
 )

@@ -14,9 +14,10 @@ from typing import Any
 
 import pytest
 
+from image_encoders.cache import cache_folder
 from image_encoders.errors import WeightsError
 from image_encoders.weights import fetch as module
-from image_encoders.weights.fetch import cache_folder, fetch, is_offline
+from image_encoders.weights.fetch import fetch, is_offline
 
 CONTENT = bytes(range(256)) * 4000  # 1,024,000 bytes
 SHA256 = hashlib.sha256(CONTENT).hexdigest()

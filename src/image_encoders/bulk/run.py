@@ -13,6 +13,7 @@ import os
 import signal
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
@@ -27,12 +28,17 @@ from image_encoders.bulk.sources import SourceFile
 from image_encoders.collection import FAILURES, ITEMS, Collection, Failure, Row, Stored, path_of
 from image_encoders.encoder import Encoder, Tower, cores, ordered
 from image_encoders.errors import CollectionError, InputError
-from image_encoders.inputs.image import ImageLimits, read_bytes
+from image_encoders.inputs.image import ImageLimits, read_bytes, upright_size
 
 COMMIT_S = 5.0  # seconds between commits: what a kill may cost
 COMMIT_ROWS = 4096  # files, and
 COMMIT_BYTES = 1 << 24  # bytes of embeddings, that wait for a commit at most
 SETTLE = 64  # commits between looks at whether the database's files should be merged
+MANY = 64  # files that torch is imported for, where inputs need not be exact
+HELD = 4  # batches of inputs that wait for others of their shape at most
+SMALLEST, LARGEST = 8, 64  # inputs that go through the net at once, where nobody says how many
+TRIES = 2  # batches that a size is judged by
+WORTH = 1.05  # times the inputs/s: what a larger batch must bring
 SHOW_S = 0.1  # seconds between calls of `progress`
 
 Progress = Callable[[int, "int | None", float], None]
@@ -50,6 +56,7 @@ class Report:
     ignored: met in folders and passed over, since their names are not pictures'; not in the total
     pruned: rows removed because their files are gone
     seconds: how long it took
+    batch_size: how many pictures the net took at once in the end
     """
 
     total: int = 0
@@ -60,6 +67,7 @@ class Report:
     ignored: int = 0
     pruned: int = 0
     seconds: float = 0.0
+    batch_size: int = 0
 
 
 def run(
@@ -67,7 +75,7 @@ def run(
     encoder: Encoder,
     collection: Collection,
     *,
-    batch_size: int = 32,
+    batch_size: int | None = None,
     workers: int | None = None,
     retry_failed: bool = False,
     prune: bool = False,
@@ -76,7 +84,8 @@ def run(
     """Encode what is new or changed among `sources` into `collection`.
 
     sources: as `bulk.sources.find` gives them
-    batch_size: how many go through the net at once
+    batch_size: how many go through the net at once; None: what is fastest, tried on the first batches. Rows depend on
+        it in their last bits at most.
     workers: threads that read and prepare; None: one for each processor
     retry_failed: try again also what failed in an earlier run and has not changed since
     prune: afterwards remove the rows whose files are gone
@@ -87,7 +96,7 @@ def run(
     on from there.
     Raises CollectionError where the collection cannot be written, is in use, or is of another embedding space.
     """
-    if batch_size < 1:
+    if batch_size is not None and batch_size < 1:
         raise InputError(f"batch_size is {batch_size}; it must be 1 or more", code="batch-size")
     collection.check(encoder)
     with collection.writing(), _Interrupts() as interrupts:
@@ -128,7 +137,7 @@ class _Run:
         sources: Iterable[SourceFile],
         encoder: Encoder,
         collection: Collection,
-        batch_size: int,
+        batch_size: int | None,
         workers: int | None,
         retry_failed: bool,
         progress: Progress | None,
@@ -136,13 +145,12 @@ class _Run:
     ):
         self.sources, self.collection, self.interrupts = sources, collection, interrupts
         self.tower, self.dim = encoder.tower("image"), encoder.dim
-        self.batch_size, self.workers, self.retry_failed = batch_size, workers or cores(), retry_failed
+        self.pace, self.workers, self.retry_failed = _Pace(batch_size), workers or cores(), retry_failed
         self.report = Report()
         self.began, self.since = _now(), time.monotonic()
         self.shown = _Shown(sources, progress)
         self.limits = ImageLimits.from_environment()
-        self.max_waiting = max(batch_size, min(COMMIT_ROWS, COMMIT_BYTES // (4 * encoder.dim)))
-        self.fits = batch_size  # how many inputs the device takes at once, as far as is known
+        self.max_waiting = max(self.pace.most, min(COMMIT_ROWS, COMMIT_BYTES // (4 * encoder.dim)))
 
         self.states = Known(2)  # size and mtime_ns of each file that has a row
         self.digests = Known(0)  # sha256 of the bytes that have an embedding: a hint, rows are replaced meanwhile
@@ -150,6 +158,7 @@ class _Run:
 
         self.waiting: dict[str, _Prepared] = {}  # by id: read, not committed
         self.batch: dict[str, _Prepared] = {}  # by sha256: to be embedded next
+        self.shapes: Counter[tuple[int, ...]] = Counter()  # of the inputs in it: one shape goes through the net at once
         self.embedded: dict[str, _Embedded] = {}  # by sha256: not committed
         self.followers = 0  # how many that wait have bytes of the batch
         self.failed: dict[str, Failure] = {}  # by id: not committed
@@ -166,6 +175,8 @@ class _Run:
         for rows in self.collection.scan(FAILURES, ["id", "size", "mtime_ns"]):
             for id, size, mtime_ns in zip(*(column.to_pylist() for column in rows.columns)):
                 self.failures.put(id, size, mtime_ns)
+        if not self.tower.exact and getattr(self.sources, "at_least", lambda count: True)(MANY):
+            import torch  # noqa: F401  # which resizes pictures where it is there, and takes as long as many of them
         try:
             self._encode()
             if prune:
@@ -178,11 +189,12 @@ class _Run:
         self.collection.write_failures()
         self.report.ignored = getattr(self.sources, "ignored", 0)
         self.report.seconds = time.monotonic() - self.since
+        self.report.batch_size = self.pace.size
         self.shown.last(self.report.total, self.taken)
         return self.report
 
     def _encode(self) -> None:
-        ahead = 2 * self.batch_size + self.workers
+        ahead = 2 * self.pace.most + self.workers
         try:
             prepared = ordered(self._prepare, self._changed(), ahead=ahead, workers=self.workers)
             with closing(prepared):  # type: ignore[type-var]  # a generator, whose threads end with it
@@ -191,7 +203,8 @@ class _Run:
                         self._take(one)
                     self._show()
             with self.interrupts.held():
-                self._embed()
+                for shape in list(self.shapes):
+                    self._embed(shape)
                 self._commit()
         except CollectionError:
             raise
@@ -229,7 +242,7 @@ class _Run:
             if known and sha256 in self.digests:
                 return _Prepared(source, sha256)
             item = self.tower.read(content)
-            height, width = item.shape[:2]
+            width, height = item.shape[1::-1] if self.tower.exact else upright_size(content, limits=self.limits)
             stage = "prepare"
             one = self.tower.prepare(item)
             self.tower.check(one)
@@ -252,10 +265,10 @@ class _Run:
                 self.followers += 1
             elif one.input is not None and new:
                 self.batch[one.sha256] = one
+                self.shapes[one.input.shape] += 1
             else:
                 one.input = None
-        if len(self.batch) == self.batch_size or self.followers >= self.max_waiting:
-            self._embed()
+        self._embed_full()
         done = len(self.waiting) - len(self.batch) - self.followers + len(self.failed)
         if done >= self.max_waiting or time.monotonic() - self.committed > COMMIT_S:
             self._commit()
@@ -265,19 +278,35 @@ class _Run:
         stored = report.encoded + report.reused + report.unchanged + report.failed
         self.shown.show(stored + len(self.waiting) + len(self.failed) - batch, self.taken - batch)
 
-    def _embed(self) -> None:
-        """Embed the batch."""
-        leaders = list(self.batch.values())
+    def _embed_full(self) -> None:
+        """Embed the inputs of one shape where there are enough of them, or where too many wait."""
+        if not self.batch:
+            return
+        shape, count = self.shapes.most_common(1)[0]
+        if count >= self.pace.size or len(self.batch) >= HELD * self.pace.size or self.followers >= self.max_waiting:
+            self._embed(shape)
+
+    def _embed(self, shape: tuple[int, ...]) -> None:
+        """Embed what there is of one shape in the batch."""
+        leaders = [one for one in self.batch.values() if one.input is not None and one.input.shape == shape]
         inputs = [one.input for one in leaders if one.input is not None]
-        for one, outcome in zip(leaders, self._rows(inputs)):
+        began = time.perf_counter()
+        outcomes = self._rows(inputs)
+        self.pace.took(len(inputs), time.perf_counter() - began)
+        for one, outcome in zip(leaders, outcomes):
             self.embedded[one.sha256] = _Embedded(outcome, one.width, one.height, one.source.id)
             one.input = None
-        self.batch, self.followers = {}, 0
+            del self.batch[one.sha256]
+        del self.shapes[shape]
+        if self.followers:
+            self.followers = sum(
+                one.sha256 in self.batch and self.batch[one.sha256] is not one for one in self.waiting.values()
+            )
 
     def _rows(self, inputs: list[np.ndarray]) -> list[np.ndarray | InputError]:
         """A row, or the reason why there is none, for each input; where a batch fails, its halves are tried."""
-        if len(inputs) > self.fits:
-            return [row for part in _cut(inputs, self.fits) for row in self._rows(part)]
+        if len(inputs) > self.pace.fits:
+            return [row for part in _cut(inputs, self.pace.fits) for row in self._rows(part)]
         if not inputs:
             return []
         outcome = _embed(self.tower, inputs, self.dim)
@@ -286,7 +315,7 @@ class _Run:
                 return [outcome]
             half = (len(inputs) + 1) // 2
             if outcome.code == "out-of-memory":
-                self.fits = half
+                self.pace.fits = half
             return [row for part in _cut(inputs, half) for row in self._rows(part)]
         rows: list[np.ndarray | InputError] = list(outcome)
         for position in np.flatnonzero(~np.isfinite(outcome).all(axis=1)):
@@ -383,6 +412,38 @@ class _Run:
                 if failure.when < self.began and _is_gone(path_of(failure.id))
             ]
         )
+
+
+class _Pace:
+    """How many inputs go through the net at once.
+
+    Unless the caller said how many, the size doubles as long as that makes the net faster, as the first batches show.
+
+    fits: how many the device takes at once, as far as is known
+    """
+
+    def __init__(self, fixed: int | None):
+        self.trying = fixed is None
+        self.size = fixed or SMALLEST
+        self.most = fixed or LARGEST
+        self.fits = self.most
+        self._best = 0.0  # inputs/s of the size before
+        self._rates: list[float] = []  # of this size
+
+    def took(self, count: int, seconds: float) -> None:
+        """Learn from a batch; the first of a size is not counted, as the engine gets ready for it."""
+        if not self.trying or count != self.size:
+            return
+        self._rates.append(count / max(seconds, 1e-9))
+        if len(self._rates) <= TRIES:
+            return
+        rate = max(self._rates[1:])
+        if rate < WORTH * self._best:
+            self.size, self.trying = self.size // 2, False
+        elif 2 * self.size > min(self.most, self.fits):
+            self.trying = False
+        else:
+            self.size, self._best, self._rates = 2 * self.size, rate, []
 
 
 class _Shown:

@@ -11,10 +11,12 @@ import fnmatch
 import glob
 import hashlib
 import os
+import random
 import stat
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 from image_encoders.collection import ITEMS, MARK, id_of
@@ -95,6 +97,24 @@ class Sources(Iterator[SourceFile]):
         if "-" in self.arguments:
             return None
         return sum(1 for _ in Sources(self.arguments, None, self._all_files)._unique())
+
+    def at_least(self, count: int) -> bool:
+        """Whether there are so many files; unknown numbers count as many."""
+        if "-" in self.arguments:
+            return True
+        return sum(1 for _ in islice(Sources(self.arguments, None, self._all_files)._unique(), count)) == count
+
+    def sample(self, count: int) -> list[str]:
+        """Paths of at most `count` files, from everywhere, the same every time; none where standard input is read."""
+        if "-" in self.arguments:
+            return []
+        chance = random.Random(0)
+        kept: list[str] = []
+        for met, (path, error) in enumerate(Sources(self.arguments, None, self._all_files)._unique()):
+            place = met if met < count else chance.randrange(met + 1)
+            if error is None and place < count:
+                kept[place : place + 1] = [path]
+        return kept
 
     def check(self, argument: str) -> None:
         """Raise InputError unless the argument names something."""

@@ -15,7 +15,20 @@ import typer
 from typer.core import TyperGroup
 
 from image_encoders import __version__
-from image_encoders.cli import convert, demo, doctor, encode, export, failures, fetch, flow, models, search, verify
+from image_encoders.cli import (
+    convert,
+    demo,
+    doctor,
+    encode,
+    export,
+    failures,
+    fetch,
+    flow,
+    models,
+    search,
+    unused,
+    verify,
+)
 from image_encoders.cli.printing import say, sentence
 from image_encoders.errors import ImageEncodersError
 
@@ -95,4 +108,5 @@ def main() -> None:
     """The command's entry point."""
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # file names need not be text
+    unused.leave_out()
     app(prog_name="image-encoders")

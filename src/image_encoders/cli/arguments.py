@@ -6,11 +6,13 @@ import inspect
 import json
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 if TYPE_CHECKING:
+    from image_encoders.collection import Collection
     from image_encoders.encoder import Encoder
 
 Weights = Annotated[
@@ -19,10 +21,18 @@ Weights = Annotated[
 Device = Annotated[str | None, typer.Option(metavar="DEVICE", help="auto, cpu, cuda or cuda:N.  [default: auto]")]
 Precision = Annotated[
     str | None,
-    typer.Option(metavar="PRECISION", help="auto, float32, bfloat16 or float16.  [default: auto]"),
+    typer.Option(
+        metavar="PRECISION",
+        help="auto: the fastest that keeps the rows here; float32, bfloat16, float16, or int8.  [default: auto]",
+    ),
 ]
 Engine = Annotated[
-    str | None, typer.Option(metavar="ENGINE", help="What runs the nets: auto or torch.  [default: auto]")
+    str | None,
+    typer.Option(metavar="ENGINE", help="What runs the nets: auto, torch, torch-compile or openvino.  [default: auto]"),
+]
+Calibration = Annotated[
+    Path | None,
+    typer.Option(metavar="FOLDER", help="For --precision int8: pictures like those to be encoded, 300 at best."),
 ]
 Options = Annotated[
     list[str] | None,
@@ -62,7 +72,7 @@ def go_offline() -> None:
     os.environ["IMAGE_ENCODERS_OFFLINE"] = os.environ["HF_HUB_OFFLINE"] = "1"
 
 
-def load(name: str, options: Mapping[str, Any], *, offline: bool = False, **wishes: str | None) -> Encoder:
+def load(name: str, options: Mapping[str, Any], *, offline: bool = False, **wishes: Any) -> Encoder:
     """The encoder called `name`; wishes that are None are left to the library.
 
     options: the family's own, as `parsed` gives them; a usage error where the family has no such option
@@ -83,8 +93,13 @@ def load(name: str, options: Mapping[str, Any], *, offline: bool = False, **wish
     return models.load(name, **{key: wish for key, wish in wishes.items() if wish is not None}, **options)
 
 
-def load_again(recipe: Mapping[str, Any], *, offline: bool = False, **wishes: str | None) -> Encoder:
-    """The encoder that a recipe describes, with other wishes where they are not None."""
-    chosen = {key: recipe[key] for key in ("weights", "device", "precision", "engine")}
+def load_again(opened: Collection, options: Mapping[str, Any], *, offline: bool = False, **wishes: Any) -> Encoder:
+    """The encoder that a collection was begun with, with other options, and other wishes where they are not None."""
+    recipe = opened.recipe
+    options = {**recipe["options"], **options}
+    chosen = {key: recipe.get(key) for key in ("weights", "device", "precision", "engine", "calibration")}
     chosen.update((key, wish) for key, wish in wishes.items() if wish is not None)
-    return load(recipe["name"], recipe["options"], offline=offline, **chosen)
+    encoder = load(recipe["name"], options, offline=offline, **chosen)
+    if chosen["precision"] == "auto" and encoder.precision != opened.precision:  # chosen on another machine
+        encoder = load(recipe["name"], options, offline=offline, **{**chosen, "precision": opened.precision})
+    return encoder

@@ -34,7 +34,8 @@ def demo(
     """
     start = time.perf_counter()
     pictures, collection, page = folder / "pictures", folder / "collection", folder / "red-circles.html"
-    threading.Thread(target=_import_nets, daemon=True).start()  # on the second core, while the first one draws
+    if not pictures.exists():  # later tours have the nets' converted copies
+        threading.Thread(target=_import_nets, daemon=True).start()  # on the second core, while the first one draws
     _draw(pictures)
     _run("encode", str(pictures), "-o", str(collection), "--model", "clip/demo", expected=3)
     _run("failures", str(collection))

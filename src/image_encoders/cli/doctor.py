@@ -14,6 +14,7 @@ from image_encoders.cli.printing import counted, print_json, print_table, say
 
 if TYPE_CHECKING:
     from image_encoders.doctor import Stages
+    from image_encoders.engines.precision import Choice
 
 EXAMPLES = """\b
 Examples:
@@ -60,12 +61,20 @@ def doctor(
     )
     with tempfile.TemporaryDirectory() as folder:
         measured = diagnosis.stages(encoder, pictures or diagnosis.sample_pictures(Path(folder)), batch_size)
-    ran = {"model": encoder.name, "device": encoder.device, "engine": encoder.engine, "precision": encoder.precision}
+    ran = {
+        "model": encoder.name,
+        "device": encoder.device,
+        "engine": encoder.engine,
+        "precision": encoder.precision,
+        "choice": None if encoder.choice is None else asdict(encoder.choice),
+    }
     if as_json:
         print_json({**machine, "stages": {**ran, **asdict(measured), "limit": measured.limit, "rate": measured.rate}})
     else:
         how = f"{encoder.precision} by {encoder.engine} on {encoder.device}"
         print(f"\n{encoder.name}: {how}, {counted(measured.pictures, 'picture')}")
+        if encoder.choice is not None:
+            _show_choice(encoder.choice)
         _show_stages(measured)
 
 
@@ -99,6 +108,18 @@ def _show_machine(machine: dict[str, Any]) -> None:
         there = ", ".join(f"{package} {version}" for package, version in extra["packages"].items())
         rows.append((f"extra {name}", f"{' and '.join(missing)} missing: {extra['install']}" if missing else there))
     print_table((), rows)
+
+
+def _show_choice(choice: Choice) -> None:
+    """What precision="auto" came to, and why."""
+    near = choice.closeness
+    if near is not None:
+        print(
+            f"{choice.precision} keeps the rows: centred cosine to float32 at least {near.centred:.4f}, "
+            f"nearest neighbours {100 * near.neighbours:.0f} % the same, over {counted(near.pictures, 'picture')}"
+        )
+    for refused in choice.refused:
+        print(f"not {refused}")
 
 
 def _show_stages(measured: Stages) -> None:

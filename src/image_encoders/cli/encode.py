@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from image_encoders.cli.arguments import (
+    Calibration,
     Device,
     Engine,
     Json,
@@ -40,6 +41,7 @@ Examples:
   image-encoders encode photos/ -o features -m bit/R50x1 --weights BiT-M-R50x1.npz -O input_size=480"""
 
 SHOWN = 5  # failures in the summary
+CALIBRATED = 300  # pictures that int8 is calibrated on, unless --calibration names others
 
 
 def encode(
@@ -69,10 +71,12 @@ def encode(
     device: Device = None,
     precision: Precision = None,
     engine: Engine = None,
+    calibration: Calibration = None,
     options: Options = None,
     batch_size: Annotated[
-        int, typer.Option(metavar="N", min=1, help="Pictures that the net takes at once; rows do not depend on it.")
-    ] = 32,
+        int | None,
+        typer.Option(metavar="N", min=1, help="Pictures that the net takes at once.  [default: found by trying]"),
+    ] = None,
     workers: Annotated[
         int | None,
         typer.Option(metavar="N", min=1, help="Threads that read and prepare.  [default: one per processor]"),
@@ -110,7 +114,9 @@ def encode(
     from image_encoders.collection import Collection
 
     files = sources.find(source, all_files=all_files)
-    wishes = {"weights": weights, "device": device, "precision": precision, "engine": engine}
+    wishes: dict[str, Any] = {"weights": weights, "device": device, "precision": precision, "engine": engine}
+    if precision == "int8" or calibration is not None:
+        wishes["calibration"] = calibration or _calibration(output) or files.sample(CALIBRATED)
     encoder = _encoder(output, model, parsed(options), offline, wishes)
     collection = Collection.open_or_create(output, encoder)
     try:
@@ -137,16 +143,22 @@ def encode(
         raise typer.Exit(3)
 
 
+def _calibration(output: Path) -> str | None:
+    """The calibration of a collection that was begun."""
+    from image_encoders.collection import MARK, Collection
+
+    return Collection.open(output).recipe.get("calibration") if (output / MARK).exists() else None
+
+
 def _encoder(
-    output: Path, model: str | None, options: dict[str, Any], offline: bool, wishes: dict[str, str | None]
+    output: Path, model: str | None, options: dict[str, Any], offline: bool, wishes: dict[str, Any]
 ) -> Encoder:
     """The model asked for, or the one that the collection was begun with, or the default."""
     from image_encoders.collection import MARK, Collection
     from image_encoders.models import DEFAULT
 
     if model is None and (output / MARK).exists():
-        recipe = Collection.open(output).recipe
-        return load_again({**recipe, "options": {**recipe["options"], **options}}, offline=offline, **wishes)
+        return load_again(Collection.open(output), options, offline=offline, **wishes)
     return load(model or DEFAULT, options, offline=offline, **wishes)
 
 

@@ -50,7 +50,7 @@ def search(
     from image_encoders.collection import Collection
 
     opened = Collection.open(collection)
-    encoder = load_again(opened.recipe, offline=offline, weights=weights, device=device)
+    encoder = load_again(opened, {}, offline=offline, weights=weights, device=device)
     if encoder.fingerprint != opened.fingerprint:
         raise CollectionError(
             f"{collection} was encoded with {opened.name} of fingerprint {opened.fingerprint}, and {encoder.name} as "

@@ -83,7 +83,7 @@ def size(case: str) -> int:
 
 def checkpoints() -> Path:
     """Where synthetic checkpoints are kept, unless told otherwise."""
-    from image_encoders.weights.fetch import cache_folder
+    from image_encoders.cache import cache_folder
 
     return cache_folder() / "conformance"
 

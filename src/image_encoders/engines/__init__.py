@@ -1,23 +1,35 @@
 """What runs a net on a device.
 
-`Runtime` is the caller's wish, checked; `Runtime.embedder` turns a net into the function that a `Tower` calls.
+    Runtime.resolve(device, precision, engine)   the caller's wish, checked
+    runtime.embedder(net)                        the function that a `Tower` calls
+
+A `Net` says how to build a net; engines that keep a converted copy of it on disk build it only once.
 """
 
 from __future__ import annotations
 
+import ctypes
+import hashlib
+import json
 import re
+import threading
+import weakref
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from importlib import metadata
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 import numpy as np
 
-from image_encoders.errors import DeviceError
+from image_encoders.errors import DeviceError, InputError
 
 if TYPE_CHECKING:
     from torch import nn
 
-PRECISIONS = ("auto", "float32", "bfloat16", "float16")
-ENGINES = ("auto", "torch")
+PRECISIONS = ("auto", "float32", "bfloat16", "float16", "int8")
+ENGINES = ("auto", "torch", "torch-compile", "openvino")
+
+Built = TypeVar("Built")
 
 
 class Embedder(Protocol):
@@ -31,15 +43,78 @@ class Embedder(Protocol):
 
 
 @dataclass(frozen=True)
+class Net:
+    """A net that is built when it is needed.
+
+    name: for messages
+    key: equal keys, equal rows: a digest of the weights and of whatever else decides what `build` builds
+    build: one tensor (B, ...) in, one tensor (B, dim) out; in float32, on the CPU
+    prepare: source -> input, as the tower has it
+    shape: of an input without batch axis; None where any length goes
+    modality: "image", "text" or "audio"
+    traceable: whether a copy can be made by following one pass; not so where Python decides at run time what is done
+    """
+
+    name: str
+    key: str
+    build: Callable[[], nn.Module]
+    prepare: Callable[[Any], np.ndarray]
+    shape: tuple[int | None, ...]
+    modality: str = "image"
+    traceable: bool = True
+
+
+class Shared(Generic[Built]):
+    """What several nets are parts of: built when one of them needs it, and let go when none holds it any more.
+
+    In a `with` block it is kept once it is built.
+    """
+
+    def __init__(self, build: Callable[[], Built]):
+        self._build = build
+        self._lock = threading.Lock()
+        self._built: Callable[[], Built | None] = lambda: None
+        self._keeps = False
+        self._kept: Built | None = None
+
+    def __call__(self) -> Built:
+        with self._lock:
+            built = self._built()
+            if built is None:
+                built = self._build()
+                self._built = weakref.ref(built)
+            if self._keeps:
+                self._kept = built
+            return built
+
+    def __enter__(self) -> Shared[Built]:
+        self._keeps = True
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._keeps, self._kept = False, None
+
+
+@dataclass(frozen=True)
 class Runtime:
-    """Where and how nets run: device "cpu", "cuda" or "cuda:1"; precision and engine as asked for."""
+    """Where and how nets run: device "cpu", "cuda" or "cuda:1"; precision and engine as asked for.
+
+    calibration: pictures for int8: sources, or the digest of earlier ones
+    """
 
     device: str = "cpu"
     precision: str = "auto"
     engine: str = "auto"
+    calibration: Sequence[Any] | str | None = None
 
     @classmethod
-    def resolve(cls, device: str = "auto", precision: str = "auto", engine: str = "auto") -> Runtime:
+    def resolve(
+        cls,
+        device: str = "auto",
+        precision: str = "auto",
+        engine: str = "auto",
+        calibration: Sequence[Any] | str | None = None,
+    ) -> Runtime:
         """The runtime for a caller's words; DeviceError where this machine or build cannot do it.
 
         device: "auto" | "cpu" | "cuda" | "cuda:1"; TensorFlow's "/CPU:0", "/GPU:1" mean the same
@@ -48,21 +123,103 @@ class Runtime:
             raise DeviceError(f"unknown precision {precision!r}; accepted: {', '.join(PRECISIONS)}")
         if engine not in ENGINES:
             raise DeviceError(f"unknown engine {engine!r}; accepted: {', '.join(ENGINES)}")
-        return cls(_device(device), precision, engine)
+        if engine == "openvino" or precision == "int8":
+            device = "cpu" if device == "auto" else device
+        device = _device(device)
+        _agree(device, precision, engine)
+        if (precision == "int8") != (calibration is not None):
+            raise InputError(
+                "precision='int8' needs calibration=, a folder or list of your own pictures"
+                if calibration is None
+                else f"calibration= goes with precision='int8', not with {precision!r}",
+                code="calibration",
+            )
+        return cls(device, precision, engine, calibration)
 
-    @property
-    def chosen_precision(self) -> str:
-        """The precision that rows are computed in."""
-        return "float32" if self.precision == "auto" else self.precision
+    def embedder(self, net: Net) -> Embedder:
+        """`net` ready to embed batches, by the engine and in the precision that were asked for or are best here.
 
-    def embedder(self, net: nn.Module) -> Embedder:
-        """`net` moved to the device, ready to embed batches.
-
-        net: one tensor (B, ...) in, one tensor (B, dim) out
+        Raises DeviceError where that cannot be had.
         """
+        from image_encoders.engines.precision import chosen
+
+        if self.precision == "auto":
+            return chosen(net, self.device, self.engine)
+        return self.made(net, self._engine(), self.precision)
+
+    def later(self, net: Net) -> Later:
+        """The same for a tower beside the main one: made when its first batch comes.
+
+        In float32, unless one precision was asked for: texts and sounds are few. By torch where no copy can be made.
+        """
+        from image_encoders.engines.precision import copied
+
+        engine = self.engine if net.traceable else "torch"
+        if self.precision in ("auto", "int8"):
+            return Later(lambda: copied(net, self.device, engine))
+        return Later(lambda: self.made(net, self._engine() if net.traceable else "torch", self.precision))
+
+    def made(self, net: Net, engine: str, precision: str) -> Embedder:
+        """`net` run by one engine in one precision, no questions asked."""
+        if engine == "openvino":
+            from image_encoders.engines.openvino import OpenVinoEmbedder
+
+            return OpenVinoEmbedder(net, precision, self.calibration)
         from image_encoders.engines.torch import TorchEmbedder
 
-        return TorchEmbedder(net, self.device, self.chosen_precision)
+        return TorchEmbedder(net.build(), self.device, precision, compiled=engine == "torch-compile")
+
+    def _engine(self) -> str:
+        """The engine for a precision that was asked for: torch, unless another one is all that can do it well."""
+        if self.engine != "auto":
+            return self.engine
+        if self.precision == "int8":
+            return "openvino"
+        if self.precision == "bfloat16" and self.device == "cpu":
+            from image_encoders.engines.openvino import has_bfloat16
+
+            return "openvino" if has_bfloat16() else "torch"
+        return "torch"
+
+
+PLAIN = Runtime(precision="float32")  # the original's rows, by torch on the CPU
+
+
+class Later:
+    """An embedder that is made when its first batch comes."""
+
+    def __init__(self, make: Callable[[], Embedder]):
+        self._make = make
+        self._lock = threading.Lock()
+        self._embedder: Embedder | None = None
+
+    def made(self) -> Embedder:
+        """The embedder, made now if it is not yet."""
+        with self._lock:
+            if self._embedder is None:
+                self._embedder = self._make()
+            return self._embedder
+
+    def __call__(self, inputs: np.ndarray) -> np.ndarray:
+        return self.made()(inputs)
+
+
+def _agree(device: str, precision: str, engine: str) -> None:
+    """DeviceError where device, precision and engine do not go together."""
+    if engine == "openvino" and device != "cpu":
+        raise DeviceError(f"engine='openvino' runs on the CPU, not on {device!r}; use engine='torch' there")
+    if precision == "int8" and (device != "cpu" or engine in ("torch", "torch-compile")):
+        raise DeviceError("precision='int8' is OpenVINO's, on the CPU; use device='cpu' and engine='auto' with it")
+    if precision == "float16" and device == "cpu":
+        raise DeviceError("float16 is not for the CPU; use bfloat16 or float32 there")
+    if precision == "bfloat16" and engine == "openvino":
+        from image_encoders.engines.openvino import has_bfloat16
+
+        if not has_bfloat16():
+            raise DeviceError(
+                "this processor has no instructions for bfloat16 that OpenVINO could use; use precision='auto' or "
+                "'float32', or engine='torch', which computes bfloat16 slowly anywhere"
+            )
 
 
 def _device(name: str) -> str:
@@ -77,6 +234,8 @@ def _device(name: str) -> str:
     cuda = re.fullmatch(r"(?:cuda|gpu)(?::(\d+))?", spelled)
     if spelled != "auto" and cuda is None:
         raise DeviceError(f"unknown device {name!r}; accepted: auto, cpu, cuda, cuda:N, /CPU:0, /GPU:N")
+    if cuda is None and not _has_cuda_driver():
+        return "cpu"
     import torch
 
     found = torch.cuda.device_count() if torch.cuda.is_available() else 0
@@ -88,3 +247,38 @@ def _device(name: str) -> str:
         build = "" if torch.version.cuda else ", and this build of torch is for the CPU only"
         raise DeviceError(f"device {name!r} is not to be had: {there}{build}; use device='cpu' or 'auto'")
     return f"cuda:{index}"
+
+
+def _has_cuda_driver() -> bool:
+    """Whether torch could find a CUDA device at all: asking torch itself would import it."""
+    if metadata.version("torch").endswith("+cpu"):
+        return False
+    for library in ("libcuda.so.1", "nvcuda.dll"):
+        try:
+            ctypes.CDLL(library)
+        except OSError:
+            continue
+        return True
+    return False
+
+
+def identity(embedder: Embedder) -> dict[str, Any]:
+    """What of an embedder decides its rows, for a fingerprint."""
+    calibration = getattr(embedder, "calibration", "")
+    return {"precision": embedder.precision, **({"calibration": calibration} if calibration else {})}
+
+
+def described(embedder: Embedder) -> dict[str, Any]:
+    """What an `Encoder` says of the embedder of its main tower."""
+    return {
+        "device": embedder.device,
+        "engine": embedder.engine,
+        "precision": embedder.precision,
+        "calibration": getattr(embedder, "calibration", ""),
+        "choice": getattr(embedder, "choice", None),
+    }
+
+
+def net_key(**facts: Any) -> str:
+    """The `key` of a `Net` from plain values that decide its rows."""
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()

@@ -24,14 +24,16 @@ def resize_and_crop(pixels: np.ndarray, size: int) -> np.ndarray:
     rows, row_weights = _taps(height, int(size * height / short), size)
     columns, column_weights = _taps(width, int(size * width / short), size)
     used, rows = np.unique(rows, return_inverse=True)
-    lines = pixels[used]
-    strip = np.zeros((len(used), size, 3), np.float32)
-    for tap in range(4):
-        strip += np.take(lines, columns[tap], axis=1) * column_weights[tap, :, None]
-    flat = strip.reshape(len(used), size * 3)
-    picture = np.zeros((size, size * 3), np.float32)
-    for tap in range(4):
-        picture += flat[rows.reshape(4, size)[tap]] * row_weights[tap, :, None]
+    rows = rows.reshape(4, size)
+    lines = pixels[used].reshape(len(used), width * 3)
+    values = (columns[:, :, None] * 3 + np.arange(3)).reshape(4, size * 3)  # of a line: 3 for each column
+    value_weights = np.repeat(column_weights, 3, axis=1)
+    strip = np.take(lines, values[0], axis=1) * value_weights[0]  # (R, 3 S) float32, R rows of the picture are used
+    for tap in range(1, 4):
+        strip += np.take(lines, values[tap], axis=1) * value_weights[tap]
+    picture = strip[rows[0]] * row_weights[0, :, None]  # (S, 3 S)
+    for tap in range(1, 4):
+        picture += strip[rows[tap]] * row_weights[tap, :, None]
     return picture.reshape(size, size, 3) / np.float32(255)
 
 

@@ -78,19 +78,28 @@ class Preprocessing:
             return (3, *self.crop)
         return (3, *self.size) if isinstance(self.size, tuple) else (3, None, None)
 
-    def prepare(self, pixels: np.ndarray) -> np.ndarray:
+    @property
+    def short_side(self) -> int | None:
+        """What a picture's short side is resized to [px], None where that depends on the picture.
+
+        Of a height and a width it is the larger, so that a picture with this short side is large enough for both.
+        """
+        return max(self.size) if isinstance(self.size, tuple) else self.size
+
+    def prepare(self, pixels: np.ndarray, exact: bool = True) -> np.ndarray:
         """A picture as the net takes it.
 
         pixels: (H, W, 3) uint8 RGB
+        exact: equal to the original to the last bit; False: nearly, and faster: see `resize`
         returns: (3, height, width) uint8
         """
         height, width, _ = pixels.shape
         if self.patch is not None and self.max_patches is not None:
-            pixels = resize(pixels, *patch_grid(height, width, self.patch, self.max_patches), self.filter)
+            pixels = resize(pixels, *patch_grid(height, width, self.patch, self.max_patches), self.filter, exact)
         elif isinstance(self.size, int):
-            pixels = resize(pixels, *short_side(height, width, self.size), self.filter)
+            pixels = resize(pixels, *short_side(height, width, self.size), self.filter, exact)
         elif self.size is not None:
-            pixels = resize(pixels, *self.size, self.filter)
+            pixels = resize(pixels, *self.size, self.filter, exact)
         if self.crop is not None:
             pixels = center_crop(pixels, *self.crop, CORNERS[self.corner])
         return channels_first(pixels)

@@ -12,13 +12,15 @@ from __future__ import annotations
 import difflib
 import importlib
 import pkgutil
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from image_encoders.encoder import Encoder
-from image_encoders.errors import UnknownModel
+from image_encoders.errors import InputError, UnknownModel
 from image_encoders.spellings import CLASSES, spell
 
 DEFAULT = "clip/openai/clip-vit-base-patch32"
@@ -82,6 +84,7 @@ def load(
     device: str = "auto",
     precision: str = "auto",
     engine: str = "auto",
+    calibration: Any = None,
     **options: Any,
 ) -> Encoder:
     """The encoder called `name`, its nets loaded and on their device.
@@ -90,8 +93,11 @@ def load(
         or an original executor's class name with its own parameters (spellings.py)
     weights: path to an original checkpoint, file or folder; None: the family's own source, fetched once and cached
     device: "auto" | "cpu" | "cuda" | "cuda:1"; also TensorFlow's "/CPU:0", "/GPU:0"
-    precision: "auto" | "float32" | "bfloat16" | "float16"
-    engine: "auto" | "torch"
+    precision: "float32" gives the original's rows; "bfloat16" | "float16" (CUDA) | "int8" (CPU, with `calibration`) are
+        asked for as they are; "auto": the fastest that keeps the rows on this machine, judged at the first load
+    engine: "auto" | "torch" | "torch-compile" | "openvino" (CPU). "auto" with precision="auto" is OpenVINO on the CPU,
+        which converts a model once and keeps the copy in the cache, and torch elsewhere
+    calibration: for int8: a folder of pictures like those to be encoded, or a list of them
     options: the family's own, described in its module
 
     Raises UnknownModel, WeightsError, DeviceError; TypeError for an option the family does not have.
@@ -106,10 +112,11 @@ def load(
             device=spelled.device,
             precision=precision,
             engine=engine,
+            calibration=calibration,
             **spelled.options,
         )
     module = family(name)
-    runtime = Runtime.resolve(device, precision, engine)
+    runtime = Runtime.resolve(device, precision, engine, _pictures(calibration))
     variant = name.partition("/")[2]
     path = None if weights is None else Path(weights).expanduser()
     encoder = module.load(variant, weights=path, runtime=runtime, **options)
@@ -119,9 +126,24 @@ def load(
         "device": device,
         "precision": precision,
         "engine": engine,
+        "calibration": encoder.calibration or None,
         "options": {key: _absolute(value) if key in PATHS else value for key, value in options.items()},
     }
     return encoder
+
+
+def _pictures(calibration: Any) -> Sequence[Any] | str | None:
+    """Pictures to calibrate on: those of a folder, or those listed; a digest stays one."""
+    if isinstance(calibration, str) and re.fullmatch(r"[0-9a-f]{16}", calibration) and not Path(calibration).exists():
+        return calibration
+    if not isinstance(calibration, (str, Path)):
+        return calibration
+    folder = Path(calibration).expanduser()
+    if not folder.is_dir():
+        raise InputError(
+            f"{folder}: no such folder; calibration= is a folder of pictures, or a list", code="calibration"
+        )
+    return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
 def _absolute(value: Any) -> Any:

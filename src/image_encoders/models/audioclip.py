@@ -37,7 +37,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from image_encoders.encoder import Encoder, Tower, fingerprint
-from image_encoders.engines import Runtime
+from image_encoders.engines import PLAIN, Net, Runtime, Shared, described, identity, net_key
 from image_encoders.errors import InputError, WeightsError
 from image_encoders.inputs.audio import AudioLimits, read_audio, resample
 from image_encoders.inputs.bicubic import resize_and_crop
@@ -114,6 +114,8 @@ def load(
 
     Raises UnknownModel; WeightsError; InputError for an option's value.
     """
+    from image_encoders.weights.facts import remembered
+
     if variant not in CHECKPOINTS:
         raise unknown(f"audioclip/{variant}")
     options = {"amplitude": amplitude, "batch_norm": batch_norm, "channels": channels}
@@ -123,9 +125,12 @@ def load(
     if not isinstance(max_seconds, (int, float)) or not max_seconds > 0:
         raise InputError(f"max_seconds is {max_seconds!r}; a positive number is accepted", code="option")
     path = _checkpoint(weights, variant)
-    nets, facts = _load(path, per_item=batch_norm == "item")
-    digest, pairs = _vocabulary(None if vocabulary is None else Path(vocabulary).expanduser(), path, facts)
-    return _encoder(f"audioclip/{variant}", DIM, nets, runtime, digest, pairs, options, truncate, max_seconds)
+    with Shared(lambda: _load(path, per_item=batch_norm == "item")[0]) as nets:
+        facts = remembered([path], {"family": "audioclip"}, lambda: _facts(path, nets()))
+        digest, pairs = _vocabulary(None if vocabulary is None else Path(vocabulary).expanduser(), path, facts)
+        return _encoder(
+            f"audioclip/{variant}", DIM, nets, facts["weights"], runtime, digest, pairs, options, truncate, max_seconds
+        )
 
 
 def fetch(variant: str, *, offline: bool | None = None, progress: bool | None = None) -> list[Path]:
@@ -145,9 +150,11 @@ def original(path: Path, *, vocabulary: str | Path | None = None) -> tuple[dict[
     return _state(path), facts
 
 
-def tiny() -> Encoder:
+def tiny(runtime: Runtime = PLAIN) -> Encoder:
     """Three small random nets and a vocabulary of a few merges."""
     import torch
+
+    from image_encoders.weights.digest import weights_digest
 
     pairs = BytePairs(["i n", "t h", "th e</w>", "in g</w>", "a n", "e r</w>"], sha256="tiny")
     with torch.random.fork_rng(devices=[]):
@@ -158,8 +165,9 @@ def tiny() -> Encoder:
         _spread(nets["image"], pictures, "attnpool.c_proj")
         _spread(nets["audio"], sounds, "fc")
     options = {option: accepted[0] for option, accepted in CHOICES.items()}
+    digest = weights_digest(nets.state_dict())
     return _encoder(
-        "audioclip/tiny", 32, nets, Runtime(precision="float32"), pairs.sha256, lambda: pairs, options, False, 300.0
+        "audioclip/tiny", 32, lambda: nets, digest, runtime, pairs.sha256, lambda: pairs, options, False, 300.0
     )
 
 
@@ -206,7 +214,8 @@ def prepare_audio(item: tuple[np.ndarray, int], scale: float = FULL_SCALE) -> np
 def _encoder(
     name: str,
     dim: int,
-    nets: nn.ModuleDict,
+    nets: Callable[[], nn.ModuleDict],
+    weights: str,
     runtime: Runtime,
     vocabulary: str,
     pairs: Callable[[], BytePairs],
@@ -214,36 +223,41 @@ def _encoder(
     truncate: bool,
     max_seconds: float,
 ) -> Encoder:
-    import torch
-
+    """weights: the digest of all tensors"""
     from image_encoders.inputs.image import read_image
-    from image_encoders.weights.digest import weights_digest
 
-    for kernel in nets.parameters():
-        if kernel.ndim == 4:  # an order in which CPUs are twice as fast; 1x1 kernels, the most of them, have it already
-            kernel.data = kernel.data.contiguous(memory_format=torch.channels_last)
-    digest = weights_digest(nets.state_dict())
-    image, text, audio = (runtime.embedder(nets[modality]) for modality in ("image", "text", "audio"))
+    def net(modality: str, prepare: Callable[[Any], np.ndarray], shape: tuple[int | None, ...]) -> Net:
+        key = net_key(family="audioclip", weights=weights, modality=modality, batch_norm=options["batch_norm"])
+        return Net(
+            f"{name}, {modality}",
+            key,
+            lambda: nets()[modality],
+            prepare,
+            shape,
+            modality,
+            traceable=modality == "image",  # the others cut their batch by what is in it
+        )
+
+    read_text_ids = partial(prepare_text, pairs=pairs, truncate=truncate)
+    read_sound = partial(read_audio, mono=options["channels"] == "mix", limits=AudioLimits(max_seconds=max_seconds))
+    prepare_sound = partial(prepare_audio, scale=FULL_SCALE if options["amplitude"] == "int16" else 1)
+    picture, sound = (3, SIDE, SIDE), (None,)
+    image = runtime.embedder(net("image", lambda source: prepare_image(read_image(source)), picture))
+    text = runtime.later(net("text", read_text_ids, (CONTEXT,)))
+    audio = runtime.later(net("audio", lambda source: prepare_sound(read_sound(source)), sound))
     towers = (
-        Tower("image", read_image, prepare_image, image, shape=(3, SIDE, SIDE)),
-        Tower("text", read_text, partial(prepare_text, pairs=pairs, truncate=truncate), text, shape=(CONTEXT,)),
-        Tower(
-            "audio",
-            partial(read_audio, mono=options["channels"] == "mix", limits=AudioLimits(max_seconds=max_seconds)),
-            partial(prepare_audio, scale=FULL_SCALE if options["amplitude"] == "int16" else 1),
-            audio,
-        ),
+        Tower("image", read_image, prepare_image, image, shape=picture),
+        Tower("text", read_text, read_text_ids, text, shape=(CONTEXT,)),
+        Tower("audio", read_sound, prepare_sound, audio),
     )
     return Encoder(
         name=name,
         dim=dim,
         towers={tower.modality: tower for tower in towers},
         fingerprint=fingerprint(
-            family="audioclip", weights=digest, vocabulary=vocabulary, precision=image.precision, **options
+            family="audioclip", weights=weights, vocabulary=vocabulary, **identity(image), **options
         ),
-        device=image.device,
-        engine=image.engine,
-        precision=image.precision,
+        **described(image),
     )
 
 
@@ -301,7 +315,20 @@ def _load(path: Path, per_item: bool) -> tuple[nn.ModuleDict, dict[str, Any]]:
         state = _state(path)
     with torch.device("meta"):
         nets = _nets(per_item=per_item)
-    return assign(nets, state, path, rename=_net_name), facts
+    assign(nets, state, path, rename=_net_name)
+    for kernel in nets.parameters():
+        if kernel.ndim == 4:  # an order in which CPUs are twice as fast; 1x1 kernels, the most of them, have it already
+            kernel.data = kernel.data.contiguous(memory_format=torch.channels_last)
+    return nets, facts
+
+
+def _facts(path: Path, nets: nn.ModuleDict) -> dict[str, Any]:
+    """What `load` needs to know of a checkpoint beside its nets."""
+    from image_encoders.weights import convert
+    from image_encoders.weights.digest import weights_digest
+
+    facts = convert.load(path)[1] if path.suffix == ".safetensors" else {}
+    return {"weights": weights_digest(nets.state_dict()), "vocabulary": facts.get("vocabulary")}
 
 
 def _state(path: Path) -> dict[str, torch.Tensor]:

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from image_encoders.encoder import Encoder, Tower, fingerprint
-from image_encoders.engines import Runtime
+from image_encoders.engines import PLAIN, Net, Runtime, Shared, described, identity, net_key
 from image_encoders.errors import InputError, WeightsError
 from image_encoders.models import Variant, unknown
 
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 PUBLISHED = "https://storage.googleapis.com/bit_models"  # neither sizes nor digests are stated: pinned on first use
 DATASETS = {"Imagenet21k": "BiT-M", "Imagenet1k": "BiT-S"}
 RANGES = ("unit", "symmetric")
+LARGE = 480  # side of the net's input [px], but for small pictures
 ROOT = "resnet/root_block/standardized_conv2d/kernel"
 HEAD = "resnet/head/"  # the classifier, which embeddings do without
 
@@ -106,12 +107,16 @@ def load(
         "symmetric" [-1, 1]. Default: as the checkpoint's own program takes them, "unit" for SavedModels and "symmetric"
         for npz. Rows of uint8 pictures and of files do not depend on it.
     preprocessing: "bit", both sides resized to `input_size`, bilinear; by default to 480, or to 128 where the picture's
-        area is below 96 * 96. "jina", what Jina's encoder meant: short side to 256, Lanczos, the central square of
-        `input_size`, by default 224, black where the picture ends.
+        area is below 96 * 96. "fast": the same, but large JPEG files are decoded at a smaller scale, and pictures are
+        resized by torch: other rows, in a space of their own. "jina", what Jina's encoder meant: short side to 256,
+        Lanczos, the central square of `input_size`, by default 224, black where the picture ends.
     source: which published files to fetch, "npz" or "savedmodel"
 
     Raises UnknownModel; WeightsError; InputError for an option's value.
     """
+    from image_encoders.weights.digest import weights_digest
+    from image_encoders.weights.facts import remembered
+
     architecture = _architecture(variant)
     if preprocessing not in PREPARATIONS:
         raise InputError(f"preprocessing is {preprocessing!r}; accepted: {', '.join(PREPARATIONS)}", code="option")
@@ -121,8 +126,12 @@ def load(
         raise InputError(f"input_size is {input_size!r}; a number of pixels is accepted", code="option")
     if preprocessing == "jina":
         input_size = input_size or 224
-    net = _net(weights or _folder(fetch(variant, source=source)), architecture, input_range)
-    return _encoder(f"bit/{variant.removeprefix('Imagenet21k/')}", net, runtime, preprocessing, input_size)
+    path = weights or _folder(fetch(variant, source=source))
+    name = f"bit/{variant.removeprefix('Imagenet21k/')}"
+    about = {"family": "bit", "units": architecture.units, "width": architecture.width, "input_range": input_range}
+    with Shared(lambda: _net(path, architecture, input_range)) as net:
+        digest = remembered([path], about, lambda: {"weights": weights_digest(net().state_dict())})["weights"]
+        return _encoder(name, net, architecture.dim, {**about, "weights": digest}, runtime, preprocessing, input_size)
 
 
 def fetch(
@@ -158,11 +167,12 @@ def original(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     return tensors, {"family": "bit", "units": found.units, "width": found.width, "input_range": input_range}
 
 
-def tiny() -> Encoder:
+def tiny(runtime: Runtime = PLAIN) -> Encoder:
     """A small random net."""
     import torch
 
     from image_encoders.nets.bit import BiT, standardize
+    from image_encoders.weights.digest import weights_digest
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -172,7 +182,8 @@ def tiny() -> Encoder:
                 standardize(parameter.data.uniform_(-1, 1))
             else:
                 parameter.data.uniform_(-0.5, 1)
-    return _encoder("bit/tiny", net, Runtime(precision="float32"), "bit", 64)
+    facts = {"family": "bit", "weights": weights_digest(net.state_dict())}
+    return _encoder("bit/tiny", lambda: net, 4 * 8 * 32, facts, runtime, "bit", 64)
 
 
 def _architecture(variant: str) -> Architecture:
@@ -190,7 +201,7 @@ def _folder(files: list[Path]) -> Path:
 # ---------------------------------------------------------------- pictures
 
 
-def _read(source: Any) -> np.ndarray:
+def _read(source: Any, short_side: int | None = None) -> np.ndarray:
     """A picture's pixels (H, W, 3) uint8; a float array or tensor as it is, float32."""
     if hasattr(source, "detach") and source.is_floating_point():
         source = source.detach().cpu().float().numpy()
@@ -198,15 +209,15 @@ def _read(source: Any) -> np.ndarray:
         return source.astype(np.float32, copy=False)
     from image_encoders.inputs.image import read_image
 
-    return read_image(source)
+    return read_image(source, short_side=short_side)
 
 
-def _prepare(item: np.ndarray, preprocessing: str, input_size: int | None) -> np.ndarray:
+def _prepare(item: np.ndarray, preprocessing: str, input_size: int | None, exact: bool = True) -> np.ndarray:
     """(3, S, S) uint8 from pixels; (3, H, W) float32 from floats, which are already scaled."""
     from image_encoders.inputs.image import channels_first
 
     if item.dtype == np.uint8:
-        return channels_first(PREPARATIONS[preprocessing](item, input_size))
+        return channels_first(PREPARATIONS[preprocessing](item, input_size, exact))
     if item.ndim != 3 or 3 not in (item.shape[0], item.shape[2]) or not item.size:
         raise InputError(f"a float picture of shape {item.shape}; (H, W, 3) or (3, H, W) is accepted", code="shape")
     if not np.isfinite(item).all():
@@ -214,47 +225,53 @@ def _prepare(item: np.ndarray, preprocessing: str, input_size: int | None) -> np
     return channels_first(item) if item.shape[2] == 3 else np.ascontiguousarray(item)
 
 
-def _prepare_bit(pixels: np.ndarray, size: int | None) -> np.ndarray:
+def _prepare_bit(pixels: np.ndarray, size: int | None, exact: bool) -> np.ndarray:
     from image_encoders.inputs.image import BILINEAR, resize
 
     height, width, _ = pixels.shape
-    side = size or (128 if height * width < 96 * 96 else 480)  # bit_hyperrule.py: small pictures at 128
-    return resize(pixels, side, side, BILINEAR)
+    side = size or (128 if height * width < 96 * 96 else LARGE)  # bit_hyperrule.py: small pictures at 128
+    return resize(pixels, side, side, BILINEAR, exact)
 
 
-def _prepare_jina(pixels: np.ndarray, size: int) -> np.ndarray:
+def _prepare_jina(pixels: np.ndarray, size: int, exact: bool) -> np.ndarray:
     from image_encoders.inputs.image import LANCZOS, center_crop, resize, short_side
 
     height, width, _ = pixels.shape
-    resized = resize(pixels, *short_side(height, width, 256, round), LANCZOS)
+    resized = resize(pixels, *short_side(height, width, 256, round), LANCZOS, exact)
     return center_crop(resized, size, size, lambda spare: int(spare / 2))  # towards zero, also where it is negative
 
 
-PREPARATIONS: dict[str, Callable[..., np.ndarray]] = {"bit": _prepare_bit, "jina": _prepare_jina}
+PREPARATIONS: dict[str, Callable[..., np.ndarray]] = {"bit": _prepare_bit, "fast": _prepare_bit, "jina": _prepare_jina}
 
 
-def _encoder(name: str, net: BiT, runtime: Runtime, preprocessing: str, input_size: int | None) -> Encoder:
-    from image_encoders.weights.digest import weights_digest
-
-    digest = weights_digest(net.state_dict())
-    embed = runtime.embedder(net)
-    tower = Tower(
-        "image",
-        _read,
-        partial(_prepare, preprocessing=preprocessing, input_size=input_size),
-        embed,
-        shape=(3, None, None),
-    )
+def _encoder(
+    name: str,
+    build: Callable[[], BiT],
+    dim: int,
+    facts: dict[str, Any],
+    runtime: Runtime,
+    preprocessing: str,
+    input_size: int | None,
+) -> Encoder:
+    """facts: what decides the net, its weights' digest among it"""
+    prepare = partial(_prepare, preprocessing=preprocessing, input_size=input_size)
+    shape = (3, None, None)
+    embed = runtime.embedder(Net(name, net_key(**facts), build, lambda source: prepare(_read(source)), shape))
+    fast = preprocessing == "fast"
+    exact = embed.precision == "float32" and not fast
+    read = partial(_read, short_side=input_size or LARGE) if fast else _read
     return Encoder(
         name=name,
-        dim=net.group_norm.num_channels,
-        towers={"image": tower},
+        dim=dim,
+        towers={"image": Tower("image", read, partial(prepare, exact=exact), embed, shape, exact)},
         fingerprint=fingerprint(
-            family="bit", weights=digest, preprocessing=preprocessing, input_size=input_size, precision=embed.precision
+            family="bit",
+            weights=facts["weights"],
+            preprocessing=preprocessing,
+            input_size=input_size,
+            **identity(embed),
         ),
-        device=embed.device,
-        engine=embed.engine,
-        precision=embed.precision,
+        **described(embed),
     )
 
 

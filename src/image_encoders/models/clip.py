@@ -23,14 +23,16 @@ import contextlib
 import hashlib
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from image_encoders.encoder import Encoder, Tower, fingerprint
-from image_encoders.engines import Runtime
+from image_encoders.engines import PLAIN, Net, Runtime, Shared, described, identity, net_key
 from image_encoders.errors import ImageEncodersError, InputError, MissingExtra, UnknownModel, WeightsError
 from image_encoders.models import Variant
 
@@ -72,6 +74,7 @@ def load(
     crop: str = "floor",
     tokenizer: str | Path | None = None,
     offline: bool | None = None,
+    preprocessing: str = "exact",
 ) -> Encoder:
     """The encoder of a checkpoint, its two towers sharing one net's weights.
 
@@ -85,12 +88,17 @@ def load(
         does) or half to even ("round", as OpenAI's code does)
     tokenizer: folder or hub id whose tokenizer is used instead of the checkpoint's
     offline: use only what is already in the cache; None: as the environment says
+    preprocessing: "exact", as the checkpoint says; or "fast": large JPEG files are decoded at a smaller scale, and
+        pictures are resized by torch. Other rows, in a space of their own.
 
     Raises UnknownModel; InputError for an option's value; WeightsError for a checkpoint that is damaged, incomplete, or
     asks for unknown preprocessing; MissingExtra for a tokenizer that needs sentencepiece, as the first SigLIP's does.
     """
     from image_encoders.inputs.processor import CORNERS, read_processor
+    from image_encoders.weights.facts import remembered
 
+    if preprocessing not in ("exact", "fast"):
+        raise InputError(f"preprocessing is {preprocessing!r}; accepted: exact, fast", code="option")
     if crop not in CORNERS:
         raise InputError(f"crop is {crop!r}; accepted: {', '.join(CORNERS)}", code="option")
     if max_length is not None and (type(max_length) is not int or max_length < 3):
@@ -101,18 +109,23 @@ def load(
     folder = _folder(variant, weights, revision, offline)
     pictures = folder if preprocessor is None else _part(preprocessor, offline)
     texts = folder if tokenizer is None else _part(tokenizer, offline)
-    model = _model(folder)
-    return _encoder(
-        f"clip/{variant}".rstrip("/"),
-        model,
-        replace(read_processor(pictures, model.config.model_type), corner=crop),
-        _tokenizer(texts),
-        runtime,
-        folder,
-        truncate=truncate,
-        max_length=max_length,
-        own_tokenizer=tokenizer is None,
-    )
+    with Shared(lambda: _model(folder)) as model, Shared(lambda: _tokenizer(texts)) as words:
+        facts = Facts(**remembered([folder], _about("net"), lambda: _facts(model())))
+        said = Said(**remembered([texts], _about("tokenizer"), lambda: _said(words())))
+        return _encoder(
+            f"clip/{variant}".rstrip("/"),
+            model,
+            facts,
+            replace(read_processor(pictures, facts.model_type), corner=crop),
+            words,
+            said,
+            runtime,
+            folder,
+            truncate=truncate,
+            max_length=max_length,
+            own_tokenizer=tokenizer is None,
+            fast=preprocessing == "fast",
+        )
 
 
 def fetch(variant: str, *, offline: bool | None = None, progress: bool | None = None) -> list[Path]:
@@ -120,7 +133,7 @@ def fetch(variant: str, *, offline: bool | None = None, progress: bool | None = 
     return [_folder(variant, None, None, offline, progress)]
 
 
-def tiny() -> Encoder:
+def tiny(runtime: Runtime = PLAIN) -> Encoder:
     """A small random CLIP with both towers, nothing of it on disk: for tests."""
     import torch
     from tokenizers.pre_tokenizers import ByteLevel
@@ -145,64 +158,165 @@ def tiny() -> Encoder:
         model = CLIPModel(config)
     colours = DEFAULTS["CLIP"]
     preprocessing = Preprocessing(32, colours["resample"], (32, 32), colours["image_mean"], colours["image_std"])
-    return _encoder("clip/tiny", model, preprocessing, tokenizer, Runtime(precision="float32"), Path("tiny"))
+    facts, said = Facts(**_facts(model)), Said(**_said(tokenizer))
+    return _encoder("clip/tiny", lambda: model, facts, preprocessing, lambda: tokenizer, said, runtime, Path("tiny"))
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What `load` needs to know of a net.
+
+    weights: the digest of its tensors
+    config: a digest of its whole config, activations and all
+    image_size: side of the pictures it takes [px]; None where any goes
+    patch_size: side of a patch [px]; None where it has none
+    positions: how many tokens it takes; None where it does not say
+    vocabulary: how many tokens it knows
+    """
+
+    weights: str
+    config: str
+    model_type: str
+    dim: int
+    image_size: int | None
+    patch_size: int | None
+    positions: int | None
+    vocabulary: int
+
+
+@dataclass(frozen=True)
+class Said:
+    """What `load` needs to know of a tokenizer.
+
+    max_length: of a text [tokens]
+    padding: the token it pads with
+    left: whether it pads before the text
+    cut: the side that it cuts a long text on, "left" or "right"
+    digest: of its words and rules
+    engine: all of it, as the library tokenizers reads it; None for slow ones, which are Python
+    """
+
+    max_length: int
+    padding: int
+    left: bool
+    cut: str
+    digest: str
+    engine: str | None
+
+
+def _facts(model: Any) -> dict[str, Any]:
+    from image_encoders.weights.digest import weights_digest
+
+    config = model.config
+    vision, text = config.vision_config, config.text_config
+    image_size, patch_size = getattr(vision, "image_size", None), getattr(vision, "patch_size", None)
+    return {
+        "weights": weights_digest(model.state_dict()),
+        "config": hashlib.sha256(config.to_json_string(use_diff=False).encode()).hexdigest(),
+        "model_type": config.model_type,
+        "dim": getattr(config, "projection_dim", None) or vision.hidden_size,
+        "image_size": image_size if isinstance(image_size, int) else None,
+        "patch_size": patch_size if isinstance(patch_size, int) else None,
+        "positions": getattr(text, "max_position_embeddings", None),
+        "vocabulary": text.vocab_size,
+    }
+
+
+def _said(tokenizer: Any) -> dict[str, Any]:
+    return {
+        "max_length": int(min(tokenizer.model_max_length, 1 << 62)),
+        "padding": tokenizer.pad_token_id,
+        "left": tokenizer.padding_side == "left",
+        "cut": tokenizer.truncation_side,
+        "digest": _tokenizer_digest(tokenizer),
+        "engine": tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else None,
+    }
+
+
+def _about(part: str) -> dict[str, Any]:
+    """What facts are about, and who found them."""
+    return {"family": "clip", "part": part, "transformers": metadata.version("transformers")}
 
 
 def _encoder(
     name: str,
-    model: Any,
+    model: Callable[[], Any],
+    facts: Facts,
     preprocessing: Preprocessing,
-    tokenizer: Any,
+    tokenizer: Callable[[], Any],
+    said: Said,
     runtime: Runtime,
     folder: Path,
     *,
     truncate: bool = False,
     max_length: int | None = None,
     own_tokenizer: bool = True,
+    fast: bool = False,
 ) -> Encoder:
     from image_encoders.inputs.image import read_image
     from image_encoders.inputs.text import read_text
-    from image_encoders.nets.clip import FlexibleImageTower, ImageTower, TextTower
-    from image_encoders.nets.normalized import Normalized
-    from image_encoders.weights.digest import weights_digest
 
-    config = model.config
-    _agree(config, preprocessing, folder)
-    whole_context = _context(config, tokenizer, folder)
+    _agree(facts, preprocessing, folder)
+    whole_context = _context(facts, said, folder)
     context = min(max_length or whole_context, whole_context)
-    digest = weights_digest(model.state_dict())
-    image_net = FlexibleImageTower(model, preprocessing.patch) if preprocessing.patch else ImageTower(model)
-    text_net = TextTower(model, None if config.model_type in UNMASKED else tokenizer.pad_token_id)
-    embed_image = runtime.embedder(Normalized(image_net, preprocessing.mean, preprocessing.std))
-    embed_text = runtime.embedder(text_net)
+    ids = _later(lambda: _ids(said, tokenizer, context, facts.vocabulary, truncate))
+    padding = None if facts.model_type in UNMASKED else said.padding
+
+    def pictures() -> Any:
+        from image_encoders.nets.clip import FlexibleImageTower, ImageTower
+        from image_encoders.nets.normalized import Normalized
+
+        net = FlexibleImageTower(model(), preprocessing.patch) if preprocessing.patch else ImageTower(model())
+        return Normalized(net, preprocessing.mean, preprocessing.std)
+
+    def words() -> Any:
+        from image_encoders.nets.clip import TextTower
+
+        return TextTower(model(), padding)
+
+    key = {"family": "clip", "weights": facts.weights, "config": facts.config}
+    image_key = net_key(**key, mean=preprocessing.mean, std=preprocessing.std, patch=preprocessing.patch)
+    embed_image = runtime.embedder(
+        Net(
+            name,
+            image_key,
+            pictures,
+            lambda source: preprocessing.prepare(read_image(source)),
+            preprocessing.shape,
+            traceable=preprocessing.patch is None,  # else the grid of patches is decided in Python
+        )
+    )
+    embed_text = runtime.later(
+        Net(f"{name}, text", net_key(**key, padding=padding), words, lambda text: ids(text), (context,), "text")
+    )
+    exact = embed_image.precision == "float32" and not fast
     texts: dict[str, Any] = {}  # what makes the same text another row
     if context < whole_context:
         texts["max_length"] = context
     if not own_tokenizer:
-        texts["tokenizer"] = _tokenizer_digest(tokenizer)
+        texts["tokenizer"] = said.digest
     return Encoder(
         name=name,
-        dim=getattr(config, "projection_dim", None) or config.vision_config.hidden_size,
+        dim=facts.dim,
         towers={
-            "image": Tower("image", read_image, preprocessing.prepare, embed_image, preprocessing.shape),
-            "text": Tower(
-                "text",
-                read_text,
-                _ids(tokenizer, context, config.text_config.vocab_size, truncate),
-                embed_text,
-                (context,),
+            "image": Tower(
+                "image",
+                partial(read_image, short_side=preprocessing.short_side) if fast else read_image,
+                partial(preprocessing.prepare, exact=exact),
+                embed_image,
+                preprocessing.shape,
+                exact,
             ),
+            "text": Tower("text", read_text, ids, embed_text, (context,)),
         },
         fingerprint=fingerprint(
             family="clip",
-            weights=digest,
-            preprocessing=asdict(preprocessing),
-            precision=embed_image.precision,
+            weights=facts.weights,
+            preprocessing={**asdict(preprocessing), **({"speed": "fast"} if fast else {})},
+            **identity(embed_image),
             **texts,
         ),
-        device=embed_image.device,
-        engine=embed_image.engine,
-        precision=embed_image.precision,
+        **described(embed_image),
     )
 
 
@@ -317,30 +431,42 @@ def _quiet() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _agree(config: Any, preprocessing: Preprocessing, folder: Path) -> None:
+def _agree(facts: Facts, preprocessing: Preprocessing, folder: Path) -> None:
     """WeightsError unless the net takes pictures of the size they are prepared to."""
-    sides, vision = preprocessing.shape[1:], config.vision_config
-    wanted = getattr(vision, "image_size", None)
-    if preprocessing.patch is None and isinstance(wanted, int) and sides not in ((wanted, wanted), (None, None)):
+    sides, wanted = preprocessing.shape[1:], facts.image_size
+    if preprocessing.patch is None and wanted is not None and sides not in ((wanted, wanted), (None, None)):
         raise WeightsError(
             f"{folder}: its preprocessing gives pictures of {sides[0]} x {sides[1]}, its net takes {wanted} x {wanted}"
         )
-    if preprocessing.patch is not None and preprocessing.patch != vision.patch_size:
+    if preprocessing.patch is not None and preprocessing.patch != facts.patch_size:
         raise WeightsError(
-            f"{folder}: its preprocessing cuts patches of {preprocessing.patch}, its net takes {vision.patch_size}"
+            f"{folder}: its preprocessing cuts patches of {preprocessing.patch}, its net takes {facts.patch_size}"
         )
 
 
 # ------------------------------------------------------------------ texts
 
 
-def _context(config: Any, tokenizer: Any, folder: Path) -> int:
+def _context(facts: Facts, said: Said, folder: Path) -> int:
     """How many tokens a text may have: what both the net and the tokenizer say."""
-    positions = getattr(config.text_config, "max_position_embeddings", None)
-    context = min(n for n in (tokenizer.model_max_length, positions) if n is not None)
+    context = min(n for n in (said.max_length, facts.positions) if n is not None)
     if context > 10_000:
         raise WeightsError(f"{folder}: neither its config nor its tokenizer says how long a text may be")
     return context
+
+
+def _later(make: Callable[[], Callable[[str], np.ndarray]]) -> Callable[[str], np.ndarray]:
+    """A function that is made when it is first called, from whatever thread."""
+    lock = threading.Lock()
+    made: list[Callable[[str], np.ndarray]] = []
+
+    def call(text: str) -> np.ndarray:
+        with lock:
+            if not made:
+                made.append(make())
+        return made[0](text)
+
+    return call
 
 
 def _tokenizer_digest(tokenizer: Any) -> str:
@@ -349,15 +475,16 @@ def _tokenizer_digest(tokenizer: Any) -> str:
     return hashlib.sha256(told.encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def _ids(tokenizer: Any, context: int, vocabulary: int, truncate: bool) -> Callable[[str], np.ndarray]:
+def _ids(
+    said: Said, tokenizer: Callable[[], Any], context: int, vocabulary: int, truncate: bool
+) -> Callable[[str], np.ndarray]:
     """A function from a text to its token ids, padded: (context,) int64; from many threads at once.
 
     vocabulary: how many tokens the net knows
     """
     encode = (
-        _encode_fast(tokenizer, context, truncate) if tokenizer.is_fast else _encode_slow(tokenizer, context, truncate)
+        _encode_slow(tokenizer(), context, truncate) if said.engine is None else _encode_fast(said, context, truncate)
     )
-    padding, left = tokenizer.pad_token_id, tokenizer.padding_side == "left"
 
     def ids(text: str) -> np.ndarray:
         found = encode(text)
@@ -372,22 +499,23 @@ def _ids(tokenizer: Any, context: int, vocabulary: int, truncate: bool) -> Calla
                 "the tokenizer is of another checkpoint",
                 code="token",
             )
-        padded = np.full(context, padding, np.int64)
-        padded[context - len(found) if left else 0 :][: len(found)] = found
+        padded = np.full(context, said.padding, np.int64)
+        padded[context - len(found) if said.left else 0 :][: len(found)] = found
         return padded
 
     return ids
 
 
-def _encode_fast(tokenizer: Any, context: int, truncate: bool) -> Callable[[str], list[int]]:
+def _encode_fast(said: Said, context: int, truncate: bool) -> Callable[[str], list[int]]:
     """By a copy of the tokenizer's own engine, set up once: transformers sets it up anew for every call, which is slow,
     and fails when threads do it at the same time."""
     from tokenizers import Tokenizer
 
-    engine = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    assert said.engine is not None
+    engine = Tokenizer.from_str(said.engine)
     engine.no_padding()
     if truncate:
-        engine.enable_truncation(context, direction=tokenizer.truncation_side)
+        engine.enable_truncation(context, direction=said.cut)
     else:
         engine.no_truncation()
     return lambda text: engine.encode(text).ids

@@ -33,7 +33,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from image_encoders.encoder import Encoder, Tower, fingerprint
-from image_encoders.engines import Runtime
+from image_encoders.engines import PLAIN, Net, Runtime, described, identity, net_key
 from image_encoders.errors import ImageEncodersError, InputError, WeightsError
 from image_encoders.models import Variant, unknown
 
@@ -123,6 +123,7 @@ def load(
         path,
         to_input,
         shape=shape if pooling == "none" else None,
+        example=shape,
         facts={
             "definition": hashlib.sha256(source).hexdigest(),
             "class": [class_name, repr(class_args)],
@@ -138,7 +139,7 @@ def original(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     return _state(path), {"family": "custom"}
 
 
-def tiny() -> Encoder:
+def tiny(runtime: Runtime = PLAIN) -> Encoder:
     """A small random net."""
     import torch
     from torch import nn
@@ -155,10 +156,11 @@ def tiny() -> Encoder:
         "custom/tiny",
         tapped,
         24,
-        Runtime(precision="float32"),
+        runtime,
         Path("tiny"),
         PRESETS["imagenet"],
         shape=None,
+        example=(3, 224, 224),
         facts=facts,
     )
 
@@ -172,12 +174,20 @@ def _encoder(
     to_input: Callable[[np.ndarray], Any] | None,
     *,
     shape: tuple[int, ...] | None,
+    example: tuple[int, ...],
     facts: dict[str, Any],
 ) -> Encoder:
+    """example: the shape of an input that the net takes"""
     from image_encoders.weights.digest import weights_digest
 
     digest = weights_digest(tapped.net.state_dict())
-    embedder = runtime.embedder(tapped)
+    read, prepare = partial(_read, arrays=to_input is None), partial(_prepare, to_input=to_input)
+    key = net_key(family="custom", weights=digest, whole=tapped.whole, **facts)
+    embedder = runtime.embedder(
+        Net(
+            name, key, lambda: tapped, lambda source: _fitting(prepare(read(source)), example), example, traceable=False
+        )
+    )
 
     def embed(inputs: np.ndarray) -> np.ndarray:
         try:
@@ -197,16 +207,20 @@ def _encoder(
             )
         return rows
 
-    tower = Tower("image", partial(_read, arrays=to_input is None), partial(_prepare, to_input=to_input), embed, shape)
     return Encoder(
         name=name,
         dim=dim,
-        towers={"image": tower},
-        fingerprint=fingerprint(family="custom", weights=digest, precision=embedder.precision, **facts),
-        device=embedder.device,
-        engine=embedder.engine,
-        precision=embedder.precision,
+        towers={"image": Tower("image", read, prepare, embed, shape)},
+        fingerprint=fingerprint(family="custom", weights=digest, **identity(embedder), **facts),
+        **described(embedder),
     )
+
+
+def _fitting(prepared: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """A probe of the shape that the net was tried with; InputError where pictures become another one."""
+    if prepared.shape != shape:
+        raise InputError(f"a prepared picture of {prepared.shape}; the net was tried with {shape}", code="shape")
+    return prepared
 
 
 # ---------------------------------------------------------------- pictures

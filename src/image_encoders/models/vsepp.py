@@ -23,7 +23,6 @@ import logging
 import os
 import shutil
 import tarfile
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -33,8 +32,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from image_encoders.cache import whole
 from image_encoders.encoder import Encoder, Tower, fingerprint
-from image_encoders.engines import Runtime
+from image_encoders.engines import PLAIN, Net, Runtime, Shared, described, identity, net_key
 from image_encoders.errors import InputError, WeightsError
 from image_encoders.models import Variant, unknown
 
@@ -88,6 +88,7 @@ def load(
     runtime: Runtime,
     vocabulary: str | Path | None = None,
     unknown_words: str = "refuse",
+    preprocessing: str = "exact",
 ) -> Encoder:
     """The encoder of a checkpoint, whose own options decide the nets.
 
@@ -97,19 +98,34 @@ def load(
     vocabulary: the vocabulary's pickle. Default: `<data name>_vocab.pkl`, such as f30k_vocab.pkl, beside the checkpoint
         or in a folder `vocab` there, one or two levels up. Without one there is no text tower.
     unknown_words: "refuse" a caption none of whose words the vocabulary has; or "accept" it, as the original does
+    preprocessing: "exact", the original's; or "fast": large JPEG files are decoded at a smaller scale, and pictures are
+        resized by torch. Other rows, in a space of their own.
 
     Raises UnknownModel; WeightsError; InputError for an option's value.
     """
+    from image_encoders.weights.facts import remembered
+
     if variant and variant not in RUNS:
         raise unknown(f"vsepp/{variant}")
+    if preprocessing not in ("exact", "fast"):
+        raise InputError(f"preprocessing is {preprocessing!r}; accepted: exact, fast", code="option")
     if unknown_words not in ("refuse", "accept"):
         raise InputError(f"unknown_words is {unknown_words!r}; accepted: refuse, accept", code="option")
-    checkpoint = _read(weights or fetch(variant)[0])
-    _agree(variant, checkpoint)
-    words = _vocabulary(checkpoint, vocabulary)
-    return _encoder(
-        f"vsepp/{variant}".rstrip("/"), *_nets(checkpoint), checkpoint.options, words, runtime, unknown_words
-    )
+    path = _file(weights or fetch(variant)[0])
+    with Shared(lambda: _nets(_read(path))) as nets:
+        facts = Facts.of(remembered([path], {"family": "vsepp"}, lambda: _facts(path, nets())), path)
+        _agree(variant, facts)
+        words = _vocabulary(facts, vocabulary)
+        return _encoder(
+            f"vsepp/{variant}".rstrip("/"),
+            nets,
+            facts.weights,
+            facts.options,
+            words,
+            runtime,
+            unknown_words,
+            preprocessing == "fast",
+        )
 
 
 def fetch(variant: str, *, offline: bool | None = None, progress: bool | None = None) -> list[Path]:
@@ -118,7 +134,7 @@ def fetch(variant: str, *, offline: bool | None = None, progress: bool | None = 
     The authors publish all runs in one archive and all vocabularies in another. Both are fetched whole, once, and the
     two files are taken out of them; afterwards the archives may be deleted.
     """
-    from image_encoders.weights.fetch import cache_folder
+    from image_encoders.cache import cache_folder
     from image_encoders.weights.fetch import fetch as fetch_file
 
     if not variant:
@@ -144,21 +160,23 @@ def fetch(variant: str, *, offline: bool | None = None, progress: bool | None = 
 
 def original(path: Path, *, vocabulary: str | Path | None = None) -> tuple[dict[str, Any], dict[str, Any]]:
     """The tensors of an original checkpoint, and what else `load` needs to know: its options and its vocabulary."""
-    checkpoint = _read(path)
-    words = _vocabulary(checkpoint, vocabulary)
-    image, text = _nets(checkpoint)
-    return _tensors(image, text), {
+    path = _file(path)
+    nets = _nets(_read(path))
+    facts = Facts.of(_facts(path, nets), path)
+    words = _vocabulary(facts, vocabulary)
+    return _tensors(nets), {
         "family": "vsepp",
-        "options": asdict(checkpoint.options),
+        "options": asdict(facts.options),
         "vocabulary": None if words is None else words.ids,
     }
 
 
-def tiny() -> Encoder:
+def tiny(runtime: Runtime = PLAIN) -> Encoder:
     """A small random net; it takes any caption."""
     import torch
 
     from image_encoders.nets.vsepp import CaptionTower, PictureTower, Vgg19
+    from image_encoders.weights.digest import weights_digest
 
     caption = (
         "a photo of the red green blue yellow black white circle square triangle dog cat man woman and on in with ."
@@ -173,7 +191,8 @@ def tiny() -> Encoder:
         for layer in image.modules():
             if isinstance(layer, (torch.nn.Conv2d, torch.nn.Linear)):
                 torch.nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")  # so that pictures differ at the end
-    return _encoder("vsepp/tiny", image.eval(), text.eval(), options, words, Runtime(), "accept")
+    nets = torch.nn.ModuleDict({"image": image, "text": text}).eval()
+    return _encoder("vsepp/tiny", lambda: nets, weights_digest(_tensors(nets)), options, words, runtime, "accept")
 
 
 # ---------------------------------------------------------------- the encoder
@@ -181,63 +200,78 @@ def tiny() -> Encoder:
 
 def _encoder(
     name: str,
-    image: nn.Module,
-    text: nn.Module,
+    nets: Callable[[], nn.ModuleDict],
+    weights: str,
     options: Options,
     words: Vocabulary | None,
     runtime: Runtime,
     unknown_words: str,
+    fast: bool = False,
 ) -> Encoder:
-    from image_encoders.nets.normalized import Normalized
-    from image_encoders.weights.digest import weights_digest
-
-    digest = weights_digest(_tensors(image, text))
-    embed_image = runtime.embedder(image if options.precomputed else Normalized(image, MEAN, STD))
+    """weights: the digest of all tensors"""
+    key = {"family": "vsepp", "weights": weights, "options": asdict(options)}
+    read: Callable[[Any], np.ndarray]
+    prepare: Callable[[np.ndarray], np.ndarray]
+    shape: tuple[int | None, ...]
     if options.precomputed:
-        read = partial(_read_features, length=options.img_dim)
-        towers = {"image": Tower("image", read, _as_it_is, embed_image, shape=(options.img_dim,))}
+        read, prepare, shape = partial(_read_features, length=options.img_dim), _as_it_is, (options.img_dim,)
     else:
-        towers = {"image": Tower("image", _read_image, _prepare_image, _large_enough(embed_image), (3, None, None))}
+        read, prepare, shape = _read_image, _prepare_image, (3, None, None)
+
+    def pictures() -> nn.Module:
+        from image_encoders.nets.normalized import Normalized
+
+        net = nets()["image"]
+        return net if options.precomputed else Normalized(net, MEAN, STD)
+
+    embed = runtime.embedder(
+        Net(name, net_key(**key, modality="image"), pictures, lambda source: prepare(read(source)), shape)
+    )
+    exact = options.precomputed or (embed.precision == "float32" and not fast)
+    if not exact:
+        read, prepare = partial(_read_image, short_side=RESIZED if fast else None), partial(_prepare_image, exact=False)
+    checked = embed if options.precomputed else _large_enough(embed)
+    towers = {"image": Tower("image", read, prepare, checked, shape, exact)}
     if words is not None:
-        prepare = partial(words.encode, accept_unknown=unknown_words == "accept")
-        towers["text"] = Tower("text", _read_text, prepare, runtime.embedder(text), shape=(None,))
-    print_ = fingerprint(
-        family="vsepp",
-        weights=digest,
-        options=asdict(options),
-        vocabulary=words and words.digest,
-        precision=embed_image.precision,
-    )
+        encode = partial(words.encode, accept_unknown=unknown_words == "accept")
+        captions = Net(
+            f"{name}, text", net_key(**key, modality="text"), lambda: nets()["text"], encode, (None,), "text"
+        )
+        towers["text"] = Tower("text", _read_text, encode, runtime.later(captions), shape=(None,))
     return Encoder(
-        name, options.embed_size, towers, print_, embed_image.device, embed_image.engine, embed_image.precision
+        name=name,
+        dim=options.embed_size,
+        towers=towers,
+        fingerprint=fingerprint(
+            family="vsepp",
+            weights=weights,
+            options={**asdict(options), **({"speed": "fast"} if fast else {})},
+            vocabulary=words and words.digest,
+            **identity(embed),
+        ),
+        **described(embed),
     )
 
 
-def _tensors(image: nn.Module, text: nn.Module) -> dict[str, Any]:
+def _tensors(nets: nn.ModuleDict) -> dict[str, Any]:
     """All that decides rows, by name: the same from every generation of checkpoint."""
     from image_encoders.weights.assign import COUNTER
 
-    states = {"image": image.state_dict(), "text": text.state_dict()}
-    return {
-        f"{tower}.{name}": tensor
-        for tower, state in states.items()
-        for name, tensor in state.items()
-        if not name.endswith(COUNTER)
-    }
+    return {name: tensor for name, tensor in nets.state_dict().items() if not name.endswith(COUNTER)}
 
 
-def _read_image(source: Any) -> np.ndarray:
+def _read_image(source: Any, short_side: int | None = None) -> np.ndarray:
     from image_encoders.inputs.image import read_image
 
-    return read_image(source)
+    return read_image(source, short_side=short_side)
 
 
-def _prepare_image(pixels: np.ndarray) -> np.ndarray:
+def _prepare_image(pixels: np.ndarray, exact: bool = True) -> np.ndarray:
     """(3, 224, 224) uint8 of pixels (H, W, 3), as torchvision's Resize(256) and CenterCrop(224) make them."""
     from image_encoders.inputs.image import BILINEAR, center_crop, channels_first, resize, short_side
 
     height, width, _ = pixels.shape
-    resized = resize(pixels, *short_side(height, width, RESIZED), BILINEAR)
+    resized = resize(pixels, *short_side(height, width, RESIZED), BILINEAR, exact)
     return channels_first(center_crop(resized, SIDE, SIDE, lambda spare: round(spare / 2)))
 
 
@@ -320,11 +354,11 @@ class Vocabulary:
         return sha256(json.dumps(self.ids, sort_keys=True).encode()).hexdigest()
 
 
-def _vocabulary(checkpoint: Checkpoint, path: str | Path | None) -> Vocabulary | None:
+def _vocabulary(checkpoint: Facts, path: str | Path | None) -> Vocabulary | None:
     """The vocabulary given, or the checkpoint's own, or the one found near it; None when there is none."""
     from image_encoders.weights import torch_file
 
-    rows = _rows(checkpoint)
+    rows = checkpoint.rows
     if path is None and checkpoint.vocabulary is not None:
         return _checked(checkpoint.vocabulary, checkpoint.path, rows)
     found = Path(path).expanduser() if path is not None else _near(checkpoint)
@@ -339,7 +373,7 @@ def _vocabulary(checkpoint: Checkpoint, path: str | Path | None) -> Vocabulary |
     return _checked(pickled.get("word2idx") if isinstance(pickled, dict) else None, found, rows)
 
 
-def _near(checkpoint: Checkpoint) -> Path | None:
+def _near(checkpoint: Facts) -> Path | None:
     home = checkpoint.path.absolute().parent
     places = (home, home / "vocab", home.parent / "vocab", home.parent.parent / "vocab")
     return next((p for place in places if (p := place / checkpoint.options.vocabulary_file).is_file()), None)
@@ -405,12 +439,49 @@ class Checkpoint:
     vocabulary: Mapping[str, int] | None = None
 
 
+def _file(path: Path) -> Path:
+    """A checkpoint's file, which may be given by its folder."""
+    return path / CHECKPOINT if path.is_dir() else path
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What `load` needs to know of a checkpoint beside its nets.
+
+    weights: the digest of all tensors
+    rows: how many words the embedding table has
+    vocabulary: the one it holds, word -> row; else None
+    """
+
+    path: Path
+    weights: str
+    options: Options
+    rows: int
+    vocabulary: Mapping[str, int] | None
+
+    @classmethod
+    def of(cls, plain: Mapping[str, Any], path: Path) -> Facts:
+        """From what `_facts` gives."""
+        return cls(path, plain["weights"], Options(**plain["options"]), plain["rows"], plain["vocabulary"])
+
+
+def _facts(path: Path, nets: nn.ModuleDict) -> dict[str, Any]:
+    """The facts of a checkpoint as plain values."""
+    from image_encoders.weights.digest import weights_digest
+
+    checkpoint = _read(path)
+    return {
+        "weights": weights_digest(_tensors(nets)),
+        "options": asdict(checkpoint.options),
+        "rows": _rows(checkpoint),
+        "vocabulary": None if checkpoint.vocabulary is None else dict(checkpoint.vocabulary),
+    }
+
+
 def _read(path: Path) -> Checkpoint:
     """A checkpoint of any generation, or a converted one; WeightsError for everything else."""
     from image_encoders.weights import convert, torch_file
 
-    if path.is_dir():
-        path = path / CHECKPOINT
     if path.suffix == ".safetensors":
         tensors, facts = convert.load(path)
         if facts.get("family") != "vsepp":
@@ -457,7 +528,7 @@ def _options(found: Any, path: Path) -> Options:
     return options
 
 
-def _agree(variant: str, checkpoint: Checkpoint) -> None:
+def _agree(variant: str, checkpoint: Facts) -> None:
     found = checkpoint.options.backbone
     if variant and variant.split("-")[1] != found:
         raise WeightsError(
@@ -474,8 +545,8 @@ def _rows(checkpoint: Checkpoint) -> int:
     return int(shape[0])
 
 
-def _nets(checkpoint: Checkpoint) -> tuple[nn.Module, nn.Module]:
-    """The two towers with the checkpoint's weights, which they share with the file."""
+def _nets(checkpoint: Checkpoint) -> nn.ModuleDict:
+    """The two towers, "image" and "text", with the checkpoint's weights, which they share with the file."""
     import torch
 
     from image_encoders.nets.vsepp import CaptionTower, PictureTower, ResNet152, Vgg19
@@ -491,9 +562,11 @@ def _nets(checkpoint: Checkpoint) -> tuple[nn.Module, nn.Module]:
         text = CaptionTower(
             _rows(checkpoint), options.word_dim, options.embed_size, options.num_layers, options.use_abs
         )
-    return (
-        assign(image, checkpoint.image, checkpoint.path, rename=_renaming(checkpoint.image)),
-        assign(text, checkpoint.text, checkpoint.path),
+    return torch.nn.ModuleDict(
+        {
+            "image": assign(image, checkpoint.image, checkpoint.path, rename=_renaming(checkpoint.image)),
+            "text": assign(text, checkpoint.text, checkpoint.path),
+        }
     )
 
 
@@ -539,14 +612,7 @@ def _extract(archive: Path, member: str, target: Path) -> None:
 
 def _write(source: Any, size: int, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=target.parent, prefix=f".{target.name}.", delete=False) as part:
-        try:
-            shutil.copyfileobj(source, part, 1 << 20)
-            if part.tell() != size:
-                raise EOFError(f"{part.tell()} of {size} bytes")
-            part.flush()
-            os.chmod(part.name, 0o644)  # a temporary file is its owner's alone
-            os.replace(part.name, target)
-        except BaseException:
-            Path(part.name).unlink(missing_ok=True)
-            raise
+    with whole(target) as part, part.open("wb") as file:
+        shutil.copyfileobj(source, file, 1 << 20)
+        if file.tell() != size:
+            raise EOFError(f"{file.tell()} of {size} bytes")

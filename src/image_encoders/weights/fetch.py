@@ -24,6 +24,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
+from image_encoders.cache import cache_folder, running_sha256
 from image_encoders.errors import UnknownModel, WeightsError
 
 if TYPE_CHECKING:
@@ -37,20 +38,11 @@ BACKOFF_S = 0.5  # before the second attempt; doubled before each further one
 LONGEST_PAUSE_S = 60.0  # that a server may ask for
 PROGRESS = 1 << 20  # an attempt that brings fewer new bytes counts as one that brought nothing
 REDIRECTS = 10
-PIECE = 1 << 20  # read at a time to hash a file [bytes]
 TRANSIENT = {408, 425, 429, 500, 502, 503, 504}
 YES = {"1", "true", "yes", "on"}
 HUB_FILES = ("*.json", "*.txt", "*.model")  # configuration and tokenizer
 SAFE_WEIGHTS = "model*.safetensors"
 REACHABLE = "What works without it: clip/demo, which is bundled, and local folders and files (weights=PATH)"
-
-
-def cache_folder() -> Path:
-    """Where fetched files are kept."""
-    import platformdirs
-
-    chosen = os.environ.get("IMAGE_ENCODERS_CACHE")
-    return Path(chosen).expanduser() if chosen else Path(platformdirs.user_cache_dir("image-encoders"))
 
 
 def is_offline(asked: bool | None = None) -> bool:
@@ -134,7 +126,7 @@ def _present(target: Path, url: str, sha256: str | None, size: int | None, verif
             raise WeightsError(f"{target}: has {found} bytes, {who} are {wanted}; {again}")
     known = recorded.get("sha256")
     if known is None or verify or (sha256 and sha256.lower() != known):
-        actual = _sha256(target).hexdigest()
+        actual = running_sha256(target).hexdigest()
         wanted = (sha256 or known or actual).lower()
         if actual != wanted:
             raise WeightsError(f"{target}: has sha256 {actual}, expected {wanted}; {again}")
@@ -169,15 +161,6 @@ def _write_json(path: Path, value: dict[str, Any]) -> None:
     draft = _beside(path, f".{os.getpid()}")
     draft.write_text(json.dumps(value, indent=1))
     os.replace(draft, path)
-
-
-def _sha256(path: Path) -> Any:
-    """The running digest of a file's bytes."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while piece := file.read(PIECE):
-            digest.update(piece)
-    return digest
 
 
 @contextmanager
@@ -277,7 +260,7 @@ class _Download:
         if not usable or not self.part.exists():
             self.discard()
             return False
-        self.version, self.digest, self.have = version, _sha256(self.part), self.part.stat().st_size
+        self.version, self.digest, self.have = version, running_sha256(self.part), self.part.stat().st_size
         return self.have > 0
 
     def discard(self) -> None:

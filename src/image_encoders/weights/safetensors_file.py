@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from image_encoders.cache import whole
 from image_encoders.errors import WeightsError
 from image_encoders.weights.files import ALIGNMENT, reason
 from image_encoders.weights.raw import raw_bytes, type_name
@@ -79,17 +78,9 @@ def write(path: str | Path, tensors: Mapping[str, Any], metadata: Mapping[str, s
     head += b" " * (-(8 + len(head)) % ALIGNMENT)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-            try:
-                file.write(len(head).to_bytes(8, "little") + head)
-                for name in names:
-                    file.write(raw_bytes(tensors[name]))
-                file.flush()
-                os.fsync(file.fileno())
-                os.chmod(file.name, 0o644)  # a temporary file is its owner's alone
-                os.replace(file.name, path)
-            except BaseException:
-                Path(file.name).unlink(missing_ok=True)
-                raise
+        with whole(path) as part, part.open("wb") as file:
+            file.write(len(head).to_bytes(8, "little") + head)
+            for name in names:
+                file.write(raw_bytes(tensors[name]))
     except OSError as error:
         raise WeightsError(f"{path}: can not be written: {error.strerror or error}") from error

@@ -1,0 +1,44 @@
+"""The cache folder, and files that appear whole or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+PIECE = 1 << 20  # [bytes] read at once
+
+
+def cache_folder() -> Path:
+    """Where fetched, converted and measured things are kept: IMAGE_ENCODERS_CACHE, or the user's own cache."""
+    import platformdirs
+
+    chosen = os.environ.get("IMAGE_ENCODERS_CACHE")
+    return Path(chosen).expanduser() if chosen else Path(platformdirs.user_cache_dir("image-encoders"))
+
+
+def running_sha256(path: Path) -> Any:
+    """The digest of a file's bytes, to which more can be added."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while piece := file.read(PIECE):
+            digest.update(piece)
+    return digest
+
+
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """A file to write beside `path`; it takes its place when the block has ended well, else it is removed."""
+    part = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.part")
+    try:
+        yield part
+        with part.open("rb") as file:
+            os.fsync(file.fileno())
+        part.replace(path)
+    finally:
+        with suppress(OSError):
+            part.unlink(missing_ok=True)

@@ -1,0 +1,53 @@
+"""What was found in a checkpoint, remembered until its files change: so that it need not be read to be recognised."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from image_encoders.cache import cache_folder, whole
+
+FORMAT = 2  # of what families find
+
+
+def remembered(places: Sequence[Path], about: Mapping[str, Any], find: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What `find` returned for these files, or returns now.
+
+    places: files, or folders whose files count, those in folders below too
+    about: plain values; what else the answer depends on, such as versions
+    find: -> plain values that JSON can hold
+    """
+    identity = json.dumps(
+        [FORMAT, metadata.version("image-encoders"), dict(about), [str(place.absolute()) for place in places]],
+        sort_keys=True,
+    )
+    path = (
+        cache_folder() / "facts" / f"{hashlib.sha256(identity.encode('utf-8', 'surrogatepass')).hexdigest()[:32]}.json"
+    )
+    states = _states(places)
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        known = json.loads(path.read_text("utf-8"))
+        if known["states"] == states:
+            return known["facts"]
+    facts = find()
+    with suppress(OSError):  # then they are found again the next time
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with whole(path) as part:
+            part.write_text(json.dumps({"states": states, "facts": facts}), "utf-8")
+    return facts
+
+
+def _states(places: Sequence[Path]) -> list[list[Any]]:
+    """What tells a file from what it was: its name, size, times and place on the disk."""
+    files = [file for place in places for file in (sorted(place.rglob("*")) if place.is_dir() else [place])]
+    return [
+        [str(file), found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino]
+        for file in files
+        if file.is_file()
+        for found in [file.stat()]
+    ]

@@ -1,0 +1,60 @@
+"""A command starts without what it does not need."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+MAIN = """
+import sys
+from image_encoders.cli import main
+sys.argv = ["image-encoders", *sys.argv[1:]]
+try:
+    main()
+finally:
+    print("\\nloaded:", *(name for name in ("torch", "transformers", "nncf") if name in sys.modules), file=sys.stderr)
+"""
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> Path:
+    path = tmp_path / "one.jpg"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (90, 120, 3), np.uint8)).save(path)
+    return path
+
+
+def loaded(*arguments: str) -> list[str]:
+    """Which heavy packages a command of its own process imports."""
+    ran = subprocess.run([sys.executable, "-c", MAIN, *arguments], capture_output=True, text=True, timeout=120)
+    assert ran.returncode == 0, ran.stderr
+    return ran.stderr.rpartition("loaded:")[2].split()
+
+
+def test_with_a_converted_copy_neither_pictures_nor_words_need_torch(picture: Path, tmp_path: Path):
+    from image_encoders import load
+
+    encoder = load("clip/demo", device="cpu")  # makes the copies
+    rows = encoder.encode_image([picture])
+    encoder.encode_text(["a red circle"])
+    collection = str(tmp_path / "collection")
+    assert loaded("encode", str(picture), "-o", collection, "--model", "clip/demo") == []
+    assert loaded("search", collection, "a red circle") == []
+    assert loaded("search", collection, "--image", str(picture)) == []
+    assert loaded("export", collection, str(tmp_path / "rows.npy")) == []
+    exported = np.load(tmp_path / "rows.npy")
+    unit = rows / np.linalg.norm(rows)
+    assert np.abs(exported / np.linalg.norm(exported) - unit).max() < 1e-5
+
+
+def test_the_library_is_left_as_it_is():
+    code = (
+        "import image_encoders.cli, lancedb; from lance_namespace_urllib3_client.api.data_api import DataApi; "
+        "print(len(vars(DataApi)) > 5)"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
+    assert ran.stdout.strip() == "True"

@@ -1,0 +1,209 @@
+"""Nets run from a converted copy: the rows are torch's, the copy is kept, checked, and made again where it must be."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from small_net import Small, small_input
+from torch import Tensor, nn
+
+from image_encoders.engines import Net, Runtime, openvino
+from image_encoders.engines.openvino import ABOUT, BIN, OpenVinoEmbedder
+from image_encoders.engines.precision import closeness, probes
+from image_encoders.errors import DeviceError, InputError, WeightsError
+
+Make = Callable[..., Net]
+
+
+def close(found: np.ndarray, wanted: np.ndarray) -> bool:
+    return found.shape == wanted.shape and found.dtype == np.float32 and bool(np.abs(found - wanted).max() < 1e-5)
+
+
+def never() -> nn.Module:
+    raise AssertionError("the net was built, though its copy is there")
+
+
+def copies(cache: Path) -> list[Path]:
+    return sorted(path.parent for path in cache.rglob(ABOUT))
+
+
+def test_the_copy_gives_torch_s_rows_for_any_batch(net: Make, inputs, rows):
+    embed = OpenVinoEmbedder(net(), "float32")
+    for count in (1, 2, 7, 8, 9, 21):
+        assert close(embed(inputs[:count]), rows[:count])
+
+
+def test_the_second_time_the_net_is_not_built(net: Make, inputs, rows):
+    OpenVinoEmbedder(net(), "float32")
+    assert close(OpenVinoEmbedder(net(never), "float32")(inputs), rows)
+
+
+def test_another_key_is_another_copy(net: Make, inputs, cache):
+    OpenVinoEmbedder(net(), "float32")
+    other = OpenVinoEmbedder(net(lambda: Small(seed=1), key="other"), "float32")
+    with torch.inference_mode():
+        assert close(other(inputs), Small(seed=1)(torch.from_numpy(inputs)).numpy())
+    assert len(copies(cache)) == 2
+
+
+@pytest.mark.parametrize("file", ["net.bin", "net.xml", ABOUT])
+@pytest.mark.parametrize("damage", ["flipped", "cut", "gone"])
+def test_a_damaged_copy_is_made_again(net: Make, inputs, rows, cache, caplog, file: str, damage: str):
+    OpenVinoEmbedder(net(), "float32")
+    (folder,) = copies(cache)
+    content = (folder / file).read_bytes()
+    if damage == "gone":
+        (folder / file).unlink()
+    else:
+        flipped = content[:-3] + bytes([content[-3] ^ 64]) + content[-2:]
+        (folder / file).write_bytes(flipped if damage == "flipped" else content[: len(content) // 2])
+    assert close(OpenVinoEmbedder(net(), "float32")(inputs), rows)
+    if (file, damage) != (ABOUT, "gone"):
+        assert "made again" in caplog.text
+    assert close(OpenVinoEmbedder(net(never), "float32")(inputs), rows)
+
+
+def test_a_cache_that_cannot_be_written_costs_a_warning(net: Make, inputs, rows, cache, caplog):
+    cache.write_text("a file where the folder should be")
+    assert close(OpenVinoEmbedder(net(), "float32")(inputs), rows)
+    assert "every start converts again" in caplog.text
+
+
+def test_a_full_disk_costs_a_warning(net: Make, inputs, rows, cache, caplog, monkeypatch):
+    monkeypatch.setattr(openvino.shutil, "disk_usage", lambda path: SimpleNamespace(free=1 << 20))
+    assert close(OpenVinoEmbedder(net(), "float32")(inputs), rows)
+    assert "1 MB are free" in caplog.text
+    assert copies(cache) == []
+
+
+def test_threads_that_come_together_make_one_copy(net: Make, inputs, rows):
+    built = []
+
+    def build() -> nn.Module:
+        built.append(1)
+        return Small()
+
+    with ThreadPoolExecutor(4) as pool:
+        embedders = list(pool.map(lambda _: OpenVinoEmbedder(net(build), "float32"), range(4)))
+    assert len(built) == 1
+    assert all(close(embed(inputs), rows) for embed in embedders)
+
+
+def test_more_callers_than_requests_all_get_their_own_rows(net: Make, inputs, rows):
+    embed = OpenVinoEmbedder(net(), "float32")
+    with ThreadPoolExecutor(16) as pool:
+        for start, found in enumerate(pool.map(lambda i: embed(inputs[i % 5 :]), range(64))):
+            assert close(found, rows[start % 5 :])
+
+
+def test_other_types_and_shapes_go_through_torch(net: Make, inputs, rows):
+    embed = OpenVinoEmbedder(net(), "float32")
+    assert close(embed(inputs.astype(np.float32)), rows)
+    with pytest.raises(RuntimeError):
+        embed(np.zeros((1, 3, 20, 20), np.uint8))  # torch's own refusal
+    assert close(embed(inputs), rows)
+
+
+def test_sides_of_any_length_stay_so(inputs):
+    class Pooled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 8, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.conv(x.float()).mean((2, 3))
+
+    torch.manual_seed(0)
+    module = Pooled().eval()
+    embed = OpenVinoEmbedder(Net("pooled", "pooled", lambda: module, small_input, (3, None, None)), "float32")
+    for shape in ((2, 3, 5, 9), (1, 3, 31, 17), (9, 3, 16, 16)):
+        batch = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+        with torch.inference_mode():
+            wanted = module(torch.from_numpy(batch)).numpy()
+        assert np.abs(embed(batch) - wanted).max() < 1e-4 * np.abs(wanted).max()
+
+
+class Moody(nn.Module):
+    """Python decides by what is in the batch, which a copy of one pass cannot know."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        flat = x.float().flatten(1)
+        return flat[:, :5] * 3 if len(x) == 2 else flat[:, :5]
+
+
+def test_a_copy_that_would_give_other_rows_is_refused(net: Make):
+    with pytest.raises(DeviceError, match="other rows"):
+        OpenVinoEmbedder(net(Moody), "float32")
+
+
+def test_auto_says_so_and_takes_torch_where_no_copy_can_be_had(net: Make, inputs, caplog):
+    embed = Runtime.resolve("cpu").embedder(net(Moody))
+    assert (embed.engine, embed.precision) == ("torch", "float32")
+    assert embed(inputs).shape == (21, 5)
+    assert "torch runs it instead" in caplog.text
+
+
+def test_an_engine_that_was_asked_for_is_never_replaced(net: Make):
+    with pytest.raises(DeviceError, match="engine='torch'"):
+        Runtime.resolve("cpu", engine="openvino").embedder(net(Moody))
+
+
+# ---------------------------------------------------------------- int8
+
+
+@pytest.fixture(scope="module")
+def pictures() -> list[np.ndarray]:
+    return probes(40)
+
+
+def test_int8_keeps_near_and_is_calibrated_once(net: Make, pictures, capfd):
+    pytest.importorskip("nncf")
+    inputs = np.stack([small_input(one) for one in pictures[:20]])
+    with torch.inference_mode():
+        rows = Small().eval()(torch.from_numpy(inputs)).numpy()
+    embed = OpenVinoEmbedder(net(), "int8", pictures)
+    found = embed(inputs)
+    assert np.abs(found - rows).max() > 0  # it did something
+    assert closeness(found, rows).centred > 0.95
+    assert capfd.readouterr().out == ""
+    again = OpenVinoEmbedder(net(never), "int8", embed.calibration)
+    assert again.calibration == embed.calibration
+    assert np.array_equal(again(inputs), found)
+
+
+def test_too_few_pictures_to_calibrate_on_are_an_error(net: Make, pictures):
+    unreadable = [*pictures[:10], "gone.jpg"]
+
+    def prepare(source: object) -> np.ndarray:
+        if isinstance(source, str):
+            raise InputError("no such file", item=source)
+        return small_input(source)  # type: ignore[arg-type]
+
+    with pytest.raises(InputError, match="10 pictures to calibrate"):
+        OpenVinoEmbedder(Net("small", "small", Small, prepare, (3, 16, 16)), "int8", unreadable)
+
+
+def test_a_calibration_that_is_gone_is_an_error_that_says_what_to_do(net: Make, pictures, cache):
+    with pytest.raises(WeightsError, match="calibrate again"):
+        OpenVinoEmbedder(net(), "int8", "0123456789abcdef")
+    pytest.importorskip("nncf")
+    digest = OpenVinoEmbedder(net(), "int8", pictures).calibration
+    (folder,) = (one for one in copies(cache) if digest in one.name)
+    (folder / BIN).write_bytes(b"damaged")
+    with pytest.raises(WeightsError, match="calibrate again"):
+        OpenVinoEmbedder(net(), "int8", digest)(np.zeros((1, 3, 16, 16), np.uint8))
+    shutil.rmtree(folder)
+
+
+def test_nothing_is_logged_when_all_is_well(net: Make, inputs, caplog):
+    with caplog.at_level(logging.WARNING):
+        OpenVinoEmbedder(net(), "float32")(inputs)
+    assert caplog.text == ""

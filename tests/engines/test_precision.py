@@ -1,0 +1,187 @@
+"""What `precision="auto"` chooses, and that every wish that cannot be met is one sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from image_encoders.engines import Net, Runtime, openvino, precision
+from image_encoders.engines.precision import CLOSEST, Choice, closeness, probes
+from image_encoders.errors import DeviceError, InputError
+
+Make = Callable[..., Net]
+
+
+@pytest.fixture
+def matrix_units(monkeypatch) -> None:
+    """A processor that multiplies bfloat16 matrices."""
+    monkeypatch.setattr(openvino, "has_bfloat16", lambda: True)
+
+
+@pytest.fixture
+def noisy(monkeypatch) -> Callable[[float], list[tuple[str, str]]]:
+    """noisy(x): low precision adds noise of x times the rows' spread; returns the list of what was made."""
+    real = Runtime.made
+
+    def set_up(noise: float) -> list[tuple[str, str]]:
+        made: list[tuple[str, str]] = []
+
+        def make(self: Runtime, net: Net, engine: str, wanted: str):
+            made.append((engine, wanted))
+            embed = real(self, net, "torch", "float32")
+            if wanted == "float32":
+                return embed
+            rng = np.random.default_rng(0)
+
+            def embedded(inputs: np.ndarray) -> np.ndarray:
+                rows = embed(inputs)
+                return rows + noise * (rows - rows.mean(0)).std() * rng.normal(size=rows.shape).astype(np.float32)
+
+            class Noisy:
+                device, precision = "cpu", wanted
+
+                def __init__(self) -> None:
+                    self.engine = engine
+
+                def __call__(self, inputs: np.ndarray) -> np.ndarray:
+                    return embedded(inputs)
+
+            return Noisy()
+
+        monkeypatch.setattr(Runtime, "made", make)
+        return made
+
+    return set_up
+
+
+def test_closeness_is_of_rows_without_their_mean():
+    rng = np.random.default_rng(0)
+    reference = rng.normal(size=(50, 8)).astype(np.float32) + 100
+    near = closeness(reference + rng.normal(size=reference.shape).astype(np.float32), reference)
+    assert near.cosine > 0.999
+    assert near.centred < 0.9
+    assert near.neighbours < 0.9
+    exact = closeness(reference, reference)
+    assert exact.centred == pytest.approx(1, abs=1e-6)
+    assert exact.neighbours == 1
+    assert exact.pictures == 50
+
+
+def test_probes_are_the_same_every_time_and_differ_among_themselves():
+    first, again = probes(6), probes(6)
+    assert all(np.array_equal(a, b) for a, b in zip(first, again))
+    assert first[0].shape == (240, 320, 3)
+    assert first[0].dtype == np.uint8
+    flat = np.stack(first).reshape(6, -1).astype(float)
+    assert np.abs(np.corrcoef(flat) - np.eye(6)).max() < 0.9
+
+
+@pytest.mark.usefixtures("matrix_units")
+def test_the_fast_precision_is_taken_where_it_keeps_the_rows(net: Make, noisy):
+    made = noisy(0.005)
+    embed = Runtime.resolve("cpu").embedder(net())
+    assert embed.precision == "bfloat16"
+    assert embed.choice.closeness.centred >= CLOSEST
+    assert embed.choice.closeness.pictures == precision.PROBES
+    assert made == [("openvino", "float32"), ("openvino", "bfloat16")]
+
+
+@pytest.mark.usefixtures("matrix_units")
+def test_float32_stays_where_the_fast_precision_would_lose_rows_and_that_is_told(net: Make, noisy):
+    noisy(0.3)
+    embed = Runtime.resolve("cpu").embedder(net())
+    assert embed.precision == "float32"
+    assert embed.choice.closeness is None
+    assert "bfloat16: centred cosine 0." in embed.choice.refused[0]
+
+
+@pytest.mark.usefixtures("matrix_units")
+@pytest.mark.parametrize("noise", [0.005, 0.3])
+def test_the_verdict_is_kept(net: Make, noisy, noise: float):
+    noisy(noise)
+    before = Runtime.resolve("cpu").embedder(net()).choice
+    made = noisy(noise)
+    after = Runtime.resolve("cpu").embedder(net()).choice
+    assert after == before
+    assert made == [("openvino", before.precision)] if before.precision == "bfloat16" else len(made) == 1
+    noisy(noise)
+    assert Runtime.resolve("cpu").embedder(net(key="another")).choice.precision == before.precision
+
+
+@pytest.mark.usefixtures("matrix_units")
+def test_a_verdict_that_cannot_be_read_is_found_anew(net: Make, noisy, cache):
+    noisy(0.005)
+    Runtime.resolve("cpu").embedder(net())
+    (path,) = cache.rglob("choices/*.json")
+    path.write_text('{"engine": 7')
+    made = noisy(0.005)
+    assert Runtime.resolve("cpu").embedder(net()).precision == "bfloat16"
+    assert len(made) == 2
+
+
+def test_without_matrix_units_auto_is_float32(net: Make, monkeypatch):
+    monkeypatch.setattr(openvino, "has_bfloat16", lambda: False)
+    embed = Runtime.resolve("cpu").embedder(net())
+    assert (embed.engine, embed.precision) == ("openvino", "float32")
+    assert embed.choice == Choice("openvino", "float32")
+
+
+def test_a_net_that_cannot_be_traced_is_torch_s(net: Make, monkeypatch):
+    monkeypatch.setattr(openvino, "has_bfloat16", lambda: False)
+    one = net()
+    stranger = Net(one.name, one.key, one.build, one.prepare, one.shape, traceable=False)
+    assert Runtime.resolve("cpu").embedder(stranger).engine == "torch"
+
+
+def test_float32_that_was_asked_for_is_torch_s(net: Make, inputs, rows):
+    embed = Runtime.resolve("cpu", "float32").embedder(net())
+    assert (embed.engine, embed.precision) == ("torch", "float32")
+    assert np.array_equal(embed(inputs), rows)
+
+
+def test_bfloat16_by_torch_is_near(net: Make, inputs, rows):
+    embed = Runtime.resolve("cpu", "bfloat16", "torch").embedder(net())
+    near = closeness(embed(inputs), rows)
+    assert near.centred > 0.99
+    assert not np.array_equal(embed(inputs), rows)
+
+
+@pytest.mark.parametrize(
+    ("wish", "message"),
+    [
+        ({"precision": "float64"}, "unknown precision 'float64'; accepted: auto, float32"),
+        ({"engine": "tensorrt"}, "unknown engine 'tensorrt'; accepted: auto, torch"),
+        ({"device": "tpu"}, "unknown device 'tpu'; accepted: auto, cpu"),
+        ({"device": "cpu", "precision": "float16"}, "float16 is not for the CPU"),
+        ({"precision": "int8", "engine": "torch"}, "int8' is OpenVINO's"),
+    ],
+)
+def test_what_cannot_be_had_is_one_sentence(wish: dict[str, str], message: str):
+    with pytest.raises(DeviceError, match=message):
+        Runtime.resolve(**wish)
+
+
+def test_bfloat16_by_openvino_needs_a_processor_for_it(monkeypatch):
+    monkeypatch.setattr(openvino, "has_bfloat16", lambda: False)
+    with pytest.raises(DeviceError, match="no instructions for bfloat16"):
+        Runtime.resolve("cpu", "bfloat16", "openvino")
+
+
+def test_int8_and_calibration_go_together():
+    with pytest.raises(InputError, match="needs calibration="):
+        Runtime.resolve("cpu", "int8")
+    with pytest.raises(InputError, match="goes with precision='int8'"):
+        Runtime.resolve("cpu", "float32", calibration=[])
+
+
+def test_a_driver_without_a_usable_device_is_the_cpu(monkeypatch):
+    import torch
+
+    from image_encoders import engines
+
+    monkeypatch.setattr(engines, "_has_cuda_driver", lambda: True)
+    monkeypatch.setattr(torch, "cuda", SimpleNamespace(is_available=lambda: False))
+    assert Runtime.resolve().device == "cpu"

@@ -1,0 +1,64 @@
+"""`preprocessing="fast"` is another space, near to the exact one, and runs record true sizes all the same."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import image_encoders as ie
+from image_encoders.bulk.run import run
+from image_encoders.bulk.sources import find
+from image_encoders.collection import ITEMS, Collection
+from image_encoders.engines.precision import closeness, probes
+from image_encoders.errors import InputError
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """JPEG files that are large enough to be decoded at half their size, one of them lying on its side."""
+    folder = tmp_path_factory.mktemp("photos")
+    for number, picture in enumerate(probes(12)):
+        image = Image.fromarray(picture).resize((1280, 960), Image.Resampling.BICUBIC)
+        exif = Image.Exif()
+        exif[0x0112] = 6 if number == 3 else 1
+        image.save(folder / f"{number:02}.jpg", quality=92, exif=exif)
+    return folder
+
+
+def test_fast_rows_are_near_and_in_a_space_of_their_own(photos: Path):
+    paths = sorted(photos.iterdir())
+    exact, fast = (ie.load("clip/demo", device="cpu", preprocessing=speed) for speed in ("exact", "fast"))
+    assert exact.fingerprint == ie.load("clip/demo", device="cpu").fingerprint != fast.fingerprint
+    assert exact.tower("image").exact
+    assert not fast.tower("image").exact
+    rows, reference = fast.encode_image(paths), exact.encode_image(paths)
+    assert not np.array_equal(rows, reference)
+    assert closeness(rows, reference).centred > 0.99
+
+
+def test_runs_record_the_true_size(photos: Path, tmp_path: Path):
+    encoder = ie.load("clip/demo", device="cpu", preprocessing="fast")
+    assert encoder.tower("image").read(photos / "00.jpg").shape[:2] != (960, 1280)  # decoded at a smaller scale
+    collection = Collection.create(tmp_path / "index", encoder)
+    assert run(find([str(photos)]), encoder, collection).encoded == 12
+    sizes = {
+        Path(path).name: (width, height)
+        for rows in collection.scan(ITEMS, ["path", "width", "height"])
+        for path, width, height in zip(*(column.to_pylist() for column in rows.columns))
+    }
+    assert sizes["00.jpg"] == (1280, 960)
+    assert sizes["03.jpg"] == (960, 1280)
+
+
+def test_low_precision_need_not_prepare_to_the_last_bit():
+    assert ie.load("clip/demo", device="cpu", precision="float32", engine="torch").tower("image").exact
+    assert not ie.load("clip/demo", device="cpu", precision="bfloat16", engine="torch").tower("image").exact
+
+
+@pytest.mark.parametrize("name", ["clip/demo", "bit/R50x1", "vsepp"])
+def test_another_word_is_refused(name: str, tmp_path: Path):
+    with pytest.raises(InputError, match="preprocessing is 'quick'; accepted: "):
+        ie.load(name, weights=None if name == "clip/demo" else tmp_path / "w", device="cpu", preprocessing="quick")
