@@ -173,10 +173,37 @@ def test_int8_keeps_near_and_is_calibrated_once(net: Make, pictures, capfd):
     found = embed(inputs)
     assert np.abs(found - rows).max() > 0  # it did something
     assert closeness(found, rows).centred > 0.95
+    assert embed.choice.precision == "int8"
+    assert 0.9 < embed.choice.closeness.centred < 1
     assert capfd.readouterr().out == ""
     again = OpenVinoEmbedder(net(never), "int8", embed.calibration)
     assert again.calibration == embed.calibration
     assert np.array_equal(again(inputs), found)
+
+
+def test_int8_that_loses_the_rows_is_warned_of(net: Make, pictures, caplog):
+    pytest.importorskip("nncf")
+
+    class Far(nn.Module):
+        """Differences of large numbers: eight bits leave nothing of them."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 64, 8, stride=8)
+            self.fc = nn.Linear(64 * 4, 8)
+            with torch.random.fork_rng(devices=[]), torch.no_grad():
+                torch.manual_seed(0)
+                self.conv.weight.normal_(0, 1)
+                self.conv.bias.normal_(0, 1000)
+                self.fc.weight.normal_(0, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.fc(torch.relu(self.conv(x.float() / 255)).flatten(1))
+
+    far = Far().eval()
+    embed = OpenVinoEmbedder(net(lambda: far, key="far"), "int8", pictures)
+    assert embed.choice.closeness.centred < 0.95
+    assert "int8 changes its rows much" in caplog.text
 
 
 def test_too_few_pictures_to_calibrate_on_are_an_error(net: Make, pictures):

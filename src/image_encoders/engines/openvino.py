@@ -21,6 +21,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager, redirect_stdout
+from dataclasses import asdict
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -31,6 +32,7 @@ import numpy as np
 from image_encoders.cache import cache_folder, running_sha256, whole
 from image_encoders.encoder import cores
 from image_encoders.engines import Net
+from image_encoders.engines.precision import Choice, Closeness, closeness, example_inputs
 from image_encoders.errors import DeviceError, ImageEncodersError, InputError, MissingExtra, WeightsError
 
 if TYPE_CHECKING:
@@ -42,6 +44,8 @@ FORMAT = 1  # of the copies; another one is another key
 AGREES = 1e-3  # the most that rows of a copy may differ from torch's, in units of the largest number of a row
 PIECE = 8  # inputs that are worth a request of their own
 FEWEST, MOST = 16, 300  # pictures that int8 is calibrated on
+JUDGED = 48  # of them its rows are compared on
+POOR = 0.95  # least centred cosine of int8's rows below which it is warned of
 XML, BIN, ABOUT = "net.xml", "net.bin", "about.json"
 
 
@@ -59,6 +63,7 @@ class OpenVinoEmbedder:
     def __init__(self, net: Net, precision: str, calibration: Sequence[Any] | str | None = None):
         self.precision = precision
         self.calibration = _calibrated(net, calibration) if precision == "int8" else ""
+        self.choice = _verdict(net, _folder(net, self.calibration)) if self.calibration else None
         self._net = net
         self._lock = threading.Lock()
         self._torch: Any = None
@@ -238,8 +243,8 @@ def _lock(folder: Path) -> Any:
     return FileLock(folder.with_suffix(".lock"))
 
 
-def _write(model: openvino.Model, folder: Path, name: str) -> None:
-    """The model's files, and last what vouches for them."""
+def _write(model: openvino.Model, folder: Path, name: str, **about: Any) -> None:
+    """The model's files, and last what vouches for them and what else is to be known."""
     import openvino
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -249,7 +254,7 @@ def _write(model: openvino.Model, folder: Path, name: str) -> None:
         raise OSError(28, f"{need >> 20} MB are needed, {free >> 20} MB are free")
     try:
         openvino.save_model(model, folder / XML, compress_to_fp16=False)
-        about = {"net": name}
+        about["net"] = name
         for file in (XML, BIN):
             about[file] = running_sha256(folder / file).hexdigest()
         with whole(folder / ABOUT) as part:
@@ -307,8 +312,6 @@ def _traced(module: Any, example: np.ndarray, shape: Sequence[int | None]) -> op
 
 def _examples(net: Net) -> list[np.ndarray]:
     """Batches of two sizes, as the tower prepares them, and of another shape where any goes."""
-    from image_encoders.engines.precision import example_inputs
-
     inputs = example_inputs(net, 3)
     whole, cut = slice(None), iter((0.5, 0.75))
     part = tuple(
@@ -383,16 +386,45 @@ def _calibrated(net: Net, calibration: Sequence[Any] | str | None) -> str:
         model = _read(net, plain, "") if (plain / ABOUT).is_file() else _copy(net, plain)
         try:
             with _said(f"calibrating {net.name} on {len(inputs)} pictures, once"):
-                _write(_quantized(model, inputs), folder, net.name)
+                quantized = _quantized(model, inputs)
+                near = _nearness(quantized, model, _spread(inputs, JUDGED))
+                _write(quantized, folder, net.name, closeness=asdict(near))
         except OSError as error:
             raise WeightsError(f"{folder}: the calibrated copy cannot be kept: {error.strerror or error}") from error
     return digest
+
+
+def _nearness(quantized: openvino.Model, model: openvino.Model, inputs: Sequence[np.ndarray]) -> Closeness:
+    """How near the quantised model's rows are to the model's own."""
+    rows = []
+    for one in (quantized, model):
+        request = _core().compile_model(one, "CPU", {"INFERENCE_PRECISION_HINT": "f32"}).create_infer_request()
+        rows.append(np.concatenate([next(iter(request.infer({0: single[None]}).values())).copy() for single in inputs]))
+    return closeness(*rows)
+
+
+def _verdict(net: Net, folder: Path) -> Choice | None:
+    """What was measured when int8 was calibrated; a warning where it costs much."""
+    try:
+        near = Closeness(**json.loads((folder / ABOUT).read_text("utf-8"))["closeness"])
+    except (OSError, ValueError, KeyError, TypeError):  # damaged: reading the copy will tell
+        return None
+    if near.centred < POOR:
+        logger.warning(
+            "%s: int8 changes its rows much: least centred cosine to float32 %.2f, nearest neighbours %.0f %% "
+            "the same; precision='auto' keeps them",
+            net.name,
+            near.centred,
+            100 * near.neighbours,
+        )
+    return Choice("openvino", "int8", near)
 
 
 def _quantized(model: openvino.Model, inputs: Sequence[np.ndarray]) -> openvino.Model:
     try:
         os.environ.setdefault("NNCF_CI", "1")  # else it reports to its makers
         import nncf
+        from nncf.quantization.advanced_parameters import OverflowFix
         from nncf.quantization.range_estimator import RangeEstimatorParametersSet
     except ImportError as error:
         raise MissingExtra("nncf", "int8", "precision='int8'") from error
@@ -403,13 +435,24 @@ def _quantized(model: openvino.Model, inputs: Sequence[np.ndarray]) -> openvino.
             model,
             nncf.Dataset([one[None] for one in inputs]),
             subset_size=len(inputs),
-            preset=nncf.QuantizationPreset.MIXED,
+            preset=nncf.QuantizationPreset.PERFORMANCE if attention else nncf.QuantizationPreset.MIXED,
             model_type=nncf.ModelType.TRANSFORMER if attention else None,
-            # by default a range is the mean of the pictures' extremes, and clips every second picture
             advanced_parameters=nncf.AdvancedQuantizationParameters(
-                activations_range_estimator_params=RangeEstimatorParametersSet.MINMAX
+                # by default a range is the mean of the pictures' extremes, and clips every second picture
+                activations_range_estimator_params=RangeEstimatorParametersSet.MINMAX,
+                # without such instructions sums of products overflow 16 bits, unless weights take half of their range
+                overflow_fix=OverflowFix.DISABLE if _sums_int8() else OverflowFix.ENABLE,
             ),
         )
+
+
+def _sums_int8() -> bool:
+    """Whether the processor sums products of 8-bit numbers in 32 bits (VNNI, AMX, Arm's dot products)."""
+    try:
+        flags = Path("/proc/cpuinfo").read_text(errors="replace").split()
+    except OSError:
+        return False
+    return not {"avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm"}.isdisjoint(flags)
 
 
 def _spread(sources: Sequence[Any], count: int) -> Sequence[Any]:
