@@ -15,8 +15,9 @@ import torch
 from small_net import Small, small_input
 from torch import Tensor, nn
 
-from image_encoders.engines import Net, Runtime, openvino
-from image_encoders.engines.openvino import ABOUT, BIN, OpenVinoEmbedder
+from image_encoders.engines import Net, Runtime, copies
+from image_encoders.engines.copies import ABOUT, BIN
+from image_encoders.engines.openvino import OpenVinoEmbedder
 from image_encoders.engines.precision import closeness, probes
 from image_encoders.errors import DeviceError, InputError, WeightsError
 
@@ -31,7 +32,7 @@ def never() -> nn.Module:
     raise AssertionError("the net was built, though its copy is there")
 
 
-def copies(cache: Path) -> list[Path]:
+def made_copies(cache: Path) -> list[Path]:
     return sorted(path.parent for path in cache.rglob(ABOUT))
 
 
@@ -51,14 +52,14 @@ def test_another_key_is_another_copy(net: Make, inputs, cache):
     other = OpenVinoEmbedder(net(lambda: Small(seed=1), key="other"), "float32")
     with torch.inference_mode():
         assert close(other(inputs), Small(seed=1)(torch.from_numpy(inputs)).numpy())
-    assert len(copies(cache)) == 2
+    assert len(made_copies(cache)) == 2
 
 
 @pytest.mark.parametrize("file", ["net.bin", "net.xml", ABOUT])
 @pytest.mark.parametrize("damage", ["flipped", "cut", "gone"])
 def test_a_damaged_copy_is_made_again(net: Make, inputs, rows, cache, caplog, file: str, damage: str):
     OpenVinoEmbedder(net(), "float32")
-    (folder,) = copies(cache)
+    (folder,) = made_copies(cache)
     content = (folder / file).read_bytes()
     if damage == "gone":
         (folder / file).unlink()
@@ -78,10 +79,10 @@ def test_a_cache_that_cannot_be_written_costs_a_warning(net: Make, inputs, rows,
 
 
 def test_a_full_disk_costs_a_warning(net: Make, inputs, rows, cache, caplog, monkeypatch):
-    monkeypatch.setattr(openvino.shutil, "disk_usage", lambda path: SimpleNamespace(free=1 << 20))
+    monkeypatch.setattr(copies.shutil, "disk_usage", lambda path: SimpleNamespace(free=1 << 20))
     assert close(OpenVinoEmbedder(net(), "float32")(inputs), rows)
     assert "1 MB are free" in caplog.text
-    assert copies(cache) == []
+    assert made_copies(cache) == []
 
 
 def test_threads_that_come_together_make_one_copy(net: Make, inputs, rows):
@@ -223,7 +224,7 @@ def test_a_calibration_that_is_gone_is_an_error_that_says_what_to_do(net: Make, 
         OpenVinoEmbedder(net(), "int8", "0123456789abcdef")
     pytest.importorskip("nncf")
     digest = OpenVinoEmbedder(net(), "int8", pictures).calibration
-    (folder,) = (one for one in copies(cache) if digest in one.name)
+    (folder,) = (one for one in made_copies(cache) if digest in one.name)
     (folder / BIN).write_bytes(b"damaged")
     with pytest.raises(WeightsError, match="calibrate again"):
         OpenVinoEmbedder(net(), "int8", digest)(np.zeros((1, 3, 16, 16), np.uint8))

@@ -152,11 +152,11 @@ class Runtime:
 
         In float32, unless one precision was asked for: texts and sounds are few. By torch where no copy can be made.
         """
-        from image_encoders.engines.precision import copied
+        from image_encoders.engines.precision import in_float32
 
         engine = self.engine if net.traceable else "torch"
         if self.precision in ("auto", "int8"):
-            return Later(lambda: copied(net, self.device, engine))
+            return Later(lambda: in_float32(net, self.device, engine))
         return Later(lambda: self.made(net, self._engine() if net.traceable else "torch", self.precision))
 
     def made(self, net: Net, engine: str, precision: str) -> Embedder:

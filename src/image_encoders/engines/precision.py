@@ -98,7 +98,7 @@ def chosen(net: Net, device: str, engine: str) -> Embedder:
     return embedder
 
 
-def copied(net: Net, device: str, engine: str) -> Embedder:
+def in_float32(net: Net, device: str, engine: str) -> Embedder:
     """`net` in float32 by the engine that starts fastest."""
     return _sound(net, Runtime(device), (_quickest(device, engine, net.traceable), "float32"), engine)
 

@@ -1,0 +1,221 @@
+"""Converted copies of nets for OpenVINO, kept in the cache.
+
+    openvino/<key>/net.xml, net.bin   the copy, in float32 or quantised
+                   about.json         the sha256 of both, what the copy is of, and what was measured of it
+
+A copy is made by following one pass of the torch net, and is compared with it before it is used. Where a copy is there,
+torch is never imported. One that does not have the sha256 it was written with is made again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import shutil
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from image_encoders.cache import cache_folder, running_sha256, whole
+from image_encoders.engines import Net
+from image_encoders.engines.precision import example_inputs
+from image_encoders.errors import DeviceError, ImageEncodersError, WeightsError
+
+if TYPE_CHECKING:
+    import openvino
+
+logger = logging.getLogger(__name__)
+
+FORMAT = 1  # of the copies; another one is another key
+AGREES = 1e-3  # the most that rows of a copy may differ from torch's, in units of the largest number of a row
+XML, BIN, ABOUT = "net.xml", "net.bin", "about.json"
+
+
+@cache
+def core() -> openvino.Core:
+    import openvino
+
+    return openvino.Core()
+
+
+def folder_of(net: Net, calibration: str = "") -> Path:
+    """Where a net's copy is kept, for these versions of all that makes it."""
+    versions = [metadata.version(name) for name in ("image-encoders", "openvino", "torch", "transformers")]
+    shape = [side if side is None else int(side) for side in net.shape]
+    identity = json.dumps([FORMAT, net.key, shape, _sources(), *versions])
+    name = hashlib.sha256(identity.encode()).hexdigest()[:32]
+    return cache_folder() / "openvino" / (f"{name}-int8-{calibration}" if calibration else name)
+
+
+@cache
+def _sources() -> str:
+    """A digest of the nets' own code: a copy of another version's net is another copy."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(__file__).parents[1].joinpath("nets").glob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def read(net: Net, folder: Path, calibration: str) -> openvino.Model:
+    """The copy in `folder`; made again where it is damaged."""
+    try:
+        _check(folder)
+        return core().read_model(folder / XML)
+    except (OSError, ValueError, RuntimeError) as error:
+        if calibration:
+            raise WeightsError(
+                f"{folder}: the calibrated copy is damaged ({error}); delete it, calibrate again, "
+                "and encode into a new collection"
+            ) from error
+        logger.warning("%s: the converted copy is made again: %s", folder, error)
+        shutil.rmtree(folder, ignore_errors=True)
+        return copied(net, folder)
+
+
+def _check(folder: Path) -> None:
+    """ValueError or OSError unless the files are as they were written."""
+    about = json.loads((folder / ABOUT).read_text("utf-8"))
+    for name in (XML, BIN):
+        if running_sha256(folder / name).hexdigest() != about[name]:
+            raise ValueError(f"{name} is not as it was written")
+
+
+def copied(net: Net, folder: Path) -> openvino.Model:
+    """A new copy of the net, kept in `folder` where that can be written."""
+    if not net.traceable:
+        logger.info("%s: a copy follows the pass of one example", net.name)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        lock = _lock(folder)
+        with lock:
+            if (folder / ABOUT).is_file():  # another process has made it meanwhile
+                return read(net, folder, "")
+            model = _converted(net)
+            write(model, folder, net.name)
+        return core().read_model(folder / XML)
+    except OSError as error:
+        logger.warning(
+            "%s: no converted copy can be kept, so every start converts again: %s", folder, error.strerror or error
+        )
+        return _converted(net)
+
+
+def _lock(folder: Path) -> Any:
+    from filelock import FileLock
+
+    return FileLock(folder.with_suffix(".lock"))
+
+
+def write(model: openvino.Model, folder: Path, name: str, **about: Any) -> None:
+    """The model's files, and last what vouches for them and what else is to be known."""
+    import openvino
+
+    folder.mkdir(parents=True, exist_ok=True)
+    need = sum(op.get_byte_size() for op in model.get_ops() if op.get_type_name() == "Constant")
+    free = shutil.disk_usage(folder).free
+    if free < need + (64 << 20):
+        raise OSError(28, f"{need >> 20} MB are needed, {free >> 20} MB are free")
+    try:
+        openvino.save_model(model, folder / XML, compress_to_fp16=False)
+        about["net"] = name
+        for file in (XML, BIN):
+            about[file] = running_sha256(folder / file).hexdigest()
+        with whole(folder / ABOUT) as part:
+            part.write_text(json.dumps(about, indent=2), "utf-8")
+    except RuntimeError as error:  # a full disk, as OpenVINO tells it
+        shutil.rmtree(folder, ignore_errors=True)
+        raise OSError(5, str(error).strip().splitlines()[0]) from error
+
+
+def _converted(net: Net) -> openvino.Model:
+    """The net as an OpenVINO model, which gives torch's rows; DeviceError where it cannot be had."""
+    with said(f"converting {net.name} for OpenVINO, once"):
+        import torch
+
+        module = net.build().eval()
+        examples = _examples(net)
+        try:
+            with torch.inference_mode(), silent():
+                model = _traced(module, examples[0], net.shape)
+                found, wanted = [], []
+                request = core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"}).create_infer_request()
+                for batch in examples:
+                    found.append(np.array(next(iter(request.infer({0: batch}).values()))))
+                    wanted.append(module(torch.from_numpy(batch)).float().numpy())
+        except ImageEncodersError:
+            raise
+        except Exception as error:
+            raise DeviceError(f"OpenVINO cannot run {net.name}: {_first_line(error)}; use engine='torch'") from error
+    for ours, theirs in zip(found, wanted):
+        if ours.shape != theirs.shape or not np.abs(ours - theirs).max() <= AGREES * np.abs(theirs).max():
+            raise DeviceError(f"OpenVINO's copy of {net.name} gives other rows than torch; use engine='torch'")
+    return model
+
+
+def _traced(module: Any, example: np.ndarray, shape: Sequence[int | None]) -> openvino.Model:
+    """The module as an OpenVINO model, of any batch size."""
+    import openvino
+    import torch
+    from openvino.frontend import FrontEndManager
+    from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
+
+    tensor = torch.from_numpy(example)
+    module(tensor)  # nets that learn something from their first pass have learnt it
+    frontend = FrontEndManager().load_by_framework("pytorch")
+    decoder = TorchScriptPythonDecoder(module, example_input=(tensor,))  # has to outlive the frontend's model
+    model = frontend.convert(frontend.load(decoder))
+    entry = model.inputs[0]
+    entry.get_node().set_element_type(openvino.Type(example.dtype))
+    entry.get_node().set_partial_shape(openvino.PartialShape([-1, *(-1 if side is None else side for side in shape)]))
+    model.validate_nodes_and_infer_types()
+    return model
+
+
+def _examples(net: Net) -> list[np.ndarray]:
+    """Batches of two sizes, as the tower prepares them, and of another shape where any goes."""
+    inputs = example_inputs(net, 3)
+    whole, cut = slice(None), iter((0.5, 0.75))
+    part = tuple(
+        whole if side else slice(int(length * next(cut)) + 1) for side, length in zip(net.shape, inputs[0].shape)
+    )
+    return [np.stack(inputs[:2]), np.ascontiguousarray(np.stack(inputs)[(whole, *part)])]
+
+
+@contextmanager
+def silent() -> Iterator[None]:
+    """What tracing warns of, every copy is tested for; so is what transformers remarks."""
+    transformers = logging.getLogger("transformers")
+    level = transformers.level
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        transformers.setLevel(logging.CRITICAL)
+        try:
+            yield
+        finally:
+            transformers.setLevel(level)
+
+
+@contextmanager
+def said(what: str) -> Iterator[None]:
+    """A line on a terminal while something slow is done."""
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        logger.info("%s", what)
+        yield
+        return
+    with console.status(what):
+        yield
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

@@ -1,0 +1,136 @@
+"""Copies of nets in 8 bits, calibrated on pictures of the user's own."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import logging
+import os
+from collections.abc import Sequence
+from contextlib import redirect_stdout
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from image_encoders.engines import Net
+from image_encoders.engines.copies import ABOUT, copied, core, folder_of, read, said, silent, write
+from image_encoders.engines.precision import Choice, Closeness, closeness
+from image_encoders.errors import InputError, MissingExtra, WeightsError
+
+if TYPE_CHECKING:
+    import openvino
+
+logger = logging.getLogger(__name__)
+
+FEWEST, MOST = 16, 300  # pictures that int8 is calibrated on
+JUDGED = 48  # of them its rows are compared on
+POOR = 0.95  # least centred cosine of int8's rows below which it is warned of
+
+
+def calibrated(net: Net, calibration: Sequence[Any] | str | None) -> str:
+    """The digest of the calibration whose copy of the net is in the cache, made if need be.
+
+    calibration: pictures, or the digest of an earlier calibration
+    """
+    if isinstance(calibration, str):
+        if not (folder_of(net, calibration) / ABOUT).is_file():
+            raise WeightsError(
+                f"the copy of {net.name} that was calibrated as {calibration} is not in the cache any more; "
+                "calibrate again, and encode into a new collection"
+            )
+        return calibration
+    inputs = []
+    for source in _spread(calibration or (), MOST):
+        try:
+            inputs.append(net.prepare(source))
+        except InputError as error:
+            logger.info("not used for the calibration: %s", error)
+    if len(inputs) < FEWEST:
+        raise InputError(
+            f"{len(inputs)} pictures to calibrate int8 on; give at least {FEWEST} that can be read, better {MOST}",
+            code="calibration",
+        )
+    digest = hashlib.sha256(b"".join(hashlib.sha256(one.tobytes()).digest() for one in inputs)).hexdigest()[:16]
+    folder = folder_of(net, digest)
+    if not (folder / ABOUT).is_file():
+        plain = folder_of(net)
+        model = read(net, plain, "") if (plain / ABOUT).is_file() else copied(net, plain)
+        try:
+            with said(f"calibrating {net.name} on {len(inputs)} pictures, once"):
+                quantized = _quantized(model, inputs)
+                near = _nearness(quantized, model, _spread(inputs, JUDGED))
+                write(quantized, folder, net.name, closeness=asdict(near))
+        except OSError as error:
+            raise WeightsError(f"{folder}: the calibrated copy cannot be kept: {error.strerror or error}") from error
+    return digest
+
+
+def _nearness(quantized: openvino.Model, model: openvino.Model, inputs: Sequence[np.ndarray]) -> Closeness:
+    """How near the quantised model's rows are to the model's own."""
+    rows = []
+    for one in (quantized, model):
+        request = core().compile_model(one, "CPU", {"INFERENCE_PRECISION_HINT": "f32"}).create_infer_request()
+        rows.append(np.concatenate([next(iter(request.infer({0: single[None]}).values())).copy() for single in inputs]))
+    return closeness(*rows)
+
+
+def verdict(net: Net, folder: Path) -> Choice | None:
+    """What was measured when int8 was calibrated; a warning where it costs much."""
+    try:
+        near = Closeness(**json.loads((folder / ABOUT).read_text("utf-8"))["closeness"])
+    except (OSError, ValueError, KeyError, TypeError):  # damaged: reading the copy will tell
+        return None
+    if near.centred < POOR:
+        logger.warning(
+            "%s: int8 changes its rows much: least centred cosine to float32 %.2f, nearest neighbours %.0f %% "
+            "the same; precision='auto' keeps them",
+            net.name,
+            near.centred,
+            100 * near.neighbours,
+        )
+    return Choice("openvino", "int8", near)
+
+
+def _quantized(model: openvino.Model, inputs: Sequence[np.ndarray]) -> openvino.Model:
+    try:
+        os.environ.setdefault("NNCF_CI", "1")  # else it reports to its makers
+        import nncf
+        from nncf.quantization.advanced_parameters import OverflowFix
+        from nncf.quantization.range_estimator import RangeEstimatorParametersSet
+    except ImportError as error:
+        raise MissingExtra("nncf", "int8", "precision='int8'") from error
+    logging.getLogger("nncf").setLevel(logging.ERROR)
+    attention = any(op.get_type_name() in ("ScaledDotProductAttention", "Softmax") for op in model.get_ops())
+    with silent(), redirect_stdout(io.StringIO()):  # bars of its own, where results go
+        return nncf.quantize(
+            model,
+            nncf.Dataset([one[None] for one in inputs]),
+            subset_size=len(inputs),
+            preset=nncf.QuantizationPreset.PERFORMANCE if attention else nncf.QuantizationPreset.MIXED,
+            model_type=nncf.ModelType.TRANSFORMER if attention else None,
+            advanced_parameters=nncf.AdvancedQuantizationParameters(
+                # by default a range is the mean of the pictures' extremes, and clips every second picture
+                activations_range_estimator_params=RangeEstimatorParametersSet.MINMAX,
+                # without such instructions sums of products overflow 16 bits, unless weights take half of their range
+                overflow_fix=OverflowFix.DISABLE if _sums_int8() else OverflowFix.ENABLE,
+            ),
+        )
+
+
+def _sums_int8() -> bool:
+    """Whether the processor sums products of 8-bit numbers in 32 bits (VNNI, AMX, Arm's dot products)."""
+    try:
+        flags = Path("/proc/cpuinfo").read_text(errors="replace").split()
+    except OSError:
+        return False
+    return not {"avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm"}.isdisjoint(flags)
+
+
+def _spread(sources: Sequence[Any], count: int) -> Sequence[Any]:
+    """At most `count` of them, from everywhere."""
+    if len(sources) <= count:
+        return sources
+    return [sources[i * len(sources) // count] for i in range(count)]
