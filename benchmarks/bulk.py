@@ -1,6 +1,7 @@
 """How fast a folder of pictures becomes a collection, in how much memory, and how well a big one is searched.
 
     python benchmarks/bulk.py compare --count 1000 --runs 3      # against the loop that everybody writes first
+    python benchmarks/bulk.py peers --count 480 --runs 3         # against other libraries; installs them first
     python benchmarks/bulk.py memory --counts 1000 2000 4000     # peak memory as the folder grows
     python benchmarks/bulk.py recall --rows 120000               # of the index, against comparing all rows
 
@@ -23,24 +24,33 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+import contest
 import numpy as np
 
 SIZES = ((640, 480), (800, 600), (1024, 768), (1280, 960), (1600, 1200), (1920, 1440))
 DRAWN = 8  # different pictures of each size; a comment in the file tells its copies apart
 BATCH = 32
+NAIVE = Path(__file__).parent / "peers" / "naive.py"
+
+
+class Failed(SystemExit):
+    """A command that was to be measured ended badly; its text says how."""
 
 
 def compare(options: argparse.Namespace, work: Path) -> list[dict]:
     """`image-encoders encode` and the naive loop by turns, each in a process of its own: medians."""
-    photos, model = draw(work / "photos", options.count), random_clip(work / "model")
+    photos, model = draw(work / "photos", options.count), apart(random_clip, work / "model")
+    naive = [sys.executable, str(NAIVE), str(photos), str(model), str(work / "rows.npy"), "float32"]
     results: dict[str, list[dict]] = {"image-encoders encode": [], "naive loop": []}
     for turn in range(options.runs):
         runs: list[tuple[str, Callable[[], dict]]] = [
             ("image-encoders encode", lambda: encode(photos, work / "index", f"clip/{model}", options.encode)),
-            ("naive loop", lambda: worker("naive", photos, model)),
+            ("naive loop", lambda: measured(naive)),
         ]
         for name, run in runs if turn % 2 == 0 else reversed(runs):
             results[name].append(run())
@@ -54,8 +64,8 @@ def compare(options: argparse.Namespace, work: Path) -> list[dict]:
         }
         for name, runs in results.items()
     ]
-    ours, naive = table
-    ratios = {name: ours[name] / naive[name] for name in ours if name.startswith("images/s") or name == "peak MB"}
+    ours, theirs = table
+    ratios = {name: ours[name] / theirs[name] for name in ours if name.startswith("images/s") or name == "peak MB"}
     prepared = worker("prepare", photos, model)
     per_image = 1000 * prepared["cpu"] / options.count
     return [
@@ -64,7 +74,7 @@ def compare(options: argparse.Namespace, work: Path) -> list[dict]:
         {
             "what": "decode + prepare alone",
             "core ms/image, loop": per_image,
-            "of the naive loop's": per_image / naive["core ms/image, loop"],
+            "of the naive loop's": per_image / theirs["core ms/image, loop"],
         },
     ]
 
@@ -137,13 +147,13 @@ def recall(options: argparse.Namespace, work: Path) -> list[dict]:
 # ------------------------------------------------------------------ processes
 
 
-def encode(photos: Path, index: Path, model: str, extra: Sequence[str]) -> dict:
+def encode(photos: Path, index: Path, model: str, extra: Sequence[str], quiet: bool = False) -> dict:
     """`image-encoders encode` into a new collection."""
     shutil.rmtree(index, ignore_errors=True)
     command = [sys.executable, "-m", "image_encoders", "encode", str(photos), "-o", str(index), "--model", model]
-    done = measured([*command, "--batch-size", str(BATCH), "--json", "--quiet", *extra])
+    done = measured([*command, "--batch-size", str(BATCH), "--json", "--quiet", *extra], quiet)
     if done["failed"] or done["encoded"] != done["total"]:
-        sys.exit(f"{done['failed']} of {done['total']} failed: {done['failures']}")
+        raise Failed(f"{done['failed']} of {done['total']} failed: {done['failures']}")
     return done
 
 
@@ -152,37 +162,33 @@ def worker(name: str, photos: Path, model: Path) -> dict:
     return measured([sys.executable, __file__, name, str(photos), str(model)])
 
 
-def measured(command: list[str]) -> dict:
-    """What a command prints as JSON, with its wall seconds and its peak memory [MB]."""
+def measured(command: list[str], quiet: bool = False) -> dict:
+    """What a command prints as JSON, with its wall seconds, its processor seconds and its peak memory [MB].
+
+    quiet: keep what it writes on standard error, but for its last words where it fails
+    """
     began = time.perf_counter()
-    with tempfile.TemporaryFile("w+") as printed:
-        process = subprocess.Popen(command, stdout=printed)
+    with tempfile.TemporaryFile("w+") as printed, tempfile.TemporaryFile("w+", errors="replace") as complaints:
+        process = subprocess.Popen(command, stdout=printed, stderr=complaints if quiet else None)
         _, status, usage = os.wait4(process.pid, 0)
         wall = time.perf_counter() - began
-        if os.waitstatus_to_exitcode(status):
-            sys.exit(f"{shlex.join(command)} failed")
+        if code := os.waitstatus_to_exitcode(status):
+            complaints.seek(0)
+            raise Failed(last_words(complaints.read()) or f"{shlex.join(command)} ended with {code}")
         printed.seek(0)
-        return {**json.load(printed), "wall": wall, "peak": usage.ru_maxrss / 1024}
+        cores = usage.ru_utime + usage.ru_stime
+        return {**json.load(printed), "wall": wall, "cores": cores, "peak": usage.ru_maxrss / 1024}
 
 
-def naive(photos: Path, model: Path) -> dict:
-    """The loop that everybody writes first."""
-    import torch
-    import transformers
-    from PIL import Image
+def last_words(text: str) -> str:
+    """The last line that says something."""
+    return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "")
 
-    processor = clip_processor().from_pretrained(model)
-    net = transformers.CLIPModel.from_pretrained(model).eval()
-    paths = sorted(photos.iterdir())
-    rows = []
-    began, cpu = time.perf_counter(), time.process_time()
-    for start in range(0, len(paths), BATCH):
-        pictures = [Image.open(path).convert("RGB") for path in paths[start : start + BATCH]]
-        with torch.no_grad():
-            features = net.get_image_features(**processor(images=pictures, return_tensors="pt"))
-        rows.append(getattr(features, "pooler_output", features).numpy())  # transformers 5 wraps it, 4 did not
-    assert np.concatenate(rows).shape == (len(paths), net.config.projection_dim)
-    return {"seconds": time.perf_counter() - began, "cpu": time.process_time() - cpu}
+
+def apart(function: Callable[[Path], Path], folder: Path) -> Path:
+    """`function(folder)` in a process of its own: the peak memory of what is measured counts its parent's as well."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(function, folder).result()
 
 
 def prepare(photos: Path, model: Path) -> dict:
@@ -266,41 +272,48 @@ def machine() -> dict[str, Any]:
     if Path("/proc/cpuinfo").exists():
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         cpu = next((line.partition(": ")[2] for line in lines if line.startswith("model name")), cpu)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {
         "cpu": cpu,
-        "cores": cores,
+        "cores": cores(),
         "python": platform.python_version(),
         "date": datetime.date.today().isoformat(),
         "command": shlex.join(["python", *sys.argv]),
     }
 
 
-def show(where: dict[str, Any], table: list[dict]) -> None:
+def cores() -> int:
+    """How many processors this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def show(where: dict[str, Any], table: list[dict], markdown: bool) -> None:
     print(f"{where['cpu']}, {where['cores']} cores, Python {where['python']}, {where['date']}\n{where['command']}\n")
     names = list(dict.fromkeys(name for row in table for name in row))
-    cells = [names, *([_cell(row.get(name)) for name in names] for row in table)]
+    cells = [names, *([_cell(row.get(name), name) for name in names] for row in table)]
+    if markdown:
+        cells.insert(1, ["---"] * len(names))
+        print("\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in cells))
+        return
     widths = [max(len(line[column]) for line in cells) for column in range(len(names))]
     for line in cells:
         print("  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip())
 
 
-def _cell(value: Any) -> str:
+def _cell(value: Any, name: str) -> str:
     if value is None:
         return ""
-    return (
-        f"{value:,.3g}"
-        if isinstance(value, float) and abs(value) < 100
-        else f"{value:,.0f}"
-        if isinstance(value, float)
-        else str(value)
-    )
+    if not isinstance(value, float):
+        return str(value)
+    if "cosine" in name:
+        return f"{value:.5f}"
+    return f"{value:,.3g}" if abs(value) < 100 else f"{value:,.0f}"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(required=True, metavar="compare | memory | recall")
-    for name, function in (("compare", compare), ("memory", memory), ("recall", recall)):
+    commands = parser.add_subparsers(required=True, metavar="compare | peers | memory | recall")
+    for function in (compare, contest.peers, memory, recall):
+        name = function.__name__
         command = commands.add_parser(name, help=(function.__doc__ or "").splitlines()[0])
         command.set_defaults(function=function)
         command.add_argument("--json", type=Path, metavar="FILE", help="also write the numbers there")
@@ -309,13 +322,17 @@ def main() -> None:
             command.add_argument("--dim", type=int, default=512)
         else:
             command.add_argument("encode", nargs="*", metavar="-- OPTIONS", help="more options of `encode`, after --")
-        if name == "compare":
+        if name in ("compare", "peers"):
             command.add_argument("--count", type=int, default=480, help="pictures")
             command.add_argument("--runs", type=int, default=3)
+        if name == "peers":
+            command.add_argument("--model", type=Path, metavar="FOLDER", help="a CLIP ViT-B/32; random weights if none")
+            command.add_argument("--only", nargs="*", choices=contest.PEERS, default=list(contest.PEERS))
+            command.add_argument("--all", action="store_true", help="bfloat16 also where the processor has none")
         if name == "memory":
             command.add_argument("--counts", type=int, nargs="+", default=[500, 1000, 2000, 4000])
             command.add_argument("--model", default="clip/demo")
-    for loop in (naive, prepare):  # what `worker` starts
+    for loop in (prepare, contest.rates):  # what `worker` starts
         command = commands.add_parser(loop.__name__)
         command.set_defaults(loop=loop)
         command.add_argument("photos", type=Path)
@@ -326,7 +343,7 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as work:
         table = options.function(options, Path(work))
-    show(machine(), table)
+    show(machine(), table, markdown=options.function is contest.peers)
     if options.json:
         options.json.write_text(json.dumps({**machine(), "results": table}, indent=2) + "\n")
 

@@ -25,11 +25,15 @@ HERE = Path(__file__).parent
 # file -> the command that writes it, in full and in a hurry
 MEASUREMENTS = {
     "peers.json": (["bulk.py", "peers"], ["--count", "240", "--runs", "3"], ["--count", "96", "--runs", "3"]),
-    "forward.json": (["forward.py"], [], ["--repeats", "5", "--pictures", "48"]),
+    "forward.json": (
+        ["forward.py"],
+        [],
+        ["--repeats", "5", "--pictures", "48", "--only", "forward", "end-to-end", "tapped"],
+    ),
     "fidelity.json": (
         ["fidelity.py", "--precisions", "auto", "float32", "int8"],
         [],
-        ["--pictures", "100", "--budget-s", "60"],
+        ["--pictures", "80", "--budget-s", "30"],
     ),
 }
 Figures = dict[str, list[dict[str, Any]]]
