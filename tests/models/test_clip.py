@@ -483,3 +483,27 @@ def test_listing_models_imports_no_nets():
     program = "import sys, image_encoders.models as m; m.names(); print({'torch', 'transformers'} & set(sys.modules))"
     found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
     assert found.stdout.strip() == "set()"
+
+
+def test_weights_that_change_under_a_running_encoder_are_never_taken_for_the_old_ones(
+    clip_folder: Path, tmp_path: Path
+):
+    """The text tower is built when the first text comes, which may be long after the checkpoint was replaced."""
+    folder = Path(shutil.copytree(clip_folder, tmp_path / "other"))
+    ie.load(f"clip/{folder}", device="cpu")  # makes the copy of the image tower
+    encoder = ie.load(f"clip/{folder}", device="cpu")  # reads no weights
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes())  # the same, but who knows
+    with pytest.raises(WeightsError, match="changed while it was in use"):
+        encoder.encode_text(TEXTS[:1])
+    assert ie.load(f"clip/{folder}", device="cpu").encode_text(TEXTS[:1]).shape == (1, encoder.dim)
+
+
+def test_another_activation_is_another_space(clip_folder: Path, tmp_path: Path):
+    folder = Path(shutil.copytree(clip_folder, tmp_path / "other"))
+    config = json.loads((folder / "config.json").read_text())
+    before = load(folder).fingerprint
+    for tower in ("text_config", "vision_config"):
+        config[tower] = {**config[tower], "hidden_act": "relu"}
+    write_json(folder / "config.json", config)
+    assert load(folder).fingerprint != before

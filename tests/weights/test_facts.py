@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from image_encoders.weights.facts import remembered
+from image_encoders.errors import WeightsError
+from image_encoders.weights.facts import remembered, steady
 
 
 @pytest.fixture(autouse=True)
@@ -89,3 +90,11 @@ def test_what_fails_is_not_remembered(checkpoint: Path):
     with pytest.raises(ValueError, match="damaged"):
         remembered([checkpoint], {}, fail)
     assert remembered([checkpoint], {}, Finder()) == {"asked": 1}
+
+
+def test_a_checkpoint_that_changes_while_it_is_in_use_is_noticed_when_it_is_built(checkpoint: Path):
+    build = steady([checkpoint], lambda: "net")
+    assert build() == "net"
+    (checkpoint / "below" / "weights").write_bytes(b"other weights")
+    with pytest.raises(WeightsError, match="changed while it was in use; load it again"):
+        build()

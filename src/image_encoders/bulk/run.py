@@ -2,8 +2,8 @@
 
     sources ─known?─ threads: read, prepare ─batches→ embed ─commits→ collection
 
-Files keep their order, and whole batches are committed: a run that was killed and is started again cuts the same
-batches as one that was not, so that even the last bits of its rows are the same.
+Files keep their order, and whole batches are committed: with a given batch size, a run that was killed and is started
+again cuts the same batches as one that was not, so that even the last bits of its rows are the same.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from image_encoders.bulk.known import Known
 from image_encoders.bulk.sources import SourceFile
 from image_encoders.collection import FAILURES, ITEMS, Collection, Failure, Row, Stored, path_of
 from image_encoders.encoder import Encoder, Tower, cores, ordered
-from image_encoders.errors import CollectionError, InputError
+from image_encoders.errors import CollectionError, DeviceError, InputError, MissingExtra, WeightsError
 from image_encoders.inputs.image import ImageLimits, read_bytes, upright_size
 
 COMMIT_S = 5.0  # seconds between commits: what a kill may cost
@@ -520,6 +520,8 @@ def _embed(tower: Tower, inputs: list[np.ndarray], dim: int) -> np.ndarray | Inp
     """(B, dim) rows, or why there are none."""
     try:
         rows = tower.rows(inputs)
+    except (DeviceError, MissingExtra, WeightsError):  # the engine's failure, and no picture's
+        raise
     except Exception as error:  # a net may raise anything; its traceback, and the memory in it, goes with this block
         return _as_input_error(error)
     if rows.shape != (len(inputs), dim):

@@ -49,7 +49,6 @@ def demo(
 
 def _import_nets() -> None:
     """What `encode` is about to import, which takes several seconds."""
-    import lancedb  # noqa: F401
     from transformers import AutoTokenizer, CLIPModel  # noqa: F401
 
 

@@ -9,7 +9,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from image_encoders.cli.arguments import Device, Engine, Json, Offline, Options, Precision, Weights, load, parsed
+from image_encoders.cli.arguments import (
+    Calibration,
+    Device,
+    Engine,
+    Json,
+    Offline,
+    Options,
+    Precision,
+    Weights,
+    load,
+    parsed,
+)
 from image_encoders.cli.printing import counted, print_json, print_table, say
 
 if TYPE_CHECKING:
@@ -35,6 +46,7 @@ def doctor(
     device: Device = None,
     precision: Precision = None,
     engine: Engine = None,
+    calibration: Calibration = None,
     options: Options = None,
     batch_size: Annotated[int, typer.Option(metavar="N", min=1, help="Pictures that the net takes at once.")] = 32,
     offline: Offline = False,
@@ -57,7 +69,14 @@ def doctor(
             print_json(machine)
         return
     encoder = load(
-        model, parsed(options), offline=offline, weights=weights, device=device, precision=precision, engine=engine
+        model,
+        parsed(options),
+        offline=offline,
+        weights=weights,
+        device=device,
+        precision=precision,
+        engine=engine,
+        calibration=calibration,
     )
     with tempfile.TemporaryDirectory() as folder:
         measured = diagnosis.stages(encoder, pictures or diagnosis.sample_pictures(Path(folder)), batch_size)

@@ -23,6 +23,7 @@ from image_encoders.cli.arguments import (
     parsed,
 )
 from image_encoders.cli.printing import bar, counted, print_json, say, shown, visible
+from image_encoders.errors import CollectionError
 
 if TYPE_CHECKING:
     from image_encoders.bulk.run import Report
@@ -144,10 +145,15 @@ def encode(
 
 
 def _calibration(output: Path) -> str | None:
-    """The calibration of a collection that was begun."""
+    """The calibration of a collection that was begun; CollectionError where it was begun in another precision."""
     from image_encoders.collection import MARK, Collection
 
-    return Collection.open(output).recipe.get("calibration") if (output / MARK).exists() else None
+    if not (output / MARK).exists():
+        return None
+    opened = Collection.open(output)
+    if opened.precision != "int8":
+        raise CollectionError(f"{output} was begun in {opened.precision}; choose another output for int8")
+    return opened.recipe.get("calibration")
 
 
 def _encoder(

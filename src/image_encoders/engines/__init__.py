@@ -129,7 +129,7 @@ class Runtime:
         _agree(device, precision, engine)
         if (precision == "int8") != (calibration is not None):
             raise InputError(
-                "precision='int8' needs calibration=, a folder or list of your own pictures"
+                "precision='int8' needs calibration=, a folder or list of your own pictures (--calibration FOLDER)"
                 if calibration is None
                 else f"calibration= goes with precision='int8', not with {precision!r}",
                 code="calibration",
@@ -145,7 +145,14 @@ class Runtime:
 
         if self.precision == "auto":
             return chosen(net, self.device, self.engine)
-        return self.made(net, self._engine(), self.precision)
+        if net.traceable or self.engine != "auto":
+            return self.made(net, self._engine(), self.precision)
+        if self.precision == "int8":
+            raise DeviceError(
+                f"{net.name}: int8 needs a copy that follows one pass of the net, and Python may decide otherwise in "
+                "the next; engine='openvino' makes it all the same"
+            )
+        return self.made(net, "torch", self.precision)
 
     def later(self, net: Net) -> Later:
         """The same for a tower beside the main one: made when its first batch comes.

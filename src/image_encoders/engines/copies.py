@@ -10,15 +10,18 @@ torch is never imported. One that does not have the sha256 it was written with i
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
 import logging
 import shutil
+import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from importlib import metadata
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -35,23 +38,32 @@ logger = logging.getLogger(__name__)
 
 FORMAT = 1  # of the copies; another one is another key
 AGREES = 1e-3  # the most that rows of a copy may differ from torch's, in units of the largest number of a row
+SPARE = 1 << 26  # bytes of the disk that stay free
 XML, BIN, ABOUT = "net.xml", "net.bin", "about.json"
 
 
 @cache
-def core() -> openvino.Core:
-    import openvino
+def library() -> ModuleType:
+    """OpenVINO. Imported as it comes, it starts a process that tells its makers."""
+    if "openvino" not in sys.modules:
+        sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
+    return importlib.import_module("openvino")
 
-    return openvino.Core()
+
+@cache
+def core() -> openvino.Core:
+    return library().Core()
 
 
 def folder_of(net: Net, calibration: str = "") -> Path:
     """Where a net's copy is kept, for these versions of all that makes it."""
+    if calibration:  # which knows the versions that it was made by; the copy itself needs none of them
+        name = hashlib.sha256(json.dumps([FORMAT, net.key, calibration]).encode()).hexdigest()[:32]
+        return cache_folder() / "openvino" / f"{name}-int8-{calibration}"
     versions = [metadata.version(name) for name in ("image-encoders", "openvino", "torch", "transformers")]
     shape = [side if side is None else int(side) for side in net.shape]
     identity = json.dumps([FORMAT, net.key, shape, _sources(), *versions])
-    name = hashlib.sha256(identity.encode()).hexdigest()[:32]
-    return cache_folder() / "openvino" / (f"{name}-int8-{calibration}" if calibration else name)
+    return cache_folder() / "openvino" / hashlib.sha256(identity.encode()).hexdigest()[:32]
 
 
 @cache
@@ -65,65 +77,70 @@ def _sources() -> str:
 
 def read(net: Net, folder: Path, calibration: str) -> openvino.Model:
     """The copy in `folder`; made again where it is damaged."""
-    try:
-        _check(folder)
+    damage = _damage(folder)
+    if damage is None:
         return core().read_model(folder / XML)
-    except (OSError, ValueError, RuntimeError) as error:
-        if calibration:
-            raise WeightsError(
-                f"{folder}: the calibrated copy is damaged ({error}); delete it, calibrate again, "
-                "and encode into a new collection"
-            ) from error
-        logger.warning("%s: the converted copy is made again: %s", folder, error)
-        shutil.rmtree(folder, ignore_errors=True)
-        return copied(net, folder)
+    if calibration:
+        raise WeightsError(
+            f"{folder}: the calibrated copy is damaged ({damage}); delete it, calibrate again, "
+            "and encode into a new collection"
+        )
+    logger.warning("%s: the converted copy is made again: %s", folder, damage)
+    return copied(net, folder)
 
 
-def _check(folder: Path) -> None:
-    """ValueError or OSError unless the files are as they were written."""
-    about = json.loads((folder / ABOUT).read_text("utf-8"))
-    for name in (XML, BIN):
-        if running_sha256(folder / name).hexdigest() != about[name]:
-            raise ValueError(f"{name} is not as it was written")
+def _damage(folder: Path) -> str | None:
+    """What is wrong with the copy in `folder`; None where it is as it was written, and can be read."""
+    try:
+        about = json.loads((folder / ABOUT).read_text("utf-8"))
+        for name in (XML, BIN):
+            if running_sha256(folder / name).hexdigest() != about[name]:
+                return f"{name} is not as it was written"
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return str(error)
+    return None
 
 
 def copied(net: Net, folder: Path) -> openvino.Model:
     """A new copy of the net, kept in `folder` where that can be written."""
-    if not net.traceable:
-        logger.info("%s: a copy follows the pass of one example", net.name)
+    model = None
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        lock = _lock(folder)
-        with lock:
-            if (folder / ABOUT).is_file():  # another process has made it meanwhile
-                return read(net, folder, "")
-            model = _converted(net)
-            write(model, folder, net.name)
-        return core().read_model(folder / XML)
+        with alone(folder):
+            if _damage(folder) is not None:  # else another process has made it meanwhile
+                model = converted(net)
+                write(model, folder, net.name)
+            return core().read_model(folder / XML)
     except OSError as error:
         logger.warning(
-            "%s: no converted copy can be kept, so every start converts again: %s", folder, error.strerror or error
+            "%s: no converted copy can be kept, so every start converts again: %s; "
+            "make room, or set IMAGE_ENCODERS_CACHE",
+            folder,
+            error.strerror or error,
         )
-        return _converted(net)
+        return converted(net) if model is None else model
 
 
-def _lock(folder: Path) -> Any:
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """No other process or thread makes the copy in `folder` meanwhile."""
     from filelock import FileLock
 
-    return FileLock(folder.with_suffix(".lock"))
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.with_name(f"{folder.name}.lock")):
+        yield
 
 
 def write(model: openvino.Model, folder: Path, name: str, **about: Any) -> None:
     """The model's files, and last what vouches for them and what else is to be known."""
-    import openvino
-
+    shutil.rmtree(folder, ignore_errors=True)  # what other processes have mapped stays theirs
     folder.mkdir(parents=True, exist_ok=True)
     need = sum(op.get_byte_size() for op in model.get_ops() if op.get_type_name() == "Constant")
     free = shutil.disk_usage(folder).free
-    if free < need + (64 << 20):
+    if free < need + SPARE:
+        shutil.rmtree(folder, ignore_errors=True)
         raise OSError(28, f"{need >> 20} MB are needed, {free >> 20} MB are free")
     try:
-        openvino.save_model(model, folder / XML, compress_to_fp16=False)
+        library().save_model(model, folder / XML, compress_to_fp16=False)
         about["net"] = name
         for file in (XML, BIN):
             about[file] = running_sha256(folder / file).hexdigest()
@@ -134,7 +151,7 @@ def write(model: openvino.Model, folder: Path, name: str, **about: Any) -> None:
         raise OSError(5, str(error).strip().splitlines()[0]) from error
 
 
-def _converted(net: Net) -> openvino.Model:
+def converted(net: Net) -> openvino.Model:
     """The net as an OpenVINO model, which gives torch's rows; DeviceError where it cannot be had."""
     with said(f"converting {net.name} for OpenVINO, once"):
         import torch
@@ -161,7 +178,7 @@ def _converted(net: Net) -> openvino.Model:
 
 def _traced(module: Any, example: np.ndarray, shape: Sequence[int | None]) -> openvino.Model:
     """The module as an OpenVINO model, of any batch size."""
-    import openvino
+    openvino = library()
     import torch
     from openvino.frontend import FrontEndManager
     from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder

@@ -10,13 +10,14 @@ import os
 from collections.abc import Sequence
 from contextlib import redirect_stdout
 from dataclasses import asdict
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from image_encoders.engines import Net
-from image_encoders.engines.copies import ABOUT, copied, core, folder_of, read, said, silent, write
+from image_encoders.engines.copies import ABOUT, alone, copied, core, folder_of, read, said, silent, write
 from image_encoders.engines.precision import Choice, Closeness, closeness
 from image_encoders.errors import InputError, MissingExtra, WeightsError
 
@@ -53,19 +54,35 @@ def calibrated(net: Net, calibration: Sequence[Any] | str | None) -> str:
             f"{len(inputs)} pictures to calibrate int8 on; give at least {FEWEST} that can be read, better {MOST}",
             code="calibration",
         )
-    digest = hashlib.sha256(b"".join(hashlib.sha256(one.tobytes()).digest() for one in inputs)).hexdigest()[:16]
+    digest = _digest(inputs)
     folder = folder_of(net, digest)
     if not (folder / ABOUT).is_file():
         plain = folder_of(net)
         model = read(net, plain, "") if (plain / ABOUT).is_file() else copied(net, plain)
         try:
-            with said(f"calibrating {net.name} on {len(inputs)} pictures, once"):
-                quantized = _quantized(model, inputs)
-                near = _nearness(quantized, model, _spread(inputs, JUDGED))
-                write(quantized, folder, net.name, closeness=asdict(near))
+            with alone(folder), said(f"calibrating {net.name} on {len(inputs)} pictures, once"):
+                if not (folder / ABOUT).is_file():  # another process has not made it meanwhile
+                    quantized = _quantized(model, inputs)
+                    near = _nearness(quantized, model, _spread(inputs, JUDGED))
+                    write(quantized, folder, net.name, closeness=asdict(near))
         except OSError as error:
-            raise WeightsError(f"{folder}: the calibrated copy cannot be kept: {error.strerror or error}") from error
+            raise WeightsError(
+                f"{folder}: the calibrated copy cannot be kept: {error.strerror or error}; "
+                "make room, or set IMAGE_ENCODERS_CACHE"
+            ) from error
     return digest
+
+
+def _digest(inputs: Sequence[np.ndarray]) -> str:
+    """Of all that decides the copy's numbers: pictures, in their order, versions, and the processor's kind."""
+    try:
+        versions = [metadata.version(name) for name in ("image-encoders", "openvino", "nncf")]
+    except metadata.PackageNotFoundError as error:
+        raise MissingExtra("nncf", "int8", "precision='int8'") from error
+    digest = hashlib.sha256(repr([*versions, _sums_int8()]).encode())
+    for one in inputs:
+        digest.update(hashlib.sha256(one.tobytes()).digest())
+    return digest.hexdigest()[:16]
 
 
 def _nearness(quantized: openvino.Model, model: openvino.Model, inputs: Sequence[np.ndarray]) -> Closeness:
@@ -95,13 +112,11 @@ def verdict(net: Net, folder: Path) -> Choice | None:
 
 
 def _quantized(model: openvino.Model, inputs: Sequence[np.ndarray]) -> openvino.Model:
-    try:
-        os.environ.setdefault("NNCF_CI", "1")  # else it reports to its makers
-        import nncf
-        from nncf.quantization.advanced_parameters import OverflowFix
-        from nncf.quantization.range_estimator import RangeEstimatorParametersSet
-    except ImportError as error:
-        raise MissingExtra("nncf", "int8", "precision='int8'") from error
+    os.environ.setdefault("NNCF_CI", "1")  # else it reports to its makers
+    import nncf
+    from nncf.quantization.advanced_parameters import OverflowFix
+    from nncf.quantization.range_estimator import RangeEstimatorParametersSet
+
     logging.getLogger("nncf").setLevel(logging.ERROR)
     attention = any(op.get_type_name() in ("ScaledDotProductAttention", "Softmax") for op in model.get_ops())
     with silent(), redirect_stdout(io.StringIO()):  # bars of its own, where results go

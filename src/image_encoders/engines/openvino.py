@@ -14,8 +14,9 @@ import numpy as np
 
 from image_encoders.encoder import cores
 from image_encoders.engines import Net
-from image_encoders.engines.copies import ABOUT, copied, core, folder_of, read
+from image_encoders.engines.copies import ABOUT, converted, copied, core, folder_of, read
 from image_encoders.engines.int8 import calibrated, verdict
+from image_encoders.errors import DeviceError, ImageEncodersError
 
 if TYPE_CHECKING:
     import openvino
@@ -43,7 +44,9 @@ class OpenVinoEmbedder:
         self._torch: Any = None
         folder = folder_of(net, self.calibration)
         self._opened: Future[_Compiled] = Future()
-        if (folder / ABOUT).is_file():  # meanwhile the caller can read its first pictures
+        if not net.traceable and not self.calibration:  # what its Python does, no key knows: the copy is for now
+            self._opened.set_result(_Compiled(converted(net), precision))
+        elif (folder / ABOUT).is_file():  # meanwhile the caller can read its first pictures
             threading.Thread(target=self._open, args=(folder,), name="openvino").start()
         else:
             self._opened.set_result(_Compiled(copied(net, folder), precision))
@@ -51,8 +54,12 @@ class OpenVinoEmbedder:
     def _open(self, folder: Path) -> None:
         try:
             self._opened.set_result(_Compiled(read(self._net, folder, self.calibration), self.precision))
-        except BaseException as error:
+        except ImageEncodersError as error:
             self._opened.set_exception(error)
+        except BaseException as error:
+            failure = DeviceError(f"OpenVINO cannot start {self._net.name}: {error}; use engine='torch'")
+            failure.__cause__ = error
+            self._opened.set_exception(failure)
 
     def __call__(self, inputs: np.ndarray) -> np.ndarray:
         compiled = self._opened.result()
@@ -114,14 +121,17 @@ class _Compiled:
 
 
 def _rows(requests: Sequence[Any], pieces: Sequence[np.ndarray]) -> Iterator[np.ndarray]:
-    for request, piece in zip(requests, pieces):
-        request.start_async({0: piece}, share_inputs=True)
-    failure = None
-    for request in requests:
-        try:
-            request.wait()
-        except RuntimeError as error:  # the others are waited for all the same: they still read their inputs
-            failure = error
+    started, failure = [], None
+    try:
+        for request, piece in zip(requests, pieces):
+            request.start_async({0: piece}, share_inputs=True)
+            started.append(request)
+    finally:
+        for request in started:  # whatever happens: they still read their inputs
+            try:
+                request.wait()
+            except RuntimeError as error:
+                failure = error
     if failure is not None:
         raise failure
     for request in requests:

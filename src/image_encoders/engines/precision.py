@@ -90,8 +90,9 @@ def chosen(net: Net, device: str, engine: str) -> Embedder:
         path = cache_folder() / "choices" / f"{_identity(net, device, offered)}.json"
         known = _known(path)
         if known is None:
-            embedder, choice = _judged(net, runtime, offered, engine)
-            _keep(path, choice)
+            embedder, choice, sure = _judged(net, runtime, offered, engine)
+            if sure:
+                _keep(path, choice)
         else:
             embedder, choice = runtime.made(net, known.engine, known.precision), known
     embedder.choice = choice  # type: ignore[attr-defined]
@@ -142,24 +143,25 @@ def probes(count: int = PROBES) -> list[np.ndarray]:
     return pictures
 
 
-def _judged(net: Net, runtime: Runtime, offered: Sequence[Candidate], asked: str) -> tuple[Embedder, Choice]:
-    """The first candidate whose rows are near enough to float32's, or float32."""
+def _judged(net: Net, runtime: Runtime, offered: Sequence[Candidate], asked: str) -> tuple[Embedder, Choice, bool]:
+    """The first candidate whose rows are near enough to float32's, or float32; and whether all were judged by rows."""
     reference = _sound(net, runtime, offered[-1], asked)
     inputs = example_inputs(net)
     wanted, inputs = _embedded(reference, inputs, PATIENCE_S)
-    refused = []
+    refused, sure = [], True
     for engine, precision in offered[:-1]:
         try:
             embedder = runtime.made(net, engine, precision)
             near = closeness(_embedded(embedder, inputs)[0], wanted)
-        except (DeviceError, RuntimeError) as error:
-            refused.append(f"{precision}: {str(error).strip().splitlines()[0]}")
+        except (DeviceError, MemoryError, RuntimeError) as error:  # perhaps of this moment only
+            refused.append(f"{precision}: {(str(error).strip() or type(error).__name__).splitlines()[0]}")
+            sure = False
             continue
         if near.centred >= CLOSEST:
-            return embedder, Choice(engine, precision, near, tuple(refused))
+            return embedder, Choice(engine, precision, near, tuple(refused)), sure
         refused.append(f"{precision}: centred cosine {near.centred:.4f}, {CLOSEST} is asked for")
     logger.info("%s stays in float32: %s", net.name, "; ".join(refused))
-    return reference, Choice(reference.engine, "float32", None, tuple(refused))
+    return reference, Choice(reference.engine, "float32", None, tuple(refused)), sure
 
 
 def _sound(net: Net, runtime: Runtime, candidate: Candidate, asked: str) -> Embedder:

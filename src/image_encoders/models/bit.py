@@ -115,7 +115,7 @@ def load(
     Raises UnknownModel; WeightsError; InputError for an option's value.
     """
     from image_encoders.weights.digest import weights_digest
-    from image_encoders.weights.facts import remembered
+    from image_encoders.weights.facts import remembered, steady
 
     architecture = _architecture(variant)
     if preprocessing not in PREPARATIONS:
@@ -129,7 +129,7 @@ def load(
     path = weights or _folder(fetch(variant, source=source))
     name = f"bit/{variant.removeprefix('Imagenet21k/')}"
     about = {"family": "bit", "units": architecture.units, "width": architecture.width, "input_range": input_range}
-    with Shared(lambda: _net(path, architecture, input_range)) as net:
+    with Shared(steady([path], lambda: _net(path, architecture, input_range))) as net:
         digest = remembered([path], about, lambda: {"weights": weights_digest(net().state_dict())})["weights"]
         return _encoder(name, net, architecture.dim, {**about, "weights": digest}, runtime, preprocessing, input_size)
 

@@ -59,6 +59,14 @@ VARIANTS = (
     ),
 )
 # Padding that these nets either cannot see (CLIP's text tower is causal) or were trained to see (SigLIP).
+ARCHITECTURE = (  # of a tower's config: what decides rows and shows in no tensor
+    "hidden_act",
+    "num_attention_heads",
+    "layer_norm_eps",
+    "patch_size",
+    "eos_token_id",
+    "vision_use_head",
+)
 UNMASKED = ("clip", "siglip", "siglip2")
 
 
@@ -95,7 +103,7 @@ def load(
     asks for unknown preprocessing; MissingExtra for a tokenizer that needs sentencepiece, as the first SigLIP's does.
     """
     from image_encoders.inputs.processor import CORNERS, read_processor
-    from image_encoders.weights.facts import remembered
+    from image_encoders.weights.facts import remembered, steady
 
     if preprocessing not in ("exact", "fast"):
         raise InputError(f"preprocessing is {preprocessing!r}; accepted: exact, fast", code="option")
@@ -109,7 +117,7 @@ def load(
     folder = _folder(variant, weights, revision, offline)
     pictures = folder if preprocessor is None else _part(preprocessor, offline)
     texts = folder if tokenizer is None else _part(tokenizer, offline)
-    with Shared(lambda: _model(folder)) as model, Shared(lambda: _tokenizer(texts)) as words:
+    with Shared(steady([folder], lambda: _model(folder))) as model, Shared(lambda: _tokenizer(texts)) as words:
         facts = Facts(**remembered([folder], _about("net"), lambda: _facts(model())))
         said = Said(**remembered([texts], _about("tokenizer"), lambda: _said(words())))
         return _encoder(
@@ -172,6 +180,7 @@ class Facts:
     patch_size: side of a patch [px]; None where it has none
     positions: how many tokens it takes; None where it does not say
     vocabulary: how many tokens it knows
+    architecture: what else of its config decides rows
     """
 
     weights: str
@@ -182,6 +191,7 @@ class Facts:
     patch_size: int | None
     positions: int | None
     vocabulary: int
+    architecture: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -219,6 +229,12 @@ def _facts(model: Any) -> dict[str, Any]:
         "patch_size": patch_size if isinstance(patch_size, int) else None,
         "positions": getattr(text, "max_position_embeddings", None),
         "vocabulary": text.vocab_size,
+        "architecture": {
+            f"{part}.{key}": value
+            for part, config in (("vision", vision), ("text", text))
+            for key in ARCHITECTURE
+            if isinstance(value := getattr(config, key, None), (bool, int, float, str))
+        },
     }
 
 
@@ -312,6 +328,7 @@ def _encoder(
         fingerprint=fingerprint(
             family="clip",
             weights=facts.weights,
+            architecture=facts.architecture,
             preprocessing={**asdict(preprocessing), **({"speed": "fast"} if fast else {})},
             **identity(embed_image),
             **texts,

@@ -103,7 +103,7 @@ def load(
 
     Raises UnknownModel; WeightsError; InputError for an option's value.
     """
-    from image_encoders.weights.facts import remembered
+    from image_encoders.weights.facts import remembered, steady
 
     if variant and variant not in RUNS:
         raise unknown(f"vsepp/{variant}")
@@ -112,7 +112,7 @@ def load(
     if unknown_words not in ("refuse", "accept"):
         raise InputError(f"unknown_words is {unknown_words!r}; accepted: refuse, accept", code="option")
     path = _file(weights or fetch(variant)[0])
-    with Shared(lambda: _nets(_read(path))) as nets:
+    with Shared(steady([path], lambda: _nets(_read(path)))) as nets:
         facts = Facts.of(remembered([path], {"family": "vsepp"}, lambda: _facts(path, nets())), path)
         _agree(variant, facts)
         words = _vocabulary(facts, vocabulary)

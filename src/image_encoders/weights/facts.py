@@ -8,11 +8,14 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from image_encoders.cache import cache_folder, whole
+from image_encoders.errors import WeightsError
 
-FORMAT = 2  # of what families find
+FORMAT = 3  # of what families find
+
+Built = TypeVar("Built")
 
 
 def remembered(places: Sequence[Path], about: Mapping[str, Any], find: Callable[[], dict[str, Any]]) -> dict[str, Any]:
@@ -40,6 +43,19 @@ def remembered(places: Sequence[Path], about: Mapping[str, Any], find: Callable[
         with whole(path) as part:
             part.write_text(json.dumps({"states": states, "facts": facts}), "utf-8")
     return facts
+
+
+def steady(places: Sequence[Path], build: Callable[[], Built]) -> Callable[[], Built]:
+    """`build`, which raises WeightsError once these files have changed since now: other facts would be true of them."""
+    states = _states(places)
+
+    def built() -> Built:
+        result = build()
+        if _states(places) != states:
+            raise WeightsError(f"{places[0]}: the checkpoint has changed while it was in use; load it again")
+        return result
+
+    return built
 
 
 def _states(places: Sequence[Path]) -> list[list[Any]]:

@@ -1,0 +1,78 @@
+"""Whatever `precision="auto"` chooses keeps the rows, judged on other pictures than it chose by."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import image_encoders as ie
+from image_encoders.engines import openvino, precision
+from image_encoders.engines.precision import CLOSEST, closeness, probes
+
+pytestmark = pytest.mark.golden
+
+MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "clip": ("clip", "clip-vit-b32", {}),
+    "bit": ("bit/R50x1", "bit-npz-R50x1", {"input_size": 160}),
+    "audioclip": ("audioclip/full", "audioclip", {}),
+    "vsepp": ("vsepp", "vse-resnet152", {}),
+    "vsepp vgg": ("vsepp", "vse-vgg19", {}),
+}
+
+
+@pytest.fixture(scope="module")
+def load(checkpoint: Callable[[str], Path]) -> Callable[..., ie.Encoder]:
+    def loaded(model: str, **wishes: Any) -> ie.Encoder:
+        name, case, options = MODELS[model]
+        folder = checkpoint(case)
+        if name == "clip":
+            return ie.load(f"clip/{folder}", device="cpu", **options, **wishes)
+        weights = next(folder.glob("*.npz")) if name.startswith("bit") else folder
+        return ie.load(name, weights=weights, device="cpu", **options, **wishes)
+
+    return loaded
+
+
+def judged(count: int) -> list[np.ndarray]:
+    """Pictures that no choice was made by: the probes that come after those."""
+    return probes(precision.PROBES + count)[precision.PROBES :]
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_what_auto_chooses_on_this_machine_keeps_the_rows(model: str, load: Callable[..., ie.Encoder]) -> None:
+    pictures = judged(12)
+    auto, plain = load(model), load(model, precision="float32", engine="torch")
+    near = closeness(auto.encode_image(pictures), plain.encode_image(pictures))
+    assert near.centred >= CLOSEST
+    assert auto.choice.precision == auto.precision
+    assert (auto.fingerprint == plain.fingerprint) == (auto.precision == "float32")
+    if auto.precision == "float32":
+        assert near.centred > 0.999999
+        assert near.neighbours == 1
+
+
+@pytest.mark.parametrize("model", ["clip", "bit"])
+def test_bfloat16_is_chosen_only_where_it_keeps_the_rows(
+    model: str, load: Callable[..., ie.Encoder], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """True bfloat16 arithmetic, by torch, which every processor can do."""
+    monkeypatch.setattr(openvino, "has_bfloat16", lambda: True)
+    monkeypatch.setattr(precision, "PROBES", 10)
+    if model == "bit":
+        monkeypatch.setitem(MODELS, "bit", (*MODELS["bit"][:2], {"input_size": 64}))
+    auto = load(model, engine="torch")
+    plain, low = (load(model, precision=one, engine="torch") for one in ("float32", "bfloat16"))
+    pictures = judged(8)
+    near = closeness(low.encode_image(pictures), plain.encode_image(pictures))
+    if auto.precision == "bfloat16":
+        assert auto.choice.closeness.centred >= CLOSEST
+        assert near.centred >= CLOSEST - 0.001  # fewer pictures than a choice is made by
+        assert auto.fingerprint == low.fingerprint
+    else:
+        assert "bfloat16: centred cosine" in auto.choice.refused[0]
+        assert auto.fingerprint == plain.fingerprint
+    assert auto.precision == ("bfloat16" if model == "clip" else "float32")  # as nets with group norms lose theirs
