@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-PIECE = 1 << 20  # [bytes] read at once
+PIECE = 1 << 24  # [bytes] hashed at once: between two, other threads may keep this one waiting for milliseconds
 
 
 def cache_folder() -> Path:
@@ -24,9 +24,10 @@ def cache_folder() -> Path:
 def running_sha256(path: Path) -> Any:
     """The digest of a file's bytes, to which more can be added."""
     digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while piece := file.read(PIECE):
-            digest.update(piece)
+    room = memoryview(bytearray(min(PIECE, path.stat().st_size + 1)))
+    with path.open("rb", buffering=0) as file:
+        while count := file.readinto(room):
+            digest.update(room[:count])
     return digest
 
 
