@@ -507,3 +507,13 @@ def test_another_activation_is_another_space(clip_folder: Path, tmp_path: Path):
         config[tower] = {**config[tower], "hidden_act": "relu"}
     write_json(folder / "config.json", config)
     assert load(folder).fingerprint != before
+
+
+def test_what_else_is_written_into_the_checkpoint_s_folder_is_no_change_of_it(clip_folder: Path, tmp_path: Path):
+    folder = Path(shutil.copytree(clip_folder, tmp_path / "other"))
+    ie.load(f"clip/{folder}", device="cpu")
+    encoder = ie.load(f"clip/{folder}", device="cpu")
+    (folder / "collection").mkdir()
+    (folder / "collection" / "rows").write_text("more")
+    (folder / "notes.txt").write_text("new")
+    assert encoder.encode_text(TEXTS[:1]).shape == (1, encoder.dim)

@@ -117,9 +117,10 @@ def load(
     folder = _folder(variant, weights, revision, offline)
     pictures = folder if preprocessor is None else _part(preprocessor, offline)
     texts = folder if tokenizer is None else _part(tokenizer, offline)
-    with Shared(steady([folder], lambda: _model(folder))) as model, Shared(lambda: _tokenizer(texts)) as words:
-        facts = Facts(**remembered([folder], _about("net"), lambda: _facts(model())))
-        said = Said(**remembered([texts], _about("tokenizer"), lambda: _said(words())))
+    files = _files(folder)
+    with Shared(steady(files, lambda: _model(folder))) as model, Shared(lambda: _tokenizer(texts)) as words:
+        facts = Facts(**remembered(files, _about("net"), lambda: _facts(model())))
+        said = Said(**remembered(_files(texts), _about("tokenizer"), lambda: _said(words())))
         return _encoder(
             f"clip/{variant}".rstrip("/"),
             model,
@@ -362,6 +363,11 @@ def _folder(
         return hub_folder(variant, revision=revision, offline=offline, progress=progress)
     except UnknownModel as error:
         raise UnknownModel(f"{error}. There is no local folder {variant} either; clip/demo is bundled") from error
+
+
+def _files(folder: Path) -> list[Path]:
+    """A checkpoint's own files; folders below it are somebody else's."""
+    return sorted(path for path in folder.iterdir() if path.is_file())
 
 
 def _part(where: str | Path, offline: bool | None) -> Path:
