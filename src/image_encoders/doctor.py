@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from image_encoders.encoder import Encoder, cores
+from image_encoders.engines import system_lines
 
 PACKAGES = (
     "image-encoders",
@@ -67,7 +68,7 @@ def machine() -> dict[str, Any]:
 
 def _processor() -> dict[str, Any]:
     name, flags = platform.processor() or platform.machine(), []
-    for line in _lines("/proc/cpuinfo"):
+    for line in system_lines("/proc/cpuinfo"):
         key, _, value = (part.strip() for part in line.partition(":"))
         if key == "model name":
             name = value
@@ -80,10 +81,11 @@ def _processor() -> dict[str, Any]:
 def _memory() -> dict[str, int]:
     """Total and available [MB], the total no more than this process's control group may have."""
     sizes = {
-        key: int(rest.split()[0]) // 1024 for key, _, rest in (line.partition(":") for line in _lines("/proc/meminfo"))
+        key: int(rest.split()[0]) // 1024
+        for key, _, rest in (line.partition(":") for line in system_lines("/proc/meminfo"))
     }
     total, available = sizes.get("MemTotal", 0), sizes.get("MemAvailable", 0)
-    limit = "".join(_lines("/sys/fs/cgroup/memory.max")).strip()
+    limit = "".join(system_lines("/sys/fs/cgroup/memory.max")).strip()
     if limit.isdigit():
         total = min(total, int(limit) >> 20)
     return {"total_mb": total, "available_mb": min(available, total)}
@@ -132,13 +134,6 @@ def _version(package: str) -> str | None:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return None
-
-
-def _lines(path: str) -> list[str]:
-    try:
-        return Path(path).read_text(errors="replace").splitlines()
-    except OSError:  # not on this system
-        return []
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,9 @@ import re
 import threading
 import weakref
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 import numpy as np
@@ -161,10 +162,10 @@ class Runtime:
         """
         from image_encoders.engines.precision import in_float32
 
-        engine = self.engine if net.traceable else "torch"
+        wish = self if net.traceable else replace(self, engine="torch")
         if self.precision in ("auto", "int8"):
-            return Later(lambda: in_float32(net, self.device, engine))
-        return Later(lambda: self.made(net, self._engine() if net.traceable else "torch", self.precision))
+            return Later(lambda: in_float32(net, wish.device, wish.engine))
+        return Later(lambda: wish.made(net, wish._engine(), wish.precision))
 
     def made(self, net: Net, engine: str, precision: str) -> Embedder:
         """`net` run by one engine in one precision, no questions asked."""
@@ -289,3 +290,11 @@ def described(embedder: Embedder) -> dict[str, Any]:
 def net_key(**facts: Any) -> str:
     """The `key` of a `Net` from plain values that decide its rows."""
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def system_lines(path: str) -> list[str]:
+    """The lines of a file that the system makes; none where it does not."""
+    try:
+        return Path(path).read_text(errors="replace").splitlines()
+    except OSError:
+        return []

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from image_encoders.engines import Net
+from image_encoders.engines import Net, system_lines
 from image_encoders.engines.copies import ABOUT, alone, copied, core, folder_of, read, said, silent, write
 from image_encoders.engines.precision import Choice, Closeness, closeness
 from image_encoders.errors import InputError, MissingExtra, WeightsError
@@ -137,10 +137,7 @@ def _quantized(model: openvino.Model, inputs: Sequence[np.ndarray]) -> openvino.
 
 def _sums_int8() -> bool:
     """Whether the processor sums products of 8-bit numbers in 32 bits (VNNI, AMX, Arm's dot products)."""
-    try:
-        flags = Path("/proc/cpuinfo").read_text(errors="replace").split()
-    except OSError:
-        return False
+    flags = " ".join(system_lines("/proc/cpuinfo")).split()
     return not {"avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm"}.isdisjoint(flags)
 
 

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from image_encoders.cache import cache_folder, whole
-from image_encoders.engines import Embedder, Net, Runtime
+from image_encoders.engines import Embedder, Net, Runtime, system_lines
 from image_encoders.errors import DeviceError, InputError
 
 logger = logging.getLogger(__name__)
@@ -232,19 +232,12 @@ def _machine(device: str) -> str:
         import torch
 
         return torch.cuda.get_device_name(device)
-    for line in _lines("/proc/cpuinfo"):
+    for line in system_lines("/proc/cpuinfo"):
         if line.startswith(("model name", "CPU part")):
             return line.partition(":")[2].strip()
     import platform
 
     return platform.processor() or platform.machine()
-
-
-def _lines(path: str) -> list[str]:
-    try:
-        return Path(path).read_text(errors="replace").splitlines()
-    except OSError:
-        return []
 
 
 def _known(path: Path) -> Choice | None:

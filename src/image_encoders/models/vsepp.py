@@ -113,7 +113,7 @@ def load(
         raise InputError(f"unknown_words is {unknown_words!r}; accepted: refuse, accept", code="option")
     path = _file(weights or fetch(variant)[0])
     with Shared(steady([path], lambda: _nets(_read(path)))) as nets:
-        facts = Facts.of(remembered([path], {"family": "vsepp"}, lambda: _facts(path, nets())), path)
+        facts = Facts.of(remembered([path], {"family": "vsepp"}, lambda: _facts(_read(path), nets())), path)
         _agree(variant, facts)
         words = _vocabulary(facts, vocabulary)
         return _encoder(
@@ -161,8 +161,9 @@ def fetch(variant: str, *, offline: bool | None = None, progress: bool | None = 
 def original(path: Path, *, vocabulary: str | Path | None = None) -> tuple[dict[str, Any], dict[str, Any]]:
     """The tensors of an original checkpoint, and what else `load` needs to know: its options and its vocabulary."""
     path = _file(path)
-    nets = _nets(_read(path))
-    facts = Facts.of(_facts(path, nets), path)
+    checkpoint = _read(path)
+    nets = _nets(checkpoint)
+    facts = Facts.of(_facts(checkpoint, nets), path)
     words = _vocabulary(facts, vocabulary)
     return _tensors(nets), {
         "family": "vsepp",
@@ -465,11 +466,10 @@ class Facts:
         return cls(path, plain["weights"], Options(**plain["options"]), plain["rows"], plain["vocabulary"])
 
 
-def _facts(path: Path, nets: nn.ModuleDict) -> dict[str, Any]:
+def _facts(checkpoint: Checkpoint, nets: nn.ModuleDict) -> dict[str, Any]:
     """The facts of a checkpoint as plain values."""
     from image_encoders.weights.digest import weights_digest
 
-    checkpoint = _read(path)
     return {
         "weights": weights_digest(_tensors(nets)),
         "options": asdict(checkpoint.options),
