@@ -15,9 +15,9 @@ import torch
 from small_net import Small, small_input
 from torch import Tensor, nn
 
-from image_encoders.engines import Net, Runtime, copies
+from image_encoders.engines import Net, Runtime, copies, openvino
 from image_encoders.engines.copies import ABOUT, BIN
-from image_encoders.engines.openvino import OpenVinoEmbedder
+from image_encoders.engines.openvino import ALONE, OpenVinoEmbedder
 from image_encoders.engines.precision import closeness, probes
 from image_encoders.errors import DeviceError, InputError, WeightsError
 
@@ -103,6 +103,30 @@ def test_more_callers_than_requests_all_get_their_own_rows(net: Make, inputs, ro
     with ThreadPoolExecutor(16) as pool:
         for start, found in enumerate(pool.map(lambda i: embed(inputs[i % 5 :]), range(64))):
             assert close(found, rows[start % 5 :])
+
+
+def test_pictures_that_keep_coming_alone_get_all_threads(net: Make, inputs, rows, monkeypatch):
+    monkeypatch.setattr(openvino, "_threads", lambda: 2)
+    streams: list[int | None] = []
+    compile_model = openvino._Compiled.__init__
+
+    def noted(self, model, precision, wanted=None):
+        streams.append(wanted)
+        compile_model(self, model, precision, wanted)
+
+    monkeypatch.setattr(openvino._Compiled, "__init__", noted)
+    embed = OpenVinoEmbedder(net(), "float32")
+    for _ in range(3 * ALONE):  # batches between them: a folder's last and smaller ones
+        assert close(embed(inputs[:2]), rows[:2])
+        assert close(embed(inputs), rows)
+    assert streams == [None]
+    for number in range(2 * ALONE):
+        assert close(embed(inputs[number : number + 1]), rows[number : number + 1])
+    assert streams == [None, 1]
+    with ThreadPoolExecutor(8) as pool:
+        for number, found in enumerate(pool.map(lambda i: embed(inputs[i % 16 :][: 1 + i % 3]), range(200))):
+            assert close(found, rows[number % 16 :][: 1 + number % 3])
+    assert streams == [None, 1]
 
 
 def test_other_types_and_shapes_go_through_torch(net: Make, inputs, rows):

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import openvino
 
 PIECE = 8  # inputs that are worth a request of their own
+ALONE = 8  # calls with fewer than that, one after the other, after which more of them are expected
 
 
 class OpenVinoEmbedder:
@@ -74,9 +75,13 @@ class OpenVinoEmbedder:
 
 
 class _Compiled:
-    """A model ready to run, with as many requests as can run at once."""
+    """A model ready to run, with as many requests as can run at once.
 
-    def __init__(self, model: openvino.Model, precision: str):
+    Several streams of few threads embed the most inputs a second. One input alone has the threads of one stream, so
+    after some that came alone a second compilation gives them all threads.
+    """
+
+    def __init__(self, model: openvino.Model, precision: str, streams: int | None = None):
         threads = _threads()
         compiled = core().compile_model(
             model,
@@ -84,18 +89,21 @@ class _Compiled:
             {
                 "INFERENCE_PRECISION_HINT": "bf16" if precision == "bfloat16" else "f32",
                 "INFERENCE_NUM_THREADS": threads,
-                "NUM_STREAMS": threads if threads <= 4 else threads // 4,
+                "NUM_STREAMS": streams or (threads if threads <= 4 else threads // 4),
                 "ENABLE_CPU_PINNING": False,  # every process would pin itself to the same cores
             },
         )
-        count = int(compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS"))
-        self._count = count
+        self._model, self._precision = model, precision
+        self._count = int(compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS"))
         self._idle: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        for _ in range(count):
+        for _ in range(self._count):
             self._idle.put(compiled.create_infer_request())
         entry = compiled.input(0)
         self._type = np.dtype(entry.get_element_type().to_dtype())
         self._shape = [None if side.is_dynamic else side.get_length() for side in entry.get_partial_shape()]
+        self._came_alone = 0
+        self._on_all_threads: _Compiled | None = None
+        self._alone = threading.Lock()
 
     def takes(self, inputs: np.ndarray) -> bool:
         """Whether the copy was made for such inputs."""
@@ -107,6 +115,18 @@ class _Compiled:
 
     def __call__(self, inputs: np.ndarray) -> np.ndarray:
         wanted = min(self._count, -(-len(inputs) // PIECE))
+        undisturbed = len(inputs) < PIECE and 1 < self._count == self._idle.qsize()
+        self._came_alone = self._came_alone + 1 if undisturbed else 0
+        if self._came_alone > ALONE and self._alone.acquire(blocking=False):
+            try:
+                if self._on_all_threads is None:
+                    self._on_all_threads = _Compiled(self._model, self._precision, 1)
+                return self._on_all_threads(inputs)
+            finally:
+                self._alone.release()
+        return self._on_streams(inputs, wanted)
+
+    def _on_streams(self, inputs: np.ndarray, wanted: int) -> np.ndarray:
         requests = [self._idle.get()]
         try:
             while len(requests) < wanted:  # never waiting while holding one: callers would wait for each other
