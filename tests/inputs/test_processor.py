@@ -46,7 +46,22 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "siglip without keys": {"image_processor_type": "SiglipImageProcessor"},
     "siglip not square": {**SIGLIP, "size": {"height": 31, "width": 64}, "resample": 2},
     "siglip with crop": {**SIGLIP, "do_center_crop": True, "crop_size": {"height": 40, "width": 41}},
-    "null is not stated": {**SIGLIP, "do_convert_rgb": None, "do_center_crop": None, "do_pad": None},
+    "siglip's number is the short side": {**SIGLIP, "size": 32, "do_center_crop": True, "crop_size": 30},
+    "vit's number is both sides": {"image_processor_type": "ViTImageProcessor", "size": 40},
+    "vit's number as the short side": {
+        "image_processor_type": "ViTImageProcessor", "size": 40, "default_to_square": False, "do_center_crop": True,
+        "crop_size": 38,
+    },
+    "default_to_square without a size": {"image_processor_type": "CLIPImageProcessor", "default_to_square": True},
+    "vit without a size": {
+        "image_processor_type": "ViTImageProcessor", "default_to_square": False, "do_center_crop": True,
+        "crop_size": 224,
+    },
+    "no normalisation, null": {**OPENAI, "do_normalize": None},
+    "no rescaling, null": {**OPENAI, "do_rescale": None},
+    "no resize, null": {**OPENAI, "do_resize": None, "size": None},
+    "no crop, null": {**OPENAI, "do_center_crop": None, "crop_size": None, "size": {"height": 30, "width": 34}},
+    "null is off": {**SIGLIP, "do_convert_rgb": None, "do_center_crop": None, "do_pad": None},
     "list size": {**SIGLIP, "size": [40, 52]},
     "vit": {"image_processor_type": "ViTImageProcessor", "size": {"height": 64, "width": 64}},
     "lanczos": {**OPENAI, "resample": 1},
@@ -221,8 +236,8 @@ def test_an_image_processor_nested_in_the_processors_file_counts_first(tmp_path:
 
 
 def test_a_file_that_does_not_name_its_processor_is_read_as_the_models(tmp_path: Path):
-    written(tmp_path, {"size": 50})
-    assert read_processor(tmp_path, "siglip").shape == (3, 50, 50)
+    written(tmp_path, {"do_resize": True})
+    assert read_processor(tmp_path, "siglip").crop is None
     assert read_processor(tmp_path, "clip").crop == (224, 224)
     with pytest.raises(WeightsError, match="the image processor '' is not known"):
         read_processor(tmp_path, "unheard-of")
@@ -242,6 +257,11 @@ def test_a_file_that_does_not_name_its_processor_is_read_as_the_models(tmp_path:
         ({**OPENAI, "resample": 9}, "resample is 9"),
         ({**OPENAI, "image_mean": [0.5, 0.5]}, "3 colours"),
         ({**OPENAI, "rescale_factor": 0}, "division"),
+        ({**OPENAI, "rescale_factor": None}, "rescale_factor is None"),
+        ({**OPENAI, "size": None}, "size of None"),
+        ({**OPENAI, "crop_size": None}, "size of None"),
+        ({**OPENAI, "image_std": None}, "image_std is None"),
+        ({**OPENAI, "resample": None}, "resample is None"),
         ({"image_processor_type": "Siglip2ImageProcessor", "do_resize": False}, "do_resize"),
     ],
 )

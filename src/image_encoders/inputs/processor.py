@@ -25,20 +25,20 @@ FILES = ("processor_config.json", "preprocessor_config.json")  # the first count
 STEPS = {"do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_convert_rgb"}
 
 _CLIP = {
-    "size": 224,  # an int: the short side, unless default_to_square
-    "default_to_square": False,
+    "size": {"shortest_edge": 224},
+    "default_to_square": False,  # of a size that is one number
     "crop_size": 224,
     "resample": BICUBIC,
     "image_mean": (0.48145466, 0.4578275, 0.40821073),
     "image_std": (0.26862954, 0.26130258, 0.27577711),
     "do_center_crop": True,
 }
-_HALF = {"size": 224, "default_to_square": True, "image_mean": (0.5,) * 3, "image_std": (0.5,) * 3}
+_HALF = {"size": {"height": 224, "width": 224}, "image_mean": (0.5,) * 3, "image_std": (0.5,) * 3}
 # What transformers takes for each image processor where the file is silent.
 DEFAULTS: dict[str, dict[str, Any]] = {
     "CLIP": _CLIP,
     "ChineseCLIP": _CLIP,
-    "Siglip": {**_HALF, "resample": BICUBIC},
+    "Siglip": {**_HALF, "default_to_square": False, "resample": BICUBIC},
     "ViT": {**_HALF, "resample": BILINEAR},
     "Siglip2": {**_HALF, "resample": BILINEAR, "patch_size": 16, "max_num_patches": 256},
 }
@@ -143,8 +143,9 @@ def read_processor(folder: Path, model_type: str) -> Preprocessing:
         "do_rescale": True,
         "rescale_factor": 1 / 255,
         "do_normalize": True,
+        "default_to_square": True,
         **DEFAULTS[kind],
-        **{key: value for key, value in stated.items() if value is not None},
+        **stated,  # a step that is null is off
     }
     strange = sorted(key for key, on in wanted.items() if key.startswith("do_") and on and key not in STEPS)
     if wanted.get("use_square_size"):
@@ -182,7 +183,7 @@ def _stated(folder: Path) -> tuple[Path, dict[str, Any]]:
 
 def _preprocessing(wanted: Mapping[str, Any], *, flexible: bool) -> Preprocessing:
     """`wanted` with its many spellings resolved."""
-    scale = 255 * float(wanted["rescale_factor"]) if wanted["do_rescale"] else 255.0
+    scale = 255 * _number(wanted["rescale_factor"], "rescale_factor") if wanted["do_rescale"] else 255.0
     mean = _colours(wanted["image_mean"] if wanted["do_normalize"] else 0.0)
     std = _colours(wanted["image_std"] if wanted["do_normalize"] else 1.0)
     size = _size(wanted["size"], bool(wanted["default_to_square"])) if wanted["do_resize"] else None
@@ -191,12 +192,12 @@ def _preprocessing(wanted: Mapping[str, Any], *, flexible: bool) -> Preprocessin
         raise ValueError(f"crop_size is {wanted['crop_size']!r}; a height and a width are accepted")
     if flexible and not wanted["do_resize"]:
         raise ValueError("do_resize is off, but pictures have to be cut into whole patches")
-    filter = int(wanted["resample"])
+    filter = wanted["resample"]
     if filter not in range(6):
-        raise ValueError(f"resample is {wanted['resample']!r}; 0 to 5 are accepted")
+        raise ValueError(f"resample is {filter!r}; 0 to 5 are accepted")
     return Preprocessing(
         size=None if flexible else size,
-        filter=filter,
+        filter=int(filter),
         crop=None if flexible else crop,
         mean=tuple(value / scale for value in mean),
         std=tuple(value / scale for value in std),
@@ -226,9 +227,15 @@ def _side(value: Any) -> int:
     return value
 
 
+def _number(value: Any, name: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise ValueError(f"{name} is {value!r}; a number is accepted")
+    return float(value)
+
+
 def _colours(value: Any) -> tuple[float, ...]:
     """One number for each of red, green and blue."""
-    numbers = (value,) * 3 if isinstance(value, (int, float)) else tuple(value)
+    numbers = (value,) * 3 if isinstance(value, (int, float)) else tuple(value or ())
     if len(numbers) != 3 or not all(math.isfinite(number) for number in numbers):
         raise ValueError(f"image_mean or image_std is {value!r}; a finite number for each of 3 colours is accepted")
     return tuple(float(number) for number in numbers)
