@@ -7,7 +7,7 @@ import json
 import logging
 import shutil
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import transformers
 from PIL import Image
 
 import image_encoders as ie
@@ -158,6 +159,75 @@ def test_rows_of_kindred_nets_are_transformers(kind: str, request: pytest.Fixtur
     assert encoder.dim == image.shape[1]
     assert_rows_agree(encoder.encode_image(pictures()), image, **CLOSE)
     assert_rows_agree(encoder.encode_text(TEXTS), text, **CLOSE)
+
+
+def words_of(folder: Path, **config: Any) -> dict[str, int]:
+    """Writes the bundled model's tokenizer, with a config of its own, and a preprocessing; returns the tokens' ids."""
+    for name in ("vocab.json", "merges.txt"):
+        shutil.copy(clip.DEMO / name, folder)
+    own = {"tokenizer_class": "CLIPTokenizer", "model_max_length": 24, "pad_token": "<|endoftext|>"}
+    write_json(folder / "tokenizer_config.json", {**own, **config})
+    write_json(
+        folder / "preprocessor_config.json", {"image_processor_type": "CLIPImageProcessor", "size": 32, "crop_size": 32}
+    )
+    return json.loads((folder / "vocab.json").read_text())
+
+
+def rows_alone(folder: Path, texts: Sequence[str] = TEXTS) -> np.ndarray:
+    """transformers' rows of texts that are not padded."""
+    from transformers import AutoModel, AutoTokenizer
+
+    model, tokenizer = AutoModel.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
+    with torch.inference_mode():
+        found = [
+            model.get_text_features(**tokenizer([text], truncation=True, return_tensors="pt"), return_dict=True)
+            for text in texts
+        ]
+    return torch.cat([getattr(one, "pooler_output", one) for one in found]).numpy()
+
+
+@pytest.mark.parametrize("engine", ["torch", "openvino"])
+@pytest.mark.parametrize("kin", ["MetaClip2", "CLIPSeg", "GroupViT"])
+def test_padding_with_the_token_that_ends_a_text_is_hidden_and_the_end_is_not(
+    kin: str, engine: str, tmp_path: Path, assert_rows_agree
+):
+    tokens = words_of(tmp_path)
+    end = tokens["<|endoftext|>"]
+    text = {**SMALL, "vocab_size": len(tokens), "max_position_embeddings": 24, "eos_token_id": end, "pad_token_id": end}
+    vision = {**SMALL, "image_size": 32, "patch_size": 8}
+    if kin == "GroupViT":
+        vision |= {"depths": [1, 1, 1], "num_group_tokens": [8, 4, 0], "num_output_groups": [8, 4, 4]}
+    config = getattr(transformers, f"{kin}Config")(text_config=text, vision_config=vision, projection_dim=20)
+    shuffled(getattr(transformers, f"{kin}Model")(config)).save_pretrained(tmp_path)
+    encoder = ie.load("clip", weights=tmp_path, device="cpu", precision="float32", engine=engine, truncate=True)
+    assert_rows_agree(encoder.encode_text(TEXTS), rows_alone(tmp_path), **CLOSE)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"padding_side": "left"},
+        {"padding_side": "left", "pad_token": "!"},
+        {"pad_token": "<pad>", "added_tokens_decoder": {"PAD": {"content": "<pad>", "special": True}}},
+        {"split_special_tokens": True},
+    ],
+)
+@pytest.mark.parametrize("eos", [2, None])
+def test_rows_of_clips_texts_are_those_of_the_text_alone(
+    config: dict[str, Any], eos: int | None, tmp_path: Path, assert_rows_agree
+):
+    tokens = words_of(tmp_path)
+    if "added_tokens_decoder" in config:  # a token above all others
+        config = {**config, "added_tokens_decoder": {str(len(tokens)): config["added_tokens_decoder"]["PAD"]}}
+    words_of(tmp_path, **config)
+    end = tokens["<|endoftext|>"]
+    text = {**SMALL, "vocab_size": len(tokens) + 1, "max_position_embeddings": 24, "eos_token_id": eos or end}
+    net = transformers.CLIPConfig(
+        text_config=text, vision_config={**SMALL, "image_size": 32, "patch_size": 8}, projection_dim=20
+    )
+    shuffled(transformers.CLIPModel(net)).save_pretrained(tmp_path)
+    texts = [*TEXTS, "a<|startoftext|>b"]
+    assert_rows_agree(load(tmp_path, truncate=True).encode_text(texts), rows_alone(tmp_path, texts), **CLOSE)
 
 
 def test_siglips_texts_are_always_padded_to_the_whole_context(siglip_folder: Path):

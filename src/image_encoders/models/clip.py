@@ -58,7 +58,6 @@ VARIANTS = (
         )
     ),
 )
-# Padding that these nets either cannot see (CLIP's text tower is causal) or were trained to see (SigLIP).
 ARCHITECTURE = (  # of a tower's config: what decides rows and shows in no tensor
     "hidden_act",
     "num_attention_heads",
@@ -67,7 +66,9 @@ ARCHITECTURE = (  # of a tower's config: what decides rows and shows in no tenso
     "eos_token_id",
     "vision_use_head",
 )
-UNMASKED = ("clip", "siglip", "siglip2")
+CAUSAL = ("clip",)  # no token sees what follows it, so padding at the end is never seen
+UNMASKED = (*CAUSAL, "siglip", "siglip2")  # SigLIP was trained to see it
+HIDDEN = -1  # a position of padding that has to be hidden from the others
 
 
 def load(
@@ -202,6 +203,7 @@ class Said:
     max_length: of a text [tokens]
     padding: the token it pads with
     left: whether it pads before the text
+    split: whether what looks like a special token is cut up as words are
     cut: the side that it cuts a long text on, "left" or "right"
     digest: of its words and rules
     engine: all of it, as the library tokenizers reads it; None for slow ones, which are Python
@@ -210,6 +212,7 @@ class Said:
     max_length: int
     padding: int
     left: bool
+    split: bool
     cut: str
     digest: str
     engine: str | None
@@ -244,6 +247,7 @@ def _said(tokenizer: Any) -> dict[str, Any]:
         "max_length": int(min(tokenizer.model_max_length, 1 << 62)),
         "padding": tokenizer.pad_token_id,
         "left": tokenizer.padding_side == "left",
+        "split": tokenizer.split_special_tokens,
         "cut": tokenizer.truncation_side,
         "digest": _tokenizer_digest(tokenizer),
         "engine": tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else None,
@@ -276,7 +280,7 @@ def _encoder(
     _agree(facts, preprocessing, folder)
     whole_context = _context(facts, said, folder)
     context = min(max_length or whole_context, whole_context)
-    ids = _later(lambda: _ids(said, tokenizer, context, facts.vocabulary, truncate))
+    ids = _later(lambda: _ids(facts, said, tokenizer, context, truncate))
     padding = None if facts.model_type in UNMASKED else said.padding
 
     def pictures() -> Any:
@@ -499,12 +503,13 @@ def _tokenizer_digest(tokenizer: Any) -> str:
 
 
 def _ids(
-    said: Said, tokenizer: Callable[[], Any], context: int, vocabulary: int, truncate: bool
+    facts: Facts, said: Said, tokenizer: Callable[[], Any], context: int, truncate: bool
 ) -> Callable[[str], np.ndarray]:
-    """A function from a text to its token ids, padded: (context,) int64; from many threads at once.
-
-    vocabulary: how many tokens the net knows
-    """
+    """A function from a text to its token ids, padded: (context,) int64; from many threads at once."""
+    hidden, causal = facts.model_type not in UNMASKED, facts.model_type in CAUSAL
+    left = said.left and not causal  # before the text padding would be seen
+    # Old configs pool where the largest id is first, which padding with a larger one would move.
+    largest = causal and facts.architecture.get("text.eos_token_id") == 2
     encode = (
         _encode_slow(tokenizer(), context, truncate) if said.engine is None else _encode_fast(said, context, truncate)
     )
@@ -516,14 +521,15 @@ def _ids(
                 f"a text of {len(found)} tokens; this model takes {context}: shorten it, or load with truncate=True",
                 code="text-too-long",
             )
-        if max(found, default=0) >= vocabulary:  # which would stop a CUDA device for good
+        if max(found, default=0) >= facts.vocabulary:  # which would stop a CUDA device for good
             raise InputError(
-                f"a text with token {max(found)}, of which this model has {vocabulary}: "
+                f"a text with token {max(found)}, of which this model has {facts.vocabulary}: "
                 "the tokenizer is of another checkpoint",
                 code="token",
             )
-        padded = np.full(context, said.padding, np.int64)
-        padded[context - len(found) if said.left else 0 :][: len(found)] = found
+        padding = HIDDEN if hidden else found[-1] if largest and found else said.padding
+        padded = np.full(context, padding, np.int64)
+        padded[context - len(found) if left else 0 :][: len(found)] = found
         return padded
 
     return ids
@@ -537,6 +543,7 @@ def _encode_fast(said: Said, context: int, truncate: bool) -> Callable[[str], li
     assert said.engine is not None
     engine = Tokenizer.from_str(said.engine)
     engine.no_padding()
+    engine.encode_special_tokens = said.split
     if truncate:
         engine.enable_truncation(context, direction=said.cut)
     else:

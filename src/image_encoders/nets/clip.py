@@ -52,7 +52,7 @@ class FlexibleImageTower(nn.Module):
 class TextTower(nn.Module):
     """Token ids (B, L) -> rows (B, dim).
 
-    padding: the id whose positions are hidden from the others; None: nothing is hidden
+    padding: the id that stands where ids are negative, and is hidden from the others; None: nothing is hidden
     """
 
     def __init__(self, model: Any, padding: int | None):
@@ -61,7 +61,10 @@ class TextTower(nn.Module):
         self.padding = padding
 
     def forward(self, ids: Tensor) -> Tensor:
-        mask = None if self.padding is None else (ids != self.padding).long()
+        mask = None
+        if self.padding is not None:  # not known by its id: many tokenizers pad with the token that ends a text
+            mask = (ids >= 0).long()
+            ids = torch.where(ids >= 0, ids, self.padding)
         return _rows(self.model.get_text_features(input_ids=ids, attention_mask=mask, return_dict=True))
 
 
