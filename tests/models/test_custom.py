@@ -262,6 +262,60 @@ def test_rows_are_what_a_hook_sees_in_the_end(layer, tmp_path):
             assert np.allclose(one.embed_image(part), hooked(net, layer, part), atol=1e-6)
 
 
+@pytest.mark.parametrize("written", ["y.data.mul_(3)", "y.detach().numpy()[:] *= 3"])
+def test_what_is_written_past_autograd_shows_as_well(written, tmp_path):
+    definition = f"""
+    from torch import nn
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.features = nn.Conv2d(3, 4, 1)
+            self.middle = nn.Conv2d(4, 4, 1)
+            self.head = nn.Conv2d(4, 2, 1)
+        def forward(self, x):
+            y = self.features(x)
+            z = self.middle(y)
+            {written}
+            return self.head(z)
+    """
+    net = write(tmp_path, definition)
+    one = encoder(tmp_path)
+    x = RNG.random((2, 3, 8, 8), np.float32)
+    for _ in range(3):
+        assert np.allclose(one.embed_image(x), hooked(net, "features", x), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "kept",
+    [
+        "self.grid = torch.linspace(0, 1, x.shape[-1], device=x.device)",
+        "self.register_buffer('grid', torch.linspace(0, 1, x.shape[-1], device=x.device), persistent=False)",
+        "float(x.sum()); self.grid = torch.linspace(0, 1, x.shape[-1])",
+    ],
+)
+def test_what_a_net_keeps_of_its_first_pass_is_of_the_first_picture(kept, tmp_path):
+    definition = f"""
+    import torch
+    from torch import nn
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.features = nn.Conv2d(3, 4, 1)
+            self.head = nn.Conv2d(4, 2, 1)
+            self.grid = None
+        def forward(self, x):
+            if self.grid is None:
+                del self.grid
+                {kept}
+            return self.head(self.features(x * self.grid))
+    """
+    net = write(tmp_path, definition)
+    x = RNG.random((2, 3, 8, 40), np.float32)
+    one = encoder(tmp_path)
+    for _ in range(2):
+        assert np.allclose(one.embed_image(x), hooked(net, "features", x), atol=1e-6)
+
+
 def test_a_net_that_catches_all_exceptions_stops_as_well(tmp_path):
     definition = """
     from torch import nn

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 import logging
 import threading
@@ -37,17 +38,22 @@ class _Run:
         self.map: Any = None  # what its latest call gave
         self.settled = 0  # the first step at which the map had its final content
         self.content: object = None
+        self.first: Tensor | None = None  # a copy of the map's first item
         self.ran: list[nn.Module] = []
 
     def changed(self) -> bool:
         """Whether the map is another one, or was written to, since this was last asked."""
-        if isinstance(self.map, Tensor):
+        version, same = None, True
+        if isinstance(self.map, Tensor) and not self.map.is_meta:
             # Tensors made in inference mode do not count what is written to them: they never look settled.
             version = object() if self.map.is_inference() else self.map._version
-        else:
-            version = None
+            # Nor is counted what goes through `.data` or a numpy view: that shows in the numbers of the first item.
+            first = self.map[:1] if self.map.ndim else self.map
+            same = self.first is not None and _equal(first, self.first)
+            if not same:
+                self.first = first.clone()
         before, self.content = self.content, (self.calls, version)
-        return self.content != before
+        return self.content != before or not same
 
 
 class Tapped(nn.Module):
@@ -95,16 +101,25 @@ class Tapped(nn.Module):
         Raises WeightsError, and whatever the net itself raises for such an input.
         """
         # Meta tensors have shapes and no content; a net that looks at content fails on them and is run on zeros.
-        meta = {name: value.to("meta") for name, value in (*self.named_parameters(), *self.named_buffers())}
+        # A copy is run, as nets may keep something of their first pass, which then would be of this one.
         try:
-            rows = torch.func.functional_call(self, meta, torch.zeros(2, *shape, device="meta"))
+            return self._copied("meta")(torch.zeros(2, *shape, device="meta")).shape[1]
         except WeightsError:
             raise
         except Exception:
-            rows = self(torch.zeros(2, *shape))
-        else:
-            self._stops.clear()  # what follows the layer may have failed for want of content only
-        return rows.shape[1]
+            return self._copied()(torch.zeros(2, *shape)).shape[1]
+
+    def _copied(self, device: str | None = None) -> Tapped:
+        """Another one with the same tensors, or with such on a device; itself where it cannot be copied."""
+        tensors = [*self.parameters(), *self.buffers()]
+        memo: dict[int, Any] = {id(one): one if device is None else _moved(one, device) for one in tensors}
+        memo[id(self._local)] = threading.local()
+        try:
+            return copy.deepcopy(self, memo)
+        except Exception:
+            if device is not None:
+                raise
+            return self
 
     def _watch(self, x: Tensor) -> _Run:
         """A whole pass, from which the step to stop at is learnt."""
@@ -179,6 +194,16 @@ class Tapped(nn.Module):
             return pool(output, self.pooling)
         except ValueError as error:
             raise WeightsError(f"layer {self.layer!r} gives {shape}: {error}") from None
+
+
+def _equal(one: Tensor, other: Tensor) -> bool:
+    """Whether they hold the same numbers; what is not a number equals itself."""
+    return one.shape == other.shape and bool(((one == other) | ((one != one) & (other != other))).all())
+
+
+def _moved(tensor: Tensor, device: str) -> Tensor:
+    moved = tensor.detach().to(device)
+    return nn.Parameter(moved, requires_grad=False) if isinstance(tensor, nn.Parameter) else moved
 
 
 def pool(x: Tensor, pooling: str) -> Tensor:
