@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import logging
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -127,6 +130,46 @@ def test_pictures_that_keep_coming_alone_get_all_threads(net: Make, inputs, rows
         for number, found in enumerate(pool.map(lambda i: embed(inputs[i % 16 :][: 1 + i % 3]), range(200))):
             assert close(found, rows[number % 16 :][: 1 + number % 3])
     assert streams == [None, 1]
+
+
+AFTER_A_FORK = """
+import os, sys
+import numpy as np
+import image_encoders as ie
+
+pictures = [np.random.default_rng(i).integers(0, 256, (40, 50, 3), np.uint8) for i in range(20)]
+encoder = ie.load("clip/demo", device="cpu")
+assert encoder.engine == "openvino"
+wanted = encoder.encode_image(pictures) if sys.argv[1] == "used" else None
+child = os.fork()
+if child == 0:
+    if sys.argv[2] != "only leaves":
+        if sys.argv[2] == "loads again":
+            del encoder
+            encoder = ie.load("clip/demo", device="cpu")
+        np.save(sys.argv[3], encoder.encode_image(pictures))
+        assert len(encoder.encode_text(["a red circle"])) == 1
+    sys.exit(0)
+assert os.waitpid(child, 0)[1] == 0
+rows = encoder.encode_image(pictures)
+if sys.argv[2] != "only leaves":
+    assert np.abs(np.load(sys.argv[3]) - rows).max() < 2e-5 * np.abs(rows).max()
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no processes are forked here")
+@pytest.mark.parametrize("before", ["used", "loaded"])
+@pytest.mark.parametrize("then", ["goes on", "loads again", "only leaves"])
+def test_a_forked_process_embeds_and_ends_as_any_other(before: str, then: str, tmp_path: Path):
+    command = [sys.executable, "-c", AFTER_A_FORK, before, then, str(tmp_path / "rows.npy")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+
+
+def test_nets_that_are_built_at_once_are_built_one_after_the_other(net: Make, inputs, rows):
+    with ThreadPoolExecutor(6) as pool:  # torch cannot trace two at a time
+        made = pool.map(lambda number: OpenVinoEmbedder(net(key=str(number)), "float32"), range(12))
+        assert all(close(embed(inputs), rows) for embed in made)
 
 
 def test_other_types_and_shapes_go_through_torch(net: Make, inputs, rows):

@@ -11,7 +11,9 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import json
+import os
 import re
+import sys
 import threading
 import weakref
 from collections.abc import Callable, Sequence
@@ -28,9 +30,12 @@ if TYPE_CHECKING:
     from torch import nn
 
 PRECISIONS = ("auto", "float32", "bfloat16", "float16", "int8")
+DEVICES = "accepted: auto, cpu, cuda, cuda:N, /CPU:0, /GPU:N"
 ENGINES = ("auto", "torch", "torch-compile", "openvino")
 
 Built = TypeVar("Built")
+
+building = threading.RLock()  # held by who builds or traces a net: torch traces one at a time, transformers imports so
 
 
 class Embedder(Protocol):
@@ -73,13 +78,12 @@ class Shared(Generic[Built]):
 
     def __init__(self, build: Callable[[], Built]):
         self._build = build
-        self._lock = threading.Lock()
         self._built: Callable[[], Built | None] = lambda: None
         self._keeps = False
         self._kept: Built | None = None
 
     def __call__(self) -> Built:
-        with self._lock:
+        with building:
             built = self._built()
             if built is None:
                 built = self._build()
@@ -212,6 +216,17 @@ class Later:
         return self.made()(inputs)
 
 
+def _single() -> None:
+    """In a forked process torch computes on one thread: it would wait forever for those that did not come along."""
+    torch = sys.modules.get("torch")
+    if torch is not None:
+        torch.set_num_threads(1)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_single)
+
+
 def _agree(device: str, precision: str, engine: str) -> None:
     """DeviceError where device, precision and engine do not go together."""
     if engine == "openvino" and device != "cpu":
@@ -230,6 +245,15 @@ def _agree(device: str, precision: str, engine: str) -> None:
             )
 
 
+def device_name(device: Any) -> str:
+    """What is written for a device, of text, a `torch.device` or the number of a CUDA device."""
+    if isinstance(device, int) and not isinstance(device, bool):
+        return f"cuda:{device}"
+    if isinstance(device, str) or (hasattr(device, "type") and hasattr(device, "index")):
+        return str(device)
+    raise DeviceError(f"unknown device {device!r}; {DEVICES}")
+
+
 def _device(name: str) -> str:
     """`name` as torch spells it; DeviceError unless it is here."""
     spelled = name.strip()
@@ -241,7 +265,7 @@ def _device(name: str) -> str:
         return "cpu"
     cuda = re.fullmatch(r"(?:cuda|gpu)(?::(\d+))?", spelled)
     if spelled != "auto" and cuda is None:
-        raise DeviceError(f"unknown device {name!r}; accepted: auto, cpu, cuda, cuda:N, /CPU:0, /GPU:N")
+        raise DeviceError(f"unknown device {name!r}; {DEVICES}")
     if cuda is None and not _has_cuda_driver():
         return "cpu"
     import torch

@@ -13,6 +13,7 @@ import hashlib
 import importlib
 import json
 import logging
+import os
 import shutil
 import sys
 import warnings
@@ -27,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from image_encoders.cache import cache_folder, running_sha256, whole
-from image_encoders.engines import Net
+from image_encoders.engines import Net, building
 from image_encoders.engines.precision import example_inputs
 from image_encoders.errors import DeviceError, ImageEncodersError, WeightsError
 
@@ -39,6 +40,7 @@ logger = logging.getLogger(__name__)
 FORMAT = 1  # of the copies; another one is another key
 AGREES = 1e-3  # the most that rows of a copy may differ from torch's, in units of the largest number of a row
 SPARE = 1 << 26  # bytes of the disk that stay free
+core_of: dict[int, openvino.Core] = {}  # the one of this process, or of that which it was forked from
 XML, BIN, ABOUT = "net.xml", "net.bin", "about.json"
 
 
@@ -50,9 +52,22 @@ def library() -> ModuleType:
     return importlib.import_module("openvino")
 
 
-@cache
 def core() -> openvino.Core:
-    return library().Core()
+    """OpenVINO at work; DeviceError in a process that was forked from one where it is."""
+    if forked():
+        raise DeviceError(
+            "this process was forked from one that uses OpenVINO, whose threads did not come along; start processes "
+            "by spawn, load only after forking, or use engine='torch'"
+        )
+    process = os.getpid()
+    if process not in core_of:
+        core_of.setdefault(process, library().Core())
+    return core_of[process]
+
+
+def forked() -> bool:
+    """Whether this process was forked from one that had used OpenVINO, which would wait for ever in it."""
+    return bool(core_of) and os.getpid() not in core_of
 
 
 def folder_of(net: Net, calibration: str = "") -> Path:
@@ -153,7 +168,7 @@ def write(model: openvino.Model, folder: Path, name: str, **about: Any) -> None:
 
 def converted(net: Net) -> openvino.Model:
     """The net as an OpenVINO model, which gives torch's rows; DeviceError where it cannot be had."""
-    with said(f"converting {net.name} for OpenVINO, once"):
+    with building, said(f"converting {net.name} for OpenVINO, once"):
         import torch
 
         module = net.build().eval()

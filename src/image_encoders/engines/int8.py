@@ -62,7 +62,7 @@ def calibrated(net: Net, calibration: Sequence[Any] | str | None) -> str:
         try:
             with alone(folder), said(f"calibrating {net.name} on {len(inputs)} pictures, once"):
                 if not (folder / ABOUT).is_file():  # another process has not made it meanwhile
-                    quantized = _quantized(model, inputs)
+                    quantized = quantized_model(model, inputs, _sums_int8())
                     near = _nearness(quantized, model, _spread(inputs, JUDGED))
                     write(quantized, folder, net.name, closeness=asdict(near))
         except OSError as error:
@@ -111,7 +111,12 @@ def verdict(net: Net, folder: Path) -> Choice | None:
     return Choice("openvino", "int8", near)
 
 
-def _quantized(model: openvino.Model, inputs: Sequence[np.ndarray]) -> openvino.Model:
+def quantized_model(model: openvino.Model, inputs: Sequence[np.ndarray], wide_sums: bool) -> openvino.Model:
+    """The model in 8 bits, calibrated on `inputs`.
+
+    wide_sums: for processors that sum products in 32 bits. Without such instructions sums of products overflow 16
+        bits, unless weights take half of their range
+    """
     os.environ.setdefault("NNCF_CI", "1")  # else it reports to its makers
     import nncf
     from nncf.quantization.advanced_parameters import OverflowFix
@@ -129,8 +134,7 @@ def _quantized(model: openvino.Model, inputs: Sequence[np.ndarray]) -> openvino.
             advanced_parameters=nncf.AdvancedQuantizationParameters(
                 # by default a range is the mean of the pictures' extremes, and clips every second picture
                 activations_range_estimator_params=RangeEstimatorParametersSet.MINMAX,
-                # without such instructions sums of products overflow 16 bits, unless weights take half of their range
-                overflow_fix=OverflowFix.DISABLE if _sums_int8() else OverflowFix.ENABLE,
+                overflow_fix=OverflowFix.DISABLE if wide_sums else OverflowFix.ENABLE,
             ),
         )
 

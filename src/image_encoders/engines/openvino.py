@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
+import logging
 import os
 import queue
 import threading
+import weakref
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from pathlib import Path
@@ -14,15 +17,30 @@ import numpy as np
 
 from image_encoders.encoder import cores
 from image_encoders.engines import Net
-from image_encoders.engines.copies import ABOUT, converted, copied, core, folder_of, read
+from image_encoders.engines.copies import ABOUT, converted, copied, core, core_of, folder_of, forked, read
 from image_encoders.engines.int8 import calibrated, verdict
 from image_encoders.errors import DeviceError, ImageEncodersError
 
 if TYPE_CHECKING:
     import openvino
 
+logger = logging.getLogger(__name__)
+
 PIECE = 8  # inputs that are worth a request of their own
 ALONE = 8  # calls with fewer than that, one after the other, after which more of them are expected
+
+
+_alive: weakref.WeakSet[_Compiled] = weakref.WeakSet()
+
+
+def _keep() -> None:
+    """What came along into a forked process is never let go there: that would wait for threads that did not."""
+    for one in (*_alive, *core_of.values()):
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(one))
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_keep)
 
 
 class OpenVinoEmbedder:
@@ -48,6 +66,7 @@ class OpenVinoEmbedder:
         if not net.traceable and not self.calibration:  # what its Python does, no key knows: the copy is for now
             self._opened.set_result(_Compiled(converted(net), precision))
         elif (folder / ABOUT).is_file():  # meanwhile the caller can read its first pictures
+            core()  # never for the first time in two threads
             threading.Thread(target=self._open, args=(folder,), name="openvino").start()
         else:
             self._opened.set_result(_Compiled(copied(net, folder), precision))
@@ -63,8 +82,14 @@ class OpenVinoEmbedder:
             self._opened.set_exception(failure)
 
     def __call__(self, inputs: np.ndarray) -> np.ndarray:
-        compiled = self._opened.result()
-        if compiled.takes(inputs):
+        if forked():
+            if self._torch is None:
+                logger.warning(
+                    "%s: torch runs it: none of OpenVINO's threads came along into this fork", self._net.name
+                )
+            if self.precision != "float32":
+                core()  # which tells
+        elif (compiled := self._opened.result()).takes(inputs):
             return compiled(np.ascontiguousarray(inputs))
         with self._lock:
             if self._torch is None:
@@ -104,6 +129,7 @@ class _Compiled:
         self._came_alone = 0
         self._on_all_threads: _Compiled | None = None
         self._alone = threading.Lock()
+        _alive.add(self)
 
     def takes(self, inputs: np.ndarray) -> bool:
         """Whether the copy was made for such inputs."""
@@ -160,7 +186,7 @@ def _rows(requests: Sequence[Any], pieces: Sequence[np.ndarray]) -> Iterator[np.
 
 def has_bfloat16() -> bool:
     """Whether this processor multiplies bfloat16 matrices in hardware, as far as OpenVINO uses it."""
-    return "BF16" in core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    return not forked() and "BF16" in core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
 def _threads() -> int:

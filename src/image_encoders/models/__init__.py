@@ -9,18 +9,21 @@ and imports torch only inside functions, so that listing models is instant.
 
 from __future__ import annotations
 
+import copyreg
 import difflib
 import importlib
+import inspect
 import pkgutil
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import PicklingError
 from types import ModuleType
 from typing import Any
 
 from image_encoders.encoder import Encoder
-from image_encoders.errors import InputError, UnknownModel
+from image_encoders.errors import InputError, UnknownModel, WeightsError
 from image_encoders.spellings import CLASSES, spell
 
 DEFAULT = "clip/openai/clip-vit-base-patch32"
@@ -70,9 +73,18 @@ def names() -> list[str]:
     return list(variants())
 
 
-def unknown(name: str) -> UnknownModel:
+def check_options(name: str, options: Iterable[str]) -> None:
+    """Raise TypeError for an option that the family of the model `name` does not have."""
+    accepted = inspect.signature(family(name).load).parameters.values()
+    known = [one.name for one in accepted if one.kind is one.KEYWORD_ONLY and one.name not in ("weights", "runtime")]
+    for option in options:
+        if option not in known:
+            raise TypeError(f"{name} has no option {option!r}; it has: {', '.join(known) or 'none'}")
+
+
+def unknown(name: Any) -> UnknownModel:
     """The error for a name that nothing answers to, with the closest ones."""
-    close = difflib.get_close_matches(name, [*names(), *CLASSES], n=3, cutoff=0.4)
+    close = difflib.get_close_matches(str(name), [*names(), *CLASSES], n=3, cutoff=0.4)
     hint = f"closest: {', '.join(close)}; " if close else ""
     return UnknownModel(f"no model is called {name!r}; {hint}`image-encoders models` lists all")
 
@@ -81,7 +93,7 @@ def load(
     name: str = DEFAULT,
     *,
     weights: str | Path | None = None,
-    device: str = "auto",
+    device: Any = "auto",
     precision: str = "auto",
     engine: str = "auto",
     calibration: Any = None,
@@ -92,7 +104,7 @@ def load(
     name: family/variant, such as "clip/openai/clip-vit-base-patch32", "bit/R50x1", "custom"; `names()` lists them;
         or an original executor's class name with its own parameters (spellings.py)
     weights: path to an original checkpoint, file or folder; None: the family's own source, fetched once and cached
-    device: "auto" | "cpu" | "cuda" | "cuda:1"; also TensorFlow's "/CPU:0", "/GPU:0"
+    device: "auto" | "cpu" | "cuda" | "cuda:1"; also TensorFlow's "/CPU:0", "/GPU:0", a `torch.device`, or a number
     precision: "float32" gives the original's rows; "bfloat16" | "float16" (CUDA) | "int8" (CPU, with `calibration`) are
         asked for as they are; "auto": the fastest that keeps the rows on this machine, judged at the first load
     engine: "auto" | "torch" | "torch-compile" | "openvino" (CPU). "auto" with precision="auto" is OpenVINO on the CPU,
@@ -102,8 +114,11 @@ def load(
 
     Raises UnknownModel, WeightsError, DeviceError; TypeError for an option the family does not have.
     """
-    from image_encoders.engines import Runtime
+    from image_encoders.engines import Runtime, device_name
 
+    if not isinstance(name, str):
+        raise unknown(name)
+    device = device_name(device)
     if name in CLASSES:
         spelled = spell(name, options if device == "auto" else {**options, "device": device})
         return load(
@@ -116,6 +131,7 @@ def load(
             **spelled.options,
         )
     module = family(name)
+    check_options(name, options)
     runtime = Runtime.resolve(device, precision, engine, _pictures(calibration))
     variant = name.partition("/")[2]
     path = None if weights is None else Path(weights).expanduser()
@@ -130,6 +146,29 @@ def load(
         "options": {key: _absolute(value) if key in PATHS else value for key, value in options.items()},
     }
     return encoder
+
+
+def _reduced(encoder: Encoder) -> tuple[Any, ...]:
+    """How an encoder is pickled: as what it takes to load it again, with the engine and precision that were chosen."""
+    if not encoder.recipe:
+        raise PicklingError(f"{encoder.name} was not made by load(), so that it cannot be loaded again elsewhere")
+    chosen = {"device": encoder.device, "precision": encoder.precision, "engine": encoder.engine}
+    state = {"recipe": encoder.recipe, "choice": encoder.choice}
+    return _reloaded, ({**encoder.recipe, **chosen}, encoder.fingerprint), state
+
+
+def _reloaded(recipe: dict[str, Any], fingerprint: str) -> Encoder:
+    """The encoder of a recipe; WeightsError where its rows cannot be compared with those of the pickled one."""
+    encoder = load(**{key: value for key, value in recipe.items() if key != "options"}, **recipe["options"])
+    if encoder.fingerprint != fingerprint:
+        raise WeightsError(
+            f"{encoder.name} is another encoder than the one that was pickled (fingerprint {encoder.fingerprint}, was "
+            f"{fingerprint}): its files, or this package, have changed since"
+        )
+    return encoder
+
+
+copyreg.pickle(Encoder, _reduced)  # type: ignore[arg-type]
 
 
 def _pictures(calibration: Any) -> Sequence[Any] | str | None:
