@@ -135,7 +135,7 @@ def test_damaged_tables_are_one_clear_error(folder: Path, collection: Collection
     for path in (folder / f"{ITEMS}.lance").rglob("*.*"):
         if path.is_file():
             path.write_bytes(b"rubbish")
-    with pytest.raises(CollectionError, match="cannot be read"):
+    with pytest.raises(CollectionError, match=r"cannot be read: .*restore them from a copy, or delete the folder"):
         Collection.open(folder).count()
 
 
@@ -464,6 +464,20 @@ def test_an_export_that_cannot_be_is_one_clear_error_and_leaves_nothing(
         filled.export(tmp_path / name)
     assert "\n" not in str(raised.value)
     assert set(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize("name", ["rows.npy", "rows.parquet"])
+def test_an_export_that_fails_blames_the_side_that_failed(
+    filled: Collection, folder: Path, tmp_path: Path, name: str
+) -> None:
+    target = tmp_path / "missing" / name
+    with pytest.raises(CollectionError, match=f"^{target} cannot be written: No such file or directory$"):
+        filled.export(target)
+    for path in (folder / f"{ITEMS}.lance" / "data").iterdir():
+        path.write_bytes(path.read_bytes()[:-50])
+    with pytest.raises(CollectionError, match=f"^{folder} cannot be read: "):
+        Collection.open(folder).export(tmp_path / name)
+    assert not (tmp_path / name).exists()
 
 
 def test_an_export_that_fails_half_way_leaves_the_old_file(

@@ -296,15 +296,20 @@ class Collection:
                 raise CollectionError(f"{target} is there already; choose another name, or overwrite it")
 
         def write(table: Any) -> int:
-            batches = _by_id(table, max(1, CHUNK // (4 * self.dim)))
-            if ending == ".parquet":
-                with whole(path) as part:
-                    return _write_parquet(part, batches, self._schema(self._metadata()))
-            with whole(path) as part, whole(names) as lines:
-                return _write_npy(part, lines, batches, table.count_rows(), self.dim)
+            count = table.count_rows()
+            with _storage(path, "written"):
+                if ending == ".parquet":
+                    with whole(path) as part:
+                        return _write_parquet(part, self._by_id(table), self._schema(self._metadata()))
+                with whole(path) as part, whole(names) as lines:
+                    return _write_npy(part, lines, self._by_id(table), count, self.dim)
 
-        with _storage(path, "written"):
-            return self._read(ITEMS, lambda table: write(_pinned(table)), None) or 0
+        return self._read(ITEMS, lambda table: write(_pinned(table)), 0)
+
+    def _by_id(self, table: Any) -> Iterator[pa.Table]:
+        """All rows ordered by id; what goes wrong here is not the fault of where they are written to."""
+        with _storage(self.folder, "read"):
+            yield from _by_id(table, max(1, CHUNK // (4 * self.dim)))
 
     # ------------------------------------------------------------------ writing
 
@@ -428,7 +433,7 @@ class Collection:
                     break
                 try:
                     return function(table)
-                except (OSError, RuntimeError) as error:
+                except (OSError, RuntimeError, CollectionError) as error:
                     if attempt == 2 or not re.search(r"not ?found", str(error), re.IGNORECASE):
                         raise
         return empty
@@ -683,7 +688,10 @@ def _reason(error: Exception) -> str:
         return "the disk is full; free some space and run the same command again"
     if "Permission denied" in text or "Read-only file system" in text or "not permitted" in text:
         return "no permission"
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
+    if isinstance(error, OSError) and error.errno:
+        return os.strerror(error.errno)
     lines = re.sub(r", /\S*\.rs:[\d:]*", "", text).strip().splitlines()
-    return (lines[0] if lines else type(error).__name__)[:300]
+    reason = (lines[0] if lines else type(error).__name__)[:300]
+    if "os error" in text:
+        return reason
+    return f"{reason}; if its files are damaged, restore them from a copy, or delete the folder and encode again"

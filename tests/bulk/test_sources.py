@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import subprocess
+import threading
 from pathlib import Path
 
 import pytest
@@ -44,6 +45,15 @@ def test_a_folder_gives_its_pictures_in_the_order_of_names_and_counts_the_rest(p
     found = find(["photos"])
     assert names(list(found), photos) == ["a.PNG", "b.jpg", "2023/x.jpeg", "2024/z.webp", "2024/deep/y.tif"]
     assert found.ignored == 2
+    assert found.passed_over == ["notes.md", "read me"]
+
+
+def test_only_a_few_names_are_kept_of_what_is_passed_over(photos: Path) -> None:
+    for number in range(20):
+        (photos / f"{number:02d}.psd").write_bytes(b"x")
+    found = find(["photos"])
+    list(found)
+    assert (found.ignored, found.passed_over) == (22, ["00.psd", "01.psd", "02.psd"])
 
 
 def test_the_order_does_not_depend_on_the_disk(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -175,6 +185,32 @@ def test_an_argument_that_names_nothing_is_an_error_before_anything_starts(photo
     assert "\n" not in str(raised.value)
 
 
+@pytest.mark.parametrize("empty", ["", "@"])
+def test_an_empty_name_is_refused_with_what_is_accepted(photos: Path, empty: str) -> None:
+    with pytest.raises(InputError, match=r"^(an empty name|@: no such list).* accepted"):
+        find([empty])
+
+
+@pytest.mark.parametrize(
+    "address", ["http://a.b/c.png", "HTTPS://a.b/c.png?d=1", "s3://a/*.jpg", "sftp://a/b.jpg", "file:///a/b.png"]
+)
+def test_an_address_is_named_as_it_was_given_and_told_from_a_path(photos: Path, address: str) -> None:
+    with pytest.raises(InputError, match="address, not a path") as raised:
+        find([address])
+    assert (raised.value.item, raised.value.code) == (address, "url")
+    [listed] = find(["-"], stdin=io.BytesIO(address.encode()))
+    assert (listed.id, listed.path, listed.size) == (address, address, -1)
+    assert listed.error is not None
+    assert (listed.error.code, listed.error.message) == ("url", raised.value.message)
+
+
+def test_a_file_whose_name_looks_like_an_address_is_that_file(photos: Path) -> None:
+    Path("http:").mkdir()
+    Path("http:/a.png").write_bytes(b"x")
+    assert [one.error for one in find(["http://a.png"])] == [None]
+    assert [one.error for one in find(["-"], stdin=io.BytesIO(b"http://a.png"))] == [None]
+
+
 def test_a_missing_path_in_a_list_comes_out_with_its_error(photos: Path) -> None:
     missing, there = find(["-"], stdin=io.BytesIO(b"photos/gone.jpg\nphotos/b.jpg"))
     assert missing.error is not None
@@ -270,3 +306,29 @@ def test_names_that_are_not_utf8_survive(photos: Path) -> None:
 def test_the_count_equals_what_is_found_except_for_standard_input(photos: Path) -> None:
     assert find(["photos"]).count() == len(list(find(["photos"])))
     assert find(["-"], stdin=io.BytesIO(b"photos/b.jpg")).count() is None
+
+
+def test_nothing_but_the_run_reads_a_list_that_is_a_pipe(photos: Path) -> None:
+    reading, writing = os.pipe()
+    os.write(writing, b"photos/b.jpg\nphotos/a.PNG\n")
+    os.close(writing)
+    found = find([f"@/dev/fd/{reading}"])
+    assert (found.count(), found.at_least(512), found.sample(5)) == (None, True, [])
+    assert names(list(found), photos) == ["b.jpg", "a.PNG"]
+    os.close(reading)
+
+
+@pytest.mark.parametrize("argument", ["@names.txt", "@names"])
+def test_a_list_that_is_a_named_pipe_is_opened_once(photos: Path, argument: str) -> None:
+    os.mkfifo(argument[1:])
+    writer = threading.Thread(target=Path(argument[1:]).write_bytes, args=(b"photos/b.jpg\n",), daemon=True)
+    writer.start()
+    assert names(list(find([argument])), photos) == ["b.jpg"]
+    writer.join()
+
+
+def test_standard_input_that_is_closed_is_refused(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin", None)
+    with pytest.raises(InputError, match="standard input is closed"):
+        find(["-"])
+    assert names(list(find(["-"], stdin=io.BytesIO(b"photos/b.jpg"))), photos) == ["b.jpg"]

@@ -92,6 +92,21 @@ def test_quiet_says_nothing(command, photos, tmp_path):
     assert (ran.status, ran.out, ran.err) == (0, "", "")
 
 
+def test_no_pictures_is_said_with_what_was_passed_over_and_the_way_to_take_it(command, tmp_path):
+    folder = tmp_path / "drawings"
+    folder.mkdir()
+    arguments = ("encode", folder, "-o", tmp_path / "c", "-m", "colours/plain")
+    ran = command(*arguments, "--json")
+    assert (ran.status, ran.json["total"]) == (0, 0)
+    assert ran.err == f"warning: no pictures in {folder}\n"
+    for number in range(5):
+        (folder / f"{number}.psd").write_text("x")
+    ran = command(*arguments, "--quiet")
+    assert (ran.status, ran.out) == (0, "")
+    others = "5 other files: 0.psd, 1.psd, 2.psd and 2 more"
+    assert ran.err == f"warning: no pictures in {folder}, but {others}; --all-files takes them\n"
+
+
 def test_rows_of_files_that_are_gone_can_be_removed(command, photos, tmp_path):
     command("encode", photos, "-o", tmp_path / "c", "-m", "colours/plain")
     (photos / "red.png").unlink()
@@ -237,3 +252,18 @@ def test_ctrl_c_keeps_what_is_done_and_the_same_command_goes_on(command, tmp_pat
     again = command(*arguments, "--json")
     assert again.status == 0
     assert (again.json["encoded"], again.json["rows"]) == (60 - kept, 60)
+
+
+def test_another_ctrl_c_does_not_disturb_the_answer_to_the_first(command, photos, tmp_path, monkeypatch):
+    def interrupted(*arguments, **options):
+        raise KeyboardInterrupt
+
+    def again(collection):
+        os.kill(os.getpid(), signal.SIGINT)
+        return 0
+
+    monkeypatch.setattr(bulk_run, "run", interrupted)
+    monkeypatch.setattr(Collection, "count", again)
+    ran = command("encode", photos, "-o", tmp_path / "c", "-m", "colours/plain")
+    assert ran.status == 130
+    assert "0 rows kept" in ran.err

@@ -181,3 +181,15 @@ def test_a_disk_that_is_full_ends_with_one_sentence_and_more_space_mends_it(star
         assert json.loads(out)["rows"] == 6
     finally:
         subprocess.run(["umount", "-l", str(small)], check=True)
+
+
+@pytest.mark.parametrize("recipe", [{}, None, [], {"name": "colours/plain"}, {"name": 7, "options": {}}])
+def test_a_collection_that_does_not_say_how_to_load_its_encoder_is_one_sentence(command, photos, tmp_path, recipe):
+    command("encode", photos, "-o", tmp_path / "c", "-m", "colours/plain")
+    mark = tmp_path / "c" / "collection.json"
+    mark.write_text(json.dumps({**json.loads(mark.read_text()), "recipe": recipe}))
+    for arguments in (("search", tmp_path / "c", "red"), ("encode", photos, "-o", tmp_path / "c")):
+        ran = command(*arguments)
+        assert (ran.status, ran.out) == (2, "")
+        assert "recipe in collection.json" in ran.err
+        assert len(ran.err.splitlines()) == 1

@@ -21,6 +21,7 @@ from typing import Any
 
 from image_encoders.collection import ITEMS, MARK, id_of
 from image_encoders.errors import InputError
+from image_encoders.inputs.files import address_error
 
 # What is taken from a folder, in lower or upper case.
 PICTURES = frozenset(
@@ -29,6 +30,7 @@ PICTURES = frozenset(
 )
 LISTS = frozenset({".txt", ".lst"})
 CHUNK = 1 << 16  # bytes of a list read at a time
+NAMED = 3  # names of what was passed over that are kept
 ACCEPTED = "accepted: a folder, a picture file, a quoted glob, a list of paths (@list.txt), - for standard input"
 
 
@@ -76,11 +78,13 @@ class Sources(Iterator[SourceFile]):
     """What `find` gives: an iterator over files, that also counts.
 
     ignored: files met in folders that are not pictures by their names, so far
+    passed_over: the names of the first few of them
     """
 
     def __init__(self, arguments: Sequence[str], stdin: Any = None, all_files: bool = False):
         self.arguments = arguments
         self.ignored = 0
+        self.passed_over: list[str] = []
         self._stdin = stdin
         self._all_files = all_files
         self._searched: set[tuple[int, int]] = set()  # device and inode of folders: links may form loops
@@ -93,20 +97,20 @@ class Sources(Iterator[SourceFile]):
         return next(self._files)
 
     def count(self) -> int | None:
-        """How many files there are in all, found by a walk of its own; None where standard input is among them."""
-        if "-" in self.arguments:
+        """How many files there are in all, found by a walk of its own; None where a list can be read only once."""
+        if self._once:
             return None
         return sum(1 for _ in Sources(self.arguments, None, self._all_files)._unique())
 
     def at_least(self, count: int) -> bool:
         """Whether there are so many files; unknown numbers count as many."""
-        if "-" in self.arguments:
+        if self._once:
             return True
         return sum(1 for _ in islice(Sources(self.arguments, None, self._all_files)._unique(), count)) == count
 
     def sample(self, count: int) -> list[str]:
-        """Paths of at most `count` files, from everywhere, the same every time; none where standard input is read."""
-        if "-" in self.arguments:
+        """Paths of at most `count` files, from everywhere, the same every time; none where a list is read once."""
+        if self._once:
             return []
         chance = random.Random(0)
         kept: list[str] = []
@@ -116,20 +120,33 @@ class Sources(Iterator[SourceFile]):
                 kept[place : place + 1] = [path]
         return kept
 
+    @property
+    def _once(self) -> bool:
+        """Whether what names the files is gone once it has been read."""
+        return any(argument == "-" or _is_stream(_list_name(argument)) for argument in self.arguments)
+
     def check(self, argument: str) -> None:
         """Raise InputError unless the argument names something."""
+        if not argument:
+            raise InputError(f"an empty name among the sources; {ACCEPTED}", code="not-found")
+        if argument == "-" and (self._stdin or sys.stdin) is None:
+            raise InputError(f"standard input is closed; {ACCEPTED}", item=argument, code="not-found")
         if argument == "-" or os.path.isdir(argument):
             return
         name = _list_name(argument)
+        if _is_stream(name):
+            return  # whose writer would be gone if it were opened now and closed again
         if name is not None:
             try:
                 with open(name, "rb"):
                     return
             except OSError as error:
                 reason = "no such list" if isinstance(error, FileNotFoundError) else f"cannot be read: {error.strerror}"
-                raise InputError(f"{reason}; a text file with one path a line is accepted", item=name) from error
+                raise InputError(f"{reason}; a text file with one path a line is accepted", item=argument) from error
         if os.path.exists(argument):
             return
+        if (address := address_error(argument, "picture")) is not None:
+            raise address.named(argument)
         if not glob.has_magic(argument):
             raise InputError(f"no such file or folder; {ACCEPTED}", item=argument, code="not-found")
         if next(self._matches(argument), None) is None:
@@ -168,10 +185,13 @@ class Sources(Iterator[SourceFile]):
                     yield _absolute(path), None
 
     def _listed(self, stream: Any) -> Iterator[tuple[str, InputError | None]]:
-        for name in _entries(getattr(stream, "buffer", stream)):
-            path = _absolute(os.fsdecode(name))
+        for entry in _entries(getattr(stream, "buffer", stream)):
+            name = os.fsdecode(entry)
+            path = _absolute(name)
             if os.path.isdir(path):
                 yield from self._below(path)
+            elif (error := address_error(name, "picture")) is not None and not os.path.lexists(path):
+                yield name, error
             else:
                 yield path, None
 
@@ -186,7 +206,10 @@ class Sources(Iterator[SourceFile]):
 
     def _wanted(self, name: str) -> bool:
         wanted = self._all_files or os.path.splitext(name)[1].lower() in PICTURES
-        self.ignored += not wanted
+        if not wanted:
+            self.ignored += 1
+            if len(self.passed_over) < NAMED:
+                self.passed_over.append(os.path.basename(name))
         return wanted
 
     def _matches(self, pattern: str) -> Iterator[str]:
@@ -261,6 +284,11 @@ def _list_name(argument: str) -> str | None:
     if argument.startswith("@"):
         return argument[1:]
     return argument if os.path.splitext(argument)[1].lower() in LISTS and os.path.isfile(argument) else None
+
+
+def _is_stream(path: str | None) -> bool:
+    """Whether there is a pipe or a device, which can be read only once."""
+    return path is not None and os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path)
 
 
 def _entries(stream: Any) -> Iterator[bytes]:

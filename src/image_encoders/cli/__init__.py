@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Annotated, Any
 
 import typer
@@ -29,29 +31,42 @@ from image_encoders.cli import (
     unused,
     verify,
 )
-from image_encoders.cli.printing import say, sentence
+from image_encoders.cli.endings import discard, give_up, interrupted
+from image_encoders.cli.printing import say
 from image_encoders.errors import ImageEncodersError
 
 
 class Commands(TyperGroup):
     """The commands, with every expected error turned into one sentence and an exit status."""
 
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        with _ended(ctx):  # --help and --version are written here
+            return super().parse_args(ctx, args)
+
     def invoke(self, ctx: Any) -> Any:
+        with _ended(ctx):
+            return super().invoke(ctx)
+
+
+@contextmanager
+def _ended(ctx: Any) -> Iterator[None]:
+    """What goes wrong in the block, as one sentence and an exit status."""
+    try:
         try:
-            result = super().invoke(ctx)
+            yield
+        finally:
             sys.stdout.flush()  # here, where a closed pipe is still an error that can be caught
-            return result
-        except BrokenPipeError:  # the reader, such as `head`, has seen enough
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            raise typer.Exit(141) from None  # what a shell reports for SIGPIPE
-        except (ImageEncodersError, OSError) as error:
-            if (ctx.obj or {}).get("debug"):
-                raise
-            say(f"error: {sentence(error)}", style="red")
-            raise typer.Exit(2) from None
-        except KeyboardInterrupt:
+    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+        discard(sys.stdout)
+        raise typer.Exit(141) from None  # what a shell reports for SIGPIPE
+    except (ImageEncodersError, OSError) as error:
+        if (ctx.obj or {}).get("debug"):
+            raise
+        give_up(error)
+    except KeyboardInterrupt:
+        with interrupted():
             say("interrupted")
-            raise typer.Exit(130) from None
+        raise typer.Exit(130) from None
 
 
 app = typer.Typer(
@@ -106,7 +121,17 @@ def options(
 
 def main() -> None:
     """The command's entry point."""
+    _open_streams()
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # file names need not be text
     unused.leave_out()
     app(prog_name="image-encoders")
+
+
+def _open_streams() -> None:
+    """Where a standard stream is closed, the null device: else the next file that is opened would take its place."""
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(descriptor, True)
+    os.close(descriptor)
+    sys.stdout = sys.stdout or os.fdopen(1, "w")
+    sys.stderr = sys.stderr or os.fdopen(2, "w")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 import os
 from collections.abc import Mapping
@@ -10,6 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from image_encoders.errors import CollectionError
 
 if TYPE_CHECKING:
     from image_encoders.collection import Collection
@@ -82,21 +83,27 @@ def load(name: str, options: Mapping[str, Any], *, offline: bool = False, **wish
         go_offline()
     from image_encoders import models
 
-    accepted = inspect.signature(models.family(name).load).parameters.values()
-    if not any(one.kind is one.VAR_KEYWORD for one in accepted):
-        known = [
-            one.name for one in accepted if one.kind is one.KEYWORD_ONLY and one.name not in ("weights", "runtime")
-        ]
-        for key in options:
-            if key not in known:
-                raise typer.BadParameter(f"{name} has no option {key!r}; it has: {', '.join(known) or 'none'}")
+    try:
+        models.check_options(name, options)
+    except TypeError as error:
+        raise typer.BadParameter(str(error)) from error
     return models.load(name, **{key: wish for key, wish in wishes.items() if wish is not None}, **options)
 
 
 def load_again(opened: Collection, options: Mapping[str, Any], *, offline: bool = False, **wishes: Any) -> Encoder:
-    """The encoder that a collection was begun with, with other options, and other wishes where they are not None."""
+    """The encoder that a collection was begun with, with other options, and other wishes where they are not None.
+
+    Raises CollectionError where the collection does not say how.
+    """
     recipe = opened.recipe
-    options = {**recipe["options"], **options}
+    match recipe:
+        case {"name": str(), "options": dict()}:
+            options = {**recipe["options"], **options}
+        case _:
+            raise CollectionError(
+                f"{opened.folder} does not say how its encoder was loaded (the recipe in collection.json); "
+                "restore that file from a copy, or encode again into another folder"
+            )
     chosen = {key: recipe.get(key) for key in ("weights", "device", "precision", "engine", "calibration")}
     chosen.update((key, wish) for key, wish in wishes.items() if wish is not None)
     encoder = load(recipe["name"], options, offline=offline, **chosen)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -22,11 +23,13 @@ from image_encoders.cli.arguments import (
     load_again,
     parsed,
 )
+from image_encoders.cli.endings import interrupted
 from image_encoders.cli.printing import bar, counted, print_json, say, shown, visible
 from image_encoders.errors import CollectionError
 
 if TYPE_CHECKING:
     from image_encoders.bulk.run import Report
+    from image_encoders.bulk.sources import Sources
     from image_encoders.collection import Collection
     from image_encoders.encoder import Encoder
 
@@ -133,9 +136,12 @@ def encode(
                 progress=progress,
             )
     except KeyboardInterrupt:
-        kept = f"{counted(collection.count(), 'row')} kept in {shown(output)}"
-        say(f"interrupted: {kept}; the same command goes on from there")
+        with interrupted():
+            kept = f"{counted(collection.count(), 'row')} kept in {shown(output)}"
+            say(f"interrupted: {kept}; the same command goes on from there")
         raise typer.Exit(130) from None
+    if not report.total:
+        say(_nothing(source, files))
     if as_json:
         print_json(_fields(report, output, encoder, collection))
     elif not quiet:
@@ -166,6 +172,22 @@ def _encoder(
     if model is None and (output / MARK).exists():
         return load_again(Collection.open(output), options, offline=offline, **wishes)
     return load(model or DEFAULT, options, offline=offline, **wishes)
+
+
+def _nothing(source: Sequence[str], files: Sources) -> str:
+    """That there were no pictures, and what there was instead."""
+    places = ["standard input" if place == "-" else place for place in source]
+    words = f"warning: no pictures in {_some(places, len(places))}"
+    if not files.ignored:
+        return words
+    others = counted(files.ignored, "other file")
+    return f"{words}, but {others}: {_some(files.passed_over, files.ignored)}; --all-files takes them"
+
+
+def _some(names: Sequence[str], count: int) -> str:
+    """The first of `count` names."""
+    more = count - len(names[:SHOWN])
+    return ", ".join(names[:SHOWN]) + (f" and {more:,} more" if more else "")
 
 
 def summarize(report: Report, output: Path, collection: Collection) -> None:

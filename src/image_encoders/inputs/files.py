@@ -8,6 +8,8 @@ import stat
 
 from image_encoders.errors import InputError
 
+ADDRESS = re.compile(r"(https?|ftp|s3|gs|data|file):|[a-z][a-z0-9+.-]+://", re.IGNORECASE)
+
 
 def read_file(path: str, what: str, max_bytes: int, hint: str = "", accepted: str = "") -> bytes:
     """The bytes of a regular file; never waits for a pipe or a device.
@@ -18,8 +20,8 @@ def read_file(path: str, what: str, max_bytes: int, hint: str = "", accepted: st
 
     Raises InputError with code url, not-found, not-a-file, too-many-bytes or unreadable.
     """
-    if re.match(r"(https?|ftp|s3|gs|data):", path, re.IGNORECASE):
-        raise InputError(f"a web address, not a path; download the {what} first, or give its bytes", code="url")
+    if (address := address_error(path, what)) is not None:
+        raise address
     try:
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
         try:
@@ -29,7 +31,10 @@ def read_file(path: str, what: str, max_bytes: int, hint: str = "", accepted: st
                 raise InputError(f"{kind}; a {what} file is accepted", code="not-a-file")
             check_bytes(found.st_size, max_bytes, hint)
             with open(descriptor, "rb", closefd=False) as file:
-                return file.read()
+                content = file.read()
+            if content is None:  # some of the system's files look regular, and are waited for all the same
+                raise InputError(f"nothing to read yet, as in a pipe; a {what} file is accepted", code="not-a-file")
+            return content
         finally:
             os.close(descriptor)
     except FileNotFoundError as error:
@@ -40,6 +45,18 @@ def read_file(path: str, what: str, max_bytes: int, hint: str = "", accepted: st
     except (OSError, ValueError) as error:  # ValueError: a path with a null byte
         reason = getattr(error, "strerror", None) or str(error)
         raise InputError(f"cannot be read: {reason}", code="unreadable") from error
+
+
+def address_error(path: str, what: str) -> InputError | None:
+    """What is wrong with a path that is an address, such as https://...; None where it is none.
+
+    what: the file should be, such as "picture"
+    """
+    if not ADDRESS.match(path):
+        return None
+    if path.lower().startswith("file:"):
+        return InputError("an address, not a path; leave out the file://", code="url")
+    return InputError(f"a web address, not a path; download the {what} first, and give its path or bytes", code="url")
 
 
 def check_bytes(found: int, max_bytes: int, hint: str = "") -> None:
