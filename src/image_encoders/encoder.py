@@ -7,21 +7,27 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import os
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
 
+from image_encoders.arrays import as_array, is_tensor
 from image_encoders.errors import InputError
 
 Source = TypeVar("Source")
 Result = TypeVar("Result")
+
+_READING = [threading.Lock() for _ in range(61)]  # for sources by their place in memory
 
 
 @dataclass(frozen=True)
@@ -47,6 +53,33 @@ class Tower:
     def input(self, source: Any) -> np.ndarray:
         """The net's input for one source: read, then prepared."""
         return self.prepare(self.read(source))
+
+    def begin(self, source: Any, keep: bool) -> Callable[[], np.ndarray]:
+        """What is left of `input` for another thread.
+
+        keep: the source may be other by the time that thread comes to it, as an array that a generator refills, or a
+            PIL image that moves on to its next frame. It is read here and now then, and copied; so are open files
+            always. Paths and bytes are left whole.
+
+        An InputError is raised by what is left.
+        """
+        if isinstance(source, (bytearray, memoryview)):
+            source = bytes(source)
+        if isinstance(source, (str, bytes, os.PathLike)):
+            return partial(self.input, source)
+        if not keep and not hasattr(source, "read"):
+            return partial(self._input_alone, source)
+        try:
+            item = self.read(source)
+        except InputError as error:
+            return partial(_fail, error)
+        return partial(self.prepare, copy.deepcopy(item) if keep else item)
+
+    def _input_alone(self, source: Any) -> np.ndarray:
+        """`input` of what no other thread reads meanwhile: a PIL image decodes itself when it is first read."""
+        with _READING[id(source) // 16 % len(_READING)]:
+            item = self.read(source)
+        return self.prepare(item)
 
     def rows(self, inputs: Sequence[np.ndarray]) -> np.ndarray:
         """Row i for input i; inputs of equal shape and type go through the net together.
@@ -90,7 +123,8 @@ class Encoder:
     device, engine, precision: what runs the nets, as chosen
     calibration: digest of the pictures that int8 was calibrated on; else ""
     choice: what precision="auto" came to and how near its rows are to float32's, engines.precision.Choice; else None
-    recipe: what `load` was called with, enough to load the same encoder again
+    recipe: what `load` was called with, enough to load the same encoder again; so it is when it is unpickled, in
+        another process for example
     """
 
     name: str
@@ -124,9 +158,10 @@ class Encoder:
     def encode_image(self, images: Iterable[Any], batch_size: int = 32, progress: bool = False) -> np.ndarray:
         """One row per picture.
 
-        images: paths, bytes of picture files, PIL images, uint8 arrays (H, W), (H, W, 1|3|4), or tensors of those
-            shapes. Files and bytes are turned upright (EXIF) and put on white where transparent;
-            arrays are taken as they are.
+        images: paths, bytes of picture files, binary files open for reading, PIL images, uint8 arrays (H, W),
+            (H, W, 1|3|4), or tensors of those shapes. Files and bytes are turned upright (EXIF) and put on white where
+            transparent; arrays are taken as they are. They are read on threads, ahead of the net; but what comes from
+            a generator is read as it is drawn, unless it is a path or bytes: it may use one array again and again.
         batch_size: how many go through the net at once; rows do not depend on it
         progress: show a bar on standard error
         returns: (N, dim) float32, row i for picture i; N may be 0
@@ -142,8 +177,8 @@ class Encoder:
     def encode_audio(self, clips: Iterable[Any], batch_size: int = 32, progress: bool = False) -> np.ndarray:
         """One row per sound.
 
-        clips: paths, bytes of sound files, or pairs (samples, rate): samples (T,) or (channels, T) float32 in [-1, 1],
-            rate in Hz
+        clips: paths, bytes of sound files, binary files open for reading, or pairs (samples, rate): samples (T,) or
+            (channels, T) float32 in [-1, 1], rate in Hz
         returns: (N, dim) float32
         """
         return self._encode("audio", clips, batch_size, progress)
@@ -151,14 +186,23 @@ class Encoder:
     def embed_image(self, prepared: np.ndarray | Sequence[np.ndarray], batch_size: int = 32) -> np.ndarray:
         """Rows of pictures that are already preprocessed: straight to the net, as the original code takes them.
 
-        prepared: (N, 3, H, W) or (N, H, W, 3) floats, or a sequence of such arrays without the first axis
+        prepared: (N, 3, H, W) or (N, H, W, 3) floats, an array or a tensor, or a sequence of such without the first
+            axis
         returns: (N, dim) float32
         """
         tower = self.tower("image")
+        _check_batch_size(batch_size)
+        if not hasattr(prepared, "__iter__") or getattr(prepared, "ndim", None) == 0:
+            raise InputError(
+                f"embed_image got a {type(prepared).__name__}; floats (N, 3, H, W) or a list of pictures are accepted",
+                code="not-a-list",
+            )
         inputs = []
+        keep = _may_refill(prepared)
         for position, one in enumerate(prepared):
             try:
-                inputs.append(self.prepared_image(one))
+                array = self.prepared_image(one)
+                inputs.append(array.copy() if keep else array)
             except InputError as error:
                 raise error.named(f"prepared[{position}]") from None
         batches = [tower.rows(inputs[i : i + batch_size]) for i in range(0, len(inputs), batch_size)]
@@ -167,12 +211,12 @@ class Encoder:
     def prepared_image(self, array: Any) -> np.ndarray:
         """The image tower's input from a picture that is already preprocessed.
 
-        array: (3, H, W) or (H, W, 3) floats
+        array: (3, H, W) or (H, W, 3) floats, an array or a tensor
         returns: (3, H, W) float32
 
         Raises InputError for other shapes and types.
         """
-        array = np.asarray(array)
+        array = as_array(array)
         if array.dtype.kind != "f":
             raise InputError(
                 f"a prepared picture of {array.dtype}; floats are accepted, and encode_image takes raw pixels",
@@ -180,20 +224,21 @@ class Encoder:
             )
         if array.ndim == 3 and array.shape[0] != 3 and array.shape[2] == 3:
             array = array.transpose(2, 0, 1)
-        array = np.ascontiguousarray(array, np.float32)
+        with np.errstate(over="ignore"):  # what overflows has no finite row, and is refused then
+            array = np.ascontiguousarray(array, np.float32)
         self.tower("image").check(array)
         return array
 
     def _encode(self, modality: str, sources: Iterable[Any], batch_size: int, progress: bool) -> np.ndarray:
         tower = self.tower(modality)
-        if batch_size < 1:
-            raise InputError(f"batch_size is {batch_size}; it must be 1 or more", code="batch-size")
+        _check_batch_size(batch_size)
         sources = _many(sources, modality)
+        keep = _may_refill(sources)
 
-        def prepared(numbered: tuple[int, Any]) -> np.ndarray:
-            position, source = numbered
+        def prepared(numbered: tuple[int, Callable[[], np.ndarray]]) -> np.ndarray:
+            position, rest = numbered
             try:
-                return tower.input(source)
+                return rest()
             except InputError as error:
                 raise error.named(f"{modality}[{position}]") from error.__cause__
 
@@ -201,7 +246,8 @@ class Encoder:
         rows: list[np.ndarray] = []
         with _bar(progress, total, f"encoding {modality}") as advance:
             batch: list[np.ndarray] = []
-            for one in ordered(prepared, enumerate(sources), ahead=2 * batch_size):
+            begun = enumerate(tower.begin(source, keep) for source in sources)
+            for one in ordered(prepared, begun, ahead=2 * batch_size):
                 batch.append(one)
                 if len(batch) == batch_size:
                     rows.append(tower.rows(batch))
@@ -244,6 +290,22 @@ def fingerprint(**facts: Any) -> str:
     return hashlib.sha256(canonical.encode()).hexdigest()[:32]
 
 
+def _may_refill(sources: Any) -> bool:
+    """Whether what was drawn from `sources` may have changed by the next draw."""
+    # The items of these are there all at once; any other source of them, such as a reader of video, may give the
+    # same memory each time with other numbers in it. A copy costs a thirtieth of preparing what was copied.
+    return not (isinstance(sources, (list, tuple, np.ndarray)) or is_tensor(sources))
+
+
+def _fail(error: InputError) -> np.ndarray:
+    raise error
+
+
+def _check_batch_size(batch_size: Any) -> None:
+    if not isinstance(batch_size, (int, np.integer)) or isinstance(batch_size, bool) or batch_size < 1:
+        raise InputError(f"batch_size is {batch_size!r}; a whole number of 1 or more is accepted", code="batch-size")
+
+
 def _finite(rows: np.ndarray, label: str) -> np.ndarray:
     """`rows`; InputError naming the first item whose row is not finite, which could be compared with nothing."""
     wrong = np.flatnonzero(~np.isfinite(rows).all(axis=1))
@@ -258,6 +320,8 @@ def _many(sources: Any, modality: str) -> Iterable[Any]:
     ndim = getattr(sources, "ndim", None)
     if modality == "image" and isinstance(ndim, int):
         one = ndim < 3 or (ndim == 3 and sources.shape[-1] in (1, 3, 4))
+    elif ndim == 0 or (modality != "text" and hasattr(sources, "read")):  # the lines of an open file may be texts
+        one = True
     if one:
         raise InputError(
             f"encode_{modality} takes a list; wrap a single one: encode_{modality}([{modality}])",

@@ -188,7 +188,8 @@ def test_pictures_give_the_same_row_from_an_array_a_pil_image_and_a_file(encoder
     pixels = sources("image")[1]
     path = tmp_path / "picture.png"
     Image.fromarray(pixels).save(path)
-    rows = encoder.encode_image([pixels, Image.fromarray(pixels), path, str(path), path.read_bytes()])
+    with path.open("rb") as file:
+        rows = encoder.encode_image([pixels, Image.fromarray(pixels), path, str(path), path.read_bytes(), file])
     for row in rows[1:]:
         assert_close(row, rows[0])
 

@@ -7,6 +7,7 @@ import os
 import struct
 import subprocess
 import sys
+import tempfile
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -613,6 +614,39 @@ def png_chunks(
     return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(name, content) for name, content in chunks)
 
 
+@pytest.mark.parametrize("strip", [1, 64 * 7, 2**20])
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "LA", "P", "1", "CMYK", "I;16"])
+def test_a_pil_image_is_converted_by_strips_of_any_height(mode: str, strip: int, monkeypatch: pytest.MonkeyPatch):
+    image = Image.fromarray(photo()) if mode == "CMYK" else palette_image(transparency=3)
+    image = image.convert("L").convert("I;16") if mode == "I;16" else image.convert(mode)
+    wanted = read_image(image)
+    monkeypatch.setattr(inputs, "STRIP", strip)
+    found = read_image(image)
+    assert np.array_equal(found, wanted)
+    assert found.flags.writeable
+    assert mode == "I;16" or np.array_equal(found, on_white(image))
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="counts memory as Linux does")
+def test_a_large_picture_takes_little_more_memory_than_pillow_and_its_pixels():
+    code = """
+import re, sys
+from image_encoders.inputs.image import read_image
+def peak():
+    status = open("/proc/self/status").read()
+    return int(re.search("VmHWM:[^0-9]*([0-9]+)", status)[1]) // 1024
+before = peak()
+read_image(sys.argv[1])
+print(peak() - before)
+"""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "large.png"
+        Image.new("RGB", (6000, 5000), (9, 200, 3)).save(path, compress_level=1)
+        command = [sys.executable, "-c", code, str(path)]
+        grown = int(subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout)
+    assert grown < 1.2 * 6000 * 5000 * (4 + 3) / 2**20  # MB: Pillow keeps four bytes a pixel, the result has three
+
+
 # ------------------------------------------------------------------ arrays
 
 
@@ -782,7 +816,86 @@ def test_damaged_metadata_is_not_damage(recwarn: pytest.WarningsRecorder):
     assert not recwarn.list
 
 
+def long_text(megabytes: float) -> bytes:
+    return b"x" * int(megabytes * 1e6)
+
+
+METADATA = {
+    "a profile": (b"iCCP", b"name\0\0" + zlib.compress(long_text(1.5))),
+    "no profile": (b"iCCP", b"neither a name nor a method"),
+    "a compressed text": (b"zTXt", b"workflow\0\0" + zlib.compress(long_text(1.5))),
+    "a compressed text of all languages": (b"iTXt", b"workflow\0\1\0\0\0" + zlib.compress(long_text(1.5))),
+    "a bomb": (b"zTXt", b"bomb\0\0" + zlib.compress(long_text(100))),
+    "much plain text": (b"tEXt", b"workflow\0" + long_text(70)),
+    "a text without a name": (b"tEXt", b"x" * 200),
+}
+
+
+@pytest.mark.parametrize("found", METADATA)
+def test_a_png_is_read_whatever_else_it_tells(found: str):
+    content = png_chunks(photo(), depth=8, colour=2, between=[METADATA[found]])
+    assert np.array_equal(read_image(content), photo())
+    assert upright_size(content) == (64, 48)
+    end = content.index(b"IEND") - 4
+    chunk = content.index(METADATA[found][0]) - 4
+    length = 12 + len(METADATA[found][1])
+    assert np.array_equal(read_image(content[:end] + content[chunk : chunk + length] + content[end:]), photo())
+
+
+XMP = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><tiff:Orientation>6</tiff:Orientation></x:xmpmeta>'
+EXIF = b"\nexif\n      32\n" + (b"Exif\0\0II*\0\x08\0\0\0\1\0\x12\1\3\0\1\0\0\0\6\0\0\0\0\0\0\0").hex().encode()
+
+
+@pytest.mark.parametrize(
+    "chunk",
+    [
+        (b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + XMP + long_text(2)),
+        (b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0" + zlib.compress(XMP)),
+        (b"zTXt", b"Raw profile type exif\0\0" + zlib.compress(EXIF)),
+        (b"tEXt", b"Raw profile type exif\0" + EXIF),
+    ],
+)
+def test_the_texts_of_a_png_that_say_how_to_turn_it_are_heeded(chunk: tuple[bytes, bytes]):
+    content = png_chunks(photo(), depth=8, colour=2, between=[METADATA["a profile"], chunk, METADATA["a bomb"]])
+    assert np.array_equal(read_image(content), np.rot90(photo(), -1))
+    assert upright_size(content) == (48, 64)
+
+
+def test_a_png_cut_anywhere_in_its_metadata_is_truncated():
+    text = (b"tEXt", b"comment\0" + long_text(0.0002))
+    content = png_chunks(photo(), depth=8, colour=2, between=[text, METADATA["no profile"]])
+    for length in range(40, content.index(b"IDAT")):
+        assert code_of(content[:length]) == "truncated"
+
+
+def test_a_png_without_metadata_is_not_copied():
+    content = png_chunks(photo(), depth=8, colour=2)
+    assert inputs._plain_png(content).getvalue() is content
+
+
+def test_a_pil_image_that_ends_too_early_says_no_number_of_bytes():
+    content = encoded(photo(120, 160), "BMP")
+    with pytest.raises(InputError) as caught:
+        read_image(Image.open(io.BytesIO(content[: len(content) // 2])))
+    assert caught.value.code == "truncated"
+    assert str(caught.value) == "PIL image of mode RGB that ends too early"
+
+
 # ------------------------------------------------------------------ paths
+
+
+@pytest.mark.parametrize("path", [b"/a/b.png", b"photos/K\xc3\xa4se 1.jpeg", b"C:\\a.JPG", b"a.tiff"])
+def test_bytes_that_hold_a_path_are_told_to_be_text(path: bytes):
+    with pytest.raises(InputError, match=r"a path is given as text, os\.fsdecode") as caught:
+        read_image(path)
+    assert caught.value.code == "not-an-image"
+
+
+@pytest.mark.parametrize("content", [b"hello", b"line one.\nline two.png", b"\0\1.png", b"x" * 5000 + b".png"])
+def test_other_bytes_are_not_taken_for_a_path(content: bytes):
+    with pytest.raises(InputError) as caught:
+        read_image(content)
+    assert "fsdecode" not in str(caught.value)
 
 
 def test_paths_that_lead_nowhere_say_so(tmp_path: Path):
@@ -821,6 +934,16 @@ def test_a_file_that_may_not_be_read_says_so(tmp_path: Path):
     path.write_bytes(encoded(photo(), "PNG"))
     path.chmod(0)
     assert code_of(path) == "unreadable"
+
+
+def test_an_open_file_gives_the_pixels_of_its_bytes(tmp_path: Path):
+    path = tmp_path / "picture.jpg"
+    path.write_bytes(encoded(photo(), "JPEG"))
+    with path.open("rb") as file:
+        assert np.array_equal(read_image(file), read_image(path))
+        assert code_of(file) == "empty"
+    assert code_of(io.BytesIO(bytes(11)), limits=ImageLimits(max_bytes=10)) == "too-many-bytes"
+    assert code_of(io.StringIO("text")) == "type"
 
 
 def test_the_name_given_for_an_item_wins():

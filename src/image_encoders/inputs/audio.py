@@ -14,8 +14,10 @@ from typing import Any
 
 import numpy as np
 
+from image_encoders.arrays import as_array
 from image_encoders.errors import InputError, MissingExtra
 from image_encoders.inputs.files import check_bytes, read_file
+from image_encoders.inputs.streams import read_stream
 
 MIN_RATE, MAX_RATE = 1_000, 768_000  # [Hz]
 MAX_CHANNELS = 32
@@ -24,7 +26,7 @@ STREAMED = 0x7FFFF000  # a RIFF chunk said to be this long or longer was written
 MP3_FRAME = 1152  # samples
 
 FORMATS = "WAV, FLAC, Ogg, MP3, AIFF"
-ACCEPTED = "accepted: a path, the bytes of a sound file, or (samples, rate)"
+ACCEPTED = "accepted: a path, a sound file's bytes, an open file, or (samples, rate)"
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,8 @@ def read_audio(
 ) -> tuple[np.ndarray, int]:
     """The samples of one sound, (T,) float32, and their rate [Hz].
 
-    source: a path; the bytes of a sound file (WAV, FLAC, Ogg, MP3, AIFF); or a pair (samples, rate):
+    source: a path; the bytes of a sound file (WAV, FLAC, Ogg, MP3, AIFF); one that is open for reading, from where it
+        stands; or a pair (samples, rate):
         samples (T,), (channels, T) or (T, channels), at most 32 channels, an array or a tensor: floats in [-1, 1],
         or int16, int32, uint8, whose full scale (32768 for int16) becomes 1
         rate [Hz], a whole number from 1,000 to 768,000
@@ -73,6 +76,8 @@ def read_audio(
             samples, found = _decode(bytes(source), limits)
         elif isinstance(source, (tuple, list)) and len(source) == 2:
             samples, found = _from_pair(source[0], source[1], limits)
+        elif hasattr(source, "read"):
+            samples, found = _decode(read_stream(source, "sound", limits.max_bytes), limits)
         else:
             hint = "; samples come with their rate" if hasattr(source, "__array__") else ""
             raise InputError(f"a {type(source).__name__}{hint}; {ACCEPTED}", code="type")
@@ -135,12 +140,7 @@ def _from_pair(array: Any, rate: Any, limits: AudioLimits) -> tuple[np.ndarray, 
     if isinstance(array, (str, bytes, os.PathLike)) or array is None:
         raise InputError(f"a pair that begins with a {type(array).__name__}; {ACCEPTED}", code="type")
     found = check_rate(rate)
-    if hasattr(array, "detach"):  # a tensor
-        array = array.detach().cpu()
-    try:
-        samples = np.asarray(array)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise InputError(f"samples that make no array: {error}", code="dtype") from error
+    samples = as_array(array)
     if samples.ndim not in (1, 2):
         raise InputError(f"samples of shape {samples.shape}; accepted: (T,), (channels, T)", code="shape")
     samples = np.atleast_2d(samples)

@@ -41,8 +41,10 @@ from PIL import (
     WebPImagePlugin,
 )
 
+from image_encoders.arrays import as_array
 from image_encoders.errors import InputError
 from image_encoders.inputs.files import check_bytes, read_file
+from image_encoders.inputs.streams import read_stream
 
 BILINEAR = Image.Resampling.BILINEAR
 BICUBIC = Image.Resampling.BICUBIC
@@ -51,9 +53,10 @@ TORCH_MODES: dict[int, str] = {BILINEAR: "bilinear", BICUBIC: "bicubic"}
 VECTORISED = ("AVX2", "AVX512")  # elsewhere torch is slower than Pillow, and starts threads
 
 FORMATS = "JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF, HEIC"
-ACCEPTED = "accepted: a path, the bytes of a picture file, a PIL image, a uint8 array (H, W) or (H, W, 1|3|4)"
+ACCEPTED = "accepted: a path, a picture file's bytes, an open file, a PIL image, a uint8 array (H, W) or (H, W, 1|3|4)"
 MAX_BYTES_HINT = " (IMAGE_ENCODERS_MAX_BYTES)"
 MARGIN = 1.5  # a JPEG is decoded smaller only while its short side stays this many times what is asked for
+STRIP = 2**20  # pixels of a PIL image that are converted at a time
 MAX_RESIZED = 2**26  # pixels: a picture so thin that its long side passes this is an error, not a memory bomb
 
 
@@ -81,8 +84,9 @@ def read_image(
 ) -> np.ndarray:
     """The pixels of one picture: (H, W, 3) uint8 RGB.
 
-    source: path; bytes of a picture file; PIL image; array or tensor (H, W), (H, W, 1|3|4) uint8. What a file is, its
-        content says, never its name; of an animation the first picture is taken.
+    source: path; bytes of a picture file; one that is open for reading, from where it stands; PIL image; array or
+        tensor (H, W), (H, W, 1|3|4) uint8. What a file is, its content says, never its name; of an animation the first
+        picture is taken.
     limits: None: `ImageLimits.from_environment()`
     item: its name in error messages; None: the path
     short_side: what the picture's short side will be resized to [px]. A JPEG file or its bytes may then come at 1/2,
@@ -104,6 +108,8 @@ def read_image(
             _check_pixels(source.size, limits)
             with _decoding(f"PIL image of mode {source.mode}"):
                 return _pil_pixels(source)
+        if hasattr(source, "read"):
+            return _decode(read_stream(source, "picture", limits.max_bytes, MAX_BYTES_HINT), limits, short_side)
         return _array_pixels(source)
     except InputError as error:
         if item is None:
@@ -275,6 +281,8 @@ NOT_ACCEPTED = {
 # Bytes that a whole file of the format has, as a test of the end of one that could not be decoded.
 ENDS = {"JPEG": rb"\xff\xd9", "PNG": rb"IEND\xae\x42\x60\x82", "GIF": rb";\0*\Z"}
 
+PATH = re.compile(rb"[^\0-\x1f]{1,4096}\.\w{3,4}")  # bytes that are no picture, but may well be the path of one
+
 PLUGINS: dict[str, Callable[[BytesIO], ImageFile.ImageFile]] = {
     "JPEG": JpegImagePlugin.JpegImageFile,
     "PNG": PngImagePlugin.PngImageFile,
@@ -287,6 +295,7 @@ PLUGINS: dict[str, Callable[[BytesIO], ImageFile.ImageFile]] = {
 
 # Where a PNG says how it is to be turned; a file without these words does not.
 PNG_ORIENTATION = (b"eXIf", b"Raw profile type exif", b"XML:com.adobe.xmp")
+PNG_METADATA = (b"iCCP", b"tEXt", b"zTXt", b"iTXt")
 SIDEWAYS = (5, 6, 7, 8)  # EXIF's orientations that exchange width and height
 
 
@@ -301,8 +310,9 @@ def _kind(encoded: bytes) -> str:
             raise InputError(f"a {kind} picture; accepted: {FORMATS}", code="unsupported")
     if not encoded:
         raise InputError(f"empty, 0 bytes; accepted: {FORMATS}", code="empty")
+    hint = "; a path is given as text, os.fsdecode makes it" if PATH.fullmatch(encoded) else ""
     raise InputError(
-        f"not a picture: {len(encoded)} bytes that begin with {encoded[:12]!r}; accepted: {FORMATS}",
+        f"not a picture: {len(encoded)} bytes that begin with {encoded[:12]!r}{hint}; accepted: {FORMATS}",
         code="not-an-image",
     )
 
@@ -332,11 +342,31 @@ def _open(kind: str, encoded: bytes, limits: ImageLimits) -> ImageFile.ImageFile
             ) from error
         image: ImageFile.ImageFile = HeifImageFile(BytesIO(encoded))
     else:
-        image = PLUGINS[kind](BytesIO(encoded))
+        image = PLUGINS[kind](_plain_png(encoded) if kind == "PNG" else BytesIO(encoded))
     _check_pixels(image.size, limits)
     if Image.MAX_IMAGE_PIXELS is not None and image.width * image.height > Image.MAX_IMAGE_PIXELS:
         _silence(Image.DecompressionBombWarning, r"PIL\.Image")  # our limit has just allowed it
     return image
+
+
+def _plain_png(encoded: bytes) -> BytesIO:
+    """A PNG without its colour profile and those of its texts that cannot say how it is to be turned.
+
+    Pillow inflates them all, and gives up a sound picture where that comes to more than a megabyte.
+    """
+    whole, plain = memoryview(encoded), BytesIO()
+    at, done = 8, 0
+    while len(head := encoded[at : at + 8]) == 8:
+        end = at + 12 + int.from_bytes(head[:4], "big")
+        if head[4:] in PNG_METADATA and encoded[at + 8 : at + 88].split(b"\0")[0] not in PNG_ORIENTATION:
+            plain.write(whole[done:at])
+            done = end
+        at = end
+    if not done:
+        return BytesIO(encoded)  # which shares the memory
+    plain.write(whole[done:])
+    plain.seek(0)
+    return plain
 
 
 def _silence(category: type[Warning], module: str) -> None:
@@ -361,7 +391,8 @@ def _decoding(kind: str, encoded: bytes = b"") -> Iterator[None]:
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         if _cut_short(kind, encoded) or re.search(r"truncated|premature end|\bEOF\b|end of file", reason, re.I):
-            raise InputError(f"{kind} that ends too early, after {len(encoded)} bytes", code="truncated") from error
+            after = f", after {len(encoded)} bytes" if encoded else ""  # a PIL image does not tell
+            raise InputError(f"{kind} that ends too early{after}", code="truncated") from error
         raise InputError(f"{kind} that cannot be decoded: {reason}", code="corrupt") from error
 
 
@@ -421,8 +452,19 @@ def _divisor(size: tuple[int, int], short_side: int | None) -> int:
 def _pil_pixels(image: Image.Image) -> np.ndarray:
     """(H, W, 3) uint8 of a PIL image of any mode, transparency on white.
 
-    Equals transformers 5's convert_to_rgb, but for 16-bit grey, which that clips to white.
+    Equals transformers 5's convert_to_rgb, but for 16-bit grey, which that clips to white, and for colours multiplied
+    by alpha (modes La, RGBa), of which it drops the alpha.
     """
+    image.load()  # which tells some modes and key colours only then
+    pixels = np.empty((image.height, image.width, 3), np.uint8)
+    rows = max(1, STRIP // image.width)
+    for top in range(0, image.height, rows):  # by strips: each step makes a copy, of up to four bytes a pixel
+        bottom = min(top + rows, image.height)
+        pixels[top:bottom] = _rgb(image.crop((0, top, image.width, bottom)))
+    return pixels
+
+
+def _rgb(image: Image.Image) -> np.ndarray:
     if image.mode.startswith("I;16"):
         return _grey16_pixels(image)
     if image.mode in ("I", "F"):
@@ -436,7 +478,7 @@ def _pil_pixels(image: Image.Image) -> np.ndarray:
     if "A" in image.getbands() or image.info.get("transparency") is not None:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, (255, 255, 255, 255)), image)
-    return np.array(image.convert("RGB"))
+    return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
 
 
 def _grey16_pixels(image: Image.Image) -> np.ndarray:
@@ -450,11 +492,9 @@ def _grey16_pixels(image: Image.Image) -> np.ndarray:
 
 def _array_pixels(source: Any) -> np.ndarray:
     """(H, W, 3) uint8 of an array or tensor: grey repeated, the fourth channel taken as opacity over white."""
-    if hasattr(source, "detach"):
-        source = source.detach().cpu()
     if not hasattr(source, "__array__"):
         raise InputError(f"a {type(source).__name__}; {ACCEPTED}", code="type")
-    array = np.asarray(source)
+    array = as_array(source)
     if array.dtype != np.uint8:
         hint = "embed_image takes prepared floats" if array.dtype.kind == "f" else "scale it to 0..255 first"
         raise InputError(f"an array of {array.dtype}; uint8 is accepted ({hint})", code="dtype")

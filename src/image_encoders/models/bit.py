@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from image_encoders.arrays import as_array, is_tensor
 from image_encoders.encoder import Encoder, Tower, fingerprint
 from image_encoders.engines import PLAIN, Net, Runtime, Shared, described, identity, net_key
 from image_encoders.errors import InputError, WeightsError
@@ -203,8 +204,8 @@ def _folder(files: list[Path]) -> Path:
 
 def _read(source: Any, short_side: int | None = None) -> np.ndarray:
     """A picture's pixels (H, W, 3) uint8; a float array or tensor as it is, float32."""
-    if hasattr(source, "detach") and source.is_floating_point():
-        source = source.detach().cpu().float().numpy()
+    if is_tensor(source):
+        source = as_array(source)
     if isinstance(source, np.ndarray) and source.dtype.kind == "f":
         return source.astype(np.float32, copy=False)
     from image_encoders.inputs.image import read_image

@@ -32,6 +32,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from image_encoders.arrays import as_array, is_tensor
 from image_encoders.encoder import Encoder, Tower, fingerprint
 from image_encoders.engines import PLAIN, Net, Runtime, described, identity, net_key
 from image_encoders.errors import ImageEncodersError, InputError, WeightsError
@@ -228,9 +229,8 @@ def _fitting(prepared: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 
 def _read(source: Any, arrays: bool) -> np.ndarray:
     """An array or tensor of floats as it is; so is any other where `arrays`; else a picture's pixels."""
-    if hasattr(source, "detach"):
-        source = source.detach().cpu()
-        source = (source.float() if source.is_floating_point() else source).numpy()
+    if is_tensor(source):
+        source = as_array(source)
     if isinstance(source, np.ndarray) and (arrays or source.dtype.kind == "f"):
         if source.dtype.kind not in "biuf":
             raise InputError(f"an array of {source.dtype}; numbers are accepted", code="dtype")

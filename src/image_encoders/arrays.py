@@ -1,0 +1,31 @@
+"""Numbers from any library as NumPy's."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from image_encoders.errors import InputError
+
+
+def is_tensor(source: Any) -> bool:
+    """Whether it is a PyTorch tensor; told without importing torch. Open files have a `detach` too."""
+    return hasattr(source, "detach") and hasattr(source, "cpu")
+
+
+def as_array(source: Any) -> np.ndarray:
+    """The numbers of an array, of a tensor on any device, of a list, or of whatever has `__array__`.
+
+    A view where that is possible. The floats of a tensor come as float32, for NumPy has no bfloat16.
+
+    Raises InputError ("dtype") for what has no plain array of numbers, such as a sparse tensor.
+    """
+    try:
+        if is_tensor(source):
+            source = source.detach().cpu()
+            source = source.float() if source.is_floating_point() else source
+        return np.asarray(source)
+    except Exception as error:  # the object's own code runs here
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise InputError(f"a {type(source).__name__} that makes no array: {reason:.200}", code="dtype") from error
