@@ -289,7 +289,7 @@ def cores() -> int:
 def show(where: dict[str, Any], table: list[dict], markdown: bool) -> None:
     print(f"{where['cpu']}, {where['cores']} cores, Python {where['python']}, {where['date']}\n{where['command']}\n")
     names = list(dict.fromkeys(name for row in table for name in row))
-    cells = [names, *([_cell(row.get(name), name) for name in names] for row in table)]
+    cells = [names, *([cell(name, row.get(name)) for name in names] for row in table)]
     if markdown:
         cells.insert(1, ["---"] * len(names))
         print("\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in cells))
@@ -299,13 +299,14 @@ def show(where: dict[str, Any], table: list[dict], markdown: bool) -> None:
         print("  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip())
 
 
-def _cell(value: Any, name: str) -> str:
+def cell(column: str, value: Any, decimals: int = 5) -> str:
+    """A table's cell; decimals: of a cosine."""
     if value is None:
         return ""
     if not isinstance(value, float):
         return str(value)
-    if "cosine" in name:
-        return f"{value:.5f}"
+    if "cosine" in column:
+        return f"{value:.{decimals}f}"
     return f"{value:,.3g}" if abs(value) < 100 else f"{value:,.0f}"
 
 

@@ -68,7 +68,11 @@ def goals() -> list[Goal]:
     return [
         Goal("CLIP ViT-B/32, folder of JPEGs, against the naive loop", 7, naive),
         Goal("against the best peer as shipped", 6.5, lambda figures: best_peer(figures, shipped=True)),
-        Goal("against the best peer tuned by hand", 3, lambda figures: best_peer(figures, shipped=False)),
+        Goal(
+            "against the best peer, tuned by hand where that helps",
+            3,
+            lambda figures: best_peer(figures, shipped=False),
+        ),
         Goal("share of what this machine could do at most", 0.65, bound, unit=""),
         *(
             Goal(f"forward only, share of the matrix rate: {model}", share, rate_of(model), unit="")
@@ -87,12 +91,12 @@ def naive(figures: Figures) -> float | None:
 
 
 def best_peer(figures: Figures, shipped: bool) -> float | None:
-    """Our rate to that of the fastest other library, as it comes or set to bfloat16 by hand."""
+    """Our rate to that of the fastest other library: as it comes, or in bfloat16 too where there is such here."""
     others = [
         row["images/s, loop"]
         for row in figures["peers.json"]
         if "x naive, loop" in row and row is not ours(figures) and row["what"] != "naive loop"
-        if ("bfloat16" not in row["what"]) == shipped
+        if not (shipped and "bfloat16" in row["what"])
     ]
     return ours(figures)["images/s, loop"] / max(others) if others else None
 

@@ -166,17 +166,7 @@ class Table:
         """A row: value by column; those not given stay empty."""
         assert row.keys() <= set(self._columns), f"no columns {row.keys() - set(self._columns)}"
         self.rows.append(row)
-        print(f"| {' | '.join(_cell(column, row.get(column)) for column in self._columns)} |", flush=True)
-
-
-def _cell(column: str, value: Any) -> str:
-    if value is None:
-        return ""
-    if not isinstance(value, float):
-        return str(value)
-    if "cosine" in column:
-        return f"{value:.6f}"
-    return f"{value:.3g}" if abs(value) < 100 else f"{value:,.0f}"
+        print(f"| {' | '.join(bulk.cell(column, row.get(column), 6) for column in self._columns)} |", flush=True)
 
 
 def keep(path: Path | None, where: dict[str, Any], results: Any) -> None:
