@@ -14,7 +14,7 @@ DEMO ?= demo-output
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet --no-compile -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-jina check format clean
+.PHONY: help demo test test-jina check goals format clean
 
 help: ## show this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -35,6 +35,9 @@ check: $(VENV)/dev-installed ## format, lint, types, layers, and the tests of th
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python -m pytest -q tests/test_package.py tests/contract -k "not engine and not openvino"
+
+goals: $(VENV)/dev-installed ## measure speed and closeness against their goals and other libraries: half an hour or more
+	$(BIN)/python benchmarks/goals.py --quick --plot docs/goals.svg
 
 format: $(VENV)/dev-installed ## put the code into its one form
 	$(BIN)/ruff format .
