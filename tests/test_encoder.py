@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import io
+import os
 import pickle
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -221,6 +225,40 @@ def test_an_encoder_works_in_a_spawned_process(demo: Encoder):
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         rows = pool.submit(demo.encode_image, [content]).result(timeout=120)
     assert np.array_equal(rows, demo.encode_image([content]))
+
+
+FORKED = """
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+import numpy as np
+import image_encoders as ie
+
+encoder = ie.load("clip/demo", device="cpu")
+pictures = [np.full((40, 50, 3), 12 * i, np.uint8) for i in range(20)]
+rows = encoder.encode_image(pictures)
+with ProcessPoolExecutor(2, mp_context=get_context("fork")) as pool:
+    for found in pool.map(encoder.encode_image, [pictures] * 4):
+        assert np.abs(found - rows).max() < 2e-5 * np.abs(rows).max()
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no processes are forked here")
+def test_an_encoder_can_be_sent_to_forked_processes():
+    done = subprocess.run([sys.executable, "-c", FORKED], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+
+
+def test_what_auto_chose_elsewhere_is_kept_and_remains_autos_choice(demo: Encoder):
+    low = ie.load("clip/demo", device="cpu", precision="bfloat16", engine="torch")
+    again = models._reloaded(demo.recipe, low.precision, low.fingerprint)  # auto had taken bfloat16 there
+    assert (again.precision, again.fingerprint, again.recipe) == ("bfloat16", low.fingerprint, demo.recipe)
+
+
+def test_a_copy_shares_the_nets(demo: Encoder):
+    for other in (copy.copy(demo), copy.deepcopy(demo)):
+        assert other == demo
+        assert other is not demo
+        assert other.towers is demo.towers
 
 
 def test_an_unpickled_encoder_is_the_same(demo: Encoder):

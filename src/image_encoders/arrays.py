@@ -26,6 +26,8 @@ def as_array(source: Any) -> np.ndarray:
             source = source.detach().cpu()
             source = source.float() if source.is_floating_point() else source
         return np.asarray(source)
+    except MemoryError:
+        raise
     except Exception as error:  # the object's own code runs here
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise InputError(f"a {type(source).__name__} that makes no array: {reason:.200}", code="dtype") from error

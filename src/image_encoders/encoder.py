@@ -15,14 +15,14 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
 
-from image_encoders.arrays import as_array, is_tensor
-from image_encoders.errors import InputError
+from image_encoders.arrays import as_array
+from image_encoders.errors import ImageEncodersError, InputError
 
 Source = TypeVar("Source")
 Result = TypeVar("Result")
@@ -61,7 +61,7 @@ class Tower:
             PIL image that moves on to its next frame. It is read here and now then, and copied; so are open files
             always. Paths and bytes are left whole.
 
-        An InputError is raised by what is left.
+        What is wrong with a source is raised by what is left.
         """
         if isinstance(source, (bytearray, memoryview)):
             source = bytes(source)
@@ -71,7 +71,7 @@ class Tower:
             return partial(self._input_alone, source)
         try:
             item = self.read(source)
-        except InputError as error:
+        except ImageEncodersError as error:
             return partial(_fail, error)
         return partial(self.prepare, copy.deepcopy(item) if keep else item)
 
@@ -138,6 +138,12 @@ class Encoder:
     choice: Any = None
     recipe: dict[str, Any] = field(default_factory=dict)
 
+    def __copy__(self) -> Encoder:
+        return replace(self)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Encoder:
+        return replace(self)  # what runs the nets is for all threads, and all copies
+
     @property
     def modalities(self) -> tuple[str, ...]:
         """What can be encoded, such as ("image", "text")."""
@@ -191,7 +197,7 @@ class Encoder:
         returns: (N, dim) float32
         """
         tower = self.tower("image")
-        _check_batch_size(batch_size)
+        check_batch_size(batch_size)
         if not hasattr(prepared, "__iter__") or getattr(prepared, "ndim", None) == 0:
             raise InputError(
                 f"embed_image got a {type(prepared).__name__}; floats (N, 3, H, W) or a list of pictures are accepted",
@@ -231,7 +237,7 @@ class Encoder:
 
     def _encode(self, modality: str, sources: Iterable[Any], batch_size: int, progress: bool) -> np.ndarray:
         tower = self.tower(modality)
-        _check_batch_size(batch_size)
+        check_batch_size(batch_size)
         sources = _many(sources, modality)
         keep = _may_refill(sources)
 
@@ -292,16 +298,18 @@ def fingerprint(**facts: Any) -> str:
 
 def _may_refill(sources: Any) -> bool:
     """Whether what was drawn from `sources` may have changed by the next draw."""
-    # The items of these are there all at once; any other source of them, such as a reader of video, may give the
-    # same memory each time with other numbers in it. A copy costs a thirtieth of preparing what was copied.
-    return not (isinstance(sources, (list, tuple, np.ndarray)) or is_tensor(sources))
+    # The items of a list, an array, a table's column are there all at once. What has no length, such as a reader of
+    # video, may give the same memory each time with other numbers in it, or close the file that a picture is in.
+    # A copy costs a thirtieth of preparing what was copied.
+    return not isinstance(sources, Sized)
 
 
-def _fail(error: InputError) -> np.ndarray:
+def _fail(error: ImageEncodersError) -> np.ndarray:
     raise error
 
 
-def _check_batch_size(batch_size: Any) -> None:
+def check_batch_size(batch_size: Any) -> None:
+    """Raise InputError unless it is a whole number of 1 or more."""
     if not isinstance(batch_size, (int, np.integer)) or isinstance(batch_size, bool) or batch_size < 1:
         raise InputError(f"batch_size is {batch_size!r}; a whole number of 1 or more is accepted", code="batch-size")
 

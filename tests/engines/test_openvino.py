@@ -132,6 +132,20 @@ def test_pictures_that_keep_coming_alone_get_all_threads(net: Make, inputs, rows
     assert streams == [None, 1]
 
 
+def test_no_room_for_a_second_compilation_costs_a_warning(net: Make, inputs, rows, monkeypatch, caplog):
+    monkeypatch.setattr(openvino, "_threads", lambda: 2)
+    embed = OpenVinoEmbedder(net(), "float32")
+    assert close(embed(inputs), rows)
+
+    def no_room(*_):
+        raise RuntimeError("Cannot allocate memory")
+
+    monkeypatch.setattr(openvino._Compiled, "__init__", no_room)
+    for _ in range(3 * ALONE):
+        assert close(embed(inputs[:1]), rows[:1])
+    assert caplog.text.count("Cannot allocate memory") == 1
+
+
 AFTER_A_FORK = """
 import os, sys
 import numpy as np

@@ -316,6 +316,64 @@ def test_what_a_net_keeps_of_its_first_pass_is_of_the_first_picture(kept, tmp_pa
         assert np.allclose(one.embed_image(x), hooked(net, "features", x), atol=1e-6)
 
 
+def test_a_net_that_settles_itself_in_its_first_pass_settles_on_the_first_picture(tmp_path):
+    definition = """
+    import torch
+    from torch import nn
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.features = nn.Conv2d(3, 4, 1)
+            self.register_buffer("offset", torch.zeros(1), persistent=False)
+            self.register_buffer("ready", torch.zeros(1, dtype=torch.bool), persistent=False)
+        def forward(self, x):
+            if not self.ready:
+                self.offset.copy_(x.mean())
+                self.ready.fill_(True)
+            return self.features(x - self.offset)
+    """
+    net = write(tmp_path, definition)
+    x = RNG.random((2, 3, 8, 40), np.float32)
+    assert np.allclose(encoder(tmp_path).embed_image(x), hooked(net, "features", x), atol=1e-6)
+
+
+CLOSURES = {
+    "a forward of its own": """
+        net = Parts()
+        net.forward = lambda x: net.head(net.features(x))
+        return net
+    """,
+    "a hook that keeps": """
+        net, kept = Parts(), {}
+        net.features.register_forward_hook(lambda module, inputs, output: kept.__setitem__("x", output))
+        net.first = net.forward
+        net.forward = lambda x: (net.features(x), net.head(kept["x"]))[1]
+        return net
+    """,
+}
+
+
+@pytest.mark.parametrize("made", CLOSURES)
+@pytest.mark.parametrize("layer", ["features", "head"])
+def test_functions_may_hold_on_to_the_net_that_they_were_made_for(made, layer, tmp_path):
+    definition = f"""
+    from torch import nn
+    class Parts(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.features = nn.Conv2d(3, 4, 1)
+            self.head = nn.Conv2d(4, 2, 1)
+        def forward(self, x):
+            return self.head(self.features(x))
+    def Net():{CLOSURES[made]}
+    """
+    net = write(tmp_path, definition)
+    x = RNG.random((2, 3, 8, 40), np.float32)
+    one = encoder(tmp_path, layer=layer)
+    for _ in range(2):
+        assert np.allclose(one.embed_image(x), hooked(net, layer, x), atol=1e-6)
+
+
 def test_a_net_that_catches_all_exceptions_stops_as_well(tmp_path):
     definition = """
     from torch import nn

@@ -26,7 +26,7 @@ import numpy as np
 from image_encoders.bulk.known import Known
 from image_encoders.bulk.sources import SourceFile
 from image_encoders.collection import FAILURES, ITEMS, Collection, Failure, Row, Stored, path_of
-from image_encoders.encoder import Encoder, Tower, cores, ordered
+from image_encoders.encoder import Encoder, Tower, check_batch_size, cores, ordered
 from image_encoders.errors import CollectionError, DeviceError, InputError, MissingExtra, WeightsError
 from image_encoders.inputs.image import ImageLimits, read_bytes, upright_size
 
@@ -96,8 +96,8 @@ def run(
     on from there.
     Raises CollectionError where the collection cannot be written, is in use, or is of another embedding space.
     """
-    if batch_size is not None and batch_size < 1:
-        raise InputError(f"batch_size is {batch_size}; it must be 1 or more", code="batch-size")
+    if batch_size is not None:
+        check_batch_size(batch_size)
     collection.check(encoder)
     with collection.writing(), _Interrupts() as interrupts:
         return _Run(sources, encoder, collection, batch_size, workers, retry_failed, progress, interrupts).all(prune)

@@ -36,6 +36,9 @@ def discard(stream: TextIO) -> None:
 def interrupted() -> Iterator[None]:
     """Ctrl-C does nothing while the block says that the command was interrupted; after that it ends it at once."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    yield
+    try:
+        yield
+    except OSError:  # nobody listens any more
+        discard(sys.stderr)
     signal.signal(signal.SIGINT, lambda number, frame: os._exit(130))  # threads may be waited for
     atexit.register(signal.signal, signal.SIGINT, signal.SIG_IGN)  # later still, Python would put the default back

@@ -30,12 +30,13 @@ if TYPE_CHECKING:
     from torch import nn
 
 PRECISIONS = ("auto", "float32", "bfloat16", "float16", "int8")
-DEVICES = "accepted: auto, cpu, cuda, cuda:N, /CPU:0, /GPU:N"
+DEVICES = "accepted: auto, cpu, cuda, cuda:N, /CPU:0, /GPU:N, a torch.device, the number of a CUDA device"
 ENGINES = ("auto", "torch", "torch-compile", "openvino")
 
 Built = TypeVar("Built")
 
-building = threading.RLock()  # held by who builds or traces a net: torch traces one at a time, transformers imports so
+building = threading.RLock()  # held while a net is built or traced: two at once fail in transformers and in torch
+computed: set[str] = set()  # what torch has computed in this process, or in that which it was forked from
 
 
 class Embedder(Protocol):
@@ -83,14 +84,17 @@ class Shared(Generic[Built]):
         self._kept: Built | None = None
 
     def __call__(self) -> Built:
-        with building:
-            built = self._built()
-            if built is None:
-                built = self._build()
-                self._built = weakref.ref(built)
-            if self._keeps:
-                self._kept = built
-            return built
+        built = self._built()
+        if built is None:
+            with building:
+                built = self._built()
+                if built is None:
+                    computed.add("weights")
+                    built = self._build()
+                    self._built = weakref.ref(built)
+        if self._keeps:
+            self._kept = built
+        return built
 
     def __enter__(self) -> Shared[Built]:
         self._keeps = True
@@ -216,15 +220,16 @@ class Later:
         return self.made()(inputs)
 
 
-def _single() -> None:
-    """In a forked process torch computes on one thread: it would wait forever for those that did not come along."""
+def _forked() -> None:
+    """A process that was forked has one thread, and torch would wait forever for those that it has computed on."""
+    building._at_fork_reinit()  # type: ignore[attr-defined]
     torch = sys.modules.get("torch")
-    if torch is not None:
+    if computed and torch is not None:
         torch.set_num_threads(1)
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_single)
+    os.register_at_fork(after_in_child=_forked)
 
 
 def _agree(device: str, precision: str, engine: str) -> None:
@@ -236,8 +241,10 @@ def _agree(device: str, precision: str, engine: str) -> None:
     if precision == "float16" and device == "cpu":
         raise DeviceError("float16 is not for the CPU; use bfloat16 or float32 there")
     if precision == "bfloat16" and engine == "openvino":
+        from image_encoders.engines.copies import core
         from image_encoders.engines.openvino import has_bfloat16
 
+        core()  # which tells where it cannot be had at all
         if not has_bfloat16():
             raise DeviceError(
                 "this processor has no instructions for bfloat16 that OpenVINO could use; use precision='auto' or "
@@ -247,7 +254,7 @@ def _agree(device: str, precision: str, engine: str) -> None:
 
 def device_name(device: Any) -> str:
     """What is written for a device, of text, a `torch.device` or the number of a CUDA device."""
-    if isinstance(device, int) and not isinstance(device, bool):
+    if isinstance(device, (int, np.integer)) and not isinstance(device, bool):
         return f"cuda:{device}"
     if isinstance(device, str) or (hasattr(device, "type") and hasattr(device, "index")):
         return str(device)

@@ -9,6 +9,7 @@ torch is never imported. One that does not have the sha256 it was written with i
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import importlib
 import json
@@ -16,6 +17,7 @@ import logging
 import os
 import shutil
 import sys
+import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -28,7 +30,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from image_encoders.cache import cache_folder, running_sha256, whole
-from image_encoders.engines import Net, building
+from image_encoders.engines import Net, building, computed
 from image_encoders.engines.precision import example_inputs
 from image_encoders.errors import DeviceError, ImageEncodersError, WeightsError
 
@@ -40,7 +42,8 @@ logger = logging.getLogger(__name__)
 FORMAT = 1  # of the copies; another one is another key
 AGREES = 1e-3  # the most that rows of a copy may differ from torch's, in units of the largest number of a row
 SPARE = 1 << 26  # bytes of the disk that stay free
-core_of: dict[int, openvino.Core] = {}  # the one of this process, or of that which it was forked from
+_starting = threading.Lock()
+_left_behind: list[Any] = []  # by the process that this one was forked from
 XML, BIN, ABOUT = "net.xml", "net.bin", "about.json"
 
 
@@ -59,15 +62,34 @@ def core() -> openvino.Core:
             "this process was forked from one that uses OpenVINO, whose threads did not come along; start processes "
             "by spawn, load only after forking, or use engine='torch'"
         )
-    process = os.getpid()
-    if process not in core_of:
-        core_of.setdefault(process, library().Core())
-    return core_of[process]
+    with _starting:
+        return _core()
+
+
+@cache
+def _core() -> openvino.Core:
+    return library().Core()
 
 
 def forked() -> bool:
     """Whether this process was forked from one that had used OpenVINO, which would wait for ever in it."""
-    return bool(core_of) and os.getpid() not in core_of
+    return bool(_left_behind)
+
+
+def leave_behind(one: Any) -> None:
+    """Never let go in this forked process of what came along: that would wait for threads that did not."""
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(one))
+    _left_behind.append(one)
+
+
+def _forked() -> None:
+    _starting._at_fork_reinit()  # type: ignore[attr-defined]
+    if _core.cache_info().currsize:
+        leave_behind(_core())
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forked)
 
 
 def folder_of(net: Net, calibration: str = "") -> Path:
@@ -171,6 +193,7 @@ def converted(net: Net) -> openvino.Model:
     with building, said(f"converting {net.name} for OpenVINO, once"):
         import torch
 
+        computed.add("copies")
         module = net.build().eval()
         examples = _examples(net)
         try:

@@ -51,7 +51,8 @@ def calibrated(net: Net, calibration: Sequence[Any] | str | None) -> str:
             logger.info("not used for the calibration: %s", error)
     if len(inputs) < FEWEST:
         raise InputError(
-            f"{len(inputs)} pictures to calibrate int8 on; give at least {FEWEST} that can be read, better {MOST}",
+            f"{len(inputs)} pictures to calibrate int8 on; give calibration= (--calibration FOLDER) at least {FEWEST} "
+            f"that can be read, better {MOST}",
             code="calibration",
         )
     digest = _digest(inputs)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import logging
 import os
 import queue
@@ -17,7 +16,7 @@ import numpy as np
 
 from image_encoders.encoder import cores
 from image_encoders.engines import Net
-from image_encoders.engines.copies import ABOUT, converted, copied, core, core_of, folder_of, forked, read
+from image_encoders.engines.copies import ABOUT, converted, copied, core, folder_of, forked, leave_behind, read
 from image_encoders.engines.int8 import calibrated, verdict
 from image_encoders.errors import DeviceError, ImageEncodersError
 
@@ -33,14 +32,13 @@ ALONE = 8  # calls with fewer than that, one after the other, after which more o
 _alive: weakref.WeakSet[_Compiled] = weakref.WeakSet()
 
 
-def _keep() -> None:
-    """What came along into a forked process is never let go there: that would wait for threads that did not."""
-    for one in (*_alive, *core_of.values()):
-        ctypes.pythonapi.Py_IncRef(ctypes.py_object(one))
+def _forked() -> None:
+    for one in _alive:
+        leave_behind(one)
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_keep)
+    os.register_at_fork(after_in_child=_forked)
 
 
 class OpenVinoEmbedder:
@@ -66,7 +64,6 @@ class OpenVinoEmbedder:
         if not net.traceable and not self.calibration:  # what its Python does, no key knows: the copy is for now
             self._opened.set_result(_Compiled(converted(net), precision))
         elif (folder / ABOUT).is_file():  # meanwhile the caller can read its first pictures
-            core()  # never for the first time in two threads
             threading.Thread(target=self._open, args=(folder,), name="openvino").start()
         else:
             self._opened.set_result(_Compiled(copied(net, folder), precision))
@@ -141,16 +138,25 @@ class _Compiled:
 
     def __call__(self, inputs: np.ndarray) -> np.ndarray:
         wanted = min(self._count, -(-len(inputs) // PIECE))
-        undisturbed = len(inputs) < PIECE and 1 < self._count == self._idle.qsize()
+        undisturbed = len(inputs) < PIECE and 1 < self._count == self._idle.qsize() and not self._alone.locked()
         self._came_alone = self._came_alone + 1 if undisturbed else 0
         if self._came_alone > ALONE and self._alone.acquire(blocking=False):
             try:
                 if self._on_all_threads is None:
-                    self._on_all_threads = _Compiled(self._model, self._precision, 1)
-                return self._on_all_threads(inputs)
+                    self._on_all_threads = self._compiled_again()
+                if self._on_all_threads is not self:
+                    return self._on_all_threads(inputs)
             finally:
                 self._alone.release()
         return self._on_streams(inputs, wanted)
+
+    def _compiled_again(self) -> _Compiled:
+        """The model on one stream; itself where there is no room for a second one."""
+        try:
+            return _Compiled(self._model, self._precision, 1)
+        except (MemoryError, RuntimeError) as error:
+            logger.warning("pictures that come alone stay on the threads of one stream: %s", error)
+            return self
 
     def _on_streams(self, inputs: np.ndarray, wanted: int) -> np.ndarray:
         requests = [self._idle.get()]

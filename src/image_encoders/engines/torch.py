@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from image_encoders.engines import computed
 from image_encoders.errors import DeviceError
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -26,6 +27,7 @@ class TorchEmbedder:
     def __init__(self, net: nn.Module, device: str, precision: str, compiled: bool = False):
         if precision == "float16" and device == "cpu":
             raise DeviceError("float16 is not for the CPU; use bfloat16 or float32 there")
+        computed.add("rows")
         self.engine = "torch-compile" if compiled else "torch"
         self.device = device
         self.precision = precision

@@ -24,6 +24,8 @@ def read_stream(file: Any, what: str, max_bytes: int, hint: str = "") -> bytes:
             piece = file.read(PIECE)
         except Exception as error:  # closed, or not open for reading, or whatever the object's own code raises
             raise InputError(f"an open file that cannot be read: {error}", code="unreadable") from error
+        if piece is None:
+            raise InputError("an open file that has nothing to read yet; open it without O_NONBLOCK", code="unreadable")
         if not isinstance(piece, bytes):
             raise InputError(
                 f"an open file whose read gives {type(piece).__name__}, not bytes; open a {what} with mode 'rb'",

@@ -149,17 +149,22 @@ def load(
 
 
 def _reduced(encoder: Encoder) -> tuple[Any, ...]:
-    """How an encoder is pickled: as what it takes to load it again, with the engine and precision that were chosen."""
+    """How an encoder is pickled: as what it takes to load it again."""
     if not encoder.recipe:
         raise PicklingError(f"{encoder.name} was not made by load(), so that it cannot be loaded again elsewhere")
-    chosen = {"device": encoder.device, "precision": encoder.precision, "engine": encoder.engine}
-    state = {"recipe": encoder.recipe, "choice": encoder.choice}
-    return _reloaded, ({**encoder.recipe, **chosen}, encoder.fingerprint), state
+    return _reloaded, (encoder.recipe, encoder.precision, encoder.fingerprint)
 
 
-def _reloaded(recipe: dict[str, Any], fingerprint: str) -> Encoder:
-    """The encoder of a recipe; WeightsError where its rows cannot be compared with those of the pickled one."""
-    encoder = load(**{key: value for key, value in recipe.items() if key != "options"}, **recipe["options"])
+def _reloaded(recipe: dict[str, Any], precision: str, fingerprint: str) -> Encoder:
+    """The encoder of a recipe; WeightsError where its rows cannot be compared with those of the pickled one.
+
+    precision: what was chosen there, should another one be chosen here
+    """
+    wishes = {**{key: value for key, value in recipe.items() if key != "options"}, **recipe["options"]}
+    encoder = load(**wishes)
+    if encoder.precision != precision:
+        encoder = load(**{**wishes, "precision": precision})
+        encoder.recipe = recipe
     if encoder.fingerprint != fingerprint:
         raise WeightsError(
             f"{encoder.name} is another encoder than the one that was pickled (fingerprint {encoder.fingerprint}, was "

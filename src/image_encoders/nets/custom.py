@@ -100,26 +100,30 @@ class Tapped(nn.Module):
 
         Raises WeightsError, and whatever the net itself raises for such an input.
         """
+        # A copy is run, as nets may keep something of their first pass, which then would be of this one; and itself
+        # where that fails, as it does for nets whose functions hold on to the net that they were made for.
         # Meta tensors have shapes and no content; a net that looks at content fails on them and is run on zeros.
-        # A copy is run, as nets may keep something of their first pass, which then would be of this one.
-        try:
-            return self._copied("meta")(torch.zeros(2, *shape, device="meta")).shape[1]
-        except WeightsError:
-            raise
-        except Exception:
-            return self._copied()(torch.zeros(2, *shape)).shape[1]
+        meta = {name: _moved(value) for name, value in (*self.named_parameters(), *self.named_buffers())}
+        nothing, zeros = torch.zeros(2, *shape, device="meta"), torch.zeros(2, *shape)
+        for rows in (
+            lambda: self._copied(meta=True)(nothing),
+            lambda: self._copied(meta=False)(zeros),
+            lambda: torch.func.functional_call(self, meta, nothing),
+        ):
+            try:
+                found = rows().shape[1]
+            except Exception:
+                continue
+            self._stops.clear()  # what follows the layer may have failed for want of content only
+            return found
+        return self(zeros).shape[1]
 
-    def _copied(self, device: str | None = None) -> Tapped:
-        """Another one with the same tensors, or with such on a device; itself where it cannot be copied."""
-        tensors = [*self.parameters(), *self.buffers()]
-        memo: dict[int, Any] = {id(one): one if device is None else _moved(one, device) for one in tensors}
+    def _copied(self, meta: bool) -> Tapped:
+        """Another one, with the same parameters and with buffers of its own; or with all of them without content."""
+        memo: dict[int, Any] = {id(one): _moved(one) if meta else one.clone() for one in self.buffers()}
+        memo |= {id(one): _moved(one) if meta else one for one in self.parameters()}
         memo[id(self._local)] = threading.local()
-        try:
-            return copy.deepcopy(self, memo)
-        except Exception:
-            if device is not None:
-                raise
-            return self
+        return copy.deepcopy(self, memo)
 
     def _watch(self, x: Tensor) -> _Run:
         """A whole pass, from which the step to stop at is learnt."""
@@ -201,8 +205,9 @@ def _equal(one: Tensor, other: Tensor) -> bool:
     return one.shape == other.shape and bool(((one == other) | ((one != one) & (other != other))).all())
 
 
-def _moved(tensor: Tensor, device: str) -> Tensor:
-    moved = tensor.detach().to(device)
+def _moved(tensor: Tensor) -> Tensor:
+    """One like it, without content."""
+    moved = tensor.detach().to("meta")
     return nn.Parameter(moved, requires_grad=False) if isinstance(tensor, nn.Parameter) else moved
 
 
