@@ -28,12 +28,10 @@ def in_float(model):
 
     model = model.clone()
     for node in model.get_ordered_ops():
-        kind = node.get_type_name()
-        if (
-            kind == "Convert" and node.input_value(0).get_node().get_type_name() == "Constant"
-        ):  # weights, stored in int8
-            node.output(0).replace(op.constant(node.input_value(0).get_node().data.astype(np.float32)).output(0))
-        elif kind == "FakeQuantize":
+        first = node.input_value(0).get_node() if node.inputs() else None
+        if node.get_type_name() == "Convert" and first.get_type_name() == "Constant":  # weights, kept in 8 bits
+            node.output(0).replace(op.constant(first.data.astype(np.float32)).output(0))
+        elif node.get_type_name() == "FakeQuantize":
             x, low, high, out_low, out_high = (node.input_value(i) for i in range(5))
             steps = op.constant(np.float32(node.get_levels() - 1))
             x = op.subtract(op.minimum(op.maximum(x, low), high), low)
