@@ -29,7 +29,8 @@ def in_float(model):
     model = model.clone()
     for node in model.get_ordered_ops():
         first = node.input_value(0).get_node() if node.inputs() else None
-        if node.get_type_name() == "Convert" and first.get_type_name() == "Constant":  # weights, kept in 8 bits
+        stored = node.get_type_name() == "Convert" and first.get_type_name() == "Constant"
+        if stored and node.get_element_type().to_dtype() == np.float32:  # weights, kept in 8 bits
             node.output(0).replace(op.constant(first.data.astype(np.float32)).output(0))
         elif node.get_type_name() == "FakeQuantize":
             x, low, high, out_low, out_high = (node.input_value(i) for i in range(5))
