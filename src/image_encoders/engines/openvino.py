@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-PIECE = 8  # inputs that are worth a request of their own
+PIECE = 4  # inputs that are worth a request of their own
 ALONE = 8  # calls with fewer than that, one after the other, after which more of them are expected
 
 
