@@ -679,13 +679,10 @@ def _storage(path: Path, done: str) -> Iterator[None]:
     except ImageEncodersError:
         raise
     except (OSError, RuntimeError, ValueError) as error:
-        reason = _reason(error)
-        if done == "read" and reason == _first_line(error) and "os error" not in reason:  # the database's own complaint
-            reason += "; if its files are damaged, restore them from a copy, or delete the folder and encode again"
-        raise CollectionError(f"{path} cannot be {done}: {reason}") from error
+        raise CollectionError(f"{path} cannot be {done}: {_reason(error, done)}") from error
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: Exception, done: str) -> str:
     text = str(error)
     if "No space left" in text:
         return "the disk is full; free some space and run the same command again"
@@ -693,9 +690,8 @@ def _reason(error: Exception) -> str:
         return "no permission"
     if isinstance(error, OSError) and error.errno:
         return os.strerror(error.errno)
-    return _first_line(error)
-
-
-def _first_line(error: Exception) -> str:
-    lines = re.sub(r", /\S*\.rs:[\d:]*", "", str(error)).strip().splitlines()
-    return (lines[0] if lines else type(error).__name__)[:300]
+    lines = re.sub(r", /\S*\.rs:[\d:]*", "", text).strip().splitlines()
+    reason = (lines[0] if lines else type(error).__name__)[:300]
+    if done != "read" or "os error" in reason:
+        return reason
+    return f"{reason}; if its files are damaged, restore them from a copy, or delete the folder and encode again"

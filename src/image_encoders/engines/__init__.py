@@ -36,7 +36,7 @@ ENGINES = ("auto", "torch", "torch-compile", "openvino")
 Built = TypeVar("Built")
 
 building = threading.RLock()  # held while a net is built or traced: two at once fail in transformers and in torch
-computed: set[str] = set()  # what torch has computed in this process, or in that which it was forked from
+computed = threading.Event()  # set once torch has computed, here or in the process that this one was forked from
 
 
 class Embedder(Protocol):
@@ -89,7 +89,7 @@ class Shared(Generic[Built]):
             with building:
                 built = self._built()
                 if built is None:
-                    computed.add("weights")
+                    computed.set()
                     built = self._build()
                     self._built = weakref.ref(built)
         if self._keeps:
@@ -224,7 +224,7 @@ def _forked() -> None:
     """A process that was forked has one thread, and torch would wait forever for those that it has computed on."""
     building._at_fork_reinit()  # type: ignore[attr-defined]
     torch = sys.modules.get("torch")
-    if computed and torch is not None:
+    if computed.is_set() and torch is not None:
         torch.set_num_threads(1)
 
 

@@ -19,6 +19,7 @@ import shutil
 import sys
 import threading
 import warnings
+import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
@@ -43,7 +44,8 @@ FORMAT = 1  # of the copies; another one is another key
 AGREES = 1e-3  # the most that rows of a copy may differ from torch's, in units of the largest number of a row
 SPARE = 1 << 26  # bytes of the disk that stay free
 _starting = threading.Lock()
-_left_behind: list[Any] = []  # by the process that this one was forked from
+in_use: weakref.WeakSet[Any] = weakref.WeakSet()  # what waits for its threads when it is let go
+_left_behind: list[Any] = []  # of that, what came along from the process that this one was forked from, without them
 XML, BIN, ABOUT = "net.xml", "net.bin", "about.json"
 
 
@@ -68,7 +70,9 @@ def core() -> openvino.Core:
 
 @cache
 def _core() -> openvino.Core:
-    return library().Core()
+    made = library().Core()
+    in_use.add(made)
+    return made
 
 
 def forked() -> bool:
@@ -76,16 +80,11 @@ def forked() -> bool:
     return bool(_left_behind)
 
 
-def leave_behind(one: Any) -> None:
-    """Never let go in this forked process of what came along: that would wait for threads that did not."""
-    ctypes.pythonapi.Py_IncRef(ctypes.py_object(one))
-    _left_behind.append(one)
-
-
 def _forked() -> None:
     _starting._at_fork_reinit()  # type: ignore[attr-defined]
-    if _core.cache_info().currsize:
-        leave_behind(_core())
+    for one in in_use:
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(one))  # never let go of
+        _left_behind.append(one)
 
 
 if hasattr(os, "register_at_fork"):
@@ -193,7 +192,7 @@ def converted(net: Net) -> openvino.Model:
     with building, said(f"converting {net.name} for OpenVINO, once"):
         import torch
 
-        computed.add("copies")
+        computed.set()
         module = net.build().eval()
         examples = _examples(net)
         try:

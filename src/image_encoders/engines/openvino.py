@@ -6,7 +6,6 @@ import logging
 import os
 import queue
 import threading
-import weakref
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from pathlib import Path
@@ -16,7 +15,7 @@ import numpy as np
 
 from image_encoders.encoder import cores
 from image_encoders.engines import Net
-from image_encoders.engines.copies import ABOUT, converted, copied, core, folder_of, forked, leave_behind, read
+from image_encoders.engines.copies import ABOUT, converted, copied, core, folder_of, forked, in_use, read
 from image_encoders.engines.int8 import calibrated, verdict
 from image_encoders.errors import DeviceError, ImageEncodersError
 
@@ -27,18 +26,6 @@ logger = logging.getLogger(__name__)
 
 PIECE = 4  # inputs that are worth a request of their own
 ALONE = 8  # calls with fewer than that, one after the other, after which more of them are expected
-
-
-_alive: weakref.WeakSet[_Compiled] = weakref.WeakSet()
-
-
-def _forked() -> None:
-    for one in _alive:
-        leave_behind(one)
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forked)
 
 
 class OpenVinoEmbedder:
@@ -80,12 +67,12 @@ class OpenVinoEmbedder:
 
     def __call__(self, inputs: np.ndarray) -> np.ndarray:
         if forked():
+            if self.precision != "float32":
+                core()  # which tells that it cannot be had
             if self._torch is None:
                 logger.warning(
                     "%s: torch runs it: none of OpenVINO's threads came along into this fork", self._net.name
                 )
-            if self.precision != "float32":
-                core()  # which tells
         elif (compiled := self._opened.result()).takes(inputs):
             return compiled(np.ascontiguousarray(inputs))
         with self._lock:
@@ -126,7 +113,7 @@ class _Compiled:
         self._came_alone = 0
         self._on_all_threads: _Compiled | None = None
         self._alone = threading.Lock()
-        _alive.add(self)
+        in_use.add(self)
 
     def takes(self, inputs: np.ndarray) -> bool:
         """Whether the copy was made for such inputs."""

@@ -27,7 +27,7 @@ class TorchEmbedder:
     def __init__(self, net: nn.Module, device: str, precision: str, compiled: bool = False):
         if precision == "float16" and device == "cpu":
             raise DeviceError("float16 is not for the CPU; use bfloat16 or float32 there")
-        computed.add("rows")
+        computed.set()
         self.engine = "torch-compile" if compiled else "torch"
         self.device = device
         self.precision = precision

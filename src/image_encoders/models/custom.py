@@ -257,9 +257,7 @@ def _own(pixels: np.ndarray, function: Callable[[np.ndarray], Any], definition: 
     """What a function of the definition file makes of a picture."""
     try:
         result = function(pixels.copy())  # which it may write to
-        if hasattr(result, "detach"):
-            result = result.detach().cpu().float().numpy()
-        return np.asarray(result, np.float32)
+        return np.asarray(as_array(result), np.float32)
     except Exception as error:  # the function is not ours
         raise InputError(f"{function.__name__} fails: {_located(error, definition)}", code="preprocess") from error
 
