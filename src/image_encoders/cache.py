@@ -1,4 +1,4 @@
-"""The cache folder, and files that appear whole or not at all."""
+"""The cache folder, files that appear complete or not at all, and locks between processes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from filelock import FileLock
 
 PIECE = 1 << 24  # [bytes] hashed at once: between two, other threads may keep this one waiting for milliseconds
 
@@ -33,7 +36,7 @@ def running_sha256(path: Path) -> Any:
 
 
 @contextmanager
-def whole(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path) -> Iterator[Path]:
     """A file to write beside `path`; it takes its place when the block has ended well, else it is removed.
 
     What a killed process left beside `path` is removed first.
@@ -67,3 +70,17 @@ def _runs(process: int) -> bool:
     except (OSError, OverflowError):  # somebody else's
         return True
     return True
+
+
+def file_lock(path: Path, *, wait: bool = True) -> FileLock:
+    """A lock for a `with` block: one process, and one thread of it, holds `path` at a time.
+
+    The operating system releases it when its process is killed. The same object may be entered again inside its block.
+
+    path: the lock's own file, created where it is missing
+    wait: until it is free; False: entering raises filelock.Timeout while another holds it
+    """
+    from filelock import FileLock
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return FileLock(path, timeout=-1 if wait else 0, thread_local=False)
