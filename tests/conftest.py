@@ -31,7 +31,7 @@ def _cache() -> Iterator[None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def _ctrl_c() -> Iterator[None]:
-    """Ctrl-C reaches tests and the commands they start, also where the tests run in a shell's background, which ignores it."""
+    """Ctrl-C reaches tests and the commands they start, also in the background of a shell, where it is ignored."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)

@@ -248,15 +248,15 @@ def _agree(device: str, precision: str, engine: str) -> None:
         if precision == "bfloat16" and not has_bfloat16():
             hidden = ", or IMAGE_ENCODERS_BFLOAT16=0 hides them" if wished_bfloat16() is False else ""
             raise DeviceError(
-                f"this processor has no instructions for bfloat16 that OpenVINO could use{hidden}; use precision='auto' "
-                "or 'float32', or engine='torch', which computes bfloat16 slowly anywhere"
+                f"this processor has no instructions for bfloat16 that OpenVINO could use{hidden}; "
+                "use precision='auto' or 'float32', or engine='torch', which computes bfloat16 slowly anywhere"
             )
 
 
 def wished_bfloat16() -> bool | None:
-    """What IMAGE_ENCODERS_BFLOAT16 says: "1" that this machine computes bfloat16, by torch if need be; "0" that it does not.
+    """Whether IMAGE_ENCODERS_BFLOAT16 wants bfloat16 on this machine; None where the processor decides.
 
-    None where the processor is to be asked.
+    1: by torch where OpenVINO has no instructions for it; 0: not even where there are some
     """
     wish = os.environ.get("IMAGE_ENCODERS_BFLOAT16", "")
     if wish not in ("", "0", "1"):

@@ -88,7 +88,7 @@ def refuse_forked() -> None:
     if forked():
         raise DeviceError(
             "OpenVINO cannot be used in this process: it was forked from one that uses OpenVINO, whose threads did not "
-            "come along; start processes by spawn, load only after forking, or use engine='torch' and another precision "
+            "come along; start processes by spawn, load only after forking, or use engine='torch' and a precision other "
             "than int8"
         )
 

@@ -193,7 +193,7 @@ def _rows(requests: Sequence[Any], pieces: Sequence[np.ndarray]) -> Iterator[np.
 
 
 def has_bfloat16() -> bool:
-    """Whether OpenVINO is to compute bfloat16 here: where the processor has instructions for it, unless they are hidden."""
+    """Whether OpenVINO computes bfloat16 here: where the processor has instructions for it, unless they are hidden."""
     return wished_bfloat16() is not False and multiplies_bfloat16()
 
 
