@@ -23,6 +23,7 @@ import types
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -107,7 +108,7 @@ def load(
     if pooling not in POOLINGS:
         raise InputError(f"pooling is {pooling!r}; accepted: {', '.join(POOLINGS)}", code="option")
     defined = _defined(Path(definition).expanduser())
-    try:
+    with _blamed(defined, "cannot be loaded"):
         module = _run(defined)
         to_input = _preparation(preprocess, module, defined)
         net = _loaded(_made(module, class_name, class_args, defined), weights)
@@ -133,9 +134,19 @@ def load(
                 "preprocess": preprocess,
             },
         )
-    except BaseException:
+
+
+@contextmanager
+def _blamed(defined: Definition, what: str) -> Iterator[None]:
+    """Whatever somebody's code raises in the block, an exit of the process too, as a WeightsError."""
+    try:
+        yield
+    except (ImageEncodersError, KeyboardInterrupt):
         defined.forget()
         raise
+    except BaseException as error:
+        defined.forget()
+        raise WeightsError(f"{defined.path}: {what}: {defined.located(error)}") from error
 
 
 def original(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
@@ -196,10 +207,11 @@ def _encoder(
     def embed(inputs: np.ndarray) -> np.ndarray:
         try:
             rows = embedder(inputs)
-        except (ImageEncodersError, MemoryError):
+        except (ImageEncodersError, KeyboardInterrupt, MemoryError):
             raise
-        except Exception as error:  # the net is not ours, and takes what it takes
-            if "memory" in str(error):  # torch's own error for too little of it is a RuntimeError like any other
+        except BaseException as error:  # the net is not ours, and takes what it takes, or ends the process
+            # torch's own error for too little memory is a RuntimeError like any other
+            if isinstance(error, RuntimeError) and "memory" in str(error):
                 raise
             raise InputError(
                 f"the net fails for inputs of shape {inputs.shape[1:]}: {located(error)}", code="net"
@@ -261,7 +273,9 @@ def _own(pixels: np.ndarray, function: Callable[[np.ndarray], Any], defined: Def
     try:
         result = function(pixels.copy())  # which it may write to
         return np.asarray(as_array(result), np.float32)
-    except Exception as error:  # the function is not ours
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # the function is not ours
         raise InputError(f"{function.__name__} fails: {defined.located(error)}", code="preprocess") from error
 
 
@@ -322,10 +336,8 @@ def _defined(path: Path) -> Definition:
 
 def _run(defined: Definition) -> types.ModuleType:
     """The definition file as a module."""
-    try:
+    with _blamed(defined, "fails when run"):
         return defined.run()
-    except (Exception, SystemExit) as error:
-        raise WeightsError(f"{defined.path}: fails when run: {defined.located(error)}") from error
 
 
 def _made(
@@ -362,10 +374,8 @@ def _made(
             f"{path}: {class_name}{signature} is called with other arguments: {error}; "
             'give them as class_args={"name": value}'
         ) from error
-    try:
+    with _blamed(defined, f"{class_name} cannot be made"):
         net = make(*positions, **keywords)
-    except Exception as error:  # the class is not ours
-        raise WeightsError(f"{path}: {class_name} cannot be made: {defined.located(error)}") from error
     if not isinstance(net, nn.Module):
         raise WeightsError(f"{path}: {class_name} makes a {type(net).__name__}; a torch.nn.Module is needed")
     return net
