@@ -299,15 +299,22 @@ class Collection:
                 raise CollectionError(f"{target} is there already; choose another name, or overwrite it")
 
         def write(table: Any) -> int:
-            count = table.count_rows()
+            count = table.count_rows() if table is not None else 0
+            rows = self._by_id(table) if table is not None else iter(())
             with _storage(path, "written"):
                 if ending == ".parquet":
                     with atomic_write(path) as part:
-                        return _write_parquet(part, self._by_id(table), self._schema(self._metadata()))
-                with atomic_write(path) as part, atomic_write(names) as lines:
-                    return _write_npy(part, lines, self._by_id(table), count, self.dim)
+                        return _write_parquet(part, rows, self._schema(self._metadata()))
+                with (
+                    atomic_write(names) as lines,
+                    atomic_write(path) as part,
+                ):  # the names appear last, and the old ones go before:
+                    written = _write_npy(part, lines, rows, count, self.dim)
+                    names.unlink(missing_ok=True)  # no moment shows rows beside the names of others
+                    return written
 
-        return self._read(ITEMS, lambda table: write(_pinned(table)), 0)
+        written = self._read(ITEMS, lambda table: write(_pinned(table)), None)
+        return write(None) if written is None else written  # a run that was killed at once leaves no table
 
     def _by_id(self, table: Any) -> Iterator[pa.Table]:
         """All rows ordered by id; what goes wrong here is not the fault of where they are written to."""
@@ -660,6 +667,9 @@ def _write_npy(path: Path, lines: Path, tables: Iterable[pa.Table], count: int, 
             file.write(np.ascontiguousarray(_matrix(table), "<f4").data)
             for row in table.drop_columns("embedding").to_pylist():
                 print(json.dumps(row, ensure_ascii=False), file=names)
+        for written in (file, names):
+            written.flush()
+            os.fsync(written.fileno())
     return count
 
 
