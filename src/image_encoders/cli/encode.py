@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -23,9 +26,9 @@ from image_encoders.cli.arguments import (
     load_again,
     parsed,
 )
-from image_encoders.cli.endings import interrupted
+from image_encoders.cli.endings import interrupted, terminations
 from image_encoders.cli.printing import bar, counted, print_json, say, shown, visible
-from image_encoders.errors import CollectionError
+from image_encoders.errors import CollectionError, ImageEncodersError
 
 if TYPE_CHECKING:
     from image_encoders.bulk.run import Report
@@ -45,6 +48,7 @@ Examples:
   image-encoders encode photos/ -o features -m bit/R50x1 --weights BiT-M-R50x1.npz -O input_size=480"""
 
 SHOWN = 5  # failures in the summary
+SHOW_S = 0.1  # seconds between two looks at how far it is
 CALIBRATED = 300  # pictures that int8 is calibrated on, unless --calibration names others
 
 
@@ -124,7 +128,7 @@ def encode(
     encoder = _encoder(output, model, parsed(options), offline, wishes)
     collection = Collection.open_or_create(output, encoder)
     try:
-        with bar("encoding", shown=not quiet) as progress:
+        with terminations(), bar("encoding", shown=not quiet) as told:
             report = run.run(
                 files,
                 encoder,
@@ -133,7 +137,7 @@ def encode(
                 workers=workers,
                 retry_failed=retry_failed,
                 prune=prune,
-                progress=progress,
+                progress=told and Meter(files, told),
             )
     except KeyboardInterrupt:
         with interrupted():
@@ -148,6 +152,27 @@ def encode(
         summarize(report, output, collection)
     if report.failed:
         raise typer.Exit(3)
+
+
+class Meter:
+    """Shows now and then how far a run is, and counts on a thread of its own how many files there will be."""
+
+    def __init__(self, files: Sources, show: Callable[[int, int | None, float], None]):
+        self.show = show
+        self.total: int | None = None
+        self.began, self.shown = time.monotonic(), 0.0
+        threading.Thread(target=self._count, args=(files,), daemon=True, name="count").start()
+
+    def _count(self, files: Sources) -> None:
+        with suppress(OSError, ImageEncodersError):  # a list that vanished: the run itself will say so
+            self.total = files.count()
+
+    def __call__(self, done: int, read: int) -> None:
+        """done: files that are done; read: those of them that had to be read."""
+        now = time.monotonic()
+        if now - self.shown >= SHOW_S:
+            self.shown = now
+            self.show(done, self.total, read / max(now - self.began, SHOW_S))
 
 
 def _calibration(output: Path) -> str | None:
