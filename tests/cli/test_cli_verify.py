@@ -43,7 +43,7 @@ def test_json_holds_every_number(command, kept):
     assert (told["passed"], told["asserted"], told["not_run"]) == (True, True, [])
     first = told["checks"][0]
     assert (first["case"], first["model"], first["stage"]) == (CASE, "custom", "prepared 224 x 224, layer stem")
-    assert first["rel"] < first["limits"]["rel"] == 5e-6
+    assert first["rel"] < first["limits"]["rel"] == 5e-6  # and exactly 0 on some processors
     assert first["limits"].keys() == {"rel", "one_minus_cos"}
 
 

@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from image_encoders.cache import cache_folder, running_sha256, whole
+from image_encoders.cache import atomic_write, cache_folder, file_lock, running_sha256
 from image_encoders.engines import Net, building, computed
 from image_encoders.engines.precision import example_inputs
 from image_encoders.errors import DeviceError, ImageEncodersError, WeightsError
@@ -153,7 +153,7 @@ def copied(net: Net, folder: Path) -> openvino.Model:
     """A new copy of the net, kept in `folder` where that can be written."""
     model = None
     try:
-        with alone(folder):
+        with file_lock(lock_path(folder)):
             if _damage(folder) is not None:  # else another process has made it meanwhile
                 model = converted(net)
                 write(model, folder, net.name)
@@ -168,14 +168,9 @@ def copied(net: Net, folder: Path) -> openvino.Model:
         return converted(net) if model is None else model
 
 
-@contextmanager
-def alone(folder: Path) -> Iterator[None]:
-    """No other process or thread makes the copy in `folder` meanwhile."""
-    from filelock import FileLock
-
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder.with_name(f"{folder.name}.lock")):
-        yield
+def lock_path(folder: Path) -> Path:
+    """What is locked while the copy in `folder` is made."""
+    return folder.with_name(f"{folder.name}.lock")
 
 
 def write(model: openvino.Model, folder: Path, name: str, **about: Any) -> None:
@@ -192,7 +187,7 @@ def write(model: openvino.Model, folder: Path, name: str, **about: Any) -> None:
         about["net"] = name
         for file in (XML, BIN):
             about[file] = running_sha256(folder / file).hexdigest()
-        with whole(folder / ABOUT) as part:
+        with atomic_write(folder / ABOUT) as part:
             part.write_text(json.dumps(about, indent=2), "utf-8")
     except RuntimeError as error:  # a full disk, as OpenVINO tells it
         shutil.rmtree(folder, ignore_errors=True)

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from image_encoders.cache import cache_folder, whole
+from image_encoders.cache import atomic_write, cache_folder
 from image_encoders.engines import Embedder, Net, Runtime, system_lines, wished_bfloat16
 from image_encoders.errors import DeviceError, InputError
 
@@ -264,5 +264,5 @@ def _known(path: Path) -> Choice | None:
 def _keep(path: Path, choice: Choice) -> None:
     with suppress(OSError):  # then the next load judges again
         path.parent.mkdir(parents=True, exist_ok=True)
-        with whole(path) as part:
+        with atomic_write(path) as part:
             part.write_text(json.dumps(asdict(choice), indent=2), "utf-8")
