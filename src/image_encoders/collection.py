@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from image_encoders.cache import whole
+from image_encoders.cache import atomic_write, file_lock
 from image_encoders.errors import CollectionError, ImageEncodersError, InputError
 
 if TYPE_CHECKING:
@@ -83,13 +83,14 @@ class Stored:
 
 @dataclass(frozen=True)
 class Hit:
-    """A row that a search found.
+    """An image that a search found.
 
     id: the row's id, always valid Unicode
     path: the file as `open` takes it; where its name is not UTF-8, it holds surrogates
     score: cosine similarity to the query, -1 to 1
-    width, height: of the upright picture [px]
+    width, height: of the upright image [px]
     sha256: of the file's bytes, hexadecimal
+    copies: ids of the other rows with the same bytes, in order; none where a search lists each of them
     """
 
     id: str
@@ -98,6 +99,7 @@ class Hit:
     width: int
     height: int
     sha256: str
+    copies: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -186,9 +188,9 @@ class Collection:
         with _storage(folder, "made"):
             folder.mkdir(parents=True, exist_ok=True)
             _check_vacant(folder)  # before a lock is left in somebody's folder, and again once it is held
-        with _exclusive(_lock(folder), folder), _storage(folder, "made"):
+        with _exclusive(file_lock(folder / LOCK, wait=False), folder), _storage(folder, "made"):
             _check_vacant(folder)
-            with whole(folder / MARK) as part:
+            with atomic_write(folder / MARK) as part:
                 part.write_text(json.dumps(mark, indent=2, default=str) + "\n", "utf-8")
         collection = cls.open(folder)
         with collection.writing():
@@ -220,10 +222,11 @@ class Collection:
         """How many rows there are."""
         return self._read(ITEMS, lambda table: table.count_rows(), 0)
 
-    def search(self, vector: np.ndarray, k: int = 10) -> list[Hit]:
-        """The k rows nearest to `vector` by cosine, best first, equal ones by id.
+    def search(self, vector: np.ndarray, k: int = 10, *, each_copy: bool = False) -> list[Hit]:
+        """The k images nearest to `vector` by cosine, best first, equal ones by id.
 
         vector: (dim,), finite, not all zero; its length does not matter
+        each_copy: files with the same bytes are hits of their own, not one hit with its copies
         returns: at most k; a row that is all zero has no direction and is never found
 
         Exact below 100,000 rows. Above, the index that a run ends with is used; rows newer than it are compared too.
@@ -239,7 +242,7 @@ class Collection:
             raise InputError(f"k is {k}; it must be 1 or more", code="k")
         query /= np.abs(query).max()  # squares of huge numbers would not be finite
         query /= np.linalg.norm(query)
-        return self._read(ITEMS, lambda table: _nearest(table, query.astype(np.float32), k), [])
+        return self._read(ITEMS, lambda table: _nearest(table, query.astype(np.float32), k, each_copy), [])
 
     def failures(self) -> list[Failure]:
         """The files that could not be encoded, by id."""
@@ -296,15 +299,22 @@ class Collection:
                 raise CollectionError(f"{target} is there already; choose another name, or overwrite it")
 
         def write(table: Any) -> int:
-            count = table.count_rows()
+            count = table.count_rows() if table is not None else 0
+            rows = self._by_id(table) if table is not None else iter(())
             with _storage(path, "written"):
                 if ending == ".parquet":
-                    with whole(path) as part:
-                        return _write_parquet(part, self._by_id(table), self._schema(self._metadata()))
-                with whole(path) as part, whole(names) as lines:
-                    return _write_npy(part, lines, self._by_id(table), count, self.dim)
+                    with atomic_write(path) as part:
+                        return _write_parquet(part, rows, self._schema(self._metadata()))
+                with (
+                    atomic_write(names) as lines,
+                    atomic_write(path) as part,
+                ):  # the names appear last, and the old ones go before:
+                    written = _write_npy(part, lines, rows, count, self.dim)
+                    names.unlink(missing_ok=True)  # no moment shows rows beside the names of others
+                    return written
 
-        return self._read(ITEMS, lambda table: write(_pinned(table)), 0)
+        written = self._read(ITEMS, lambda table: write(_pinned(table)), None)
+        return write(None) if written is None else written  # a run that was killed at once leaves no table
 
     def _by_id(self, table: Any) -> Iterator[pa.Table]:
         """All rows ordered by id; what goes wrong here is not the fault of where they are written to."""
@@ -393,7 +403,7 @@ class Collection:
             if not failures:
                 path.unlink(missing_ok=True)
                 return
-            with whole(path) as part, part.open("w", encoding="utf-8") as file:
+            with atomic_write(path) as part, part.open("w", encoding="utf-8") as file:
                 for failure in failures:
                     print(f"{_line(failure.id)}\t{failure.stage}\t{failure.code}\t{_line(failure.message)}", file=file)
 
@@ -401,7 +411,7 @@ class Collection:
 
     @cached_property
     def _lock(self) -> FileLock:
-        return _lock(self.folder)
+        return file_lock(self.folder / LOCK, wait=False)
 
     @cached_property
     def _database(self) -> Any:
@@ -547,11 +557,11 @@ def _index(table: Any) -> None:
         _optimize(table)
 
 
-def _nearest(table: Any, query: np.ndarray, k: int) -> list[Hit]:
-    """The k rows with the smallest distances, equal distances by id."""
+def _nearest(table: Any, query: np.ndarray, k: int, each_copy: bool) -> list[Hit]:
+    """The k images with the smallest distances, equal distances by id."""
     rows = table.count_rows()
     limit = k + 16
-    found: list[dict] = []
+    groups: list[list[dict]] = []
     while rows:
         search = table.search(query, vector_column_name="embedding").distance_type("cosine").limit(min(limit, rows))
         if rows < EXACT_BELOW:
@@ -560,22 +570,26 @@ def _nearest(table: Any, query: np.ndarray, k: int) -> list[Hit]:
             search = search.nprobes(PROBES).refine_factor(REFINED)
         columns = ["id", "path", "width", "height", "sha256", "_distance"]
         found = search.select(columns).to_arrow().to_pylist()
+        found.sort(key=lambda row: (row["_distance"], row["id"]))
+        groups = [[row] for row in found] if each_copy else _copies_together(found)
         # Rows as near as the k-th may have been left out: without them the order among equals would be chance.
-        if len(found) < limit or found[k - 1]["_distance"] < found[-1]["_distance"]:
+        if len(found) < limit or (len(groups) >= k and groups[k - 1][0]["_distance"] < found[-1]["_distance"]):
             break
         limit *= 4
-    found.sort(key=lambda row: (row["_distance"], row["id"]))
-    return [
-        Hit(
-            id=row["id"],
-            path=path_of(row["path"]),
-            score=min(1.0, max(-1.0, 1.0 - row["_distance"])),
-            width=row["width"],
-            height=row["height"],
-            sha256=row["sha256"],
-        )
-        for row in found[:k]
-    ]
+    return [_hit(row, tuple(copy["id"] for copy in copies)) for row, *copies in groups[:k]]
+
+
+def _copies_together(found: Iterable[dict]) -> list[list[dict]]:
+    """Rows grouped by the bytes they were made from, in the order of each group's first."""
+    groups: dict[str, list[dict]] = {}
+    for row in found:
+        groups.setdefault(row["sha256"], []).append(row)
+    return list(groups.values())
+
+
+def _hit(row: dict, copies: tuple[str, ...]) -> Hit:
+    score = min(1.0, max(-1.0, 1.0 - row["_distance"]))
+    return Hit(row["id"], path_of(row["path"]), score, row["width"], row["height"], row["sha256"], copies)
 
 
 def _matrix(rows: pa.Table | pa.RecordBatch) -> np.ndarray:
@@ -595,12 +609,6 @@ def _check_vacant(folder: Path) -> None:
         raise CollectionError(f"{folder} is a collection already")
     if found:
         raise CollectionError(f"{folder} holds {found[0]} and is no collection; choose a folder that is new or empty")
-
-
-def _lock(folder: Path) -> FileLock:
-    from filelock import FileLock
-
-    return FileLock(folder / LOCK, timeout=0, thread_local=False)
 
 
 @contextmanager
@@ -659,6 +667,9 @@ def _write_npy(path: Path, lines: Path, tables: Iterable[pa.Table], count: int, 
             file.write(np.ascontiguousarray(_matrix(table), "<f4").data)
             for row in table.drop_columns("embedding").to_pylist():
                 print(json.dumps(row, ensure_ascii=False), file=names)
+        for written in (file, names):
+            written.flush()
+            os.fsync(written.fileno())
     return count
 
 

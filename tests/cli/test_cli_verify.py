@@ -43,7 +43,7 @@ def test_json_holds_every_number(command, kept):
     assert (told["passed"], told["asserted"], told["not_run"]) == (True, True, [])
     first = told["checks"][0]
     assert (first["case"], first["model"], first["stage"]) == (CASE, "custom", "prepared 224 x 224, layer stem")
-    assert 0 < first["rel"] < first["limits"]["rel"] == 5e-6
+    assert first["rel"] < first["limits"]["rel"] == 5e-6  # and exactly 0 on some processors
     assert first["limits"].keys() == {"rel", "one_minus_cos"}
 
 
@@ -79,7 +79,7 @@ def test_another_precision_is_measured_and_not_judged(command, kept):
     assert "only shown here" in ran.err
     told = command("verify", CASE, "--keep", kept, "--precision", "bfloat16", "--json").json
     assert (told["precision"], told["asserted"], told["passed"]) == ("bfloat16", False, False)
-    assert all(1e-5 < check["rel"] < 0.1 for check in told["checks"])
+    assert all(check["limits"]["rel"] < check["rel"] < 0.1 for check in told["checks"])
 
 
 def test_what_is_left_out_is_named_with_its_size(command, kept, monkeypatch):
