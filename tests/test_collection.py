@@ -343,6 +343,21 @@ def test_asking_for_more_than_there_is_gives_all(collection: Collection) -> None
     assert len(collection.search(row(3).embedding, 1000)) == 5
 
 
+def test_files_with_the_same_bytes_are_one_hit_with_its_copies(collection: Collection) -> None:
+    """Also where copies alone are more than what is looked at first, and where others are as near."""
+    same = [row(number, np.ones(DIM), sha256="c" * 64) for number in np.random.default_rng(5).permutation(40).tolist()]
+    twins = [row(number, np.ones(DIM)) for number in (100, 101)]
+    far = [row(number, -np.ones(DIM), sha256="f" * 64) for number in (200, 201)]
+    collection.append([*same[:20], *twins, *far, *same[20:]])
+    hits = collection.search(np.ones(DIM), 3)
+    assert [hit.id for hit in hits] == [row(0).id, row(100).id, row(101).id]
+    assert [hit.copies for hit in hits] == [tuple(row(number).id for number in range(1, 40)), (), ()]
+    assert [(hit.id, hit.copies) for hit in collection.search(np.ones(DIM), 9)[3:]] == [(row(200).id, (row(201).id,))]
+    each = collection.search(np.ones(DIM), 41, each_copy=True)
+    assert [hit.id for hit in each] == [row(number).id for number in (*range(40), 100)]
+    assert not any(hit.copies for hit in each)
+
+
 def test_a_row_of_zeros_is_never_found_and_hides_nothing(collection: Collection) -> None:
     collection.append([row(1, np.zeros(DIM)), row(2), row(3)])
     assert {hit.id for hit in collection.search(np.ones(DIM), 3)} == {row(2).id, row(3).id}

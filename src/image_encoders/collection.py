@@ -83,13 +83,14 @@ class Stored:
 
 @dataclass(frozen=True)
 class Hit:
-    """A row that a search found.
+    """An image that a search found.
 
     id: the row's id, always valid Unicode
     path: the file as `open` takes it; where its name is not UTF-8, it holds surrogates
     score: cosine similarity to the query, -1 to 1
-    width, height: of the upright picture [px]
+    width, height: of the upright image [px]
     sha256: of the file's bytes, hexadecimal
+    copies: ids of the other rows with the same bytes, in order; none where a search lists each of them
     """
 
     id: str
@@ -98,6 +99,7 @@ class Hit:
     width: int
     height: int
     sha256: str
+    copies: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -220,10 +222,11 @@ class Collection:
         """How many rows there are."""
         return self._read(ITEMS, lambda table: table.count_rows(), 0)
 
-    def search(self, vector: np.ndarray, k: int = 10) -> list[Hit]:
-        """The k rows nearest to `vector` by cosine, best first, equal ones by id.
+    def search(self, vector: np.ndarray, k: int = 10, *, each_copy: bool = False) -> list[Hit]:
+        """The k images nearest to `vector` by cosine, best first, equal ones by id.
 
         vector: (dim,), finite, not all zero; its length does not matter
+        each_copy: files with the same bytes are hits of their own, not one hit with its copies
         returns: at most k; a row that is all zero has no direction and is never found
 
         Exact below 100,000 rows. Above, the index that a run ends with is used; rows newer than it are compared too.
@@ -239,7 +242,7 @@ class Collection:
             raise InputError(f"k is {k}; it must be 1 or more", code="k")
         query /= np.abs(query).max()  # squares of huge numbers would not be finite
         query /= np.linalg.norm(query)
-        return self._read(ITEMS, lambda table: _nearest(table, query.astype(np.float32), k), [])
+        return self._read(ITEMS, lambda table: _nearest(table, query.astype(np.float32), k, each_copy), [])
 
     def failures(self) -> list[Failure]:
         """The files that could not be encoded, by id."""
@@ -547,11 +550,11 @@ def _index(table: Any) -> None:
         _optimize(table)
 
 
-def _nearest(table: Any, query: np.ndarray, k: int) -> list[Hit]:
-    """The k rows with the smallest distances, equal distances by id."""
+def _nearest(table: Any, query: np.ndarray, k: int, each_copy: bool) -> list[Hit]:
+    """The k images with the smallest distances, equal distances by id."""
     rows = table.count_rows()
     limit = k + 16
-    found: list[dict] = []
+    groups: list[list[dict]] = []
     while rows:
         search = table.search(query, vector_column_name="embedding").distance_type("cosine").limit(min(limit, rows))
         if rows < EXACT_BELOW:
@@ -560,22 +563,26 @@ def _nearest(table: Any, query: np.ndarray, k: int) -> list[Hit]:
             search = search.nprobes(PROBES).refine_factor(REFINED)
         columns = ["id", "path", "width", "height", "sha256", "_distance"]
         found = search.select(columns).to_arrow().to_pylist()
+        found.sort(key=lambda row: (row["_distance"], row["id"]))
+        groups = [[row] for row in found] if each_copy else _copies_together(found)
         # Rows as near as the k-th may have been left out: without them the order among equals would be chance.
-        if len(found) < limit or found[k - 1]["_distance"] < found[-1]["_distance"]:
+        if len(found) < limit or (len(groups) >= k and groups[k - 1][0]["_distance"] < found[-1]["_distance"]):
             break
         limit *= 4
-    found.sort(key=lambda row: (row["_distance"], row["id"]))
-    return [
-        Hit(
-            id=row["id"],
-            path=path_of(row["path"]),
-            score=min(1.0, max(-1.0, 1.0 - row["_distance"])),
-            width=row["width"],
-            height=row["height"],
-            sha256=row["sha256"],
-        )
-        for row in found[:k]
-    ]
+    return [_hit(row, tuple(copy["id"] for copy in copies)) for row, *copies in groups[:k]]
+
+
+def _copies_together(found: Iterable[dict]) -> list[list[dict]]:
+    """Rows grouped by the bytes they were made from, in the order of each group's first."""
+    groups: dict[str, list[dict]] = {}
+    for row in found:
+        groups.setdefault(row["sha256"], []).append(row)
+    return list(groups.values())
+
+
+def _hit(row: dict, copies: tuple[str, ...]) -> Hit:
+    score = min(1.0, max(-1.0, 1.0 - row["_distance"]))
+    return Hit(row["id"], path_of(row["path"]), score, row["width"], row["height"], row["sha256"], copies)
 
 
 def _matrix(rows: pa.Table | pa.RecordBatch) -> np.ndarray:
