@@ -296,7 +296,9 @@ class Collection:
         names = path.with_name(f"{path.stem}.ids.jsonl")
         for target in [path] if ending == ".parquet" else [path, names]:
             if target.is_dir() or (target.exists() and not overwrite):
-                raise CollectionError(f"{target} is there already; choose another name, or overwrite it")
+                raise CollectionError(
+                    f"{target} is there already; choose another name, or replace it with --overwrite (overwrite=True)"
+                )
 
         def write(table: Any) -> int:
             count = table.count_rows()
@@ -593,6 +595,18 @@ def _matrix(rows: pa.Table | pa.RecordBatch) -> np.ndarray:
 
 
 # ------------------------------------------------------------------ files
+
+
+def check_new(folder: Path) -> None:
+    """Raise CollectionError where no collection can be made in `folder`, as far as can be seen without writing."""
+    there = next((one for one in (folder, *folder.absolute().parents) if one.exists()), Path.cwd())
+    if not there.is_dir():
+        raise CollectionError(f"{there} is a file; a collection is a folder")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise CollectionError(f"{folder} cannot be made: no permission to write in {there}")
+    if there == folder:
+        with _storage(folder, "read"):
+            _check_vacant(folder)
 
 
 def _check_vacant(folder: Path) -> None:
