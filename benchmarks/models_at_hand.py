@@ -19,7 +19,7 @@ from PIL import Image, ImageDraw
 
 import bulk
 from image_encoders import models, scenes
-from image_encoders.cache import whole
+from image_encoders.cache import atomic_write
 from image_encoders.conformance import bundle, cases
 from image_encoders.encoder import Encoder
 
@@ -88,7 +88,7 @@ def _seven_convolutions() -> Path:
 
         path.parent.mkdir(parents=True, exist_ok=True)
         torch.manual_seed(0)
-        with whole(path) as part:
+        with atomic_write(path) as part:
             torch.save(SevenConvolutions().state_dict(), part)
     return path
 

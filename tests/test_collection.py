@@ -7,8 +7,11 @@ import json
 import multiprocessing
 import os
 import subprocess
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -509,3 +512,89 @@ def test_an_export_that_fails_half_way_leaves_the_old_file(
         filled.export(tmp_path / "rows.parquet", overwrite=True)
     assert (tmp_path / "rows.parquet").read_bytes() == before
     assert {path.name for path in tmp_path.iterdir()} == {"index", "rows.parquet"}
+
+
+class Killed(BaseException):
+    """The process is killed: nothing that it does any more reaches the disk."""
+
+
+EVENTS = {"open", "os.rename", "os.remove"}
+_disk: dict[str, Any] = {"folder": None}  # an audit hook can be added once, and never taken away
+
+
+def _watch(event: str, arguments: tuple[Any, ...]) -> None:
+    if _disk["folder"] is not None and event in EVENTS and str(arguments[0]).startswith(str(_disk["folder"])):
+        _disk["left"] -= 1
+        if _disk["left"] < 0:
+            raise Killed
+
+
+@pytest.fixture
+def killed() -> Iterator[Callable[[Path, int], AbstractContextManager[None]]]:
+    """killed(folder, n): the block is killed before it touches the folder for the (n + 1)-th time."""
+    if "hook" not in _disk:
+        _disk["hook"] = sys.addaudithook(_watch)
+
+    @contextmanager
+    def after(folder: Path, count: int) -> Iterator[None]:
+        _disk.update(folder=folder, left=count)
+        try:
+            yield
+        finally:
+            _disk["folder"] = None
+
+    yield after
+    _disk["folder"] = None
+
+
+def test_an_export_that_is_killed_shows_no_rows_beside_the_names_of_others(
+    tmp_path: Path, killed: Callable[[Path, int], AbstractContextManager[None]]
+) -> None:
+    made = {}
+    for name, shift in (("old", 0), ("new", 1)):
+        made[name] = Collection.create(tmp_path / name, FakeEncoder())
+        made[name].append([row(number + shift) for number in range(5)])
+    out = tmp_path / "out"
+    out.mkdir()
+    moments = 0
+    while True:
+        made["old"].export(out / "rows.npy", overwrite=True)
+        try:
+            with killed(out, moments):
+                made["new"].export(out / "rows.npy", overwrite=True)
+            break
+        except Killed:
+            moments += 1
+        if (out / "rows.ids.jsonl").exists():
+            lines = [json.loads(line) for line in (out / "rows.ids.jsonl").read_text().splitlines()]
+            numbers = [int(Path(line["id"]).stem) for line in lines]
+            np.testing.assert_array_equal(np.load(out / "rows.npy"), [row(number).embedding for number in numbers])
+    assert moments >= 8
+    assert json.loads((out / "rows.ids.jsonl").read_text().splitlines()[0])["id"] == row(1).id
+
+
+def test_what_a_killed_export_left_is_removed_by_the_next_one(filled: Collection, tmp_path: Path) -> None:
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    out = tmp_path / "out"
+    out.mkdir()
+    for name in ("rows.npy", "rows.ids.jsonl"):
+        (out / f".{name}.{ended.pid}.1234.part").write_bytes(b"x" * 1000)
+    (out / f".rows.npy.{os.getpid()}.1.part").write_bytes(b"of another thread that is at work")
+    filled.export(out / "rows.npy")
+    assert {path.name for path in out.iterdir()} == {"rows.npy", "rows.ids.jsonl", f".rows.npy.{os.getpid()}.1.part"}
+
+
+@pytest.mark.parametrize("name", ["rows.npy", "rows.parquet"])
+def test_a_collection_whose_first_run_was_killed_exports_no_rows(tmp_path: Path, name: str) -> None:
+    collection = Collection.create(tmp_path / "index", FakeEncoder())
+    for table in (ITEMS, FAILURES):
+        subprocess.run(["rm", "-r", tmp_path / "index" / f"{table}.lance"], check=True)
+    (tmp_path / name).write_bytes(b"old")
+    assert Collection.open(tmp_path / "index").export(tmp_path / name, overwrite=True) == 0
+    if name == "rows.npy":
+        assert np.load(tmp_path / name).shape == (0, DIM)
+        assert (tmp_path / "rows.ids.jsonl").read_text() == ""
+    else:
+        assert pq.read_table(tmp_path / name).schema == collection._schema(collection._metadata())
+        assert pq.read_table(tmp_path / name).num_rows == 0

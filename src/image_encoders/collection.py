@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from image_encoders.cache import whole
+from image_encoders.cache import atomic_write, file_lock
 from image_encoders.errors import CollectionError, ImageEncodersError, InputError
 
 if TYPE_CHECKING:
@@ -188,9 +188,9 @@ class Collection:
         with _storage(folder, "made"):
             folder.mkdir(parents=True, exist_ok=True)
             _check_vacant(folder)  # before a lock is left in somebody's folder, and again once it is held
-        with _exclusive(_lock(folder), folder), _storage(folder, "made"):
+        with _exclusive(file_lock(folder / LOCK, wait=False), folder), _storage(folder, "made"):
             _check_vacant(folder)
-            with whole(folder / MARK) as part:
+            with atomic_write(folder / MARK) as part:
                 part.write_text(json.dumps(mark, indent=2, default=str) + "\n", "utf-8")
         collection = cls.open(folder)
         with collection.writing():
@@ -301,15 +301,22 @@ class Collection:
                 )
 
         def write(table: Any) -> int:
-            count = table.count_rows()
+            count = table.count_rows() if table is not None else 0
+            rows = self._by_id(table) if table is not None else iter(())
             with _storage(path, "written"):
                 if ending == ".parquet":
-                    with whole(path) as part:
-                        return _write_parquet(part, self._by_id(table), self._schema(self._metadata()))
-                with whole(path) as part, whole(names) as lines:
-                    return _write_npy(part, lines, self._by_id(table), count, self.dim)
+                    with atomic_write(path) as part:
+                        return _write_parquet(part, rows, self._schema(self._metadata()))
+                with (
+                    atomic_write(names) as lines,
+                    atomic_write(path) as part,
+                ):  # the names appear last, and the old ones go before:
+                    written = _write_npy(part, lines, rows, count, self.dim)
+                    names.unlink(missing_ok=True)  # no moment shows rows beside the names of others
+                    return written
 
-        return self._read(ITEMS, lambda table: write(_pinned(table)), 0)
+        written = self._read(ITEMS, lambda table: write(_pinned(table)), None)
+        return write(None) if written is None else written  # a run that was killed at once leaves no table
 
     def _by_id(self, table: Any) -> Iterator[pa.Table]:
         """All rows ordered by id; what goes wrong here is not the fault of where they are written to."""
@@ -398,7 +405,7 @@ class Collection:
             if not failures:
                 path.unlink(missing_ok=True)
                 return
-            with whole(path) as part, part.open("w", encoding="utf-8") as file:
+            with atomic_write(path) as part, part.open("w", encoding="utf-8") as file:
                 for failure in failures:
                     print(f"{_line(failure.id)}\t{failure.stage}\t{failure.code}\t{_line(failure.message)}", file=file)
 
@@ -406,7 +413,7 @@ class Collection:
 
     @cached_property
     def _lock(self) -> FileLock:
-        return _lock(self.folder)
+        return file_lock(self.folder / LOCK, wait=False)
 
     @cached_property
     def _database(self) -> Any:
@@ -618,12 +625,6 @@ def _check_vacant(folder: Path) -> None:
         raise CollectionError(f"{folder} holds {found[0]} and is no collection; choose a folder that is new or empty")
 
 
-def _lock(folder: Path) -> FileLock:
-    from filelock import FileLock
-
-    return FileLock(folder / LOCK, timeout=0, thread_local=False)
-
-
 @contextmanager
 def _exclusive(lock: FileLock, folder: Path) -> Iterator[None]:
     """The lock held while the block runs; the operating system takes it back from a process that is killed."""
@@ -680,6 +681,9 @@ def _write_npy(path: Path, lines: Path, tables: Iterable[pa.Table], count: int, 
             file.write(np.ascontiguousarray(_matrix(table), "<f4").data)
             for row in table.drop_columns("embedding").to_pylist():
                 print(json.dumps(row, ensure_ascii=False), file=names)
+        for written in (file, names):
+            written.flush()
+            os.fsync(written.fileno())
     return count
 
 

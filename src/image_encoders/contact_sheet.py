@@ -9,7 +9,7 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from image_encoders.cache import whole
+from image_encoders.cache import atomic_write
 from image_encoders.encoder import ordered
 from image_encoders.errors import InputError
 
@@ -59,7 +59,7 @@ def contact_sheet(hits: Sequence[Hit], *, query: str, model: str, collection: st
 def write(path: Path, page: str) -> None:
     """`page` in a file at `path`, which appears whole or not at all; OSError where it cannot be written."""
     try:
-        with whole(path) as part:
+        with atomic_write(path) as part:
             part.write_bytes(page.encode("utf-8", "backslashreplace"))  # file names need not be UTF-8
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(path)) from error  # names the file that was asked for

@@ -116,7 +116,7 @@ def load(
     Raises UnknownModel; WeightsError; InputError for an option's value.
     """
     from image_encoders.weights.digest import weights_digest
-    from image_encoders.weights.facts import remembered, steady
+    from image_encoders.weights.facts import cached_facts, steady
 
     architecture = _architecture(variant)
     if preprocessing not in PREPARATIONS:
@@ -131,7 +131,7 @@ def load(
     name = f"bit/{variant.removeprefix('Imagenet21k/')}"
     about = {"family": "bit", "units": architecture.units, "width": architecture.width, "input_range": input_range}
     with Shared(steady([path], lambda: _net(path, architecture, input_range))) as net:
-        digest = remembered([path], about, lambda: {"weights": weights_digest(net().state_dict())})["weights"]
+        digest = cached_facts([path], about, lambda: {"weights": weights_digest(net().state_dict())})["weights"]
         return _encoder(name, net, architecture.dim, {**about, "weights": digest}, runtime, preprocessing, input_size)
 
 

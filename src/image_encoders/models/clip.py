@@ -104,7 +104,7 @@ def load(
     asks for unknown preprocessing; MissingExtra for a tokenizer that needs sentencepiece, as the first SigLIP's does.
     """
     from image_encoders.inputs.processor import CORNERS, read_processor
-    from image_encoders.weights.facts import remembered, steady
+    from image_encoders.weights.facts import cached_facts, steady
 
     if preprocessing not in ("exact", "fast"):
         raise InputError(f"preprocessing is {preprocessing!r}; accepted: exact, fast", code="option")
@@ -120,8 +120,8 @@ def load(
     texts = folder if tokenizer is None else _part(tokenizer, offline)
     files = _files(folder)
     with Shared(steady(files, lambda: _model(folder))) as model, Shared(lambda: _tokenizer(texts)) as words:
-        facts = Facts(**remembered(files, _about("net"), lambda: _facts(model())))
-        said = Said(**remembered(_files(texts), _about("tokenizer"), lambda: _said(words())))
+        facts = Facts(**cached_facts(files, _about("net"), lambda: _facts(model())))
+        said = Said(**cached_facts(_files(texts), _about("tokenizer"), lambda: _said(words())))
         return _encoder(
             f"clip/{variant}".rstrip("/"),
             model,

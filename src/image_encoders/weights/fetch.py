@@ -24,7 +24,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
-from image_encoders.cache import cache_folder, running_sha256
+from image_encoders.cache import atomic_write, cache_folder, file_lock, running_sha256
 from image_encoders.errors import UnknownModel, WeightsError
 
 if TYPE_CHECKING:
@@ -84,11 +84,9 @@ def fetch(
         raise WeightsError(
             f"{target} is not there, and the network is switched off. Fetch {url} on another machine and put it there"
         )
-    with _writing(target):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with _alone(target):
-            if not _present(target, url, sha256, size, verify):  # another process may have been faster
-                _Download(url, target, sha256, size, progress).run()
+    with _writing(target), file_lock(_beside(target, ".lock")):
+        if not _present(target, url, sha256, size, verify):  # another process may have been faster
+            _Download(url, target, sha256, size, progress).run()
     return target
 
 
@@ -158,26 +156,8 @@ def _beside(target: Path, suffix: str) -> Path:
 
 
 def _write_json(path: Path, value: dict[str, Any]) -> None:
-    draft = _beside(path, f".{os.getpid()}")
-    draft.write_text(json.dumps(value, indent=1))
-    os.replace(draft, path)
-
-
-@contextmanager
-def _alone(target: Path) -> Iterator[None]:
-    """No other process fetches the same file meanwhile."""
-    from filelock import FileLock, Timeout
-
-    lock = FileLock(_beside(target, ".lock"))
-    try:
-        lock.acquire(blocking=False)
-    except Timeout:
-        logger.info("%s: another process is fetching it; waiting", target)
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
+    with atomic_write(path) as part:
+        part.write_text(json.dumps(value, indent=1))
 
 
 @contextmanager
