@@ -77,30 +77,3 @@ time.sleep(60)
 """
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30)
     assert (ran.returncode, ran.stdout, ran.stderr) == (130, "answered\n", "")
-
-
-@pytest.mark.parametrize(("package", "how"), [("torch", (130, "", "interrupted\n")), ("other", (0, "raised\n", ""))])
-def test_ctrl_c_while_torch_is_imported_ends_the_command_at_once(tmp_path, package, how):
-    (tmp_path / package).mkdir()
-    (tmp_path / package / "__init__.py").write_text(
-        "import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(60)\n"
-    )
-    code = f"""
-import signal
-from image_encoders.cli.endings import survive_imports
-signal.signal(signal.SIGINT, signal.default_int_handler)
-survive_imports()
-try:
-    import {package}
-except KeyboardInterrupt:
-    print("raised")
-"""
-    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
-    ran = subprocess.run(
-        [sys.executable, "-c", code],
-        capture_output=True,
-        text=True,
-        timeout=30,
-        env={**os.environ, "PYTHONPATH": path},
-    )
-    assert (ran.returncode, ran.stdout, ran.stderr) == how

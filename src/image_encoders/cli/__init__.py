@@ -31,7 +31,7 @@ from image_encoders.cli import (
     unused,
     verify,
 )
-from image_encoders.cli.endings import discard, give_up, interrupted, survive_imports
+from image_encoders.cli.endings import discard, give_up, interrupted
 from image_encoders.cli.printing import say
 from image_encoders.errors import ImageEncodersError
 
@@ -129,7 +129,6 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # file names need not be text
     unused.leave_out()
-    survive_imports()
     app(prog_name="image-encoders")
 
 
