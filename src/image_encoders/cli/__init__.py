@@ -31,7 +31,7 @@ from image_encoders.cli import (
     unused,
     verify,
 )
-from image_encoders.cli.endings import discard, give_up, interrupted
+from image_encoders.cli.endings import discard, give_up, hold_interrupts_while_importing, interrupted
 from image_encoders.cli.printing import say
 from image_encoders.errors import ImageEncodersError
 
@@ -125,6 +125,7 @@ def options(
 
 def main() -> None:
     """The command's entry point."""
+    hold_interrupts_while_importing()
     _open_streams()
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # file names need not be text
