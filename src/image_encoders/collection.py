@@ -786,6 +786,18 @@ def _hit(row: dict, copies: tuple[str, ...]) -> Hit:
 # ------------------------------------------------------------------ files
 
 
+def check_new(folder: Path) -> None:
+    """Raise CollectionError where no collection can be made in `folder`, as far as can be seen without writing."""
+    there = next((one for one in (folder, *folder.absolute().parents) if one.exists()), Path.cwd())
+    if not there.is_dir():
+        raise CollectionError(f"{there} is a file; a collection is a folder")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise CollectionError(f"{folder} cannot be made: no permission to write in {there}")
+    if there == folder:
+        with _storage(folder, "read"):
+            _check_vacant(folder)
+
+
 def _check_vacant(folder: Path) -> None:
     """Raise CollectionError unless a collection may be made in `folder`, which exists."""
     found = sorted(name for name in os.listdir(folder) if not name.startswith("."))
