@@ -192,6 +192,8 @@ class Encoder:
     def embed_image(self, prepared: np.ndarray | Sequence[np.ndarray], batch_size: int = 32) -> np.ndarray:
         """Rows of pictures that are already preprocessed: straight to the net, as the original code takes them.
 
+        They are computed in the encoder's precision; where that is int8, in float32.
+
         prepared: (N, 3, H, W) or (N, H, W, 3) floats, an array or a tensor, or a sequence of such without the first
             axis
         returns: (N, dim) float32

@@ -64,7 +64,7 @@ def write_vocabulary(path: Path, merges: list[str]) -> Path:
 
 
 def load(weights: Path, **options):
-    return ie.load("audioclip/full", weights=weights, device="cpu", precision="float32", **options)
+    return ie.load("audioclip/full", weights=weights, device="cpu", precision="float32", engine="torch", **options)
 
 
 def pictures(count: int = 2) -> list[np.ndarray]:
