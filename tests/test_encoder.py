@@ -170,6 +170,38 @@ def test_a_single_open_file_is_not_taken_for_a_list():
         FakeEncoder().encode_image(file_of(FRAMES[0]))
 
 
+# ------------------------------------------------------------------ lists and what is none
+
+
+@pytest.mark.parametrize("kind", [str, object, "pandas"])
+def test_an_array_or_a_column_of_paths_is_a_list(kind: Any, tmp_path: Path, wanted: np.ndarray):
+    paths = []
+    for number in range(3):
+        paths.append(str(tmp_path / str(number)))
+        Path(paths[-1]).write_bytes(file_of(FRAMES[number]).getvalue())
+    if kind == "pandas":
+        column = pytest.importorskip("pandas").Series(paths)
+    else:
+        column = np.array(paths, dtype=kind)
+    assert np.array_equal(FakeEncoder().encode_image(column), wanted[:3])
+
+
+@pytest.mark.parametrize("one", [b"", bytearray(), bytearray(9), memoryview(b"")], ids=repr)
+def test_bytes_of_any_kind_are_not_taken_for_a_list(one: Any):
+    with pytest.raises(InputError, match=r"takes a list; wrap a single one: encode_image\(\[image\]\)") as caught:
+        FakeEncoder().encode_image(one)
+    assert caught.value.code == "not-a-list"
+
+
+@pytest.mark.parametrize(
+    "numbers", [np.arange(5), np.zeros(5, np.uint8), torch.zeros(5)], ids=lambda n: type(n).__name__
+)
+def test_a_row_of_numbers_is_no_list_of_images(numbers: Any):
+    with pytest.raises(InputError, match=r"got numbers of shape \(5,\); a list of images is accepted") as caught:
+        FakeEncoder().encode_image(numbers)
+    assert caught.value.code == "not-a-list"
+
+
 # ------------------------------------------------------------------ arguments
 
 

@@ -317,18 +317,31 @@ def _finite(rows: np.ndarray, label: str) -> np.ndarray:
 
 def _many(sources: Any, modality: str) -> Iterable[Any]:
     """`sources` if it is a collection of sources, else InputError: a single one is the commonest slip."""
-    one = isinstance(sources, (str, bytes, os.PathLike, Mapping)) or not hasattr(sources, "__iter__")
-    ndim = getattr(sources, "ndim", None)
-    if modality == "image" and isinstance(ndim, int):
-        one = ndim < 3 or (ndim == 3 and sources.shape[-1] in (1, 3, 4))
-    elif ndim == 0 or (modality != "text" and hasattr(sources, "read")):  # the lines of an open file may be texts
+    shape = getattr(sources, "shape", None)
+    if isinstance(sources, (str, bytes, bytearray, memoryview, os.PathLike, Mapping)) or not hasattr(
+        sources, "__iter__"
+    ):
         one = True
+    elif shape is not None and not _holds_objects(sources):  # numbers
+        if modality == "image" and len(shape) == 1:
+            raise InputError(
+                f"encode_image got numbers of shape {tuple(shape)}; a list of images is accepted", code="not-a-list"
+            )
+        image = len(shape) < 3 or (len(shape) == 3 and shape[-1] in (1, 3, 4))
+        one = len(shape) == 0 or (modality == "image" and image)
+    else:
+        one = modality != "text" and hasattr(sources, "read")  # the lines of an open file may be texts
     if one:
         raise InputError(
             f"encode_{modality} takes a list; wrap a single one: encode_{modality}([{modality}])",
             code="not-a-list",
         )
     return sources
+
+
+def _holds_objects(array: Any) -> bool:
+    """Whether an array, or the column of a table, holds paths, texts or other objects, not numbers."""
+    return getattr(getattr(array, "dtype", None), "kind", "") in ("O", "U", "S", "T") and len(array.shape) > 0
 
 
 class _bar:

@@ -627,24 +627,43 @@ def test_a_pil_image_is_converted_by_strips_of_any_height(mode: str, strip: int,
     assert mode == "I;16" or np.array_equal(found, on_white(image))
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="counts memory as Linux does")
-def test_a_large_picture_takes_little_more_memory_than_pillow_and_its_pixels():
-    code = """
+PEAK = """
 import re, sys
+import numpy as np
+from image_encoders.errors import InputError
 from image_encoders.inputs.image import read_image
+
 def peak():
     status = open("/proc/self/status").read()
     return int(re.search("VmHWM:[^0-9]*([0-9]+)", status)[1]) // 1024
+
 before = peak()
-read_image(sys.argv[1])
-print(peak() - before)
 """
+
+
+def megabytes(program: str, *arguments: str) -> int:
+    """By how many the memory of a process grows at most while it runs a program."""
+    command = [sys.executable, "-c", PEAK + program + "\nprint(peak() - before)", *arguments]
+    return int(subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="counts memory as Linux does")
+def test_a_large_picture_takes_little_more_memory_than_pillow_and_its_pixels():
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "large.png"
         Image.new("RGB", (6000, 5000), (9, 200, 3)).save(path, compress_level=1)
-        command = [sys.executable, "-c", code, str(path)]
-        grown = int(subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout)
+        grown = megabytes("read_image(sys.argv[1])", str(path))
     assert grown < 1.2 * 6000 * 5000 * (4 + 3) / 2**20  # MB: Pillow keeps four bytes a pixel, the result has three
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="counts memory as Linux does")
+def test_a_grey_array_takes_no_more_memory_than_its_pixels():
+    view = "np.broadcast_to(np.arange(250, dtype=np.uint8).repeat(24), (5000, 6000)).T[::-1]"
+    assert megabytes(f"read_image({view})") < 1.2 * 6000 * 5000 * 3 / 2**20
+    refused = (
+        "try:\n    read_image(np.broadcast_to(np.uint8(7), (50_000, 50_000)))\nexcept InputError as error:\n    pass"
+    )
+    assert megabytes(refused) < 20
 
 
 # ------------------------------------------------------------------ arrays
@@ -673,6 +692,8 @@ def test_arrays_and_tensors_are_taken_as_they_are():
         (np.zeros((2, 4, 4, 3), np.uint8), "shape", "(2, 4, 4, 3)"),
         (np.zeros(5, np.uint8), "shape", "(5,)"),
         (np.zeros((0, 4, 3), np.uint8), "empty", "without pixels"),
+        (np.broadcast_to(np.uint8(0), (30_000, 30_000)), "too-many-pixels", "IMAGE_ENCODERS_MAX_PIXELS"),
+        (np.broadcast_to(np.uint8(0), (30_000, 30_000, 4)), "too-many-pixels", "IMAGE_ENCODERS_MAX_PIXELS"),
         (None, "type", "NoneType"),
         ([[1, 2], [3, 4]], "type", "list"),
         (7, "type", "int"),
