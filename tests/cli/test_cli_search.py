@@ -162,7 +162,7 @@ def test_export_does_not_replace_a_file_unless_told(command, collection, tmp_pat
     assert (tmp_path / "rows.npy").read_text() == "mine"
 
 
-@pytest.mark.parametrize("out", ["rows.csv", "nowhere/rows.npy", "photos"])
+@pytest.mark.parametrize("out", ["rows.xlsx", "nowhere/rows.npy", "photos"])
 def test_an_export_that_cannot_be_written_is_one_sentence(command, collection, tmp_path, out):
     before = sorted(tmp_path.rglob("*"))
     ran = command("export", "c", out)
@@ -176,3 +176,21 @@ def test_failures_of_a_clean_run_are_none(command, collection):
     assert (ran.status, ran.out) == (0, "")
     assert "nothing failed" in ran.err
     assert json.loads(command("failures", "c", "--json").out) == Collection.open(collection).failures() == []
+
+
+# ---- info ----
+
+
+def test_info_says_whose_images_a_collection_holds(command, collection):
+    ran = command("info", "c", "--json")
+    assert ran.status == 0
+    assert (ran.json["model"], ran.json["images"], ran.json["failures"]) == ("colours/plain", 6, 0)
+    shown = command("info", "c").out
+    for words in ("colours/plain", "6 images", "no index", "float32", ran.json["fingerprint"], ran.json["created"]):
+        assert words in shown
+
+
+def test_info_of_what_is_no_collection_is_one_sentence(command, tmp_path):
+    ran = command("info", tmp_path / "missing")
+    assert ran.status == 2
+    assert "no such folder" in ran.err

@@ -26,12 +26,13 @@ from image_encoders.cli import (
     failures,
     fetch,
     flow,
+    info,
     models,
     search,
     unused,
     verify,
 )
-from image_encoders.cli.endings import discard, give_up, interrupted
+from image_encoders.cli.endings import discard, give_up, hold_interrupts_while_importing, interrupted
 from image_encoders.cli.printing import say
 from image_encoders.errors import ImageEncodersError
 
@@ -89,6 +90,7 @@ for command in (
     encode.encode,
     search.search,
     failures.failures,
+    info.info,
     export.export,
     models.models,
     fetch.fetch,
@@ -121,6 +123,7 @@ def options(
 
 def main() -> None:
     """The command's entry point."""
+    hold_interrupts_while_importing()
     _open_streams()
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # file names need not be text

@@ -150,10 +150,12 @@ class Runtime:
 
         Raises DeviceError where that cannot be had.
         """
-        from image_encoders.engines.precision import chosen
+        from image_encoders.engines.precision import chosen, in_float32
 
         if self.precision == "auto":
             return chosen(net, self.device, self.engine)
+        if self.precision == "float32":
+            return in_float32(net, self.device, self.engine)
         if net.traceable or self.engine != "auto":
             return self.made(net, self._engine(), self.precision)
         if self.precision == "int8":
@@ -171,7 +173,7 @@ class Runtime:
         from image_encoders.engines.precision import in_float32
 
         wish = self if net.traceable else replace(self, engine="torch")
-        if self.precision in ("auto", "int8"):
+        if self.precision in ("auto", "float32", "int8"):
             return Later(lambda: in_float32(net, wish.device, wish.engine))
         return Later(lambda: wish.made(net, wish._engine(), wish.precision))
 
@@ -198,7 +200,7 @@ class Runtime:
         return "torch"
 
 
-PLAIN = Runtime(precision="float32")  # the original's rows, by torch on the CPU
+PLAIN = Runtime(precision="float32", engine="torch")  # the original's rows, by torch on the CPU
 
 
 class Later:

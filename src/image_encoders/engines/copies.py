@@ -87,9 +87,8 @@ def refuse_forked() -> None:
     """DeviceError where `forked`."""
     if forked():
         raise DeviceError(
-            "OpenVINO cannot be used in this process: it was forked from one that uses OpenVINO, and OpenVINO's threads "
-            "are missing here; start processes by spawn, load only after forking, or use engine='torch' and a precision "
-            "other than int8"
+            "OpenVINO cannot be used in this process: it was forked from one that uses OpenVINO, whose threads are "
+            "missing here; start processes by spawn, load only after forking, or use engine='torch' (which has no int8)"
         )
 
 

@@ -82,26 +82,26 @@ class Choice:
 def chosen(net: Net, device: str, engine: str) -> Embedder:
     """`net` run by the first of `candidates` that keeps its rows, with the `choice` as an attribute."""
     offered = candidates(device, engine, net.traceable)
-    runtime = Runtime(device)
     if len(offered) == 1:
-        embedder = _sound(net, runtime, offered[0], engine)
-        choice = Choice(embedder.engine, "float32")
+        return in_float32(net, device, engine)
+    runtime = Runtime(device)
+    path = cache_folder() / "choices" / f"{_identity(net, device, offered)}.json"
+    known = _known(path)
+    if known is None:
+        embedder, choice, sure = _judged(net, runtime, offered, engine)
+        if sure:
+            _keep(path, choice)
     else:
-        path = cache_folder() / "choices" / f"{_identity(net, device, offered)}.json"
-        known = _known(path)
-        if known is None:
-            embedder, choice, sure = _judged(net, runtime, offered, engine)
-            if sure:
-                _keep(path, choice)
-        else:
-            embedder, choice = runtime.made(net, known.engine, known.precision), known
+        embedder, choice = runtime.made(net, known.engine, known.precision), known
     embedder.choice = choice  # type: ignore[attr-defined]
     return embedder
 
 
 def in_float32(net: Net, device: str, engine: str) -> Embedder:
-    """`net` in float32 by the engine that starts fastest."""
-    return _sound(net, Runtime(device), (_quickest(device, engine, net.traceable), "float32"), engine)
+    """`net` in float32 by the fastest engine, with the `choice` as an attribute."""
+    embedder = _sound(net, Runtime(device), (_quickest(device, engine, net.traceable), "float32"), engine)
+    embedder.choice = Choice(embedder.engine, "float32")  # type: ignore[attr-defined]
+    return embedder
 
 
 def candidates(device: str, engine: str, traceable: bool) -> list[Candidate]:
