@@ -8,6 +8,7 @@ import struct
 import subprocess
 import sys
 import tempfile
+import warnings
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -755,6 +756,47 @@ def pixels_or_code(content: bytes, limits: ImageLimits, short_side: int | None =
     assert pixels.dtype == np.uint8
     assert pixels.shape[2] == 3
     return pixels
+
+
+def mutated(content: bytes, rng: np.random.Generator) -> bytes:
+    """A file with some of its bytes changed, missing, doubled or zeroed."""
+    damaged = bytearray(content)
+    for _ in range(int(rng.integers(1, 4))):
+        begin = int(rng.integers(0, max(len(damaged), 1)))
+        end = begin + int(rng.integers(1, 40))
+        match rng.integers(5):
+            case 0:
+                damaged[begin : begin + 1] = rng.bytes(1)
+            case 1:
+                del damaged[begin:end]
+            case 2:
+                damaged[begin:begin] = damaged[begin:end]
+            case 3:
+                damaged[begin:end] = bytes(len(damaged[begin:end]))
+            case 4:
+                damaged[begin : begin + 1] = bytes([damaged[begin] ^ 1 << int(rng.integers(8))]) if damaged else b""
+    return bytes(damaged)
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_what_is_read_of_a_mutated_file_is_what_pillow_reads(kind: str, capfd: pytest.CaptureFixture[str]):
+    accepted = 0
+    for number in range(130):
+        rng = np.random.default_rng([FORMATS.index(kind), number])
+        content = mutated(SAMPLES[kind], rng)
+        found = pixels_or_code(content, ImageLimits(max_pixels=2**20))
+        if isinstance(found, str):
+            assert found in CODES
+            continue
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            image = Image.open(io.BytesIO(content))
+            image.load()
+            wanted = on_white(ImageOps.exif_transpose(image))
+        assert np.abs(found.astype(int) - wanted).max() <= 2
+        accepted += 1
+    assert 0 < accepted < 130
+    capfd.readouterr()  # what libtiff says
 
 
 CODES = {"empty", "not-an-image", "unsupported", "truncated", "corrupt", "too-many-pixels", "too-many-bytes"}
