@@ -11,7 +11,6 @@ import copy
 import hashlib
 import json
 import os
-import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -26,8 +25,6 @@ from image_encoders.errors import ImageEncodersError, InputError
 
 Source = TypeVar("Source")
 Result = TypeVar("Result")
-
-_READING = [threading.Lock() for _ in range(61)]  # for sources by their place in memory
 
 
 @dataclass(frozen=True)
@@ -57,9 +54,10 @@ class Tower:
     def begin(self, source: Any, keep: bool) -> Callable[[], np.ndarray]:
         """What is left of `input` for another thread.
 
-        keep: the source may be other by the time that thread comes to it, as an array that a generator refills, or a
-            PIL image that moves on to its next frame. It is read here and now then, and copied; so are open files
-            always. Paths and bytes are left whole.
+        Open files and PIL images are read here and now, since they change as they are read: a PIL image decodes itself
+        once.
+        keep: the source may be other by the time that thread comes to it, as an array that a generator refills. It is
+            read here and now then, and copied. Paths and bytes are left whole.
 
         What is wrong with a source is raised by what is left.
         """
@@ -67,19 +65,13 @@ class Tower:
             source = bytes(source)
         if isinstance(source, (str, bytes, os.PathLike)):
             return partial(self.input, source)
-        if not keep and not hasattr(source, "read"):
-            return partial(self._input_alone, source)
+        if not keep and not hasattr(source, "read") and not hasattr(source, "load"):
+            return partial(self.input, source)
         try:
             item = self.read(source)
         except ImageEncodersError as error:
             return partial(_fail, error)
         return partial(self.prepare, copy.deepcopy(item) if keep else item)
-
-    def _input_alone(self, source: Any) -> np.ndarray:
-        """`input` of what no other thread reads meanwhile: a PIL image decodes itself when it is first read."""
-        with _READING[id(source) // 16 % len(_READING)]:
-            item = self.read(source)
-        return self.prepare(item)
 
     def rows(self, inputs: Sequence[np.ndarray]) -> np.ndarray:
         """Row i for input i; inputs of equal shape and type go through the net together.
@@ -166,8 +158,9 @@ class Encoder:
 
         images: paths, bytes of picture files, binary files open for reading, PIL images, uint8 arrays (H, W),
             (H, W, 1|3|4), or tensors of those shapes. Files and bytes are turned upright (EXIF) and put on white where
-            transparent; arrays are taken as they are. They are read on threads, ahead of the net; but what comes from
-            a generator is read as it is drawn, unless it is a path or bytes: it may use one array again and again.
+            transparent; arrays are taken as they are. Paths, bytes and arrays are read on threads, ahead of the net;
+            PIL images and open files as they are drawn. So is all else that a generator gives: it may use one array
+            again and again.
         batch_size: how many go through the net at once; rows do not depend on it
         progress: show a bar on standard error
         returns: (N, dim) float32, row i for picture i; N may be 0
@@ -326,18 +319,31 @@ def _finite(rows: np.ndarray, label: str) -> np.ndarray:
 
 def _many(sources: Any, modality: str) -> Iterable[Any]:
     """`sources` if it is a collection of sources, else InputError: a single one is the commonest slip."""
-    one = isinstance(sources, (str, bytes, os.PathLike, Mapping)) or not hasattr(sources, "__iter__")
-    ndim = getattr(sources, "ndim", None)
-    if modality == "image" and isinstance(ndim, int):
-        one = ndim < 3 or (ndim == 3 and sources.shape[-1] in (1, 3, 4))
-    elif ndim == 0 or (modality != "text" and hasattr(sources, "read")):  # the lines of an open file may be texts
+    shape = getattr(sources, "shape", None)
+    if isinstance(sources, (str, bytes, bytearray, memoryview, os.PathLike, Mapping)) or not hasattr(
+        sources, "__iter__"
+    ):
         one = True
+    elif shape is not None and not _holds_objects(sources):  # numbers
+        if modality == "image" and len(shape) == 1:
+            raise InputError(
+                f"encode_image got numbers of shape {tuple(shape)}; a list of images is accepted", code="not-a-list"
+            )
+        image = len(shape) < 3 or (len(shape) == 3 and shape[-1] in (1, 3, 4))
+        one = len(shape) == 0 or (modality == "image" and image)
+    else:
+        one = modality != "text" and hasattr(sources, "read")  # the lines of an open file may be texts
     if one:
         raise InputError(
             f"encode_{modality} takes a list; wrap a single one: encode_{modality}([{modality}])",
             code="not-a-list",
         )
     return sources
+
+
+def _holds_objects(array: Any) -> bool:
+    """Whether an array, or the column of a table, holds paths, texts or other objects, not numbers."""
+    return getattr(getattr(array, "dtype", None), "kind", "") in ("O", "U", "S", "T") and len(array.shape) > 0
 
 
 class _bar:
