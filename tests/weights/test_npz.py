@@ -118,7 +118,7 @@ def test_a_name_twice_is_refused(tmp_path: Path) -> None:
         with warnings.catch_warnings(), zipfile.ZipFile(twice, "a") as archive:
             warnings.simplefilter("ignore")
             archive.writestr(other, archive.read("a.npy"))
-        with pytest.raises(WeightsError, match="two (records|arrays) are called a"):
+        with pytest.raises(WeightsError, match=r"two (records|arrays) are called a"):
             read(twice)
 
 
