@@ -11,13 +11,14 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw
 
 import bulk
-from image_encoders import models
+from image_encoders import models, scenes
 from image_encoders.cache import atomic_write
 from image_encoders.conformance import bundle, cases
 from image_encoders.encoder import Encoder
@@ -36,12 +37,14 @@ class Model:
     label: for people
     name: what `load` is asked for
     weights: -> the checkpoint, made if need be
+    draw: (seed, number) -> an image (H, W, 3) uint8 of the kind that the model is for
     """
 
     label: str
     name: str
-    weights: Callable[[], Path]
+    weights: Callable[[], Path | None]
     options: dict[str, Any] = field(default_factory=dict)
+    draw: Callable[[int, int], np.ndarray] = lambda seed, number: draw(seed, number)
 
     @property
     def family(self) -> str:
@@ -67,6 +70,14 @@ def at_hand(families: Sequence[str] = ()) -> list[Model]:
     definition = {"definition": DEFINITION, "class_name": "SevenConvolutions", "preprocess": "imagenet"}
     found.append(Model("custom, 7 convolutions", "custom", _seven_convolutions, definition))
     return [model for model in found if not families or model.family in families]
+
+
+def bundled() -> list[Model]:
+    """The bundled model, judged on scenes such as it was trained on, and on what it has never seen the like of."""
+    return [
+        Model("clip/demo, scenes", "clip/demo", lambda: None, draw=_draw_scene),
+        Model("clip/demo, other images", "clip/demo", lambda: None),
+    ]
 
 
 def _seven_convolutions() -> Path:
@@ -121,6 +132,11 @@ def _rough(rng: np.random.Generator, width: int, height: int, contrast: float, r
     light, *colours = planes
     tint = np.stack([colours[0], -0.5 * (colours[0] + colours[1]), colours[1]], axis=-1)
     return light[..., None] + 0.3 * tint  # the channels of a photograph have most in common
+
+
+def _draw_scene(seed: int, number: int) -> np.ndarray:
+    rng = Random(seed * 1_000_003 + number)
+    return scenes.draw(scenes.sample_scene(rng, unseen_pairs=rng.random() < 0.5), rng.choice(SIZES))
 
 
 def draw_files(folder: Path, seed: int, count: int) -> Path:
