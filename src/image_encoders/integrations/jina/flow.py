@@ -18,6 +18,7 @@ from jina.jaml import JAML
 
 import jina
 from image_encoders.errors import InputError, UnknownModel
+from image_encoders.integrations.jina import watchdog
 from image_encoders.integrations.jina.documents import Document
 from image_encoders.spellings import CLASSES
 
@@ -65,13 +66,7 @@ class Flow(jina.Flow):
         entered = super().enter_context(context)
         if hasattr(os, "pidfd_open"):
             if self._watchdog is None:
-                program = Path(__file__).with_name("watchdog.py")
-                self._watchdog = subprocess.Popen(
-                    [sys.executable, "-I", "-S", str(program), str(os.getpid()), str(PATIENCE_S)],
-                    stdin=subprocess.PIPE,
-                    text=True,
-                    start_new_session=True,  # Ctrl-C in a terminal is not for it
-                )
+                self._watchdog = _start_watchdog()
             self._tell_watchdog(*_processes(context))
         return entered
 
@@ -96,6 +91,20 @@ class Flow(jina.Flow):
         """A Flow from YAML (a file, its text or what it holds), with `executors:` or the older `pods:`."""
         kwargs.setdefault("extra_search_paths", [str(Path(str(source)).parent)] if _is_file(source) else None)
         return super().load_config(flow_config(source), **kwargs)
+
+
+def _start_watchdog() -> "subprocess.Popen[str]":
+    parent = os.pidfd_open(os.getpid())
+    try:
+        return subprocess.Popen(
+            [sys.executable, "-I", "-S", watchdog.__file__, str(parent), str(PATIENCE_S)],
+            pass_fds=[parent],
+            stdin=subprocess.PIPE,
+            text=True,
+            start_new_session=True,  # Ctrl-C in a terminal is not for it
+        )
+    finally:
+        os.close(parent)
 
 
 def _processes(deployment: Any) -> Iterator[int]:

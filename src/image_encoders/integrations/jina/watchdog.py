@@ -2,7 +2,8 @@
 
     python watchdog.py PARENT PATIENCE_S    with the number of each process, or "close", as lines on standard input
 
-After "close" the parent ends them itself, and those that are still there after a while are killed.
+PARENT is an inherited pidfd of the parent, which stays valid however early that ends. After "close" the parent ends the
+processes itself, and those that are still there after a while are killed.
 """
 
 # Nothing of this package is imported, so that it starts at once and stays small.
@@ -13,27 +14,37 @@ import sys
 import time
 from contextlib import suppress
 
+STDIN = 0
+
 
 def main() -> None:
-    number, patience = int(sys.argv[1]), float(sys.argv[2])
-    parent = os.pidfd_open(number)
+    parent, patience = int(sys.argv[1]), float(sys.argv[2])
+    os.set_blocking(STDIN, False)
     children: list[int] = []
-    alone = os.getppid() != number  # it ended before this program came to watch it
-    while not alone:
-        alone = parent in select.select([parent, sys.stdin], [], [])[0]
-        word = "" if alone else sys.stdin.readline().strip()
-        if word == "close":
+    sources, said = [parent, STDIN], b""
+    while True:
+        alone = parent in select.select(sources, [], [])[0]
+        part = _read()
+        *words, said = (said + part).split(b"\n")
+        for word in words:
+            if word != b"close":
+                with suppress(ProcessLookupError):
+                    children.append(os.pidfd_open(int(word)))  # that process, whatever gets its number later
+        if alone or b"close" in words:
             break
-        if word:
-            with suppress(ProcessLookupError):
-                children.append(os.pidfd_open(int(word)))  # which stays that process, whatever gets its number later
-        elif not alone:  # nothing more will be said
-            select.select([parent], [], [])
-            alone = True
+        if not part:  # nothing more will be said
+            sources = [parent]
     if alone:
         _send(signal.SIGTERM, children)
     _wait(children, time.monotonic() + patience)
     _send(signal.SIGKILL, children)
+
+
+def _read() -> bytes:
+    """What has been said by now; nothing where nobody is left to say something."""
+    with suppress(BlockingIOError):
+        return os.read(STDIN, 1 << 16)
+    return b""
 
 
 def _send(word: signal.Signals, children: list[int]) -> None:
