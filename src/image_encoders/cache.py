@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -36,7 +37,11 @@ def running_sha256(path: Path) -> Any:
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """A file to write beside `path`; it takes its place when the block has ended well, else it is removed."""
+    """A file to write beside `path`; it takes its place when the block has ended well, else it is removed.
+
+    What a killed process left beside `path` is removed first.
+    """
+    remove_leftovers(path)
     part = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.part")
     try:
         yield part
@@ -46,6 +51,25 @@ def atomic_write(path: Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             part.unlink(missing_ok=True)
+
+
+def remove_leftovers(path: Path) -> None:
+    """Remove the unfinished files beside `path` that processes left which no longer run."""
+    own = re.compile(rf"\.{re.escape(path.name)}\.(\d+)\.\d+\.part")
+    with suppress(OSError):
+        for name in os.listdir(path.parent):
+            if (found := own.fullmatch(name)) and not _runs(int(found[1])):
+                path.with_name(name).unlink(missing_ok=True)
+
+
+def _runs(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):  # somebody else's
+        return True
+    return True
 
 
 def file_lock(path: Path, *, wait: bool = True) -> FileLock:

@@ -59,25 +59,37 @@ def library() -> ModuleType:
 
 def core() -> openvino.Core:
     """OpenVINO at work; DeviceError in a process that was forked from one where it is."""
-    if forked():
-        raise DeviceError(
-            "this process was forked from one that uses OpenVINO, whose threads did not come along; start processes "
-            "by spawn, load only after forking, or use engine='torch'"
-        )
+    refuse_forked()
     with _starting:
-        return _core()
+        return _core()[0]
+
+
+def multiplies_bfloat16() -> bool:
+    """Whether this processor has instructions for bfloat16 matrices that OpenVINO uses."""
+    with _starting:
+        return _core()[1]
 
 
 @cache
-def _core() -> openvino.Core:
+def _core() -> tuple[openvino.Core, bool]:
+    """OpenVINO, and what it says of the processor: asked at once, since a forked process cannot ask."""
     made = library().Core()
     in_use.add(made)
-    return made
+    return made, "BF16" in made.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
 def forked() -> bool:
     """Whether this process was forked from one that had used OpenVINO, which would wait for ever in it."""
     return bool(_left_behind)
+
+
+def refuse_forked() -> None:
+    """DeviceError where `forked`."""
+    if forked():
+        raise DeviceError(
+            "OpenVINO cannot be used in this process: it was forked from one that uses OpenVINO, whose threads are "
+            "missing here; start processes by spawn, load only after forking, or use engine='torch' (which has no int8)"
+        )
 
 
 def _forked() -> None:

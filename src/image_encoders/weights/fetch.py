@@ -42,7 +42,7 @@ TRANSIENT = {408, 425, 429, 500, 502, 503, 504}
 YES = {"1", "true", "yes", "on"}
 HUB_FILES = ("*.json", "*.txt", "*.model")  # configuration and tokenizer
 SAFE_WEIGHTS = "model*.safetensors"
-REACHABLE = "What works without it: clip/demo, which is bundled, and local folders and files (weights=PATH)"
+REACHABLE = "These work without it: clip/demo, which is bundled, and local checkpoints (weights=PATH)"
 
 
 def is_offline(asked: bool | None = None) -> bool:
@@ -198,6 +198,7 @@ class _Download:
         self.digest = hashlib.sha256()
         self.version: dict[str, Any] = {}
         self.continued = False  # whether the part came in more than one answer
+        self.answered = False  # whether the server has answered at all
 
     def run(self) -> None:
         import httpx
@@ -218,6 +219,11 @@ class _Download:
                 except (httpx.UnsupportedProtocol, httpx.TooManyRedirects, httpx.InvalidURL) as error:
                     raise WeightsError(f"{self.url}: {error}") from error
                 except httpx.TransportError as error:
+                    if isinstance(error, (httpx.ConnectError, httpx.ConnectTimeout)) and not self.answered:
+                        raise WeightsError(
+                            f"{self.url}: the server cannot be reached ({error}); check the network connection, or "
+                            "download the file elsewhere and pass its path as weights="
+                        ) from error
                     reason, pause = f"{type(error).__name__}: {error}", 0.0
                 failures = 1 if self.have >= furthest + PROGRESS else failures + 1
                 furthest = max(furthest, self.have)
@@ -286,6 +292,7 @@ class _Download:
 
     def check(self, response: httpx.Response) -> None:
         """Decide by the answer's head whether its body starts the file, continues it, or is none of it."""
+        self.answered = True
         status = response.status_code
         if status in TRANSIENT:
             raise _Again(f"the server answers {status}", _seconds(response.headers.get("Retry-After")))
@@ -435,12 +442,12 @@ def hub_folder(
                         f"{repo_id}: {error}; set HF_HOME to a folder with room that you may write"
                     ) from error
                 said = str(error).partition("\n")[0][:120]
-                why = f"Hugging Face can not be reached ({type(error).__name__}: {said})"
+                why = f"Hugging Face cannot be reached ({type(error).__name__}: {said})"
         patterns = [*HUB_FILES, SAFE_WEIGHTS]  # with them the client can tell whether all were fetched
         folder = snapshot_download(repo_id, revision=revision, allow_patterns=patterns, local_files_only=True)
         return _complete(Path(folder), repo_id)
     except errors.LocalEntryNotFoundError as error:
-        raise WeightsError(f"{repo_id}: not, or not all of it, in the cache, and {why}. {REACHABLE}") from error
+        raise WeightsError(f"{repo_id} is not completely downloaded, and {why}. {REACHABLE}") from error
     except errors.HFValidationError as error:
         raise UnknownModel(f"{repo_id}: not a Hugging Face id such as openai/clip-vit-base-patch32") from error
 
