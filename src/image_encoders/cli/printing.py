@@ -14,6 +14,8 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from image_encoders import progress
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -86,24 +88,10 @@ def bar(label: str, shown: bool = True) -> Iterator[Callable[[int, int | None, f
     if not shown:
         yield None
     elif sys.stderr.isatty():
-        with _live(label) as told:
-            yield told
+        with progress.bar(label) as show:
+            yield lambda done, total, rate: show(done, total, _standing(done, total, rate))
     else:
         yield _lines(label)
-
-
-@contextmanager
-def _live(label: str) -> Iterator[Callable[[int, int | None, float], None]]:
-    from rich.progress import BarColumn, Progress, TextColumn
-
-    columns = (TextColumn(label), BarColumn(), TextColumn("{task.description}"))
-    with Progress(*columns, console=console(sys.stderr), transient=True) as live:
-        task = live.add_task("", total=None)
-
-        def told(done: int, total: int | None, rate: float) -> None:
-            live.update(task, completed=done, total=total, description=_standing(done, total, rate))
-
-        yield told
 
 
 def _lines(label: str) -> Callable[[int, int | None, float], None]:
@@ -113,18 +101,17 @@ def _lines(label: str) -> Callable[[int, int | None, float], None]:
         nonlocal last
         if time.monotonic() - last >= QUIET_S:
             last = time.monotonic()
-            say(f"{label}: {_standing(done, total, rate)}")
+            left = f", {timedelta(seconds=round((total - done) / rate))} left" if total is not None and rate > 0 else ""
+            say(f"{label}: {_standing(done, total, rate)}{left}")
 
     return told
 
 
 def _standing(done: int, total: int | None, rate: float) -> str:
-    """How far it is: 1,200 of 5,000, 80/s, 0:47 left."""
+    """How far it is: 1,200 of 5,000, 80/s."""
     parts = [f"{done:,}" if total is None else f"{done:,} of {total:,}"]
     if rate > 0:
         parts.append(f"{rate:,.1f}/s" if rate < 10 else f"{rate:,.0f}/s")
-        if total is not None:
-            parts.append(f"{timedelta(seconds=round((total - done) / rate))} left")
     return ", ".join(parts)
 
 

@@ -34,6 +34,7 @@ from image_encoders.cache import atomic_write, cache_folder, file_lock, running_
 from image_encoders.engines import Net, building, computed
 from image_encoders.engines.precision import example_inputs
 from image_encoders.errors import DeviceError, ImageEncodersError, WeightsError
+from image_encoders.progress import bar
 
 if TYPE_CHECKING:
     import openvino
@@ -265,15 +266,9 @@ def silent() -> Iterator[None]:
 
 @contextmanager
 def said(what: str) -> Iterator[None]:
-    """A line on a terminal while something slow is done."""
-    from rich.console import Console
-
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        logger.info("%s", what)
-        yield
-        return
-    with console.status(what):
+    """Something slow, for the log and on a terminal."""
+    logger.info("%s", what)
+    with bar(what):
         yield
 
 

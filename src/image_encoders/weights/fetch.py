@@ -26,6 +26,7 @@ from urllib.parse import unquote, urlsplit
 
 from image_encoders.cache import atomic_write, cache_folder, file_lock, running_sha256
 from image_encoders.errors import UnknownModel, WeightsError
+from image_encoders.progress import Show, bar
 
 if TYPE_CHECKING:
     import httpx
@@ -192,7 +193,7 @@ class _Download:
     def __init__(self, url: str, target: Path, sha256: str | None, size: int | None, progress: bool | None) -> None:
         self.url, self.target = url, target
         self.sha256, self.size = sha256 and sha256.lower(), size
-        self.progress = sys.stderr.isatty() if progress is None else progress
+        self.progress = progress
         self.part, self.notes = _beside(target, ".part"), _beside(target, ".part.json")
         self.have = 0
         self.digest = hashlib.sha256()
@@ -207,12 +208,12 @@ class _Download:
         failures, furthest = 0, self.have
         with (
             httpx.Client(timeout=TIMEOUT_S, follow_redirects=True, max_redirects=REDIRECTS) as client,
-            _bar(self.target.name, self.progress) as advance,
+            bar(self.target.name, self.progress) as show,
         ):
             while True:
                 try:
                     if not self.complete():
-                        self.receive(client, advance)
+                        self.receive(client, show)
                     return self.finish()
                 except _Again as error:
                     reason, pause = str(error), error.pause
@@ -261,7 +262,7 @@ class _Download:
     def complete(self) -> bool:
         return self.have > 0 and self.have == self.total()
 
-    def receive(self, client: httpx.Client, advance: Any) -> None:
+    def receive(self, client: httpx.Client, show: Show) -> None:
         import httpx
 
         if self.have and not (self.sha256 or self.version.get("validator")):
@@ -274,13 +275,13 @@ class _Download:
         with client.stream("GET", _mirrored(self.url), headers=headers) as response:
             self.check(response)
             with self.part.open("ab" if self.have else "wb") as file:
-                advance(self.have, self.total())
+                self.tell(show)
                 try:
                     for piece in response.iter_raw():
                         file.write(piece)
                         self.digest.update(piece)
                         self.have += len(piece)
-                        advance(self.have, self.total())
+                        self.tell(show)
                         if self.have > (self.total() or self.have):
                             break  # more than the file has: `finish` says so
                 except httpx.TransportError as error:
@@ -289,6 +290,10 @@ class _Download:
                 finally:
                     file.flush()
                     os.fsync(file.fileno())
+
+    def tell(self, show: Show) -> None:
+        have, total = self.have, self.total()
+        show(have, total, f"{have / 1e6:,.1f} MB" if total is None else f"{have / 1e6:,.1f} of {total / 1e6:,.1f} MB")
 
     def check(self, response: httpx.Response) -> None:
         """Decide by the answer's head whether its body starts the file, continues it, or is none of it."""
@@ -375,27 +380,6 @@ def _range(value: str) -> tuple[int | None, int | None]:
     if unit != "bytes" or not start.isdecimal():
         return None, None
     return int(start), int(total) if total.isdecimal() else None
-
-
-@contextmanager
-def _bar(name: str, shown: bool) -> Iterator[Any]:
-    """A function that is told how far the file has come."""
-    if not shown:
-        yield lambda have, total: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
-
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task(name, total=None)
-        yield lambda have, total: bar.update(task, completed=have, total=total)
 
 
 def hub_folder(
