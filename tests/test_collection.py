@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import json
 import multiprocessing
@@ -16,11 +17,13 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from pyarrow import feather
 
 from fake_encoder import DIM, FakeEncoder
 from image_encoders import collection as collection_module
-from image_encoders.collection import FAILURES, ITEMS, MARK, Collection, Failure, Row
-from image_encoders.errors import CollectionError, InputError
+from image_encoders import exports, load
+from image_encoders.collection import FAILURES, ITEMS, MARK, Collection, Failure, Row, open_collection
+from image_encoders.errors import CollectionError, InputError, MissingExtra
 
 
 def row(number: int, embedding: np.ndarray | None = None, **changes: object) -> Row:
@@ -416,6 +419,59 @@ def test_many_rows_are_found_through_an_index_that_new_rows_need_not_be_in(
     assert collection._tables[ITEMS].index_stats(index.name).num_unindexed_rows == 0
 
 
+def test_words_images_and_sounds_are_embedded_by_the_model_of_the_collection(tmp_path: Path) -> None:
+    encoder = load("clip/demo")
+    collection = Collection.create(tmp_path / "index", encoder)
+    image = np.random.default_rng(0).integers(0, 256, (40, 50, 3), np.uint8)
+    collection.append([row(1, encoder.encode_image([image])[0]), row(2, -encoder.encode_image([image])[0])])
+    opened = open_collection(tmp_path / "index")
+    assert opened.search(image=image, k=1) == opened.search(encoder.encode_image([image])[0], 1)
+    assert opened.search(words="a red circle") == opened.search(encoder.encode_text(["a red circle"])[0])
+    with pytest.raises(InputError, match="no audio tower"):
+        opened.search(audio="bark.wav")
+    for query in ({}, {"words": "a dog", "image": image}):
+        with pytest.raises(InputError, match="give one query"):
+            opened.search(**query)
+
+
+def test_a_model_that_has_changed_meanwhile_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Collection.create(folder, FakeEncoder())
+    changed = FakeEncoder(fingerprint="b" * 32)
+    monkeypatch.setattr("image_encoders.models.load", lambda name, **wishes: changed)
+    with pytest.raises(CollectionError, match="cannot be compared"):
+        open_collection(folder).search(words="a dog")
+
+
+def test_what_was_chosen_on_another_machine_is_loaded_as_it_was_chosen_there(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun = FakeEncoder()
+    begun.precision = "bfloat16"
+    Collection.create(folder, begun)
+    asked: list[str] = []
+
+    def load(name: str, precision: str = "auto") -> FakeEncoder:
+        asked.append(precision)
+        encoder = FakeEncoder()
+        encoder.precision = "float32" if precision == "auto" else precision
+        return encoder
+
+    monkeypatch.setattr("image_encoders.models.load", load)
+    assert open_collection(folder).encoder.precision == "bfloat16"
+    assert asked == ["auto", "bfloat16"]
+
+
+def test_a_collection_says_what_it_is(collection: Collection, folder: Path) -> None:
+    collection.append([row(1), row(2)])
+    collection.record([failure()])
+    found = Collection.open(folder).info()
+    assert (found["model"], found["dim"], found["images"], found["failures"]) == ("fake/net", DIM, 2, 1)
+    assert found["bytes"] == sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    assert found["created"] <= found["changed"]
+    assert found["indexed"] == 0
+    assert json.loads(json.dumps(found)) == found
+
+
 # ------------------------------------------------------------------ exporting
 
 
@@ -457,8 +513,46 @@ def test_npy_holds_the_rows_by_id_and_says_beside_it_which_they_are(filled: Coll
     np.testing.assert_array_equal(rows[5], np.arange(DIM))
 
 
+@pytest.mark.parametrize("name", ["rows.arrow", "rows.feather"])
+def test_arrow_files_hold_every_column_and_can_be_memory_mapped(filled: Collection, tmp_path: Path, name: str) -> None:
+    assert filled.export(tmp_path / name) == 59
+    table = feather.read_table(tmp_path / name, memory_map=True)
+    filled.export(tmp_path / "rows.parquet")
+    assert table.equals(pq.read_table(tmp_path / "rows.parquet"))
+    assert json.loads(table.schema.metadata[b"image-encoders"])["encoder"] == "fake/net"
+
+
+def test_csv_has_a_column_for_each_number(filled: Collection, tmp_path: Path) -> None:
+    filled.append([row(7, id='/a "quoted", name\nwith a line end', path="/a")])
+    assert filled.export(tmp_path / "rows.csv") == 60
+    with (tmp_path / "rows.csv").open(newline="") as file:
+        read = list(csv.DictReader(file))
+    assert [one["id"] for one in read][:2] == ['/a "quoted", name\nwith a line end', row(0).id]
+    for one, number in zip(read[1:], EXPORTED):
+        expected = np.arange(DIM, dtype=np.float32) if number == 5 else row(number).embedding
+        assert [np.float32(one[f"embedding_{place}"]) for place in range(DIM)] == expected.tolist()
+        assert int(one["width"]) == row(number).width
+
+
+def test_a_notebook_gets_all_rows_as_a_table(filled: Collection) -> None:
+    table = filled.to_arrow()
+    assert table["id"].to_pylist() == [row(number).id for number in EXPORTED]
+    frame = filled.to_pandas()
+    assert list(frame["id"]) == table["id"].to_pylist()
+    np.testing.assert_array_equal(np.stack(frame["embedding"])[5], np.arange(DIM))
+    assert len(filled) == len(frame) == 59
+
+
+def test_without_pandas_the_error_names_the_command_that_installs_it(
+    filled: Collection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    with pytest.raises(MissingExtra, match=r"pip install 'image-encoders\[pandas\]'"):
+        filled.to_pandas()
+
+
 def test_an_empty_collection_exports_no_rows(collection: Collection, tmp_path: Path) -> None:
-    assert collection.export(tmp_path / "rows.npy") == collection.export(tmp_path / "rows.parquet") == 0
+    assert {collection.export(tmp_path / f"rows{ending}") for ending in exports.ENDINGS} == {0}
     assert np.load(tmp_path / "rows.npy").shape == (0, DIM)
     assert pq.read_table(tmp_path / "rows.parquet").num_rows == 0
 
@@ -473,7 +567,7 @@ def test_a_file_that_is_there_is_replaced_only_if_told_to(filled: Collection, tm
     assert np.load(tmp_path / "rows.npy").shape == (59, DIM)
 
 
-@pytest.mark.parametrize("name", ["rows.csv", "rows", "missing/rows.npy", "rows.npy/rows.parquet"])
+@pytest.mark.parametrize("name", ["rows.xlsx", "rows", "missing/rows.npy", "rows.npy/rows.parquet"])
 def test_an_export_that_cannot_be_is_one_clear_error_and_leaves_nothing(
     filled: Collection, tmp_path: Path, name: str
 ) -> None:

@@ -53,6 +53,7 @@ def test_listing_the_models_loads_no_nets():
 
 def test_the_public_names_are_these():
     assert image_encoders.__all__ == [
+        "Collection",
         "CollectionError",
         "DeviceError",
         "Encoder",
@@ -65,8 +66,10 @@ def test_the_public_names_are_these():
         "WeightsError",
         "load",
         "names",
+        "open_collection",
         "read_audio",
         "read_image",
+        "run",
     ]
     for name in image_encoders.__all__:
         assert getattr(image_encoders, name).__name__ == name
