@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
 from image_encoders.cache import atomic_write, cache_folder, file_lock, running_sha256
-from image_encoders.errors import UnknownModel, WeightsError
+from image_encoders.errors import UnknownModel, WeightsError, first_line
 from image_encoders.progress import Show, bar
 
 if TYPE_CHECKING:
@@ -425,8 +425,7 @@ def hub_folder(
                     raise WeightsError(
                         f"{repo_id}: {error}; set HF_HOME to a folder with room that you may write"
                     ) from error
-                said = str(error).partition("\n")[0][:120]
-                why = f"Hugging Face cannot be reached ({type(error).__name__}: {said})"
+                why = f"Hugging Face cannot be reached ({type(error).__name__}: {first_line(error)[:120]})"
         patterns = [*HUB_FILES, SAFE_WEIGHTS]  # with them the client can tell whether all were fetched
         folder = snapshot_download(repo_id, revision=revision, allow_patterns=patterns, local_files_only=True)
         return _complete(Path(folder), repo_id)
