@@ -207,10 +207,10 @@ def _some(names: Sequence[str], count: int) -> str:
 
 def summarize(report: Report, output: Path, collection: Collection, load_seconds: float) -> None:
     """What a run did, with the first failures and how to see the others."""
-    seconds = f"{load_seconds + report.seconds:.1f} s, {load_seconds:.1f} s of them to load the model"
     rate = f", then {report.encoded / report.seconds:.0f} images/s" if report.encoded and report.seconds else ""
+    seconds = f"{load_seconds + report.seconds:.1f} s ({load_seconds:.1f} s to load the model{rate})"
     stored = counted(collection.count(), "embedding")
-    print(f"{counted(report.total, 'image')} in {seconds}{rate} -> {shown(output)}, {stored}")
+    print(f"{counted(report.total, 'image')} in {seconds} -> {shown(output)}, {stored}")
     counts = {name: getattr(report, name) for name in ("encoded", "reused", "unchanged", "failed", "pruned", "ignored")}
     print("  " + ", ".join(f"{count:,} {name}" for name, count in counts.items() if count or name == "encoded"))
     if report.failed:
