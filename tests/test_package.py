@@ -147,6 +147,7 @@ def test_the_help_of_all_names_every_command(capsys):
         app(["--help"], prog_name="image-encoders")
     text = capsys.readouterr().out
     assert re.findall(r"^  (\w+)  +[A-Z]", text.split("Commands:")[1], re.MULTILINE) == COMMANDS
+    assert "..." not in text.split("Commands:")[1]  # each says what it does in one line
 
 
 def test_the_help_names_the_default_model(capsys):

@@ -15,7 +15,10 @@ def info(
     collection: CollectionFolder,
     as_json: Json = False,
 ) -> None:
-    """Show what a collection is: its model, how many images, how large, when made and from where."""
+    """Show a collection's model, size and age.
+
+    Also its precision, how many images and failures it has, and whether searches use an index.
+    """
     from image_encoders.collection import Collection
 
     found = Collection.open(collection).info()
