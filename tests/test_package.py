@@ -208,6 +208,8 @@ def test_the_readmes_commands_run_in_their_order(photos, monkeypatch, capsys):
 def test_the_readmes_python_runs(photos, monkeypatch):
     monkeypatch.chdir(photos)
     names: dict = {}
+    encode = ["encode", "photos", "-o", "shapes", "-m", "clip/demo", "--quiet"]
+    assert app(encode, prog_name="image-encoders", standalone_mode=False) == 3  # some are broken
     exec("".join(blocks("python")), names)
     assert names["images"].shape == (2, 128)
     assert names["words"].shape == (1, 128)

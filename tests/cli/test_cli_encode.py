@@ -310,9 +310,7 @@ def test_the_summary_counts_the_models_time(command, photos, tmp_path, monkeypat
 
     monkeypatch.setattr(models, "load", slowly)
     ran = command("encode", photos, "-o", tmp_path / "c", "-m", "colours/plain")
-    seconds, of_the_model = map(
-        float, re.search(r"6 images in ([\d.]+) s \(([\d.]+) s to load", ran.out).groups()
-    )
+    seconds, of_the_model = map(float, re.search(r"6 images in ([\d.]+) s \(([\d.]+) s to load", ran.out).groups())
     assert seconds >= of_the_model >= 0.3
     told = command("encode", photos, "-o", tmp_path / "c", "--json").json
     assert told["load_seconds"] >= 0.3
