@@ -32,7 +32,7 @@ from image_encoders.cli import (
     verify,
 )
 from image_encoders.cli.endings import discard, give_up, interrupted
-from image_encoders.cli.printing import say
+from image_encoders.cli.printing import keeps_results_apart, say
 from image_encoders.errors import ImageEncodersError
 
 
@@ -98,7 +98,7 @@ for command in (
     flow.flow,
     demo.demo,
 ):
-    app.command(epilog=command.__globals__["EXAMPLES"])(command)
+    app.command(epilog=command.__globals__["EXAMPLES"])(keeps_results_apart(command))
 
 
 def _version(wanted: bool) -> None:

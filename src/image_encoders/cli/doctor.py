@@ -21,7 +21,7 @@ from image_encoders.cli.arguments import (
     load,
     parsed,
 )
-from image_encoders.cli.printing import counted, print_json, print_table, say
+from image_encoders.cli.printing import counted, print, print_json, print_table, say
 
 if TYPE_CHECKING:
     from image_encoders.doctor import Stages

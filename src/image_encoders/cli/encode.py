@@ -24,7 +24,7 @@ from image_encoders.cli.arguments import (
     parsed,
 )
 from image_encoders.cli.endings import interrupted
-from image_encoders.cli.printing import bar, counted, print_json, say, shown, visible
+from image_encoders.cli.printing import bar, counted, print, print_json, say, shown, visible
 from image_encoders.errors import CollectionError
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from image_encoders.cli.arguments import Json, Offline, Options, Weights, go_offline, load, parsed
-from image_encoders.cli.printing import counted, print_json, print_table, say, shown
+from image_encoders.cli.printing import counted, print, print_json, print_table, say, shown
 
 if TYPE_CHECKING:
     from image_encoders.conformance.cases import Case, Result
