@@ -33,7 +33,7 @@ from image_encoders.cli import (
     verify,
 )
 from image_encoders.cli.endings import discard, give_up, hold_interrupts_while_importing, interrupted
-from image_encoders.cli.printing import say
+from image_encoders.cli.printing import keeps_results_apart, say
 from image_encoders.errors import ImageEncodersError
 
 
@@ -104,7 +104,7 @@ for command in (
     flow.flow,
     demo.demo,
 ):
-    app.command(epilog=command.__globals__["EXAMPLES"])(command)
+    app.command(epilog=command.__globals__["EXAMPLES"])(keeps_results_apart(command))
 
 
 def _version(wanted: bool) -> None:

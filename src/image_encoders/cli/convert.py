@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from image_encoders.cli.arguments import Json, Offline, Options, go_offline, parsed
-from image_encoders.cli.printing import print_json, shown
+from image_encoders.cli.printing import print, print_json, shown
 
 EXAMPLES = """\b
 Examples:

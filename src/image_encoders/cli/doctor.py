@@ -22,7 +22,7 @@ from image_encoders.cli.arguments import (
     parsed,
 )
 from image_encoders.cli.loading import check_paths, load
-from image_encoders.cli.printing import counted, print_json, print_table, say
+from image_encoders.cli.printing import counted, print, print_json, print_table, say
 
 if TYPE_CHECKING:
     from image_encoders.doctor import Stages

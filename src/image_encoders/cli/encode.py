@@ -25,7 +25,7 @@ from image_encoders.cli.arguments import (
 )
 from image_encoders.cli.endings import interrupted
 from image_encoders.cli.loading import check_goes_on, check_paths, load, load_again
-from image_encoders.cli.printing import bar, counted, print_json, say, shown, visible
+from image_encoders.cli.printing import bar, counted, print, print_json, say, shown, visible
 
 if TYPE_CHECKING:
     from image_encoders.bulk.run import Report

@@ -1,7 +1,12 @@
-"""What the commands print: results on standard output, everything else on standard error."""
+"""What the commands print: results on standard output, everything else on standard error.
+
+While a command runs, `sys.stdout` is standard error too, so that whatever a custom model's own code or a library prints
+does not end up among the results: `print` of this module is for those.
+"""
 
 from __future__ import annotations
 
+import builtins
 import errno
 import json
 import os
@@ -9,10 +14,11 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, redirect_stdout, suppress
 from datetime import timedelta
+from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from image_encoders import progress
 
@@ -24,19 +30,47 @@ QUIET_S = 10.0  # seconds between two lines of progress where there is no termin
 NOTICE_S = 1.0  # after which something slow is said to be going on
 
 
+_results: list[TextIO] = []  # standard output, of the command that runs
+
+
+def results() -> TextIO:
+    """The stream that results go to."""
+    return _results[-1] if _results else sys.stdout
+
+
+def print(*words: Any) -> None:
+    """A result, on standard output."""
+    builtins.print(*words, file=results())
+
+
+def keeps_results_apart(command: Callable[..., None]) -> Callable[..., None]:
+    """The command, during which only `print` of this module writes on standard output."""
+
+    @wraps(command)
+    def run(*arguments: Any, **options: Any) -> None:
+        _results.append(results())  # of the outer command, where one runs another
+        try:
+            with redirect_stdout(sys.stderr):
+                command(*arguments, **options)
+        finally:
+            _results.pop()
+
+    return run
+
+
 def console(stream: Any = None) -> Console:
     """A rich console on a stream, standard output if not told; coloured only on a terminal that wants it."""
     from rich.console import Console
 
-    stream = stream or sys.stdout
+    stream = stream or results()
     return Console(file=stream, width=None if stream.isatty() else ENDLESS, highlight=False, markup=False, emoji=False)
 
 
 def say(words: str, style: str | None = None) -> None:
     """A line for people, on standard error, after what is on standard output already."""
-    sys.stdout.flush()
+    results().flush()
     if style is None or not sys.stderr.isatty():
-        print(visible(words), file=sys.stderr)
+        builtins.print(visible(words), file=sys.stderr)
     else:
         console(sys.stderr).print(visible(words), style=style, soft_wrap=True)
 

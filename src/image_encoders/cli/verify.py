@@ -11,7 +11,7 @@ import typer
 
 from image_encoders.cli.arguments import Json, Offline, Options, Weights, go_offline, local_path, parsed
 from image_encoders.cli.loading import check_paths, load
-from image_encoders.cli.printing import counted, print_json, print_table, say, shown
+from image_encoders.cli.printing import counted, print, print_json, print_table, say, shown
 
 if TYPE_CHECKING:
     from image_encoders.conformance.cases import Case, Result
