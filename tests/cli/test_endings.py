@@ -103,7 +103,8 @@ def test_ctrl_c_while_torch_is_imported_ends_a_command_as_at_any_other_time(modu
     arguments = ("encode", photos, "-o", tmp_path / "c", "-m", "clip/demo", "--engine", "torch")
     words = [sys.executable, "-c", code, *map(str, arguments)]
     ran = subprocess.run(words, capture_output=True, text=True, timeout=120)
-    assert (ran.returncode, ran.stdout, ran.stderr) == (130, "", "interrupted\n")
+    said = [line for line in ran.stderr.splitlines() if not line.startswith("loading ")]  # which takes long here
+    assert (ran.returncode, ran.stdout, said) == (130, "", ["interrupted"])
 
 
 def test_ctrl_c_is_not_lost_in_an_import_that_takes_it_for_a_missing_package(tmp_path):
