@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from image_encoders.cli.arguments import (
+from image_encoders.cli.loading import check_paths, load
+from image_encoders.cli.options import (
     Calibration,
     Device,
     Engine,
@@ -19,9 +20,8 @@ from image_encoders.cli.arguments import (
     Precision,
     Weights,
     local_path,
-    parsed,
+    parse_options,
 )
-from image_encoders.cli.loading import check_paths, load
 from image_encoders.cli.printing import counted, print, print_json, print_table, say
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def doctor(
         return
     encoder = load(
         model,
-        parsed(options),
+        parse_options(options),
         offline=offline,
         weights=weights,
         device=device,

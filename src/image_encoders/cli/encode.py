@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from image_encoders.cli.arguments import (
+from image_encoders.cli.loading import check_goes_on, check_paths, load, load_again
+from image_encoders.cli.options import (
     Calibration,
     Device,
     Engine,
@@ -21,11 +22,10 @@ from image_encoders.cli.arguments import (
     Precision,
     Weights,
     local_path,
-    parsed,
+    parse_options,
 )
-from image_encoders.cli.endings import interrupted
-from image_encoders.cli.loading import check_goes_on, check_paths, load, load_again
-from image_encoders.cli.printing import bar, counted, print, print_json, say, shown, visible
+from image_encoders.cli.printing import bar, counted, escape_controls, print, print_json, say, shown
+from image_encoders.cli.shutdown import interrupted
 
 if TYPE_CHECKING:
     from image_encoders.bulk.run import Report
@@ -138,7 +138,7 @@ def encode(
     if precision == "int8" or calibration is not None:
         wishes["calibration"] = calibration or (begun and begun.recipe.get("calibration")) or files.sample(CALIBRATED)
     began = time.monotonic()
-    encoder = _encoder(begun, model, parsed(options), offline=offline, quiet=quiet, **wishes)
+    encoder = _encoder(begun, model, parse_options(options), offline=offline, quiet=quiet, **wishes)
     load_seconds = time.monotonic() - began
     collection = Collection.open_or_create(output, encoder)
     try:
@@ -215,7 +215,7 @@ def summarize(report: Report, output: Path, collection: Collection, load_seconds
     print("  " + ", ".join(f"{count:,} {name}" for name, count in counts.items() if count or name == "encoded"))
     if report.failed:
         for failure in collection.failures()[:SHOWN]:
-            print(visible(f"  {shown(failure.id)}: {failure.message}"))
+            print(escape_controls(f"  {shown(failure.id)}: {failure.message}"))
         print(f"  all failures: image-encoders failures {shown(output)}; to try them again: --retry-failed")
 
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from image_encoders.cli.arguments import CollectionFolder, Json, local_path
+from image_encoders.cli.options import CollectionFolder, Json, local_path
 from image_encoders.cli.printing import counted, print, print_json, shown
 
 EXAMPLES = """\b

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from image_encoders.cli.arguments import Json, Offline
+from image_encoders.cli.options import Json, Offline
 from image_encoders.cli.printing import print, print_json, shown
 from image_encoders.errors import WeightsError
 

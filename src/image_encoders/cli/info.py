@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from image_encoders.cli.arguments import CollectionFolder, Json
+from image_encoders.cli.options import CollectionFolder, Json
 from image_encoders.cli.printing import counted, print_json, print_table, shown
 
 EXAMPLES = """\b

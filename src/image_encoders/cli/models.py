@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from image_encoders.cli.arguments import Json
+from image_encoders.cli.options import Json
 from image_encoders.cli.printing import print_json, print_table, say
 
 EXAMPLES = """\b

@@ -70,9 +70,9 @@ def say(words: str, style: str | None = None) -> None:
     """A line for people, on standard error, after what is on standard output already."""
     results().flush()
     if style is None or not sys.stderr.isatty():
-        builtins.print(visible(words), file=sys.stderr)
+        builtins.print(escape_controls(words), file=sys.stderr)
     else:
-        console(sys.stderr).print(visible(words), style=style, soft_wrap=True)
+        console(sys.stderr).print(escape_controls(words), style=style, soft_wrap=True)
 
 
 def print_json(value: Any) -> None:
@@ -91,7 +91,7 @@ def print_table(headings: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
         heading = headings[position] if headings else ""
         table.add_column(heading, justify="right" if numbers else "left", overflow="fold")
     for row in rows:
-        table.add_row(*(f"{cell:.3f}" if isinstance(cell, float) else visible(str(cell)) for cell in row))
+        table.add_row(*(f"{cell:.3f}" if isinstance(cell, float) else escape_controls(str(cell)) for cell in row))
     printer = console()
     with printer.capture() as captured:
         printer.print(table)
@@ -149,7 +149,7 @@ def _standing(done: int, total: int | None, rate: float) -> str:
     return ", ".join(parts)
 
 
-def visible(words: str) -> str:
+def escape_controls(words: str) -> str:
     """`words` with what a terminal would obey or cannot show spelled out, line ends apart."""
     return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in words)
 
@@ -167,7 +167,7 @@ def counted(count: int, noun: str, plural: str = "") -> str:
     return f"{count:,} {noun if count == 1 else plural or f'{noun}s'}"
 
 
-def sentence(error: Exception) -> str:
+def error_sentence(error: Exception) -> str:
     """What an error says, in one line; for an operating system's error also which file, and what next."""
     if not isinstance(error, OSError) or error.strerror is None:
         return " ".join(str(error).split())

@@ -68,7 +68,7 @@ def test_an_error_that_cannot_be_said_still_has_its_status(tmp_path):
 def test_ctrl_c_is_ignored_while_it_is_answered_and_ends_what_is_waited_for_after_that():
     code = """
 import os, signal, time
-from image_encoders.cli.endings import interrupted
+from image_encoders.cli.shutdown import interrupted
 with interrupted():
     os.kill(os.getpid(), signal.SIGINT)
     print("answered", flush=True)
@@ -115,7 +115,7 @@ def test_ctrl_c_is_not_lost_in_an_import_that_takes_it_for_a_missing_package(tmp
     )
     code = """
 import signal
-from image_encoders.cli.endings import hold_interrupts_while_importing
+from image_encoders.cli.shutdown import hold_interrupts_while_importing
 hold_interrupts_while_importing()
 import looks
 try:
@@ -133,7 +133,7 @@ def test_ctrl_c_that_is_ignored_stays_so():
     code = """
 import signal
 signal.signal(signal.SIGINT, signal.SIG_IGN)
-from image_encoders.cli.endings import hold_interrupts_while_importing
+from image_encoders.cli.shutdown import hold_interrupts_while_importing
 hold_interrupts_while_importing()
 print(signal.getsignal(signal.SIGINT) is signal.SIG_IGN)
 """

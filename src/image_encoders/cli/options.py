@@ -63,7 +63,7 @@ Json = Annotated[
 ]
 
 
-def parsed(options: list[str] | None) -> dict[str, Any]:
+def parse_options(options: list[str] | None) -> dict[str, Any]:
     """What the -O options say: KEY=VALUE, the value as JSON where it is that, else as text."""
     values: dict[str, Any] = {}
     for option in options or ():
