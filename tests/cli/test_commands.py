@@ -127,6 +127,17 @@ def test_stages_beside_a_device_of_its_own_overlap():
 # ---- the tour ----
 
 
+def test_the_tour_needs_no_folder_named(command, tmp_path, monkeypatch):
+    def draw(images):
+        raise OSError(f"drawing in {images}")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("image_encoders.cli.demo._draw", draw)
+    monkeypatch.setattr("image_encoders.cli.demo._import_nets", lambda: None)
+    ran = command("demo")
+    assert (ran.status, ran.err) == (2, "error: drawing in image-encoders-demo/images\n")
+
+
 @pytest.mark.slow
 def test_the_tour_shows_what_it_says_and_can_be_taken_again(command, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

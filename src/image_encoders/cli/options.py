@@ -12,9 +12,9 @@ import typer
 from image_encoders.inputs.files import ADDRESS
 
 
-def local_path(text: str) -> Path:
+def local_path(text: str | Path) -> Path:
     """A path as it was typed; a usage error for a URL, which `Path` would spell otherwise."""
-    if ADDRESS.match(text):
+    if ADDRESS.match(str(text)):
         raise typer.BadParameter(f"{text} is a URL; a path on this machine is accepted")
     return Path(text)
 
