@@ -181,10 +181,10 @@ def _begun(output: Path) -> Collection | None:
 
 
 def _encoder(begun: Collection | None, model: str | None, options: dict[str, Any], **wishes: Any) -> Encoder:
-    """The model asked for, or the one that the collection was begun with, or the default."""
+    """The collection's encoder where nothing else was asked for, or the model asked for, or the default."""
     from image_encoders.models import DEFAULT
 
-    if model is None and begun is not None:
+    if begun is not None and model in (None, begun.name):
         return load_again(begun, options, **wishes)
     return load(model or DEFAULT, options, **wishes)
 
