@@ -22,6 +22,7 @@ import numpy as np
 
 from image_encoders.arrays import as_array
 from image_encoders.errors import ImageEncodersError, InputError
+from image_encoders.progress import bar
 
 Source = TypeVar("Source")
 Result = TypeVar("Result")
@@ -245,18 +246,17 @@ class Encoder:
 
         total = len(sources) if isinstance(sources, Sized) else None
         rows: list[np.ndarray] = []
-        with _bar(progress, total, f"encoding {modality}") as advance:
+        with bar(f"encoding {modality}", progress) as show:
             batch: list[np.ndarray] = []
             begun = enumerate(tower.begin(source, keep) for source in sources)
             for one in ordered(prepared, begun, ahead=2 * batch_size):
                 batch.append(one)
                 if len(batch) == batch_size:
                     rows.append(tower.rows(batch))
-                    advance(len(batch))
+                    show(len(rows) * batch_size, total)
                     batch = []
             if batch:
                 rows.append(tower.rows(batch))
-                advance(len(batch))
         return _finite(np.concatenate(rows) if rows else np.empty((0, self.dim), np.float32), modality)
 
 
@@ -344,25 +344,3 @@ def _many(sources: Any, modality: str) -> Iterable[Any]:
 def _holds_objects(array: Any) -> bool:
     """Whether an array, or the column of a table, holds paths, texts or other objects, not numbers."""
     return getattr(getattr(array, "dtype", None), "kind", "") in ("O", "U", "S", "T") and len(array.shape) > 0
-
-
-class _bar:
-    """A progress bar on standard error, or nothing."""
-
-    def __init__(self, wanted: bool, total: int | None, label: str):
-        self._wanted, self._total, self._label = wanted, total, label
-
-    def __enter__(self) -> Callable[[int], None]:
-        if not self._wanted:
-            return lambda count: None
-        from rich.console import Console
-        from rich.progress import Progress
-
-        self._progress = Progress(console=Console(stderr=True))
-        self._progress.start()
-        task = self._progress.add_task(self._label, total=self._total)
-        return lambda count: self._progress.advance(task, count)
-
-    def __exit__(self, *exception: object) -> None:
-        if self._wanted:
-            self._progress.stop()

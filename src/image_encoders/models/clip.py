@@ -33,7 +33,7 @@ import numpy as np
 
 from image_encoders.encoder import Encoder, Tower, fingerprint
 from image_encoders.engines import PLAIN, Net, Runtime, Shared, described, identity, net_key
-from image_encoders.errors import ImageEncodersError, InputError, MissingExtra, UnknownModel, WeightsError
+from image_encoders.errors import ImageEncodersError, InputError, MissingExtra, UnknownModel, WeightsError, first_line
 from image_encoders.models import Variant
 
 if TYPE_CHECKING:
@@ -446,8 +446,7 @@ def _reading(folder: Path) -> Iterator[None]:
     except ImageEncodersError:
         raise
     except Exception as error:
-        said = str(error).strip().split("\n")[0] or type(error).__name__
-        raise WeightsError(f"{folder}: transformers cannot load it: {said}") from error
+        raise WeightsError(f"{folder}: transformers cannot load it: {first_line(error)}") from error
 
 
 @contextlib.contextmanager
