@@ -34,7 +34,6 @@ COMMIT_S = 5.0  # seconds between commits: what a kill may cost
 COMMIT_ROWS = 4096  # files, and
 COMMIT_BYTES = 1 << 24  # bytes of embeddings, that wait for a commit at most
 SETTLE = 64  # commits between looks at whether the database's files should be merged
-MANY = 512  # files for which importing torch pays, where inputs need not be exact
 HELD = 4  # batches of inputs that wait for others of their shape at most
 SMALLEST, LARGEST = 8, 64  # inputs that go through the net at once, where nobody says how many
 TRIES = 2  # batches that a size is judged by
@@ -175,8 +174,6 @@ class _Run:
         for rows in self.collection.scan(FAILURES, ["id", "size", "mtime_ns"]):
             for id, size, mtime_ns in zip(*(column.to_pylist() for column in rows.columns)):
                 self.failures.put(id, size, mtime_ns)
-        if not self.tower.exact and getattr(self.sources, "at_least", lambda count: True)(MANY):
-            import torch  # noqa: F401  # which resizes pictures where it is there, and takes as long as many of them
         try:
             self._encode()
             if prune:
@@ -242,7 +239,7 @@ class _Run:
             if known and sha256 in self.digests:
                 return _Prepared(source, sha256)
             item = self.tower.read(content)
-            width, height = item.shape[1::-1] if self.tower.exact else upright_size(content, limits=self.limits)
+            width, height = upright_size(content, limits=self.limits) if self.tower.inputs.scaled else item.shape[1::-1]
             stage = "prepare"
             one = self.tower.prepare(item)
             self.tower.check(one)
