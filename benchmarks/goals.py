@@ -33,7 +33,7 @@ MEASUREMENTS = {
     "fidelity.json": (
         ["fidelity.py", "--precisions", "auto", "float32", "int8"],
         [],
-        ["--pictures", "80", "--budget-s", "30"],
+        ["--images", "80", "--budget-s", "30"],
     ),
 }
 Figures = dict[str, list[dict[str, Any]]]

@@ -11,14 +11,15 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw
 
 import bulk
-from image_encoders import models
-from image_encoders.cache import whole
+from image_encoders import models, scenes
+from image_encoders.cache import atomic_write
 from image_encoders.conformance import bundle, cases
 from image_encoders.encoder import Encoder
 
@@ -36,12 +37,14 @@ class Model:
     label: for people
     name: what `load` is asked for
     weights: -> the checkpoint, made if need be
+    draw: (seed, number) -> an image (H, W, 3) uint8 of the kind that the model is for
     """
 
     label: str
     name: str
-    weights: Callable[[], Path]
+    weights: Callable[[], Path | None]
     options: dict[str, Any] = field(default_factory=dict)
+    draw: Callable[[int, int], np.ndarray] = lambda seed, number: draw(seed, number)
 
     @property
     def family(self) -> str:
@@ -69,6 +72,14 @@ def at_hand(families: Sequence[str] = ()) -> list[Model]:
     return [model for model in found if not families or model.family in families]
 
 
+def bundled() -> list[Model]:
+    """The bundled model, judged on scenes such as it was trained on, and on what it has never seen the like of."""
+    return [
+        Model("clip/demo, scenes", "clip/demo", lambda: None, draw=_draw_scene),
+        Model("clip/demo, other images", "clip/demo", lambda: None),
+    ]
+
+
 def _seven_convolutions() -> Path:
     path = bundle.checkpoints() / "seven-convolutions" / "model_state_dict.pth"
     if not path.is_file():
@@ -77,7 +88,7 @@ def _seven_convolutions() -> Path:
 
         path.parent.mkdir(parents=True, exist_ok=True)
         torch.manual_seed(0)
-        with whole(path) as part:
+        with atomic_write(path) as part:
             torch.save(SevenConvolutions().state_dict(), part)
     return path
 
@@ -121,6 +132,11 @@ def _rough(rng: np.random.Generator, width: int, height: int, contrast: float, r
     light, *colours = planes
     tint = np.stack([colours[0], -0.5 * (colours[0] + colours[1]), colours[1]], axis=-1)
     return light[..., None] + 0.3 * tint  # the channels of a photograph have most in common
+
+
+def _draw_scene(seed: int, number: int) -> np.ndarray:
+    rng = Random(seed * 1_000_003 + number)
+    return scenes.draw(scenes.sample_scene(rng, unseen_pairs=rng.random() < 0.5), rng.choice(SIZES))
 
 
 def draw_files(folder: Path, seed: int, count: int) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import signal
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -26,6 +27,25 @@ def _cache() -> Iterator[None]:
     with TemporaryDirectory(prefix="image-encoders-tests-") as folder, pytest.MonkeyPatch.context() as patch:
         patch.setenv("IMAGE_ENCODERS_CACHE", folder)
         yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _ctrl_c() -> Iterator[None]:
+    """Ctrl-C reaches tests and the commands they start, also in the background of a shell, where it is ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.fixture(params=["0", "1"], ids=["without-bfloat16", "with-bfloat16"])
+def bfloat16(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """The test runs twice: on a machine without bfloat16, and on one with it; whether this is the one with it.
+
+    Where the processor has instructions for bfloat16 OpenVINO computes it, as always; elsewhere torch does, slowly.
+    Processes that the test starts are on the same machine: it is the environment that says so.
+    """
+    monkeypatch.setenv("IMAGE_ENCODERS_BFLOAT16", request.param)
+    return bool(request.param == "1")
 
 
 @pytest.fixture(scope="session")

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import json
 import multiprocessing
 import os
 import subprocess
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from pyarrow import feather
 
 from fake_encoder import DIM, FakeEncoder
 from image_encoders import collection as collection_module
-from image_encoders.collection import FAILURES, ITEMS, MARK, Collection, Failure, Row
-from image_encoders.errors import CollectionError, InputError
+from image_encoders import exports, load
+from image_encoders.collection import FAILURES, ITEMS, MARK, Collection, Failure, Row, open_collection
+from image_encoders.errors import CollectionError, InputError, MissingExtra
 
 
 def row(number: int, embedding: np.ndarray | None = None, **changes: object) -> Row:
@@ -343,6 +349,21 @@ def test_asking_for_more_than_there_is_gives_all(collection: Collection) -> None
     assert len(collection.search(row(3).embedding, 1000)) == 5
 
 
+def test_files_with_the_same_bytes_are_one_hit_with_its_copies(collection: Collection) -> None:
+    """Also where copies alone are more than what is looked at first, and where others are as near."""
+    same = [row(number, np.ones(DIM), sha256="c" * 64) for number in np.random.default_rng(5).permutation(40).tolist()]
+    twins = [row(number, np.ones(DIM)) for number in (100, 101)]
+    far = [row(number, -np.ones(DIM), sha256="f" * 64) for number in (200, 201)]
+    collection.append([*same[:20], *twins, *far, *same[20:]])
+    hits = collection.search(np.ones(DIM), 3)
+    assert [hit.id for hit in hits] == [row(0).id, row(100).id, row(101).id]
+    assert [hit.copies for hit in hits] == [tuple(row(number).id for number in range(1, 40)), (), ()]
+    assert [(hit.id, hit.copies) for hit in collection.search(np.ones(DIM), 9)[3:]] == [(row(200).id, (row(201).id,))]
+    each = collection.search(np.ones(DIM), 41, each_copy=True)
+    assert [hit.id for hit in each] == [row(number).id for number in (*range(40), 100)]
+    assert not any(hit.copies for hit in each)
+
+
 def test_a_row_of_zeros_is_never_found_and_hides_nothing(collection: Collection) -> None:
     collection.append([row(1, np.zeros(DIM)), row(2), row(3)])
     assert {hit.id for hit in collection.search(np.ones(DIM), 3)} == {row(2).id, row(3).id}
@@ -398,6 +419,59 @@ def test_many_rows_are_found_through_an_index_that_new_rows_need_not_be_in(
     assert collection._tables[ITEMS].index_stats(index.name).num_unindexed_rows == 0
 
 
+def test_words_images_and_sounds_are_embedded_by_the_model_of_the_collection(tmp_path: Path) -> None:
+    encoder = load("clip/demo")
+    collection = Collection.create(tmp_path / "index", encoder)
+    image = np.random.default_rng(0).integers(0, 256, (40, 50, 3), np.uint8)
+    collection.append([row(1, encoder.encode_image([image])[0]), row(2, -encoder.encode_image([image])[0])])
+    opened = open_collection(tmp_path / "index")
+    assert opened.search(image=image, k=1) == opened.search(encoder.encode_image([image])[0], 1)
+    assert opened.search(words="a red circle") == opened.search(encoder.encode_text(["a red circle"])[0])
+    with pytest.raises(InputError, match="no audio tower"):
+        opened.search(audio="bark.wav")
+    for query in ({}, {"words": "a dog", "image": image}):
+        with pytest.raises(InputError, match="give one query"):
+            opened.search(**query)
+
+
+def test_a_model_that_has_changed_meanwhile_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Collection.create(folder, FakeEncoder())
+    changed = FakeEncoder(fingerprint="b" * 32)
+    monkeypatch.setattr("image_encoders.models.load", lambda name, **wishes: changed)
+    with pytest.raises(CollectionError, match="cannot be compared"):
+        open_collection(folder).search(words="a dog")
+
+
+def test_what_was_chosen_on_another_machine_is_loaded_as_it_was_chosen_there(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun = FakeEncoder()
+    begun.precision = "bfloat16"
+    Collection.create(folder, begun)
+    asked: list[str] = []
+
+    def load(name: str, precision: str = "auto") -> FakeEncoder:
+        asked.append(precision)
+        encoder = FakeEncoder()
+        encoder.precision = "float32" if precision == "auto" else precision
+        return encoder
+
+    monkeypatch.setattr("image_encoders.models.load", load)
+    assert open_collection(folder).encoder.precision == "bfloat16"
+    assert asked == ["auto", "bfloat16"]
+
+
+def test_a_collection_says_what_it_is(collection: Collection, folder: Path) -> None:
+    collection.append([row(1), row(2)])
+    collection.record([failure()])
+    found = Collection.open(folder).info()
+    assert (found["model"], found["dim"], found["images"], found["failures"]) == ("fake/net", DIM, 2, 1)
+    assert found["bytes"] == sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    assert found["created"] <= found["changed"]
+    assert found["indexed"] == 0
+    assert json.loads(json.dumps(found)) == found
+
+
 # ------------------------------------------------------------------ exporting
 
 
@@ -439,8 +513,46 @@ def test_npy_holds_the_rows_by_id_and_says_beside_it_which_they_are(filled: Coll
     np.testing.assert_array_equal(rows[5], np.arange(DIM))
 
 
+@pytest.mark.parametrize("name", ["rows.arrow", "rows.feather"])
+def test_arrow_files_hold_every_column_and_can_be_memory_mapped(filled: Collection, tmp_path: Path, name: str) -> None:
+    assert filled.export(tmp_path / name) == 59
+    table = feather.read_table(tmp_path / name, memory_map=True)
+    filled.export(tmp_path / "rows.parquet")
+    assert table.equals(pq.read_table(tmp_path / "rows.parquet"))
+    assert json.loads(table.schema.metadata[b"image-encoders"])["encoder"] == "fake/net"
+
+
+def test_csv_has_a_column_for_each_number(filled: Collection, tmp_path: Path) -> None:
+    filled.append([row(7, id='/a "quoted", name\nwith a line end', path="/a")])
+    assert filled.export(tmp_path / "rows.csv") == 60
+    with (tmp_path / "rows.csv").open(newline="") as file:
+        read = list(csv.DictReader(file))
+    assert [one["id"] for one in read][:2] == ['/a "quoted", name\nwith a line end', row(0).id]
+    for one, number in zip(read[1:], EXPORTED):
+        expected = np.arange(DIM, dtype=np.float32) if number == 5 else row(number).embedding
+        assert [np.float32(one[f"embedding_{place}"]) for place in range(DIM)] == expected.tolist()
+        assert int(one["width"]) == row(number).width
+
+
+def test_a_notebook_gets_all_rows_as_a_table(filled: Collection) -> None:
+    table = filled.to_arrow()
+    assert table["id"].to_pylist() == [row(number).id for number in EXPORTED]
+    frame = filled.to_pandas()
+    assert list(frame["id"]) == table["id"].to_pylist()
+    np.testing.assert_array_equal(np.stack(frame["embedding"])[5], np.arange(DIM))
+    assert len(filled) == len(frame) == 59
+
+
+def test_without_pandas_the_error_names_the_command_that_installs_it(
+    filled: Collection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    with pytest.raises(MissingExtra, match=r"pip install 'image-encoders\[pandas\]'"):
+        filled.to_pandas()
+
+
 def test_an_empty_collection_exports_no_rows(collection: Collection, tmp_path: Path) -> None:
-    assert collection.export(tmp_path / "rows.npy") == collection.export(tmp_path / "rows.parquet") == 0
+    assert {collection.export(tmp_path / f"rows{ending}") for ending in exports.ENDINGS} == {0}
     assert np.load(tmp_path / "rows.npy").shape == (0, DIM)
     assert pq.read_table(tmp_path / "rows.parquet").num_rows == 0
 
@@ -455,7 +567,7 @@ def test_a_file_that_is_there_is_replaced_only_if_told_to(filled: Collection, tm
     assert np.load(tmp_path / "rows.npy").shape == (59, DIM)
 
 
-@pytest.mark.parametrize("name", ["rows.csv", "rows", "missing/rows.npy", "rows.npy/rows.parquet"])
+@pytest.mark.parametrize("name", ["rows.xlsx", "rows", "missing/rows.npy", "rows.npy/rows.parquet"])
 def test_an_export_that_cannot_be_is_one_clear_error_and_leaves_nothing(
     filled: Collection, tmp_path: Path, name: str
 ) -> None:
@@ -494,3 +606,89 @@ def test_an_export_that_fails_half_way_leaves_the_old_file(
         filled.export(tmp_path / "rows.parquet", overwrite=True)
     assert (tmp_path / "rows.parquet").read_bytes() == before
     assert {path.name for path in tmp_path.iterdir()} == {"index", "rows.parquet"}
+
+
+class Killed(BaseException):
+    """The process is killed: nothing that it does any more reaches the disk."""
+
+
+EVENTS = {"open", "os.rename", "os.remove"}
+_disk: dict[str, Any] = {"folder": None}  # an audit hook can be added once, and never taken away
+
+
+def _watch(event: str, arguments: tuple[Any, ...]) -> None:
+    if _disk["folder"] is not None and event in EVENTS and str(arguments[0]).startswith(str(_disk["folder"])):
+        _disk["left"] -= 1
+        if _disk["left"] < 0:
+            raise Killed
+
+
+@pytest.fixture
+def killed() -> Iterator[Callable[[Path, int], AbstractContextManager[None]]]:
+    """killed(folder, n): the block is killed before it touches the folder for the (n + 1)-th time."""
+    if "hook" not in _disk:
+        _disk["hook"] = sys.addaudithook(_watch)
+
+    @contextmanager
+    def after(folder: Path, count: int) -> Iterator[None]:
+        _disk.update(folder=folder, left=count)
+        try:
+            yield
+        finally:
+            _disk["folder"] = None
+
+    yield after
+    _disk["folder"] = None
+
+
+def test_an_export_that_is_killed_shows_no_rows_beside_the_names_of_others(
+    tmp_path: Path, killed: Callable[[Path, int], AbstractContextManager[None]]
+) -> None:
+    made = {}
+    for name, shift in (("old", 0), ("new", 1)):
+        made[name] = Collection.create(tmp_path / name, FakeEncoder())
+        made[name].append([row(number + shift) for number in range(5)])
+    out = tmp_path / "out"
+    out.mkdir()
+    moments = 0
+    while True:
+        made["old"].export(out / "rows.npy", overwrite=True)
+        try:
+            with killed(out, moments):
+                made["new"].export(out / "rows.npy", overwrite=True)
+            break
+        except Killed:
+            moments += 1
+        if (out / "rows.ids.jsonl").exists():
+            lines = [json.loads(line) for line in (out / "rows.ids.jsonl").read_text().splitlines()]
+            numbers = [int(Path(line["id"]).stem) for line in lines]
+            np.testing.assert_array_equal(np.load(out / "rows.npy"), [row(number).embedding for number in numbers])
+    assert moments >= 8
+    assert json.loads((out / "rows.ids.jsonl").read_text().splitlines()[0])["id"] == row(1).id
+
+
+def test_what_a_killed_export_left_is_removed_by_the_next_one(filled: Collection, tmp_path: Path) -> None:
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    out = tmp_path / "out"
+    out.mkdir()
+    for name in ("rows.npy", "rows.ids.jsonl"):
+        (out / f".{name}.{ended.pid}.1234.part").write_bytes(b"x" * 1000)
+    (out / f".rows.npy.{os.getpid()}.1.part").write_bytes(b"of another thread that is at work")
+    filled.export(out / "rows.npy")
+    assert {path.name for path in out.iterdir()} == {"rows.npy", "rows.ids.jsonl", f".rows.npy.{os.getpid()}.1.part"}
+
+
+@pytest.mark.parametrize("name", ["rows.npy", "rows.parquet"])
+def test_a_collection_whose_first_run_was_killed_exports_no_rows(tmp_path: Path, name: str) -> None:
+    collection = Collection.create(tmp_path / "index", FakeEncoder())
+    for table in (ITEMS, FAILURES):
+        subprocess.run(["rm", "-r", tmp_path / "index" / f"{table}.lance"], check=True)
+    (tmp_path / name).write_bytes(b"old")
+    assert Collection.open(tmp_path / "index").export(tmp_path / name, overwrite=True) == 0
+    if name == "rows.npy":
+        assert np.load(tmp_path / name).shape == (0, DIM)
+        assert (tmp_path / "rows.ids.jsonl").read_text() == ""
+    else:
+        assert pq.read_table(tmp_path / name).schema == collection._schema(collection._metadata())
+        assert pq.read_table(tmp_path / name).num_rows == 0

@@ -20,6 +20,7 @@ class Hit:
     score: float = 0.5
     width: int = 40
     height: int = 30
+    copies: tuple[str, ...] = ()
 
     @property
     def id(self) -> str:
@@ -103,6 +104,18 @@ def test_every_picture_has_a_text_for_those_who_do_not_see_it(tmp_path):
     assert [image["alt"] for image in page.all("img")] == ["The query: a cat", "a.png", "b.png", "c.png"]
     assert page.all("html")[0]["lang"] == "en"
     assert len(page.all("title")) == 1
+
+
+def test_copies_are_counted_below_their_image_and_the_first_are_named(tmp_path):
+    path = str(picture(tmp_path / "a.png"))
+    page = Reader(
+        sheet([Hit(path, copies=tuple(f"/copy {n}.png" for n in range(1200))), Hit(path, copies=("/b<.png",))])
+    )
+    assert "and 1,200 copies" in page.words
+    assert "and 1 copy" in page.words
+    titles = [span["title"] for span in page.all("span") if "title" in span]
+    assert sum("/copy 9.png" in title and "/copy 11.png" not in title for title in titles) == 1
+    assert "/b<.png" in titles
 
 
 def test_names_and_queries_cannot_become_markup(tmp_path):

@@ -239,13 +239,15 @@ import image_encoders as ie
 encoder = ie.load("clip/demo", device="cpu")
 pictures = [np.full((40, 50, 3), 12 * i, np.uint8) for i in range(20)]
 rows = encoder.encode_image(pictures)
+limit = {"float32": 2e-5, "bfloat16": 0.05}[encoder.precision]  # by torch there, by OpenVINO here
 with ProcessPoolExecutor(2, mp_context=get_context("fork")) as pool:
     for found in pool.map(encoder.encode_image, [pictures] * 4):
-        assert np.abs(found - rows).max() < 2e-5 * np.abs(rows).max()
+        assert np.abs(found - rows).max() < limit * np.abs(rows).max()
 """
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no processes are forked here")
+@pytest.mark.usefixtures("bfloat16")
 def test_an_encoder_can_be_sent_to_forked_processes():
     done = subprocess.run([sys.executable, "-c", FORKED], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr

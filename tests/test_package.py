@@ -53,6 +53,7 @@ def test_listing_the_models_loads_no_nets():
 
 def test_the_public_names_are_these():
     assert image_encoders.__all__ == [
+        "Collection",
         "CollectionError",
         "DeviceError",
         "Encoder",
@@ -65,8 +66,10 @@ def test_the_public_names_are_these():
         "WeightsError",
         "load",
         "names",
+        "open_collection",
         "read_audio",
         "read_image",
+        "run",
     ]
     for name in image_encoders.__all__:
         assert getattr(image_encoders, name).__name__ == name
@@ -76,6 +79,23 @@ def test_the_public_names_are_these():
 def test_a_name_that_is_not_public_is_an_attribute_error():
     with pytest.raises(AttributeError, match="no attribute 'encode'"):
         image_encoders.encode  # noqa: B018
+
+
+def test_type_checkers_are_told_that_the_package_has_types():
+    assert (SOURCE / "py.typed").is_file()
+
+
+def test_the_first_result_is_on_the_readmes_first_screen():
+    lines = (ROOT / "README.md").read_text().splitlines()
+    assert any(line.startswith("image-encoders search") for line in lines[:25])
+    assert len(lines) < 100
+
+
+def test_every_page_of_the_docs_is_in_their_index():
+    index = (ROOT / "docs" / "README.md").read_text()
+    listed = {(ROOT / "docs" / target).resolve() for target in re.findall(r"\]\(([^)]+)\)", index)}
+    pages = {page for page in (ROOT / "docs").glob("*.md") if page.name != "README.md"}
+    assert pages <= listed
 
 
 def test_the_version_is_the_distributions():
@@ -188,7 +208,7 @@ def test_the_readmes_python_runs(photos, monkeypatch):
     monkeypatch.chdir(photos)
     names: dict = {}
     exec("".join(blocks("python")), names)
-    assert names["rows"].shape == (2, 128)
+    assert names["images"].shape == (2, 128)
     assert names["words"].shape == (1, 128)
 
 

@@ -14,6 +14,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from image_encoders.bulk.run import run
+    from image_encoders.collection import Collection, open_collection
     from image_encoders.encoder import Encoder, Tower
     from image_encoders.errors import (
         CollectionError,
@@ -32,6 +34,9 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "Collection": "collection",
+    "open_collection": "collection",
+    "run": "bulk.run",
     "load": "models",
     "names": "models",
     "Encoder": "encoder",
@@ -54,6 +59,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "Collection",
     "CollectionError",
     "DeviceError",
     "Encoder",
@@ -66,8 +72,10 @@ __all__ = [
     "WeightsError",
     "load",
     "names",
+    "open_collection",
     "read_audio",
     "read_image",
+    "run",
 ]
 
 

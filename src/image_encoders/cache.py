@@ -1,14 +1,18 @@
-"""The cache folder, and files that appear whole or not at all."""
+"""The cache folder, files that appear complete or not at all, and locks between processes."""
 
 from __future__ import annotations
 
 import hashlib
 import os
+import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from filelock import FileLock
 
 PIECE = 1 << 24  # [bytes] hashed at once: between two, other threads may keep this one waiting for milliseconds
 
@@ -32,8 +36,12 @@ def running_sha256(path: Path) -> Any:
 
 
 @contextmanager
-def whole(path: Path) -> Iterator[Path]:
-    """A file to write beside `path`; it takes its place when the block has ended well, else it is removed."""
+def atomic_write(path: Path) -> Iterator[Path]:
+    """A file to write beside `path`; it takes its place when the block has ended well, else it is removed.
+
+    What a killed process left beside `path` is removed first.
+    """
+    remove_leftovers(path)
     part = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.part")
     try:
         yield part
@@ -43,3 +51,36 @@ def whole(path: Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             part.unlink(missing_ok=True)
+
+
+def remove_leftovers(path: Path) -> None:
+    """Remove the unfinished files beside `path` that processes left which no longer run."""
+    own = re.compile(rf"\.{re.escape(path.name)}\.(\d+)\.\d+\.part")
+    with suppress(OSError):
+        for name in os.listdir(path.parent):
+            if (found := own.fullmatch(name)) and not _runs(int(found[1])):
+                path.with_name(name).unlink(missing_ok=True)
+
+
+def _runs(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):  # somebody else's
+        return True
+    return True
+
+
+def file_lock(path: Path, *, wait: bool = True) -> FileLock:
+    """A lock for a `with` block: one process, and one thread of it, holds `path` at a time.
+
+    The operating system releases it when its process is killed. The same object may be entered again inside its block.
+
+    path: the lock's own file, created where it is missing
+    wait: until it is free; False: entering raises filelock.Timeout while another holds it
+    """
+    from filelock import FileLock
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return FileLock(path, timeout=-1 if wait else 0, thread_local=False)

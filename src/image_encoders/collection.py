@@ -14,7 +14,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields
 from datetime import datetime, timedelta, timezone
 from functools import cached_property
@@ -23,8 +23,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from image_encoders.cache import whole
-from image_encoders.errors import CollectionError, ImageEncodersError, InputError
+from image_encoders import exports
+from image_encoders.cache import atomic_write, file_lock
+from image_encoders.errors import CollectionError, ImageEncodersError, InputError, MissingExtra
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -38,6 +39,7 @@ FORMAT = 1  # of the folder; a higher one is refused
 MARK = "collection.json"  # makes a folder a collection
 ITEMS, FAILURES = "items", "failures"
 LOCK = ".lock"
+LOADED = ("weights", "device", "precision", "engine", "calibration")  # of a recipe, beside the family's own options
 EXACT_BELOW = 100_000  # rows: fewer are compared one by one, more through an index
 UNINDEXED = 0.1  # of the rows may be missing in the index (they are found, at the cost of comparing them)
 # The index's lists hold about LIST rows each, in 8-bit numbers. PROBES of them are searched, which is all of them up to
@@ -83,13 +85,14 @@ class Stored:
 
 @dataclass(frozen=True)
 class Hit:
-    """A row that a search found.
+    """An image that a search found.
 
     id: the row's id, always valid Unicode
     path: the file as `open` takes it; where its name is not UTF-8, it holds surrogates
     score: cosine similarity to the query, -1 to 1
-    width, height: of the upright picture [px]
+    width, height: of the upright image [px]
     sha256: of the file's bytes, hexadecimal
+    copies: ids of the other rows with the same bytes, in order; none where a search lists each of them
     """
 
     id: str
@@ -98,6 +101,7 @@ class Hit:
     width: int
     height: int
     sha256: str
+    copies: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -130,6 +134,7 @@ class Collection:
     def __init__(self, folder: Path, mark: dict[str, Any]):
         """Use `open`, `create` or `open_or_create`."""
         self.folder = folder
+        self.mark = mark
         self.name: str = mark["encoder"]
         self.fingerprint: str = mark["fingerprint"]
         self.dim: int = mark["dim"]
@@ -186,9 +191,9 @@ class Collection:
         with _storage(folder, "made"):
             folder.mkdir(parents=True, exist_ok=True)
             _check_vacant(folder)  # before a lock is left in somebody's folder, and again once it is held
-        with _exclusive(_lock(folder), folder), _storage(folder, "made"):
+        with _exclusive(file_lock(folder / LOCK, wait=False), folder), _storage(folder, "made"):
             _check_vacant(folder)
-            with whole(folder / MARK) as part:
+            with atomic_write(folder / MARK) as part:
                 part.write_text(json.dumps(mark, indent=2, default=str) + "\n", "utf-8")
         collection = cls.open(folder)
         with collection.writing():
@@ -198,7 +203,11 @@ class Collection:
     def open_or_create(cls, folder: str | os.PathLike[str], encoder: Encoder) -> Collection:
         """The collection in `folder`, made if need be; CollectionError where it is of another embedding space."""
         if not (Path(folder) / MARK).exists():
-            return cls.create(folder, encoder)
+            try:
+                return cls.create(folder, encoder)
+            except CollectionError:
+                if not (Path(folder) / MARK).exists():  # else another process has made it meanwhile
+                    raise
         collection = cls.open(folder)
         collection.check(encoder)
         return collection
@@ -209,26 +218,78 @@ class Collection:
             return
         same = ": the same model, but other weights, options or precision" if encoder.name == self.name else ""
         raise CollectionError(
-            f"{self.folder} holds rows of {self.name} (fingerprint {self.fingerprint}, {self.precision}), and those of "
-            f"{encoder.name} (fingerprint {encoder.fingerprint}, {encoder.precision}) cannot be compared with them"
-            f"{same}; choose another output folder, or encode with what the collection was begun with"
+            f"{self.folder} holds embeddings of {self.name} (fingerprint {self.fingerprint}, {self.precision}), and "
+            f"those of {encoder.name} (fingerprint {encoder.fingerprint}, {encoder.precision}) cannot be compared with "
+            f"them{same}; choose another collection, or use what this one was begun with"
         )
 
+    @cached_property
+    def encoder(self) -> Encoder:
+        """The encoder that the collection was begun with, loaded when it is first asked for."""
+        return self.load_encoder()
+
+    def load_encoder(self, **wishes: Any) -> Encoder:
+        """The encoder that the collection was begun with.
+
+        wishes: what to pass to `load` in place of what was passed then, such as weights= or device=
+
+        Raises CollectionError where its embeddings cannot be compared with those that are stored.
+        """
+        from image_encoders.models import load
+
+        match self.recipe:
+            case {"name": str(name), "options": dict(options)}:
+                passed = {key: self.recipe[key] for key in LOADED if self.recipe.get(key) is not None}
+            case _:
+                raise CollectionError(
+                    f"{self.folder} does not say how its encoder was loaded (the recipe in {MARK}); restore that file "
+                    "from a copy, or encode again into another folder"
+                )
+        passed = {**options, **passed, **wishes}
+        encoder = load(name, **passed)
+        if passed.get("precision", "auto") == "auto" and encoder.precision != self.precision:
+            encoder = load(name, **{**passed, "precision": self.precision})  # "auto" was chosen on another machine
+        self.check(encoder)
+        return encoder
+
     # ------------------------------------------------------------------ reading
+
+    def __len__(self) -> int:
+        return self.count()
 
     def count(self) -> int:
         """How many rows there are."""
         return self._read(ITEMS, lambda table: table.count_rows(), 0)
 
-    def search(self, vector: np.ndarray, k: int = 10) -> list[Hit]:
-        """The k rows nearest to `vector` by cosine, best first, equal ones by id.
+    def search(
+        self,
+        vector: np.ndarray | None = None,
+        k: int = 10,
+        *,
+        words: str | None = None,
+        image: Any = None,
+        audio: Any = None,
+        each_copy: bool = False,
+    ) -> list[Hit]:
+        """The k images nearest to a query by cosine, best first, equal ones by id.
 
         vector: (dim,), finite, not all zero; its length does not matter
+        words, image, audio: in place of a vector, what the collection's model is to embed; an image or a sound as
+            `encode_image` and `encode_audio` take it. The model is loaded at the first such query.
+        each_copy: files with the same bytes are hits of their own, not one hit with its copies
         returns: at most k; a row that is all zero has no direction and is never found
 
         Exact below 100,000 rows. Above, the index that a run ends with is used; rows newer than it are compared too.
         Raises InputError for a vector without a direction, CollectionError for one of another length.
         """
+        if sum(query is not None for query in (vector, words, image, audio)) != 1:
+            raise InputError("give one query: a vector, words, image or audio", code="query")
+        if words is not None:
+            vector = self.encoder.encode_text([words])[0]
+        elif image is not None:
+            vector = self.encoder.encode_image([image])[0]
+        elif audio is not None:
+            vector = self.encoder.encode_audio([audio])[0]
         query = np.asarray(vector, np.float64)
         if query.shape != (self.dim,):
             raise CollectionError(f"a query of shape {query.shape}; {self.folder} holds rows of shape ({self.dim},)")
@@ -239,7 +300,35 @@ class Collection:
             raise InputError(f"k is {k}; it must be 1 or more", code="k")
         query /= np.abs(query).max()  # squares of huge numbers would not be finite
         query /= np.linalg.norm(query)
-        return self._read(ITEMS, lambda table: _nearest(table, query.astype(np.float32), k), [])
+        return self._read(ITEMS, lambda table: _nearest(table, query.astype(np.float32), k, each_copy), [])
+
+    def info(self) -> dict[str, Any]:
+        """What the collection is, in plain values: whose embeddings, how many, how large, when they were made."""
+        sizes, times = [], []
+        for folder, _, names in os.walk(self.folder):
+            for name in names:
+                with suppress(OSError):  # merged away meanwhile
+                    found = os.stat(os.path.join(folder, name))
+                    sizes.append(found.st_size)
+                    times.append(found.st_mtime)
+        rows, indexed = self._read(ITEMS, lambda table: (table.count_rows(), _indexed(table)), (0, 0))
+        return {
+            "path": str(self.folder.absolute()),
+            "model": self.name,
+            "dim": self.dim,
+            "modalities": list(self.modalities),
+            "precision": self.precision,
+            "fingerprint": self.fingerprint,
+            "recipe": self.recipe,
+            "images": rows,
+            "failures": self._read(FAILURES, lambda table: table.count_rows(), 0),
+            "indexed": indexed,
+            "bytes": sum(sizes),
+            "created": self.mark.get("created"),
+            "changed": datetime.fromtimestamp(max(times), timezone.utc).isoformat(timespec="seconds"),
+            "package": self.mark.get("package"),
+            "format": self.mark["format"],
+        }
 
     def failures(self) -> list[Failure]:
         """The files that could not be encoded, by id."""
@@ -272,44 +361,57 @@ class Collection:
         return {
             digest: Stored(embedding, width, height, frozenset(id for _, id in places[digest]))
             for digest, embedding, width, height in zip(
-                rows["sha256"].to_pylist(), _matrix(rows), rows["width"].to_pylist(), rows["height"].to_pylist()
+                rows["sha256"].to_pylist(), exports.matrix(rows), rows["width"].to_pylist(), rows["height"].to_pylist()
             )
         }
 
     def export(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> int:
-        """All rows in one file, ordered by id; it appears whole or not at all.
+        """All rows in one file, ordered by id; it appears complete or not at all.
 
-        path: ending in .parquet: all columns, the encoder in the file's metadata; ending in .npy: float32 (N, dim),
-            with the other columns beside it in <name>.ids.jsonl, line i for row i
+        path: ending in .parquet, .arrow or .feather: all columns, the encoder in the file's metadata; in .csv: all
+            columns, each number of an embedding in one of its own; in .npy: float32 (N, dim), with the other columns
+            beside it in <name>.ids.jsonl, line i for row i
         overwrite: replace a file that is there
         returns: how many rows
 
         Raises CollectionError for another ending, a file that is there, or one that cannot be written.
         """
         path = Path(path)
-        ending = path.suffix.lower()
-        if ending not in (".parquet", ".npy"):
-            raise CollectionError(f"{path}: cannot export to {ending or 'a name without ending'!r}; .parquet or .npy")
-        names = path.with_name(f"{path.stem}.ids.jsonl")
-        for target in [path] if ending == ".parquet" else [path, names]:
-            if target.is_dir() or (target.exists() and not overwrite):
-                raise CollectionError(f"{target} is there already; choose another name, or overwrite it")
+        exports.check(path, overwrite)
 
         def write(table: Any) -> int:
-            count = table.count_rows()
+            count = table.count_rows() if table is not None else 0
             with _storage(path, "written"):
-                if ending == ".parquet":
-                    with whole(path) as part:
-                        return _write_parquet(part, self._by_id(table), self._schema(self._metadata()))
-                with whole(path) as part, whole(names) as lines:
-                    return _write_npy(part, lines, self._by_id(table), count, self.dim)
+                exports.write(path, self._by_id(table), self._schema(self._metadata()), count)
+            return count
 
-        return self._read(ITEMS, lambda table: write(_pinned(table)), 0)
+        written = self._read(ITEMS, lambda table: write(_pinned(table)), None)
+        return write(None) if written is None else written  # a run that was killed at once leaves no table
 
-    def _by_id(self, table: Any) -> Iterator[pa.Table]:
+    def to_arrow(self) -> pa.Table:
+        """All rows as a table of PyArrow, ordered by id."""
+        import pyarrow as pa
+
+        def read(table: Any) -> pa.Table:
+            return pa.concat_tables([empty, *(rows.cast(schema) for rows in self._by_id(_pinned(table)))])
+
+        schema = self._schema(self._metadata())
+        empty = schema.empty_table()
+        return self._read(ITEMS, read, empty)
+
+    def to_pandas(self) -> Any:
+        """All rows as a pandas DataFrame, ordered by id; each embedding is an array in the column `embedding`."""
+        try:
+            import pandas  # noqa: F401
+        except ImportError as error:
+            raise MissingExtra("pandas", "pandas", "to_pandas") from error
+        return self.to_arrow().to_pandas()
+
+    def _by_id(self, table: Any | None) -> Iterator[pa.Table]:
         """All rows ordered by id; what goes wrong here is not the fault of where they are written to."""
-        with _storage(self.folder, "read"):
-            yield from _by_id(table, max(1, CHUNK // (4 * self.dim)))
+        if table is not None:
+            with _storage(self.folder, "read"):
+                yield from _by_id(table, max(1, CHUNK // (4 * self.dim)))
 
     # ------------------------------------------------------------------ writing
 
@@ -393,7 +495,7 @@ class Collection:
             if not failures:
                 path.unlink(missing_ok=True)
                 return
-            with whole(path) as part, part.open("w", encoding="utf-8") as file:
+            with atomic_write(path) as part, part.open("w", encoding="utf-8") as file:
                 for failure in failures:
                     print(f"{_line(failure.id)}\t{failure.stage}\t{failure.code}\t{_line(failure.message)}", file=file)
 
@@ -401,7 +503,7 @@ class Collection:
 
     @cached_property
     def _lock(self) -> FileLock:
-        return _lock(self.folder)
+        return file_lock(self.folder / LOCK, wait=False)
 
     @cached_property
     def _database(self) -> Any:
@@ -470,6 +572,11 @@ class Collection:
 
 
 _COLUMNS = ("id", "embedding", "width", "height", "sha256", "path", "size", "mtime_ns")
+
+
+def open_collection(folder: str | os.PathLike[str]) -> Collection:
+    """The collection in `folder`; CollectionError where there is none or it cannot be read."""
+    return Collection.open(folder)
 
 
 def id_of(path: str) -> str:
@@ -547,11 +654,18 @@ def _index(table: Any) -> None:
         _optimize(table)
 
 
-def _nearest(table: Any, query: np.ndarray, k: int) -> list[Hit]:
-    """The k rows with the smallest distances, equal distances by id."""
+def _indexed(table: Any) -> int:
+    """How many rows are in the index; 0 where there is none."""
+    for index in table.list_indices():
+        return table.index_stats(index.name).num_indexed_rows
+    return 0
+
+
+def _nearest(table: Any, query: np.ndarray, k: int, each_copy: bool) -> list[Hit]:
+    """The k images with the smallest distances, equal distances by id."""
     rows = table.count_rows()
     limit = k + 16
-    found: list[dict] = []
+    groups: list[list[dict]] = []
     while rows:
         search = table.search(query, vector_column_name="embedding").distance_type("cosine").limit(min(limit, rows))
         if rows < EXACT_BELOW:
@@ -560,32 +674,41 @@ def _nearest(table: Any, query: np.ndarray, k: int) -> list[Hit]:
             search = search.nprobes(PROBES).refine_factor(REFINED)
         columns = ["id", "path", "width", "height", "sha256", "_distance"]
         found = search.select(columns).to_arrow().to_pylist()
+        found.sort(key=lambda row: (row["_distance"], row["id"]))
+        groups = [[row] for row in found] if each_copy else _copies_together(found)
         # Rows as near as the k-th may have been left out: without them the order among equals would be chance.
-        if len(found) < limit or found[k - 1]["_distance"] < found[-1]["_distance"]:
+        if len(found) < limit or (len(groups) >= k and groups[k - 1][0]["_distance"] < found[-1]["_distance"]):
             break
         limit *= 4
-    found.sort(key=lambda row: (row["_distance"], row["id"]))
-    return [
-        Hit(
-            id=row["id"],
-            path=path_of(row["path"]),
-            score=min(1.0, max(-1.0, 1.0 - row["_distance"])),
-            width=row["width"],
-            height=row["height"],
-            sha256=row["sha256"],
-        )
-        for row in found[:k]
-    ]
+    return [_hit(row, tuple(copy["id"] for copy in copies)) for row, *copies in groups[:k]]
 
 
-def _matrix(rows: pa.Table | pa.RecordBatch) -> np.ndarray:
-    """The embeddings: (N, dim) float32."""
-    column = rows["embedding"]
-    column = column.combine_chunks() if hasattr(column, "combine_chunks") else column
-    return column.flatten().to_numpy(zero_copy_only=False).reshape(len(column), -1)
+def _copies_together(found: Iterable[dict]) -> list[list[dict]]:
+    """Rows grouped by the bytes they were made from, in the order of each group's first."""
+    groups: dict[str, list[dict]] = {}
+    for row in found:
+        groups.setdefault(row["sha256"], []).append(row)
+    return list(groups.values())
+
+
+def _hit(row: dict, copies: tuple[str, ...]) -> Hit:
+    score = min(1.0, max(-1.0, 1.0 - row["_distance"]))
+    return Hit(row["id"], path_of(row["path"]), score, row["width"], row["height"], row["sha256"], copies)
 
 
 # ------------------------------------------------------------------ files
+
+
+def check_new(folder: Path) -> None:
+    """Raise CollectionError where no collection can be made in `folder`, as far as can be seen without writing."""
+    there = next((one for one in (folder, *folder.absolute().parents) if one.exists()), Path.cwd())
+    if not there.is_dir():
+        raise CollectionError(f"{there} is a file; a collection is a folder")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise CollectionError(f"{folder} cannot be made: no permission to write in {there}")
+    if there == folder:
+        with _storage(folder, "read"):
+            _check_vacant(folder)
 
 
 def _check_vacant(folder: Path) -> None:
@@ -595,12 +718,6 @@ def _check_vacant(folder: Path) -> None:
         raise CollectionError(f"{folder} is a collection already")
     if found:
         raise CollectionError(f"{folder} holds {found[0]} and is no collection; choose a folder that is new or empty")
-
-
-def _lock(folder: Path) -> FileLock:
-    from filelock import FileLock
-
-    return FileLock(folder / LOCK, timeout=0, thread_local=False)
 
 
 @contextmanager
@@ -637,29 +754,6 @@ def _by_id(table: Any, size: int) -> Iterator[pa.Table]:
         rows = table.take_row_ids(some.to_pylist()).select(list(_COLUMNS)).with_row_id().to_arrow()
         order = pc.index_in(some, value_set=pa.chunked_array(rows["_rowid"]).combine_chunks())
         yield rows.select(list(_COLUMNS)).take(order)
-
-
-def _write_parquet(path: Path, tables: Iterable[pa.Table], schema: pa.Schema) -> int:
-    import pyarrow.parquet as pq
-
-    count = 0
-    # Neither helps embeddings, whose bits are as good as random, and ids are all different.
-    with pq.ParquetWriter(path, schema, compression="zstd", use_dictionary=False) as writer:
-        for table in tables:
-            writer.write_table(table.cast(schema))
-            count += len(table)
-    return count
-
-
-def _write_npy(path: Path, lines: Path, tables: Iterable[pa.Table], count: int, dim: int) -> int:
-    header = {"descr": "<f4", "fortran_order": False, "shape": (count, dim)}
-    with path.open("wb") as file, lines.open("w", encoding="utf-8") as names:
-        np.lib.format.write_array_header_1_0(file, header)
-        for table in tables:
-            file.write(np.ascontiguousarray(_matrix(table), "<f4").data)
-            for row in table.drop_columns("embedding").to_pylist():
-                print(json.dumps(row, ensure_ascii=False), file=names)
-    return count
 
 
 def _line(text: str) -> str:

@@ -9,7 +9,7 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from image_encoders.cache import whole
+from image_encoders.cache import atomic_write
 from image_encoders.encoder import ordered
 from image_encoders.errors import InputError
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 SIDE = 256  # longest side of a thumbnail [px]
 QUALITY = 80  # of its JPEG
+NAMED = 10  # copies of an image that are named
 
 
 def contact_sheet(hits: Sequence[Hit], *, query: str, model: str, collection: str, picture: Path | None = None) -> str:
@@ -58,7 +59,7 @@ def contact_sheet(hits: Sequence[Hit], *, query: str, model: str, collection: st
 def write(path: Path, page: str) -> None:
     """`page` in a file at `path`, which appears whole or not at all; OSError where it cannot be written."""
     try:
-        with whole(path) as part:
+        with atomic_write(path) as part:
             part.write_bytes(page.encode("utf-8", "backslashreplace"))  # file names need not be UTF-8
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(path)) from error  # names the file that was asked for
@@ -74,9 +75,18 @@ def _figure(ranked: tuple[int, Hit]) -> str:
 {shown}
 <figcaption><b>{rank}</b> <span class="score" title="cosine similarity">{hit.score:.3f}</span>
 <span class="name" title="{escape(hit.path)}">{escape(path.name)}</span>
-<span class="size">{hit.width} × {hit.height}</span></figcaption>
+<span class="size">{hit.width} × {hit.height}</span>{_copies(hit)}</figcaption>
 </figure></li>
 """
+
+
+def _copies(hit: Hit) -> str:
+    """How many other files have the same bytes, and the names of some."""
+    if not hit.copies:
+        return ""
+    count = len(hit.copies)
+    names = "\n".join(hit.copies[:NAMED]) + ("\n…" if count > NAMED else "")
+    return f'\n<span class="name" title="{escape(names)}">and {count:,} {"copy" if count == 1 else "copies"}</span>'
 
 
 def _thumbnail(path: Path, said: str) -> str:

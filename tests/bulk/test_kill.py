@@ -140,3 +140,16 @@ def test_an_interrupt_stores_what_is_embedded_and_the_next_run_goes_on(
     assert stored.items() <= rows(undisturbed).items()
     assert not list(index.glob("*.part"))
     assert_same(finish(photos, index), undisturbed)
+
+
+def test_of_two_runs_at_once_into_a_new_collection_one_is_refused_and_nothing_is_lost(
+    start: Callable[[], subprocess.Popen[str]], photos: Path, undisturbed: Collection, tmp_path: Path
+) -> None:
+    processes = [start(), start()]
+    for process in processes:
+        begin(process)
+    ended = [process.communicate(timeout=60) for process in processes]
+    refused = [complaints for process, (_, complaints) in zip(processes, ended) if process.returncode != 0]
+    assert len(refused) <= 1
+    assert all("CollectionError" in text and "is being written by another process" in text for text in refused)
+    assert_same(Collection.open(tmp_path / "index"), undisturbed)

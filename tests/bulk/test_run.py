@@ -406,7 +406,42 @@ def test_failed_files_are_never_found_nor_exported(encode, index, photos: Path, 
     assert index().export(tmp_path / "rows.npy") == 20
 
 
+def test_files_dated_beyond_what_the_database_can_store_are_encoded_once(encode, photos: Path) -> None:
+    for name, seconds in (("00001.png", 10**10), ("00002.png", -(2**31)), ("00003.png", 2**34 - 2**31 - 1)):
+        os.utime(photos / name, ns=(0, seconds * 10**9))  # the years 2286, 1901 and 2446
+    assert counts(encode()) == {"encoded": 20}
+    assert counts(encode()) == {"unchanged": 20}
+
+
+def test_a_folder_that_can_be_searched_again_leaves_the_list_of_failures(
+    encode, index, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draw(photos / "closed", range(20, 23))
+    scandir = os.scandir
+
+    def denied(path: str) -> Any:
+        if str(path).endswith("closed"):
+            raise PermissionError(13, "Permission denied")
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", denied)
+    for _ in range(2):
+        assert counts(encode(retry_failed=True)).get("failed") == 1
+        assert [one.id for one in index().failures()] == [str(photos / "closed")]
+    monkeypatch.undo()
+    assert counts(encode()) == {"encoded": 3, "unchanged": 20}
+    assert index().failures() == []
+
+
 # ------------------------------------------------------------------ pruning
+
+
+def test_a_row_whose_path_became_a_folder_is_pruned(encode, index, photos: Path) -> None:
+    encode()
+    (photos / "00003.png").unlink()
+    draw(photos / "00003.png", [500])
+    assert counts(encode(prune=True)) == {"encoded": 1, "unchanged": 19, "pruned": 1}
+    assert str(photos / "00003.png") not in rows(index())
 
 
 def test_rows_of_files_that_are_gone_stay_until_pruned(encode, index, photos: Path) -> None:

@@ -77,3 +77,64 @@ time.sleep(60)
 """
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30)
     assert (ran.returncode, ran.stdout, ran.stderr) == (130, "answered\n", "")
+
+
+INTERRUPTED_IMPORT = """
+import os, signal, sys
+from image_encoders.cli import main
+
+def interrupt(event, arguments):
+    if event == "import" and arguments[0] == MODULE and not interrupts:
+        interrupts.append(event)
+        os.kill(os.getpid(), signal.SIGINT)
+
+interrupts = []
+sys.addaudithook(interrupt)
+try:
+    main()
+finally:
+    assert interrupts
+"""
+
+
+@pytest.mark.parametrize("module", ["torch", "torch.overrides"])
+def test_ctrl_c_while_torch_is_imported_ends_a_command_as_at_any_other_time(module, photos, tmp_path):
+    code = INTERRUPTED_IMPORT.replace("MODULE", repr(module))
+    arguments = ("encode", photos, "-o", tmp_path / "c", "-m", "clip/demo", "--engine", "torch")
+    words = [sys.executable, "-c", code, *map(str, arguments)]
+    ran = subprocess.run(words, capture_output=True, text=True, timeout=120)
+    assert (ran.returncode, ran.stdout, ran.stderr) == (130, "", "interrupted\n")
+
+
+def test_ctrl_c_is_not_lost_in_an_import_that_takes_it_for_a_missing_package(tmp_path):
+    """As torch's library does where it looks for numpy."""
+    (tmp_path / "looks.py").write_text("try:\n    import optional\nexcept BaseException:\n    pass\n")
+    (tmp_path / "optional.py").write_text(
+        "import os, signal\nos.kill(os.getpid(), signal.SIGINT)\nprint('imported', flush=True)\n"
+    )
+    code = """
+import signal
+from image_encoders.cli.endings import hold_interrupts_while_importing
+hold_interrupts_while_importing()
+import looks
+try:
+    signal.pause()
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
+    words = [sys.executable, "-c", code]
+    ran = subprocess.run(words, capture_output=True, text=True, timeout=60, env=environment)
+    assert (ran.returncode, ran.stdout) == (0, "imported\ninterrupted\n"), ran.stderr
+
+
+def test_ctrl_c_that_is_ignored_stays_so():
+    code = """
+import signal
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+from image_encoders.cli.endings import hold_interrupts_while_importing
+hold_interrupts_while_importing()
+print(signal.getsignal(signal.SIGINT) is signal.SIG_IGN)
+"""
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=True)
+    assert ran.stdout == "True\n"

@@ -29,27 +29,28 @@ def picture(tmp_path: Path) -> Path:
     return path
 
 
-def loaded(*arguments: str) -> list[str]:
+def loaded(*arguments: str) -> set[str]:
     """Which heavy packages, or talkative ones, a command of its own process imports."""
     ran = subprocess.run([sys.executable, "-c", MAIN, *arguments], capture_output=True, text=True, timeout=120)
     assert ran.returncode == 0, ran.stderr
-    return ran.stderr.rpartition("loaded:")[2].split()
+    return set(ran.stderr.rpartition("loaded:")[2].split())
 
 
-def test_with_a_converted_copy_neither_pictures_nor_words_need_torch(picture: Path, tmp_path: Path):
+def test_with_a_converted_copy_neither_pictures_nor_words_need_torch(bfloat16: bool, picture: Path, tmp_path: Path):
     from image_encoders import load
 
     encoder = load("clip/demo", device="cpu")  # makes the copies
     rows = encoder.encode_image([picture])
     encoder.encode_text(["a red circle"])
     collection = str(tmp_path / "collection")
-    assert loaded("encode", str(picture), "-o", collection, "--model", "clip/demo") == []
-    assert loaded("search", collection, "a red circle") == []
-    assert loaded("search", collection, "--image", str(picture)) == []
-    assert loaded("export", collection, str(tmp_path / "rows.npy")) == []
+    needed = {"torch"} if bfloat16 else set()  # which resizes images where float32 is not asked for
+    assert loaded("encode", str(picture), "-o", collection, "--model", "clip/demo") <= needed
+    assert loaded("search", collection, "a red circle") <= needed
+    assert loaded("search", collection, "--image", str(picture)) <= needed
+    assert loaded("export", collection, str(tmp_path / "rows.npy")) == set()
     exported = np.load(tmp_path / "rows.npy")
     unit = rows / np.linalg.norm(rows)
-    assert np.abs(exported / np.linalg.norm(exported) - unit).max() < 1e-5
+    assert np.abs(exported / np.linalg.norm(exported) - unit).max() < (5e-3 if bfloat16 else 1e-5)
 
 
 def test_the_library_is_left_as_it_is():

@@ -18,7 +18,8 @@ Make = Callable[..., Net]
 @pytest.fixture
 def matrix_units(monkeypatch) -> None:
     """A processor that multiplies bfloat16 matrices."""
-    monkeypatch.setattr(openvino, "has_bfloat16", lambda: True)
+    monkeypatch.delenv("IMAGE_ENCODERS_BFLOAT16", raising=False)
+    monkeypatch.setattr(openvino, "multiplies_bfloat16", lambda: True)
 
 
 @pytest.fixture
@@ -79,6 +80,37 @@ def test_probes_are_the_same_every_time_and_differ_among_themselves():
     assert np.abs(np.corrcoef(flat) - np.eye(6)).max() < 0.9
 
 
+def test_the_environment_says_whether_a_machine_computes_bfloat16(bfloat16: bool, net: Make, inputs):
+    embed = Runtime.resolve("cpu").embedder(net())
+    assert embed.precision == ("bfloat16" if bfloat16 else "float32")
+    assert embed(inputs).shape == (21, 12)
+
+
+@pytest.mark.parametrize(
+    ("variable", "instructions", "wish", "offered"),
+    [
+        ("", True, "auto", [("openvino", "bfloat16"), ("openvino", "float32")]),
+        ("", False, "auto", [("openvino", "float32")]),
+        ("0", True, "auto", [("openvino", "float32")]),
+        ("0", True, "torch", [("torch", "float32")]),
+        ("1", True, "auto", [("openvino", "bfloat16"), ("openvino", "float32")]),
+        ("1", False, "auto", [("torch", "bfloat16"), ("openvino", "float32")]),
+        ("1", False, "torch", [("torch", "bfloat16"), ("torch", "float32")]),
+        ("1", False, "openvino", [("openvino", "float32")]),
+    ],
+)
+def test_bfloat16_is_computed_by_openvino_where_it_can_be(monkeypatch, variable, instructions, wish, offered):
+    monkeypatch.setenv("IMAGE_ENCODERS_BFLOAT16", variable)
+    monkeypatch.setattr(openvino, "multiplies_bfloat16", lambda: instructions)
+    assert precision.candidates("cpu", wish, traceable=True) == offered
+
+
+def test_another_word_in_the_environment_is_refused(net: Make, monkeypatch):
+    monkeypatch.setenv("IMAGE_ENCODERS_BFLOAT16", "yes")
+    with pytest.raises(DeviceError, match="IMAGE_ENCODERS_BFLOAT16 is 'yes'; accepted: 1, 0"):
+        Runtime.resolve("cpu").embedder(net())
+
+
 @pytest.mark.usefixtures("matrix_units")
 def test_the_fast_precision_is_taken_where_it_keeps_the_rows(net: Make, noisy):
     made = noisy(0.005)
@@ -123,21 +155,30 @@ def test_a_verdict_that_cannot_be_read_is_found_anew(net: Make, noisy, cache):
 
 
 def test_without_matrix_units_auto_is_float32(net: Make, monkeypatch):
-    monkeypatch.setattr(openvino, "has_bfloat16", lambda: False)
+    monkeypatch.setenv("IMAGE_ENCODERS_BFLOAT16", "0")
     embed = Runtime.resolve("cpu").embedder(net())
     assert (embed.engine, embed.precision) == ("openvino", "float32")
     assert embed.choice == Choice("openvino", "float32")
 
 
 def test_a_net_that_cannot_be_traced_is_torch_s(net: Make, monkeypatch):
-    monkeypatch.setattr(openvino, "has_bfloat16", lambda: False)
+    monkeypatch.setenv("IMAGE_ENCODERS_BFLOAT16", "0")
     one = net()
     stranger = Net(one.name, one.key, one.build, one.prepare, one.shape, traceable=False)
     assert Runtime.resolve("cpu").embedder(stranger).engine == "torch"
 
 
-def test_float32_that_was_asked_for_is_torch_s(net: Make, inputs, rows):
+@pytest.mark.usefixtures("bfloat16")
+def test_float32_is_computed_by_the_fastest_engine_where_none_is_asked_for(net: Make, inputs, rows):
     embed = Runtime.resolve("cpu", "float32").embedder(net())
+    assert (embed.engine, embed.precision) == ("openvino", "float32")
+    assert embed.choice == Choice("openvino", "float32")
+    assert np.abs(embed(inputs) - rows).max() < 1e-5
+
+
+@pytest.mark.usefixtures("bfloat16")
+def test_float32_by_torch_gives_torch_s_digits(net: Make, inputs, rows):
+    embed = Runtime.resolve("cpu", "float32", "torch").embedder(net())
     assert (embed.engine, embed.precision) == ("torch", "float32")
     assert np.array_equal(embed(inputs), rows)
 
@@ -146,7 +187,7 @@ def test_bfloat16_by_torch_is_near(net: Make, inputs, rows):
     embed = Runtime.resolve("cpu", "bfloat16", "torch").embedder(net())
     near = closeness(embed(inputs), rows)
     assert near.centred > 0.99
-    assert not np.array_equal(embed(inputs), rows)
+    assert embed.precision == "bfloat16"
 
 
 @pytest.mark.parametrize(
@@ -165,7 +206,7 @@ def test_what_cannot_be_had_is_one_sentence(wish: dict[str, str], message: str):
 
 
 def test_bfloat16_by_openvino_needs_a_processor_for_it(monkeypatch):
-    monkeypatch.setattr(openvino, "has_bfloat16", lambda: False)
+    monkeypatch.setenv("IMAGE_ENCODERS_BFLOAT16", "0")
     with pytest.raises(DeviceError, match="no instructions for bfloat16"):
         Runtime.resolve("cpu", "bfloat16", "openvino")
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import image_encoders as ie
-from image_encoders.engines import openvino, precision
+from image_encoders.engines import precision
 from image_encoders.engines.precision import CLOSEST, closeness, probes
 
 pytestmark = pytest.mark.golden
@@ -42,6 +42,7 @@ def judged(count: int) -> list[np.ndarray]:
     return probes(precision.PROBES + count)[precision.PROBES :]
 
 
+@pytest.mark.usefixtures("bfloat16")
 @pytest.mark.parametrize("model", MODELS)
 def test_what_auto_chooses_on_this_machine_keeps_the_rows(model: str, load: Callable[..., ie.Encoder]) -> None:
     pictures = judged(12)
@@ -60,7 +61,7 @@ def test_bfloat16_is_chosen_only_where_it_keeps_the_rows(
     model: str, load: Callable[..., ie.Encoder], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """True bfloat16 arithmetic, by torch, which every processor can do."""
-    monkeypatch.setattr(openvino, "has_bfloat16", lambda: True)
+    monkeypatch.setenv("IMAGE_ENCODERS_BFLOAT16", "1")
     monkeypatch.setattr(precision, "PROBES", 10)
     if model == "bit":
         monkeypatch.setitem(MODELS, "bit", (*MODELS["bit"][:2], {"input_size": 64}))

@@ -630,6 +630,64 @@ def test_a_definition_that_fails_says_how_and_where(definition, message, net, tm
         encoder(tmp_path)
 
 
+EXITS = """
+import sys
+from torch import nn
+class Stop(BaseException):
+    pass
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        {made}
+        self.features = nn.Conv2d(3, 4, 1)
+    def forward(self, x):
+        {run}
+        return self.features(x)
+def prepare(pixels):
+    {prepared}
+    return pixels.transpose(2, 0, 1)
+"""
+SAFE = {"made": "pass", "run": "pass", "prepared": "pass"}
+
+
+@pytest.mark.parametrize("leaves", ["sys.exit(0)", "raise Stop('enough')", "raise GeneratorExit"])
+@pytest.mark.parametrize(
+    ("where", "message"), [("made", "Net cannot be made: line 9: "), ("run", "cannot be loaded: line 12: ")]
+)
+def test_a_net_that_ends_the_process_cannot_be_loaded(where, leaves, message, tmp_path):
+    write(tmp_path, EXITS.format(**SAFE))
+    (tmp_path / "model.py").write_text(EXITS.format(**{**SAFE, where: leaves}))
+    with pytest.raises(WeightsError, match=rf"model.py: {message}(SystemExit: 0|Stop: enough|GeneratorExit)"):
+        encoder(tmp_path)
+
+
+@pytest.mark.parametrize("leaves", ["sys.exit(0)", "raise Stop('enough')"])
+@pytest.mark.parametrize("where", ["run", "prepared"])
+def test_a_net_that_ends_the_process_at_one_image_fails_for_that_image(where, leaves, tmp_path):
+    condition = {"run": "if x.shape[-1] == 7: ", "prepared": "if pixels.shape[1] == 7: "}[where]
+    write(tmp_path, EXITS.format(**{**SAFE, where: condition + leaves}))
+    one = encoder(tmp_path, preprocess="prepare")
+    good, bad = np.zeros((8, 8, 3), np.uint8), np.zeros((8, 7, 3), np.uint8)
+    with pytest.raises(InputError, match=r"line 1[25]: (SystemExit: 0|Stop: enough)"):
+        one.encode_image([good, bad])
+    assert one.encode_image([good]).shape == (1, 4)
+
+
+def test_ctrl_c_in_a_net_is_ctrl_c(tmp_path):
+    write(tmp_path, EXITS.format(**SAFE))
+    (tmp_path / "model.py").write_text(EXITS.format(**{**SAFE, "made": "raise KeyboardInterrupt"}))
+    with pytest.raises(KeyboardInterrupt):
+        encoder(tmp_path)
+
+
+@pytest.mark.parametrize("overridden", ["eval", "state_dict", "named_modules", "requires_grad_"])
+def test_whatever_a_net_overrides_fails_as_its_definition(overridden, net, tmp_path):
+    method = f"class Net(Net):\n    def {overridden}(self, *args, **kwargs):\n        raise ValueError('mine')\n"
+    (tmp_path / "model.py").write_text(f"{NET}\n\n{method}")
+    with pytest.raises(WeightsError, match=r"model.py: cannot be loaded: line \d+: ValueError: mine"):
+        encoder(tmp_path)
+
+
 def test_a_definition_without_the_class_names_those_it_has(net, tmp_path):
     with pytest.raises(WeightsError, match=r"defines no class 'Nets'; closest: Net"):
         encoder(tmp_path, "Nets")
@@ -658,7 +716,7 @@ def test_modules_beside_the_definition_can_be_imported(tmp_path):
     before = list(sys.path)
     assert encoder(tmp_path).dim == 4
     assert sys.path == before
-    sys.modules.pop("parts_of_it")
+    assert "parts_of_it" not in sys.modules
 
 
 def test_missing_and_surplus_tensors_are_both_listed(net, tmp_path):

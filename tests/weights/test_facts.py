@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from image_encoders.errors import WeightsError
-from image_encoders.weights.facts import remembered, steady
+from image_encoders.weights.facts import cached_facts, steady
 
 
 @pytest.fixture(autouse=True)
@@ -39,15 +39,15 @@ class Finder:
 
 def test_what_was_found_is_remembered(checkpoint: Path):
     find = Finder()
-    assert [remembered([checkpoint], {"family": "x"}, find) for _ in range(3)] == [{"asked": 1}] * 3
-    assert remembered([checkpoint / "config.json"], {"family": "x"}, find) == {"asked": 2}
-    assert remembered([checkpoint], {"family": "y"}, find) == {"asked": 3}
+    assert [cached_facts([checkpoint], {"family": "x"}, find) for _ in range(3)] == [{"asked": 1}] * 3
+    assert cached_facts([checkpoint / "config.json"], {"family": "x"}, find) == {"asked": 2}
+    assert cached_facts([checkpoint], {"family": "y"}, find) == {"asked": 3}
 
 
 @pytest.mark.parametrize("change", ["content", "same size and time", "new file", "gone", "replaced"])
 def test_a_change_of_any_file_is_noticed(checkpoint: Path, change: str):
     find = Finder()
-    remembered([checkpoint], {}, find)
+    cached_facts([checkpoint], {}, find)
     file = checkpoint / "below" / "weights"
     before = file.stat()
     if change == "content":
@@ -64,23 +64,23 @@ def test_a_change_of_any_file_is_noticed(checkpoint: Path, change: str):
         other.write_bytes(b"weights")
         os.utime(other, ns=(before.st_atime_ns, before.st_mtime_ns))
         other.replace(file)
-    assert remembered([checkpoint], {}, find) == {"asked": 2}
+    assert cached_facts([checkpoint], {}, find) == {"asked": 2}
 
 
 def test_a_damaged_note_is_made_again(checkpoint: Path, cache: Path):
     find = Finder()
-    remembered([checkpoint], {}, find)
+    cached_facts([checkpoint], {}, find)
     (note,) = cache.rglob("*.json")
     note.write_text('{"states": [')
-    assert remembered([checkpoint], {}, find) == {"asked": 2}
-    assert remembered([checkpoint], {}, find) == {"asked": 2}
+    assert cached_facts([checkpoint], {}, find) == {"asked": 2}
+    assert cached_facts([checkpoint], {}, find) == {"asked": 2}
 
 
 def test_a_cache_that_cannot_be_written_only_costs_time(checkpoint: Path, cache: Path):
     cache.write_text("a file")
     find = Finder()
-    assert remembered([checkpoint], {}, find) == {"asked": 1}
-    assert remembered([checkpoint], {}, find) == {"asked": 2}
+    assert cached_facts([checkpoint], {}, find) == {"asked": 1}
+    assert cached_facts([checkpoint], {}, find) == {"asked": 2}
 
 
 def test_what_fails_is_not_remembered(checkpoint: Path):
@@ -88,8 +88,8 @@ def test_what_fails_is_not_remembered(checkpoint: Path):
         raise ValueError("damaged")
 
     with pytest.raises(ValueError, match="damaged"):
-        remembered([checkpoint], {}, fail)
-    assert remembered([checkpoint], {}, Finder()) == {"asked": 1}
+        cached_facts([checkpoint], {}, fail)
+    assert cached_facts([checkpoint], {}, Finder()) == {"asked": 1}
 
 
 def test_a_checkpoint_that_changes_while_it_is_in_use_is_noticed_when_it_is_built(checkpoint: Path):

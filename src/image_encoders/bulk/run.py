@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import os
 import signal
+import stat
 import threading
 import time
 from collections import Counter
@@ -176,6 +177,7 @@ class _Run:
                 self.failures.put(id, size, mtime_ns)
         try:
             self._encode()
+            self._forget_folders()
             if prune:
                 self._prune()
             self.collection.settle()
@@ -391,23 +393,30 @@ class _Run:
         self.collection.append(rows, new=not any(row.id in self.states for row in rows))
         self.collection.record(list(self.failed.values()))
 
+    def _forget_folders(self) -> None:
+        """Take folders off the list of failures that could not be searched in an earlier run, and were in this one."""
+        searched = getattr(self.sources, "searched", lambda path: False)
+        self.collection.forget(
+            failure.id
+            for failure in self.collection.failures()
+            if failure.when < self.began and searched(path_of(failure.id))
+        )
+
     def _prune(self) -> None:
         """Remove the rows, and the failures of earlier runs, whose files are gone."""
         gone = [
             id
             for rows in self.collection.scan(ITEMS, ["id", "path"])
             for id, path in zip(rows["id"].to_pylist(), rows["path"].to_pylist())
-            if _is_gone(path_of(path))
+            if (mode := _mode(path_of(path))) is None or (mode and not stat.S_ISREG(mode))
         ]
         with self.interrupts.held():
             self.collection.remove(gone)
             self.report.pruned = len(gone)
         self.collection.forget(
-            [
-                failure.id
-                for failure in self.collection.failures()
-                if failure.when < self.began and _is_gone(path_of(failure.id))
-            ]
+            failure.id
+            for failure in self.collection.failures()
+            if failure.when < self.began and _mode(path_of(failure.id)) is None
         )
 
 
@@ -544,14 +553,14 @@ def _cut(inputs: list[np.ndarray], size: int) -> Iterator[list[np.ndarray]]:
         yield inputs[start : start + size]
 
 
-def _is_gone(path: str) -> bool:
+def _mode(path: str) -> int | None:
+    """What kind of file there is, as `os.stat` says it; None where there is none, 0 where that cannot be known."""
     try:
-        os.stat(path)
+        return os.stat(path).st_mode
     except (FileNotFoundError, NotADirectoryError):
-        return True
-    except OSError:  # there may be something
-        return False
-    return False
+        return None
+    except (OSError, ValueError):
+        return 0
 
 
 def _now() -> str:

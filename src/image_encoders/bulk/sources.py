@@ -96,6 +96,14 @@ class Sources(Iterator[SourceFile]):
     def __next__(self) -> SourceFile:
         return next(self._files)
 
+    def searched(self, path: str) -> bool:
+        """Whether there is a folder at `path` that has been searched by now."""
+        try:
+            found = os.stat(path)
+        except (OSError, ValueError):
+            return False
+        return (found.st_dev, found.st_ino) in self._searched
+
     def count(self) -> int | None:
         """How many files there are in all, found by a walk of its own; None where a list can be read only once."""
         if self._once:
@@ -258,11 +266,11 @@ def _folders(top: str, searched: set[tuple[int, int]]) -> Iterator[tuple[str, li
             identity = os.stat(folder)
             if (identity.st_dev, identity.st_ino) in searched:
                 continue
-            searched.add((identity.st_dev, identity.st_ino))
             with os.scandir(folder) as entries:
                 for entry in entries:
                     if not entry.name.startswith("."):
                         (folders if _is_folder(entry) else files).append(entry.name)
+            searched.add((identity.st_dev, identity.st_ino))
         except OSError as error:
             yield folder, [], InputError(f"a folder that cannot be searched: {error.strerror}", code="unreadable")
             continue
@@ -326,7 +334,7 @@ def _source_file(path: str, error: InputError | None) -> SourceFile:
     size = mtime_ns = -1
     try:
         found = os.stat(path)
-        size, mtime_ns = found.st_size, found.st_mtime_ns
+        size, mtime_ns = found.st_size, min(max(found.st_mtime_ns, -(2**63)), 2**63 - 1)  # as it can be stored
         if error is None and not stat.S_ISREG(found.st_mode):
             kind = "a folder" if stat.S_ISDIR(found.st_mode) else "a pipe or a device"
             error = InputError(f"{kind}; a picture file is accepted", code="not-a-file")

@@ -1,8 +1,8 @@
 """The command `image-encoders`: one module per command, which parses and prints; the work is done elsewhere.
 
-Exit statuses: 0 everything asked for was done; 2 it could not be done, and one sentence says why; 3 done, but items
-failed, and it is said where they are listed; 130 interrupted. Results go to standard output, all else to standard
-error.
+Exit statuses: 0 everything asked for was done; 2 it could not be done, and one sentence says why; 3 done, but some
+items failed, and a line says where they are listed; 130 interrupted. Results go to standard output, everything else to
+standard error.
 """
 
 from __future__ import annotations
@@ -26,12 +26,13 @@ from image_encoders.cli import (
     failures,
     fetch,
     flow,
+    info,
     models,
     search,
     unused,
     verify,
 )
-from image_encoders.cli.endings import discard, give_up, interrupted
+from image_encoders.cli.endings import discard, give_up, hold_interrupts_while_importing, interrupted
 from image_encoders.cli.printing import say
 from image_encoders.errors import ImageEncodersError
 
@@ -79,16 +80,21 @@ app = typer.Typer(
     epilog="""\b
 Try it:
   image-encoders demo                                   # the whole tour, with no network
-  image-encoders encode photos/ -o my-photos            # pictures into a collection
-  image-encoders search my-photos "a dog on a beach"    # and found by words
+  image-encoders encode photos/ -o my-photos            # images into a collection
+  image-encoders search my-photos "a dog on a beach"    # find them by words
 \b
-Exit status: 0 all done; 2 not possible, one sentence says why; 3 done, but some items failed.""",
+Exit status: 0 everything was done; 2 it could not be done, and one sentence says why; 3 done, but some items failed;
+130 interrupted: what was done is kept, and the same command goes on from there.
+\b
+Ctrl-C (SIGINT) and SIGTERM stop a run cleanly. Under `nohup`, or with `&` in a script, SIGINT is ignored, as the shell
+asked: use `kill PID` (SIGTERM) there.""",
 )
 
 for command in (
     encode.encode,
     search.search,
     failures.failures,
+    info.info,
     export.export,
     models.models,
     fetch.fetch,
@@ -115,12 +121,13 @@ def options(
     ] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.", envvar="IMAGE_ENCODERS_DEBUG")] = False,
 ) -> None:
-    """Pictures into vectors, and collections of pictures that you search by words, sounds and pictures."""
+    """Turn images into embeddings, and search collections of images by words, by images and by sounds."""
     context.obj = {"debug": debug}
 
 
 def main() -> None:
     """The command's entry point."""
+    hold_interrupts_while_importing()
     _open_streams()
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # file names need not be text

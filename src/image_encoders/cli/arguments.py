@@ -1,48 +1,66 @@
-"""Options that several commands take, and the encoder that they describe."""
+"""Options that several commands take."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
-from image_encoders.errors import CollectionError
+from image_encoders.inputs.files import ADDRESS
 
-if TYPE_CHECKING:
-    from image_encoders.collection import Collection
-    from image_encoders.encoder import Encoder
 
+def local_path(text: str) -> Path:
+    """A path as it was typed; a usage error for a URL, which `Path` would spell otherwise."""
+    if ADDRESS.match(text):
+        raise typer.BadParameter(f"{text} is a URL; a path on this machine is accepted")
+    return Path(text)
+
+
+CollectionFolder = Annotated[
+    Path, typer.Argument(metavar="COLLECTION", help="The folder that `encode -o` made.", parser=local_path)
+]
 Weights = Annotated[
-    str | None, typer.Option(metavar="PATH", help="The model's original checkpoint, a file or a folder.")
+    Path | None,
+    typer.Option(metavar="PATH", help="The model's original checkpoint, a file or a folder.", parser=local_path),
 ]
 Device = Annotated[str | None, typer.Option(metavar="DEVICE", help="auto, cpu, cuda or cuda:N.  [default: auto]")]
 Precision = Annotated[
     str | None,
     typer.Option(
         metavar="PRECISION",
-        help="auto: the fastest that keeps the rows here; float32, bfloat16, float16, or int8.  [default: auto]",
+        help="auto, the fastest whose embeddings stay close to float32's; float32, bfloat16, float16, or int8.  "
+        "[default: auto]",
     ),
 ]
 Engine = Annotated[
     str | None,
-    typer.Option(metavar="ENGINE", help="What runs the nets: auto, torch, torch-compile or openvino.  [default: auto]"),
+    typer.Option(
+        metavar="ENGINE", help="What runs the model: auto, torch, torch-compile or openvino.  [default: auto]"
+    ),
 ]
 Calibration = Annotated[
     Path | None,
-    typer.Option(metavar="FOLDER", help="For --precision int8: pictures like those to be encoded, 300 at best."),
+    typer.Option(
+        metavar="FOLDER",
+        help="For --precision int8: images like those to be encoded, about 300.",
+        parser=local_path,
+    ),
 ]
 Options = Annotated[
     list[str] | None,
-    typer.Option("-O", "--option", metavar="KEY=VALUE", help="An option of the model's own; may be repeated."),
+    typer.Option(
+        "-O", "--option", metavar="KEY=VALUE", help="An option of the model, see `models NAME`; may be repeated."
+    ),
 ]
 Offline = Annotated[
-    bool, typer.Option("--offline", help="Never use the network: models come from the cache, a folder or the package.")
+    bool, typer.Option("--offline", help="Do not use the network: only bundled, downloaded and local models.")
 ]
-Json = Annotated[bool, typer.Option("--json", help="Write one JSON value on standard output, all else elsewhere.")]
+Json = Annotated[
+    bool, typer.Option("--json", help="Write one JSON value to standard output and everything else to standard error.")
+]
 
 
 def parsed(options: list[str] | None) -> dict[str, Any]:
@@ -71,42 +89,3 @@ def _not_a_number(text: str) -> None:
 def go_offline() -> None:
     """Switch the network off for the rest of this process, for the hub's own client too."""
     os.environ["IMAGE_ENCODERS_OFFLINE"] = os.environ["HF_HUB_OFFLINE"] = "1"
-
-
-def load(name: str, options: Mapping[str, Any], *, offline: bool = False, **wishes: Any) -> Encoder:
-    """The encoder called `name`; wishes that are None are left to the library.
-
-    options: the family's own, as `parsed` gives them; a usage error where the family has no such option
-    offline: keep the network out of it
-    """
-    if offline:
-        go_offline()
-    from image_encoders import models
-
-    try:
-        models.check_options(name, options)
-    except TypeError as error:
-        raise typer.BadParameter(str(error)) from error
-    return models.load(name, **{key: wish for key, wish in wishes.items() if wish is not None}, **options)
-
-
-def load_again(opened: Collection, options: Mapping[str, Any], *, offline: bool = False, **wishes: Any) -> Encoder:
-    """The encoder that a collection was begun with, with other options, and other wishes where they are not None.
-
-    Raises CollectionError where the collection does not say how.
-    """
-    recipe = opened.recipe
-    match recipe:
-        case {"name": str(), "options": dict()}:
-            options = {**recipe["options"], **options}
-        case _:
-            raise CollectionError(
-                f"{opened.folder} does not say how its encoder was loaded (the recipe in collection.json); "
-                "restore that file from a copy, or encode again into another folder"
-            )
-    chosen = {key: recipe.get(key) for key in ("weights", "device", "precision", "engine", "calibration")}
-    chosen.update((key, wish) for key, wish in wishes.items() if wish is not None)
-    encoder = load(recipe["name"], options, offline=offline, **chosen)
-    if chosen["precision"] == "auto" and encoder.precision != opened.precision:  # chosen on another machine
-        encoder = load(recipe["name"], options, offline=offline, **{**chosen, "precision": opened.precision})
-    return encoder

@@ -8,6 +8,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from types import FrameType
 from typing import NoReturn, TextIO
 
 from image_encoders.cli.printing import say, sentence
@@ -30,6 +31,35 @@ def discard(stream: TextIO) -> None:
     """Send what the stream still holds, and what comes after it, nowhere."""
     with suppress(ValueError):  # no file
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def hold_interrupts_while_importing() -> None:
+    """Have Ctrl-C wait for the end of an import that is under way, and then raise KeyboardInterrupt.
+
+    In the midst of an import it would be lost or worse: torch's library imports Python modules while it starts, takes
+    their failure for missing packages, or aborts the process. Nothing changes where Ctrl-C is ignored, as under nohup.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGALRM, _interrupt)
+        signal.signal(signal.SIGINT, _interrupt)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    if _importing(frame):
+        signal.setitimer(signal.ITIMER_REAL, 0.02)  # and look again
+    elif number == signal.SIGALRM:
+        signal.raise_signal(signal.SIGINT)  # for whoever answers it by now
+    else:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        raise KeyboardInterrupt
+
+
+def _importing(frame: FrameType | None) -> bool:
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            return True
+        frame = frame.f_back
+    return False
 
 
 @contextmanager

@@ -13,19 +13,22 @@ from image_encoders.cli.printing import counted, print_json, shown
 EXAMPLES = """\b
 Examples:
   image-encoders export my-photos rows.parquet     # paths, sizes, sha256 and rows; for pandas, polars, DuckDB
-  image-encoders export my-photos rows.npy         # the rows alone, float32; rows.ids.jsonl names them
+  image-encoders export my-photos rows.npy         # the embeddings alone, float32; rows.ids.jsonl names them
+  image-encoders export my-photos rows.csv         # a column for each number; also rows.arrow and rows.feather
   image-encoders export my-photos rows.parquet --overwrite"""
 
 
 def export(
     collection: Annotated[Path, typer.Argument(metavar="COLLECTION", help="The folder that `encode -o` made.")],
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="A file that ends in .parquet or .npy.")],
+    out: Annotated[
+        Path, typer.Argument(metavar="OUT", help="A file that ends in .parquet, .arrow, .feather, .csv or .npy.")
+    ],
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT if it is there.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Write a collection's rows to a file.
+    """Write a collection's embeddings to a file.
 
-    Parquet or NumPy, by the file's name. It appears whole or not at all.
+    Parquet, Arrow, CSV or NumPy, by the file's name. It appears complete or not at all.
     """
     from image_encoders.collection import Collection
 

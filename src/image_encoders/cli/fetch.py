@@ -13,7 +13,7 @@ from image_encoders.errors import WeightsError
 EXAMPLES = """\b
 Examples:
   image-encoders fetch clip/openai/clip-vit-base-patch32
-  image-encoders fetch clip/openai/clip-vit-base-patch32 --offline   # is it in the cache?"""
+  image-encoders fetch clip/openai/clip-vit-base-patch32 --offline   # has it been downloaded?"""
 
 
 def fetch(
@@ -21,15 +21,15 @@ def fetch(
     offline: Offline = False,
     as_json: Json = False,
 ) -> None:
-    """Download a model's files.
+    """Download a model's files, so that it can be used without a network.
 
-    They are kept in the cache, so that the model can be used with no network. What is there is not fetched again.
+    They are kept in the cache; what has been downloaded is not downloaded again.
     """
     from image_encoders import models
 
     family = models.family(name)
     if not hasattr(family, "fetch"):
-        raise WeightsError(f"{name} has no published files to fetch; give its checkpoint with --weights")
+        raise WeightsError(f"{name} has no published files to download; give its checkpoint with --weights")
     paths = family.fetch(name.partition("/")[2], offline=offline or None)
     if as_json:
         print_json({"model": name, "paths": [str(path) for path in paths]})

@@ -6,9 +6,10 @@ import errno
 import json
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 ENDLESS = 10_000  # columns: where no terminal sets a width, no line is broken and no cell cut
 QUIET_S = 10.0  # seconds between two lines of progress where there is no terminal
+NOTICE_S = 1.0  # after which something slow is said to be going on
 
 
 def console(stream: Any = None) -> Console:
@@ -58,6 +60,24 @@ def print_table(headings: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
     with printer.capture() as captured:
         printer.print(table)
     print("\n".join(line.rstrip() for line in captured.get().splitlines()))
+
+
+@contextmanager
+def notice(words: str, shown: bool = True) -> Iterator[None]:
+    """`words` as a line on standard error, once the block has taken `NOTICE_S`."""
+
+    def tell() -> None:
+        with suppress(OSError):  # nobody reads it
+            say(words)
+
+    timer = threading.Timer(NOTICE_S, tell)
+    timer.daemon = True
+    if shown:
+        timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 @contextmanager
@@ -121,9 +141,9 @@ def shown(path: str | Path) -> str:
         return str(path)
 
 
-def counted(count: int, noun: str) -> str:
-    """1 picture, 2 pictures, 1,000 pictures."""
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+def counted(count: int, noun: str, plural: str = "") -> str:
+    """1 image, 2 images, 1,000 images; the plural where it is irregular."""
+    return f"{count:,} {noun if count == 1 else plural or f'{noun}s'}"
 
 
 def sentence(error: Exception) -> str:

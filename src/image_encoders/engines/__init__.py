@@ -150,10 +150,12 @@ class Runtime:
 
         Raises DeviceError where that cannot be had.
         """
-        from image_encoders.engines.precision import chosen
+        from image_encoders.engines.precision import chosen, in_float32
 
         if self.precision == "auto":
             return chosen(net, self.device, self.engine)
+        if self.precision == "float32":
+            return in_float32(net, self.device, self.engine)
         if net.traceable or self.engine != "auto":
             return self.made(net, self._engine(), self.precision)
         if self.precision == "int8":
@@ -171,7 +173,7 @@ class Runtime:
         from image_encoders.engines.precision import in_float32
 
         wish = self if net.traceable else replace(self, engine="torch")
-        if self.precision in ("auto", "int8"):
+        if self.precision in ("auto", "float32", "int8"):
             return Later(lambda: in_float32(net, wish.device, wish.engine))
         return Later(lambda: wish.made(net, wish._engine(), wish.precision))
 
@@ -198,7 +200,7 @@ class Runtime:
         return "torch"
 
 
-PLAIN = Runtime(precision="float32")  # the original's rows, by torch on the CPU
+PLAIN = Runtime(precision="float32", engine="torch")  # the original's rows, by torch on the CPU
 
 
 class Later:
@@ -240,16 +242,28 @@ def _agree(device: str, precision: str, engine: str) -> None:
         raise DeviceError("precision='int8' is OpenVINO's, on the CPU; use device='cpu' and engine='auto' with it")
     if precision == "float16" and device == "cpu":
         raise DeviceError("float16 is not for the CPU; use bfloat16 or float32 there")
-    if precision == "bfloat16" and engine == "openvino":
-        from image_encoders.engines.copies import core
+    if engine == "openvino" or precision == "int8":
+        from image_encoders.engines.copies import refuse_forked
         from image_encoders.engines.openvino import has_bfloat16
 
-        core()  # which tells where it cannot be had at all
-        if not has_bfloat16():
+        refuse_forked()
+        if precision == "bfloat16" and not has_bfloat16():
+            hidden = ", or IMAGE_ENCODERS_BFLOAT16=0 hides them" if wished_bfloat16() is False else ""
             raise DeviceError(
-                "this processor has no instructions for bfloat16 that OpenVINO could use; use precision='auto' or "
-                "'float32', or engine='torch', which computes bfloat16 slowly anywhere"
+                f"this processor has no instructions for bfloat16 that OpenVINO could use{hidden}; "
+                "use precision='auto' or 'float32', or engine='torch', which computes bfloat16 slowly anywhere"
             )
+
+
+def wished_bfloat16() -> bool | None:
+    """Whether IMAGE_ENCODERS_BFLOAT16 wants bfloat16 on this machine; None where the processor decides.
+
+    1: by torch where OpenVINO has no instructions for it; 0: not even where there are some
+    """
+    wish = os.environ.get("IMAGE_ENCODERS_BFLOAT16", "")
+    if wish not in ("", "0", "1"):
+        raise DeviceError(f"IMAGE_ENCODERS_BFLOAT16 is {wish!r}; accepted: 1, 0, or nothing, which asks the processor")
+    return wish == "1" if wish else None
 
 
 def device_name(device: Any) -> str:

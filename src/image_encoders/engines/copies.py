@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from image_encoders.cache import cache_folder, running_sha256, whole
+from image_encoders.cache import atomic_write, cache_folder, file_lock, running_sha256
 from image_encoders.engines import Net, building, computed
 from image_encoders.engines.precision import example_inputs
 from image_encoders.errors import DeviceError, ImageEncodersError, WeightsError
@@ -59,25 +59,37 @@ def library() -> ModuleType:
 
 def core() -> openvino.Core:
     """OpenVINO at work; DeviceError in a process that was forked from one where it is."""
-    if forked():
-        raise DeviceError(
-            "this process was forked from one that uses OpenVINO, whose threads did not come along; start processes "
-            "by spawn, load only after forking, or use engine='torch'"
-        )
+    refuse_forked()
     with _starting:
-        return _core()
+        return _core()[0]
+
+
+def multiplies_bfloat16() -> bool:
+    """Whether this processor has instructions for bfloat16 matrices that OpenVINO uses."""
+    with _starting:
+        return _core()[1]
 
 
 @cache
-def _core() -> openvino.Core:
+def _core() -> tuple[openvino.Core, bool]:
+    """OpenVINO, and what it says of the processor: asked at once, since a forked process cannot ask."""
     made = library().Core()
     in_use.add(made)
-    return made
+    return made, "BF16" in made.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
 def forked() -> bool:
     """Whether this process was forked from one that had used OpenVINO, which would wait for ever in it."""
     return bool(_left_behind)
+
+
+def refuse_forked() -> None:
+    """DeviceError where `forked`."""
+    if forked():
+        raise DeviceError(
+            "OpenVINO cannot be used in this process: it was forked from one that uses OpenVINO, whose threads are "
+            "missing here; start processes by spawn, load only after forking, or use engine='torch' (which has no int8)"
+        )
 
 
 def _forked() -> None:
@@ -141,7 +153,7 @@ def copied(net: Net, folder: Path) -> openvino.Model:
     """A new copy of the net, kept in `folder` where that can be written."""
     model = None
     try:
-        with alone(folder):
+        with file_lock(lock_path(folder)):
             if _damage(folder) is not None:  # else another process has made it meanwhile
                 model = converted(net)
                 write(model, folder, net.name)
@@ -156,14 +168,9 @@ def copied(net: Net, folder: Path) -> openvino.Model:
         return converted(net) if model is None else model
 
 
-@contextmanager
-def alone(folder: Path) -> Iterator[None]:
-    """No other process or thread makes the copy in `folder` meanwhile."""
-    from filelock import FileLock
-
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder.with_name(f"{folder.name}.lock")):
-        yield
+def lock_path(folder: Path) -> Path:
+    """What is locked while the copy in `folder` is made."""
+    return folder.with_name(f"{folder.name}.lock")
 
 
 def write(model: openvino.Model, folder: Path, name: str, **about: Any) -> None:
@@ -180,7 +187,7 @@ def write(model: openvino.Model, folder: Path, name: str, **about: Any) -> None:
         about["net"] = name
         for file in (XML, BIN):
             about[file] = running_sha256(folder / file).hexdigest()
-        with whole(folder / ABOUT) as part:
+        with atomic_write(folder / ABOUT) as part:
             part.write_text(json.dumps(about, indent=2), "utf-8")
     except RuntimeError as error:  # a full disk, as OpenVINO tells it
         shutil.rmtree(folder, ignore_errors=True)

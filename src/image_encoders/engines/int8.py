@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from image_encoders.cache import file_lock
 from image_encoders.engines import Net, system_lines
-from image_encoders.engines.copies import ABOUT, alone, copied, core, folder_of, read, said, silent, write
+from image_encoders.engines.copies import ABOUT, copied, core, folder_of, lock_path, read, said, silent, write
 from image_encoders.engines.precision import Choice, Closeness, closeness
 from image_encoders.errors import InputError, MissingExtra, WeightsError
 
@@ -61,7 +62,7 @@ def calibrated(net: Net, calibration: Sequence[Any] | str | None) -> str:
         plain = folder_of(net)
         model = read(net, plain, "") if (plain / ABOUT).is_file() else copied(net, plain)
         try:
-            with alone(folder), said(f"calibrating {net.name} on {len(inputs)} pictures, once"):
+            with file_lock(lock_path(folder)), said(f"calibrating {net.name} on {len(inputs)} pictures, once"):
                 if not (folder / ABOUT).is_file():  # another process has not made it meanwhile
                     quantized = quantized_model(model, inputs, _sums_int8())
                     near = _nearness(quantized, model, _spread(inputs, JUDGED))

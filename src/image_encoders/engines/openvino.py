@@ -14,8 +14,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from image_encoders.encoder import cores
-from image_encoders.engines import Net
-from image_encoders.engines.copies import ABOUT, converted, copied, core, folder_of, forked, in_use, read
+from image_encoders.engines import Net, wished_bfloat16
+from image_encoders.engines.copies import (
+    ABOUT,
+    converted,
+    copied,
+    core,
+    folder_of,
+    forked,
+    in_use,
+    multiplies_bfloat16,
+    read,
+    refuse_forked,
+)
 from image_encoders.engines.int8 import calibrated, verdict
 from image_encoders.errors import DeviceError, ImageEncodersError
 
@@ -31,7 +42,8 @@ ALONE = 8  # calls with fewer than that, one after the other, after which more o
 class OpenVinoEmbedder:
     """A net on the CPU: inputs (B, ...) -> rows (B, dim) float32.
 
-    Inputs of another type or shape than pictures are prepared to, such as prepared floats, go through torch in float32.
+    Inputs of another type or shape than images are prepared to, such as prepared floats, go through torch in the same
+    precision; beside int8, which torch has not, in float32.
 
     calibration: digest of the pictures that int8 was calibrated on; else ""
     """
@@ -48,6 +60,8 @@ class OpenVinoEmbedder:
         self._torch: Any = None
         folder = folder_of(net, self.calibration)
         self._opened: Future[_Compiled] = Future()
+        if forked():
+            return  # torch runs it
         if not net.traceable and not self.calibration:  # what its Python does, no key knows: the copy is for now
             self._opened.set_result(_Compiled(converted(net), precision))
         elif (folder / ABOUT).is_file():  # meanwhile the caller can read its first pictures
@@ -67,8 +81,8 @@ class OpenVinoEmbedder:
 
     def __call__(self, inputs: np.ndarray) -> np.ndarray:
         if forked():
-            if self.precision != "float32":
-                core()  # which tells that it cannot be had
+            if self.precision == "int8":
+                refuse_forked()  # torch has no such copy
             if self._torch is None:
                 logger.warning(
                     "%s: torch runs it: none of OpenVINO's threads came along into this fork", self._net.name
@@ -79,7 +93,8 @@ class OpenVinoEmbedder:
             if self._torch is None:
                 from image_encoders.engines.torch import TorchEmbedder
 
-                self._torch = TorchEmbedder(self._net.build(), "cpu", "float32")
+                precision = "float32" if self.precision == "int8" else self.precision
+                self._torch = TorchEmbedder(self._net.build(), "cpu", precision)
         return self._torch(inputs)
 
 
@@ -178,8 +193,8 @@ def _rows(requests: Sequence[Any], pieces: Sequence[np.ndarray]) -> Iterator[np.
 
 
 def has_bfloat16() -> bool:
-    """Whether this processor multiplies bfloat16 matrices in hardware, as far as OpenVINO uses it."""
-    return not forked() and "BF16" in core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    """Whether OpenVINO computes bfloat16 here: where the processor has instructions for it, unless they are hidden."""
+    return wished_bfloat16() is not False and multiplies_bfloat16()
 
 
 def _threads() -> int:

@@ -21,8 +21,8 @@ from typing import Any
 
 import numpy as np
 
-from image_encoders.cache import cache_folder, whole
-from image_encoders.engines import Embedder, Net, Runtime, system_lines
+from image_encoders.cache import atomic_write, cache_folder
+from image_encoders.engines import Embedder, Net, Runtime, system_lines, wished_bfloat16
 from image_encoders.errors import DeviceError, InputError
 
 logger = logging.getLogger(__name__)
@@ -82,37 +82,41 @@ class Choice:
 def chosen(net: Net, device: str, engine: str) -> Embedder:
     """`net` run by the first of `candidates` that keeps its rows, with the `choice` as an attribute."""
     offered = candidates(device, engine, net.traceable)
-    runtime = Runtime(device)
     if len(offered) == 1:
-        embedder = _sound(net, runtime, offered[0], engine)
-        choice = Choice(embedder.engine, "float32")
+        return in_float32(net, device, engine)
+    runtime = Runtime(device)
+    path = cache_folder() / "choices" / f"{_identity(net, device, offered)}.json"
+    known = _known(path)
+    if known is None:
+        embedder, choice, sure = _judged(net, runtime, offered, engine)
+        if sure:
+            _keep(path, choice)
     else:
-        path = cache_folder() / "choices" / f"{_identity(net, device, offered)}.json"
-        known = _known(path)
-        if known is None:
-            embedder, choice, sure = _judged(net, runtime, offered, engine)
-            if sure:
-                _keep(path, choice)
-        else:
-            embedder, choice = runtime.made(net, known.engine, known.precision), known
+        embedder, choice = runtime.made(net, known.engine, known.precision), known
     embedder.choice = choice  # type: ignore[attr-defined]
     return embedder
 
 
 def in_float32(net: Net, device: str, engine: str) -> Embedder:
-    """`net` in float32 by the engine that starts fastest."""
-    return _sound(net, Runtime(device), (_quickest(device, engine, net.traceable), "float32"), engine)
+    """`net` in float32 by the fastest engine, with the `choice` as an attribute."""
+    embedder = _sound(net, Runtime(device), (_quickest(device, engine, net.traceable), "float32"), engine)
+    embedder.choice = Choice(embedder.engine, "float32")  # type: ignore[attr-defined]
+    return embedder
 
 
 def candidates(device: str, engine: str, traceable: bool) -> list[Candidate]:
     """Ways to run a net, the one that is fastest as a rule first; the last is float32."""
-    engine = _quickest(device, engine, traceable)
-    low: tuple[str, ...] = ("bfloat16", "float16")
-    if device == "cpu":
-        from image_encoders.engines.openvino import has_bfloat16
+    quickest = _quickest(device, engine, traceable)
+    if device != "cpu":
+        return [(quickest, precision) for precision in ("bfloat16", "float16", "float32")]
+    from image_encoders.engines.openvino import has_bfloat16
 
-        low = ("bfloat16",) if has_bfloat16() else ()
-    return [(engine, precision) for precision in (*low, "float32")]
+    float32 = (quickest, "float32")
+    if has_bfloat16():
+        return [(quickest, "bfloat16"), float32]
+    if wished_bfloat16() and engine != "openvino":
+        return [("torch" if engine == "auto" else engine, "bfloat16"), float32]
+    return [float32]
 
 
 def _quickest(device: str, engine: str, traceable: bool) -> str:
@@ -145,10 +149,12 @@ def probes(count: int = PROBES) -> list[np.ndarray]:
 
 def _judged(net: Net, runtime: Runtime, offered: Sequence[Candidate], asked: str) -> tuple[Embedder, Choice, bool]:
     """The first candidate whose rows are near enough to float32's, or float32; and whether all were judged by rows."""
+    from image_encoders.engines.copies import forked
+
     reference = _sound(net, runtime, offered[-1], asked)
     inputs = example_inputs(net)
     wanted, inputs = _embedded(reference, inputs, PATIENCE_S)
-    refused, sure = [], True
+    refused, sure = [], not forked()  # where torch computes what is said of OpenVINO
     for engine, precision in offered[:-1]:
         try:
             embedder = runtime.made(net, engine, precision)
@@ -258,5 +264,5 @@ def _known(path: Path) -> Choice | None:
 def _keep(path: Path, choice: Choice) -> None:
     with suppress(OSError):  # then the next load judges again
         path.parent.mkdir(parents=True, exist_ok=True)
-        with whole(path) as part:
+        with atomic_write(path) as part:
             part.write_text(json.dumps(asdict(choice), indent=2), "utf-8")

@@ -20,12 +20,11 @@ import re
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from io import BytesIO
 from typing import Any
 
 import numpy as np
-import simplejpeg
 from PIL import (
     AvifImagePlugin,
     BmpImagePlugin,
@@ -42,6 +41,7 @@ from PIL import (
 from image_encoders.arrays import as_array
 from image_encoders.errors import InputError
 from image_encoders.inputs.files import check_bytes, read_file
+from image_encoders.inputs.jpeg import check_scans, decode_jpeg
 from image_encoders.inputs.streams import read_stream
 
 FORMATS = "JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF, HEIC"
@@ -53,21 +53,22 @@ STRIP = 2**20  # pixels of a PIL image that are converted at a time
 
 @dataclass(frozen=True)
 class ImageLimits:
-    """What a picture may cost; both are checked before it is decoded.
+    """What an image may cost; checked before it is decoded.
 
-    max_bytes: size of the file; the default holds a picture of `max_pixels` uncompressed
+    max_bytes: size of the file; the default holds an image of `max_pixels` uncompressed
     max_pixels: width x height
+    max_scans: of a JPEG file: a progressive one comes in about 10, and each costs a pass over the whole image
     """
 
     max_bytes: int = 2**29
     max_pixels: int = 178_000_000
+    max_scans: int = 100
 
     @classmethod
     def from_environment(cls) -> ImageLimits:
-        """The defaults, or what IMAGE_ENCODERS_MAX_BYTES and IMAGE_ENCODERS_MAX_PIXELS say."""
-        return cls(
-            _limit("IMAGE_ENCODERS_MAX_BYTES", cls.max_bytes), _limit("IMAGE_ENCODERS_MAX_PIXELS", cls.max_pixels)
-        )
+        """The defaults, or what IMAGE_ENCODERS_MAX_BYTES, IMAGE_ENCODERS_MAX_PIXELS and ..._MAX_SCANS say."""
+        names = [limit.name for limit in fields(cls)]
+        return cls(**{name: _limit(f"IMAGE_ENCODERS_{name.upper()}", getattr(cls, name)) for name in names})
 
 
 def read_image(
@@ -84,8 +85,8 @@ def read_image(
         1/4 or 1/8 of its size: only where both sides divide evenly, so that nothing shifts, and only down to `MARGIN`
         times this. It is read whole and checked as ever; `upright_size` says how large it is.
 
-    Raises InputError: "not-found", "not-a-file", "unreadable", "url"; "too-many-bytes", "too-many-pixels";
-    "empty", "not-an-image", "unsupported", "truncated", "corrupt"; "type", "dtype", "shape".
+    Raises InputError: "not-found", "not-a-file", "unreadable", "url"; "too-many-bytes", "too-many-pixels",
+    "too-many-scans"; "empty", "not-an-image", "unsupported", "truncated", "corrupt"; "type", "dtype", "shape".
     """
     limits = limits or ImageLimits.from_environment()
     try:
@@ -228,6 +229,8 @@ def _decode(encoded: bytes, limits: ImageLimits, short_side: int | None) -> np.n
     kind = _kind(encoded)
     with _decoding(kind, encoded):
         image = _open(kind, encoded, limits)
+        if kind == "JPEG":
+            check_scans(encoded, limits.max_scans)
         pixels = _jpeg_pixels(encoded, image, short_side) if kind == "JPEG" else _pil_pixels(image)
         return _upright(pixels, _orientation(image))
 
@@ -321,21 +324,13 @@ def _cut_short(kind: str, encoded: bytes) -> bool:
 
 
 def _jpeg_pixels(encoded: bytes, image: ImageFile.ImageFile, short_side: int | None) -> np.ndarray:
-    """A JPEG's pixels by simplejpeg: Pillow's, in half the time, and lost ones are noticed."""
-    divisor = _divisor(image.size, short_side)
-    smaller = {"min_width": image.width // divisor, "min_height": image.height // divisor} if divisor > 1 else {}
-    try:
-        pixels = simplejpeg.decode_jpeg(encoded, "CMYK" if image.mode == "CMYK" else "RGB", **smaller)
-        height, width = simplejpeg.decode_jpeg_header(encoded)[:2] if smaller else pixels.shape[:2]
-    except ValueError as error:
-        reason = str(error)
-        if "remature end" in reason:
-            raise InputError(f"JPEG that ends too early, after {len(encoded)} bytes", code="truncated") from error
-        if reason.startswith("Corrupt JPEG data") and "extraneous bytes" not in reason:
-            raise InputError(f"JPEG with damaged pixels: {reason}", code="corrupt") from error
-        return _pil_pixels(image)  # a sampling or coding that simplejpeg does not know, or a harmless oddity
-    if (width, height) != image.size:
-        raise InputError(f"JPEG that states two sizes, {image.size} and {(width, height)}", code="corrupt")
+    """A JPEG's pixels, at a smaller scale where that leaves enough of them."""
+    decoded = decode_jpeg(encoded, "CMYK" if image.mode == "CMYK" else "RGB", _divisor(image.size, short_side))
+    if decoded is None:
+        return _pil_pixels(image)
+    pixels, size = decoded
+    if size != image.size:
+        raise InputError(f"JPEG that states two sizes, {image.size} and {size}", code="corrupt")
     if image.mode == "CMYK":  # Pillow takes all four inks as inverted, as Adobe writes them
         inks = Image.frombytes("CMYK", pixels.shape[1::-1], pixels.tobytes(), "raw", "CMYK;I")
         return np.array(inks.convert("RGB"))

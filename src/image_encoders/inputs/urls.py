@@ -46,7 +46,7 @@ def read_url(url: str, limits: UrlLimits = UrlLimits()) -> bytes:
     if scheme == "data":
         return _data(url, limits)
     if scheme not in ("http", "https"):
-        raise InputError("an address of another kind; data:, http: and https: are accepted", code="url")
+        raise InputError("unsupported URL scheme; data:, http: and https: are accepted", code="url")
     return _fetch(url, limits)
 
 
@@ -94,7 +94,7 @@ def _plain(url: str) -> tuple[str, str]:
     """(host as the Host header names it, the address in plain ASCII); InputError for one that is not accepted."""
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https"):
-        raise InputError("redirected to an address of another kind", code="url")
+        raise InputError("redirected to an unsupported URL scheme", code="url")
     if not parts.hostname or "@" in parts.netloc:
         raise InputError("an address without a host, or with a password in it", code="url")
     host = parts.hostname if parts.hostname.isascii() else parts.hostname.encode("idna").decode()

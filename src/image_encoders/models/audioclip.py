@@ -121,7 +121,7 @@ def load(
 
     Raises UnknownModel; WeightsError; InputError for an option's value.
     """
-    from image_encoders.weights.facts import remembered, steady
+    from image_encoders.weights.facts import cached_facts, steady
 
     if variant not in CHECKPOINTS:
         raise unknown(f"audioclip/{variant}")
@@ -133,7 +133,7 @@ def load(
         raise InputError(f"max_seconds is {max_seconds!r}; a positive number is accepted", code="option")
     path = _checkpoint(weights, variant)
     with Shared(steady([path], lambda: _load(path, per_item=batch_norm == "item")[0])) as nets:
-        facts = remembered([path], {"family": "audioclip"}, lambda: _facts(path, nets()))
+        facts = cached_facts([path], {"family": "audioclip"}, lambda: _facts(path, nets()))
         digest, pairs = _vocabulary(None if vocabulary is None else Path(vocabulary).expanduser(), path, facts)
         sounds = Sounds(scale=FULL_SCALE if amplitude == "int16" else 1, mono=channels == "mix")
         identity = {"family": "audioclip", "weights": facts["weights"], "batch_norm": batch_norm}

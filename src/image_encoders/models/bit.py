@@ -123,7 +123,7 @@ def load(
     Raises UnknownModel; WeightsError; InputError for an option's value.
     """
     from image_encoders.weights.digest import weights_digest
-    from image_encoders.weights.facts import remembered, steady
+    from image_encoders.weights.facts import cached_facts, steady
 
     architecture = _architecture(variant)
     if preprocessing not in PREPROCESSINGS:
@@ -136,7 +136,7 @@ def load(
     about = {"family": "bit", "units": architecture.units, "width": architecture.width}
     steps = _sized(PREPROCESSINGS[preprocessing], input_size)
     with Shared(steady([path], lambda: _net(path, architecture, steps, input_range))) as net:
-        digest = remembered([path], about, lambda: {"weights": weights_digest(net().net.state_dict())})["weights"]
+        digest = cached_facts([path], about, lambda: {"weights": weights_digest(net().net.state_dict())})["weights"]
         image = Part(steps.inputs(shape=SHAPE), net, {"input_range": input_range})  # which is that of floats alone
         name = f"bit/{variant.removeprefix('Imagenet21k/')}"
         return assemble(name, architecture.dim, {**about, "weights": digest}, [image], runtime)

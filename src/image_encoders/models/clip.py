@@ -32,7 +32,7 @@ from image_encoders.encoder import Encoder, InputSpec
 from image_encoders.engines import PLAIN, Runtime, Shared
 from image_encoders.errors import InputError, UnknownModel, WeightsError
 from image_encoders.inputs.preprocessing import Patches, Preprocessing, ShortSide
-from image_encoders.models import Part, Variant, assemble
+from image_encoders.models import Part, Variant, assemble, did_you_mean
 from image_encoders.weights import hugging_face
 from image_encoders.weights.hugging_face import TokenizerFacts
 
@@ -97,7 +97,7 @@ def load(
     asks for unknown preprocessing; MissingExtra for a tokenizer that needs sentencepiece, as the first SigLIP's does.
     """
     from image_encoders.inputs.processor import read_processor
-    from image_encoders.weights.facts import remembered, steady
+    from image_encoders.weights.facts import cached_facts, steady
 
     if preprocessing not in ("exact", "fast"):
         raise InputError(f"preprocessing is {preprocessing!r}; accepted: exact, fast", code="option")
@@ -123,8 +123,8 @@ def load(
         Shared(steady(files, lambda: hugging_face.load_model(folder, TOWERS))) as model,
         Shared(lambda: hugging_face.load_tokenizer(texts)) as words,
     ):
-        facts = Facts(**remembered(files, hugging_face.about("clip", "net"), find_facts))
-        said = remembered(hugging_face.files(texts), hugging_face.about("clip", "tokenizer"), find_tokenizer_facts)
+        facts = Facts(**cached_facts(files, hugging_face.about("clip", "net"), find_facts))
+        said = cached_facts(hugging_face.files(texts), hugging_face.about("clip", "tokenizer"), find_tokenizer_facts)
         steps = replace(read_processor(pictures, facts.model_type), corner=crop)
         _agree(facts, steps, folder)
         tokens = TokenizerFacts(**said)
@@ -261,13 +261,23 @@ def _folder(
         return hugging_face.local_folder(weights or DEMO, revision)
     if not variant:
         raise UnknownModel("clip/ wants a hub id, a folder or demo, such as clip/openai/clip-vit-base-patch32")
-    return hugging_face.checkpoint_folder(variant, revision=revision, offline=offline, progress=progress)
+    if "/" not in variant and not Path(variant).expanduser().is_dir() and not variant.startswith((".", "~")):
+        raise UnknownModel(
+            f"there is no model 'clip/{variant}' and no folder {variant};{did_you_mean(f'clip/{variant}')} "
+            "after clip/ goes a Hugging Face id with its owner, such as openai/clip-vit-base-patch32, or a folder"
+        )
+    try:
+        return hugging_face.checkpoint_folder(variant, revision=revision, offline=offline, progress=progress)
+    except UnknownModel as error:
+        raise UnknownModel(
+            f"{error}, and there is no local folder {variant};{did_you_mean(f'clip/{variant}')} clip/demo is bundled"
+        ) from error
 
 
 def _part(where: str | Path, offline: bool | None) -> Path:
     """The folder of another checkpoint, of which only the preprocessing or the tokenizer is wanted."""
     local = Path(where).expanduser()
-    return local if local.is_dir() else hugging_face.checkpoint_folder(str(where), offline=offline)
+    return local if local.is_dir() else _folder(str(where), None, None, offline)
 
 
 def _agree(facts: Facts, steps: Preprocessing, folder: Path) -> None:

@@ -18,14 +18,12 @@ Differs: the net stops after the layer, so what follows cannot fail; `layer` may
 
 from __future__ import annotations
 
-import hashlib
 import inspect
-import sys
-import traceback
 import types
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,6 +31,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from image_encoders.arrays import as_array, is_tensor
+from image_encoders.definition import Definition
 from image_encoders.encoder import Encoder, InputSpec, Tower, fingerprint
 from image_encoders.engines import PLAIN, Net, Runtime, described, identity, net_key
 from image_encoders.errors import ImageEncodersError, InputError, WeightsError
@@ -108,31 +107,46 @@ def load(
     pooling = "none" if pooling is None else pooling
     if pooling not in POOLINGS:
         raise InputError(f"pooling is {pooling!r}; accepted: {', '.join(POOLINGS)}", code="option")
-    path = Path(definition).expanduser()
-    source = _source(path)
-    module = _run(source, path)
-    to_input = _preparation(preprocess, module, path)
-    net = _loaded(_made(module, class_name, class_args, path), weights)
-    layer = _layer(net, str(layer), f"{path}: {class_name}")
-    tapped = Tapped(net, layer, pooling, whole=whole)
-    shape, dim = _tried(tapped, input_shape, path)
-    return _encoder(
-        "custom",
-        tapped,
-        dim,
-        runtime,
-        path,
-        to_input,
-        shape=shape if pooling == "none" else None,
-        example=shape,
-        facts={
-            "definition": hashlib.sha256(source).hexdigest(),
-            "class": [class_name, repr(class_args)],
-            "layer": layer,
-            "pooling": pooling,
-            "preprocess": preprocess,
-        },
-    )
+    defined = _defined(Path(definition).expanduser())
+    with _blamed(defined, "cannot be loaded"):
+        module = _run(defined)
+        to_input = _preparation(preprocess, module, defined)
+        net = _loaded(_made(module, class_name, class_args, defined), weights)
+        weakref.finalize(net, defined.forget).atexit = False
+        layer = _layer(net, str(layer), f"{defined.path}: {class_name}")
+        tapped = Tapped(net, layer, pooling, whole=whole)
+        shape, dim = _tried(tapped, input_shape, defined)
+        defined.seal()
+        return _encoder(
+            "custom",
+            tapped,
+            dim,
+            runtime,
+            defined.located,
+            to_input,
+            shape=shape if pooling == "none" else None,
+            example=shape,
+            facts={
+                "definition": defined.digests,
+                "class": [class_name, repr(class_args)],
+                "layer": layer,
+                "pooling": pooling,
+                "preprocess": preprocess,
+            },
+        )
+
+
+@contextmanager
+def _blamed(defined: Definition, what: str) -> Iterator[None]:
+    """Whatever somebody's code raises in the block, an exit of the process too, as a WeightsError."""
+    try:
+        yield
+    except (ImageEncodersError, KeyboardInterrupt):
+        defined.forget()
+        raise
+    except BaseException as error:
+        defined.forget()
+        raise WeightsError(f"{defined.path}: {what}: {defined.located(error)}") from error
 
 
 def original(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
@@ -158,7 +172,7 @@ def tiny(runtime: Runtime = PLAIN) -> Encoder:
         tapped,
         24,
         runtime,
-        Path("tiny"),
+        repr,
         PRESETS["imagenet"],
         shape=None,
         example=(3, 224, 224),
@@ -171,7 +185,7 @@ def _encoder(
     tapped: Tapped,
     dim: int,
     runtime: Runtime,
-    definition: Path,
+    located: Callable[[BaseException], str],
     to_input: Callable[[np.ndarray], Any] | None,
     *,
     shape: tuple[int, ...] | None,
@@ -193,13 +207,14 @@ def _encoder(
     def embed(inputs: np.ndarray) -> np.ndarray:
         try:
             rows = embedder(inputs)
-        except (ImageEncodersError, MemoryError):
+        except (ImageEncodersError, KeyboardInterrupt, MemoryError):
             raise
-        except Exception as error:  # the net is not ours, and takes what it takes
-            if "memory" in str(error):  # torch's own error for too little of it is a RuntimeError like any other
+        except BaseException as error:  # the net is not ours, and takes what it takes, or ends the process
+            # torch's own error for too little memory is a RuntimeError like any other
+            if isinstance(error, RuntimeError) and "memory" in str(error):
                 raise
             raise InputError(
-                f"the net fails for inputs of shape {inputs.shape[1:]}: {_located(error, definition)}", code="net"
+                f"the net fails for inputs of shape {inputs.shape[1:]}: {located(error)}", code="net"
             ) from error
         if rows.shape[1] != dim:
             raise InputError(
@@ -253,13 +268,15 @@ def _prepare(item: np.ndarray, to_input: Callable[[np.ndarray], Any] | None) -> 
     return np.ascontiguousarray(to_input(item), np.float32)
 
 
-def _own(pixels: np.ndarray, function: Callable[[np.ndarray], Any], definition: Path) -> np.ndarray:
+def _own(pixels: np.ndarray, function: Callable[[np.ndarray], Any], defined: Definition) -> np.ndarray:
     """What a function of the definition file makes of a picture."""
     try:
         result = function(pixels.copy())  # which it may write to
         return np.asarray(as_array(result), np.float32)
-    except Exception as error:  # the function is not ours
-        raise InputError(f"{function.__name__} fails: {_located(error, definition)}", code="preprocess") from error
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # the function is not ours
+        raise InputError(f"{function.__name__} fails: {defined.located(error)}", code="preprocess") from error
 
 
 def _scaled(pixels: np.ndarray, scale: float) -> np.ndarray:
@@ -287,15 +304,15 @@ PRESETS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 }
 
 
-def _preparation(name: str | None, module: types.ModuleType, definition: Path) -> Callable[[np.ndarray], Any] | None:
+def _preparation(name: str | None, module: types.ModuleType, defined: Definition) -> Callable[[np.ndarray], Any] | None:
     if name is None:
         return None
     own = getattr(module, name, None)
     if callable(own):
-        return partial(_own, function=own, definition=definition)
+        return partial(_own, function=own, defined=defined)
     if name not in PRESETS:
         raise InputError(
-            f"preprocess is {name!r}; accepted: {', '.join(PRESETS)}, or the name of a function in {definition}",
+            f"preprocess is {name!r}; accepted: {', '.join(PRESETS)}, or the name of a function in {defined.path}",
             code="option",
         )
     return PRESETS[name]
@@ -304,51 +321,35 @@ def _preparation(name: str | None, module: types.ModuleType, definition: Path) -
 # ---------------------------------------------------------------- the definition file
 
 
-def _source(path: Path) -> bytes:
+def _defined(path: Path) -> Definition:
+    """The definition file, which can be read."""
     try:
-        return path.read_bytes()
+        with path.open("rb"):
+            return Definition(path)
     except OSError as error:
         raise WeightsError(
             f"{path}: {error.strerror}; definition= is the python file that defines the class"
         ) from error
 
 
-def _run(source: bytes, path: Path) -> types.ModuleType:
-    """The definition file as a module, run as python would run it: modules beside it can be imported."""
-    # Bytes are compiled, rather than the path imported, so that what runs is what the fingerprint knows.
-    name = f"image_encoders_definition_{hashlib.sha256(str(path.resolve()).encode() + source).hexdigest()[:16]}"
-    module = types.ModuleType(name)
-    module.__file__ = str(path)
-    folder = str(path.resolve().parent)
-    sys.modules[name] = module  # dataclasses and type hints look their module up
-    sys.path.insert(0, folder)
-    try:
-        exec(compile(source, str(path), "exec"), module.__dict__)
-    except (Exception, SystemExit) as error:
-        del sys.modules[name]
-        raise WeightsError(f"{path}: fails when run: {_located(error, path)}") from error
-    finally:
-        sys.path.remove(folder)
-    return module
-
-
-def _located(error: BaseException, path: Path) -> str:
-    """What went wrong, and in which line of the definition file, where it was there."""
-    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
-    if isinstance(error, SyntaxError) and error.filename == str(path):
-        lines.append(error.lineno)
-    where = f"line {lines[-1]}: " if lines else ""
-    return f"{where}{type(error).__name__}: {error}"
+def _run(defined: Definition) -> types.ModuleType:
+    """The definition file as a module."""
+    with _blamed(defined, "fails when run"):
+        return defined.run()
 
 
 def _made(
-    module: types.ModuleType, class_name: str, class_args: Mapping[str, Any] | Sequence[Any] | None, path: Path
+    module: types.ModuleType,
+    class_name: str,
+    class_args: Mapping[str, Any] | Sequence[Any] | None,
+    defined: Definition,
 ) -> nn.Module:
     """The net that the class, called with `class_args`, makes."""
     from torch import nn
 
     from image_encoders.nets.custom import closest
 
+    path = defined.path
     make = getattr(module, class_name, None)
     if not callable(make):
         classes = [
@@ -371,10 +372,8 @@ def _made(
             f"{path}: {class_name}{signature} is called with other arguments: {error}; "
             'give them as class_args={"name": value}'
         ) from error
-    try:
+    with _blamed(defined, f"{class_name} cannot be made"):
         net = make(*positions, **keywords)
-    except Exception as error:  # the class is not ours
-        raise WeightsError(f"{path}: {class_name} cannot be made: {_located(error, path)}") from error
     if not isinstance(net, nn.Module):
         raise WeightsError(f"{path}: {class_name} makes a {type(net).__name__}; a torch.nn.Module is needed")
     return net
@@ -446,7 +445,7 @@ def _is_safetensors(path: Path) -> bool:
 # ---------------------------------------------------------------- the length of a row
 
 
-def _tried(tapped: Tapped, input_shape: Sequence[int] | None, definition: Path) -> tuple[tuple[int, ...], int]:
+def _tried(tapped: Tapped, input_shape: Sequence[int] | None, defined: Definition) -> tuple[tuple[int, ...], int]:
     """A shape that the net takes, and the length of the row that it gives for it."""
     if input_shape is not None and not all(type(size) is int and size > 0 for size in input_shape):
         raise InputError(f"input_shape is {input_shape!r}; such as (3, 224, 224) is accepted", code="option")
@@ -456,14 +455,14 @@ def _tried(tapped: Tapped, input_shape: Sequence[int] | None, definition: Path) 
         try:
             return shape, tapped.dim(shape)
         except WeightsError as error:
-            raise WeightsError(f"{definition}: {error}") from error
+            raise WeightsError(f"{defined.path}: {error}") from error
         except Exception as error:  # the net is not ours, and takes what it takes
             failure = failure or error
     assert failure is not None
     tried = str(shapes[0]) if len(shapes) == 1 else f"{shapes[0]} and {len(shapes) - 1} other shapes"
     raise WeightsError(
-        f"{definition}: the net fails on zeros of shape {tried}, tried to learn the length of a row: "
-        f"{_located(failure, definition)}. Give the shape of one input as input_shape=, such as (3, 224, 224)"
+        f"{defined.path}: the net fails on zeros of shape {tried}, tried to learn the length of a row: "
+        f"{defined.located(failure)}. Give the shape of one input as input_shape=, such as (3, 224, 224)"
     ) from failure
 
 

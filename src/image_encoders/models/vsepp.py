@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from image_encoders.cache import whole
+from image_encoders.cache import atomic_write
 from image_encoders.encoder import Encoder, InputSpec
 from image_encoders.engines import PLAIN, Runtime, Shared
 from image_encoders.errors import InputError, WeightsError
@@ -106,7 +106,7 @@ def load(
 
     Raises UnknownModel; WeightsError; InputError for an option's value.
     """
-    from image_encoders.weights.facts import remembered, steady
+    from image_encoders.weights.facts import cached_facts, steady
 
     if variant and variant not in RUNS:
         raise unknown(f"vsepp/{variant}")
@@ -116,7 +116,7 @@ def load(
         raise InputError(f"unknown_words is {unknown_words!r}; accepted: refuse, accept", code="option")
     path = _file(weights or fetch(variant)[0])
     with Shared(steady([path], lambda: _nets(_read(path)))) as nets:
-        facts = Facts.of(remembered([path], {"family": "vsepp"}, lambda: _facts(_read(path), nets())), path)
+        facts = Facts.of(cached_facts([path], {"family": "vsepp"}, lambda: _facts(_read(path), nets())), path)
         _agree(variant, facts)
         words = _vocabulary(facts, vocabulary)
         steps = PREPROCESSING.fast() if preprocessing == "fast" else PREPROCESSING
@@ -556,7 +556,7 @@ def _extract(archive: Path, member: str, target: Path) -> None:
 
 def _write(source: Any, size: int, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
-    with whole(target) as part, part.open("wb") as file:
+    with atomic_write(target) as part, part.open("wb") as file:
         shutil.copyfileobj(source, file, 1 << 20)
         if file.tell() != size:
             raise EOFError(f"{file.tell()} of {size} bytes")

@@ -1,4 +1,4 @@
-"""What was found in a checkpoint, remembered until its files change: so that it need not be read to be recognised."""
+"""What was found in a checkpoint, kept until its files change, so that it need not be read to be recognised."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, TypeVar
 
-from image_encoders.cache import cache_folder, whole
+from image_encoders.cache import atomic_write, cache_folder
 from image_encoders.errors import WeightsError
 
 FORMAT = 5  # of what families find
@@ -18,7 +18,9 @@ FORMAT = 5  # of what families find
 Built = TypeVar("Built")
 
 
-def remembered(places: Sequence[Path], about: Mapping[str, Any], find: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+def cached_facts(
+    places: Sequence[Path], about: Mapping[str, Any], find: Callable[[], dict[str, Any]]
+) -> dict[str, Any]:
     """What `find` returned for these files, or returns now.
 
     places: files, or folders whose files count, those in folders below too
@@ -40,7 +42,7 @@ def remembered(places: Sequence[Path], about: Mapping[str, Any], find: Callable[
     facts = find()
     with suppress(OSError):  # then they are found again the next time
         path.parent.mkdir(parents=True, exist_ok=True)
-        with whole(path) as part:
+        with atomic_write(path) as part:
             part.write_text(json.dumps({"states": states, "facts": facts}), "utf-8")
     return facts
 

@@ -24,7 +24,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
-from image_encoders.cache import cache_folder, running_sha256
+from image_encoders.cache import atomic_write, cache_folder, file_lock, running_sha256
 from image_encoders.errors import UnknownModel, WeightsError
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ TRANSIENT = {408, 425, 429, 500, 502, 503, 504}
 YES = {"1", "true", "yes", "on"}
 HUB_FILES = ("*.json", "*.txt", "*.model")  # configuration and tokenizer
 SAFE_WEIGHTS = "model*.safetensors"
-REACHABLE = "What works without it: clip/demo, which is bundled, and local folders and files (weights=PATH)"
+REACHABLE = "These work without it: clip/demo, which is bundled, and local checkpoints (weights=PATH)"
 
 
 def is_offline(asked: bool | None = None) -> bool:
@@ -84,11 +84,9 @@ def fetch(
         raise WeightsError(
             f"{target} is not there, and the network is switched off. Fetch {url} on another machine and put it there"
         )
-    with _writing(target):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with _alone(target):
-            if not _present(target, url, sha256, size, verify):  # another process may have been faster
-                _Download(url, target, sha256, size, progress).run()
+    with _writing(target), file_lock(_beside(target, ".lock")):
+        if not _present(target, url, sha256, size, verify):  # another process may have been faster
+            _Download(url, target, sha256, size, progress).run()
     return target
 
 
@@ -158,26 +156,8 @@ def _beside(target: Path, suffix: str) -> Path:
 
 
 def _write_json(path: Path, value: dict[str, Any]) -> None:
-    draft = _beside(path, f".{os.getpid()}")
-    draft.write_text(json.dumps(value, indent=1))
-    os.replace(draft, path)
-
-
-@contextmanager
-def _alone(target: Path) -> Iterator[None]:
-    """No other process fetches the same file meanwhile."""
-    from filelock import FileLock, Timeout
-
-    lock = FileLock(_beside(target, ".lock"))
-    try:
-        lock.acquire(blocking=False)
-    except Timeout:
-        logger.info("%s: another process is fetching it; waiting", target)
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
+    with atomic_write(path) as part:
+        part.write_text(json.dumps(value, indent=1))
 
 
 @contextmanager
@@ -218,6 +198,7 @@ class _Download:
         self.digest = hashlib.sha256()
         self.version: dict[str, Any] = {}
         self.continued = False  # whether the part came in more than one answer
+        self.answered = False  # whether the server has answered at all
 
     def run(self) -> None:
         import httpx
@@ -238,6 +219,11 @@ class _Download:
                 except (httpx.UnsupportedProtocol, httpx.TooManyRedirects, httpx.InvalidURL) as error:
                     raise WeightsError(f"{self.url}: {error}") from error
                 except httpx.TransportError as error:
+                    if isinstance(error, (httpx.ConnectError, httpx.ConnectTimeout)) and not self.answered:
+                        raise WeightsError(
+                            f"{self.url}: the server cannot be reached ({error}); check the network connection, or "
+                            "download the file elsewhere and pass its path as weights="
+                        ) from error
                     reason, pause = f"{type(error).__name__}: {error}", 0.0
                 failures = 1 if self.have >= furthest + PROGRESS else failures + 1
                 furthest = max(furthest, self.have)
@@ -306,6 +292,7 @@ class _Download:
 
     def check(self, response: httpx.Response) -> None:
         """Decide by the answer's head whether its body starts the file, continues it, or is none of it."""
+        self.answered = True
         status = response.status_code
         if status in TRANSIENT:
             raise _Again(f"the server answers {status}", _seconds(response.headers.get("Retry-After")))
@@ -455,12 +442,12 @@ def hub_folder(
                         f"{repo_id}: {error}; set HF_HOME to a folder with room that you may write"
                     ) from error
                 said = str(error).partition("\n")[0][:120]
-                why = f"Hugging Face can not be reached ({type(error).__name__}: {said})"
+                why = f"Hugging Face cannot be reached ({type(error).__name__}: {said})"
         patterns = [*HUB_FILES, SAFE_WEIGHTS]  # with them the client can tell whether all were fetched
         folder = snapshot_download(repo_id, revision=revision, allow_patterns=patterns, local_files_only=True)
         return _complete(Path(folder), repo_id)
     except errors.LocalEntryNotFoundError as error:
-        raise WeightsError(f"{repo_id}: not, or not all of it, in the cache, and {why}. {REACHABLE}") from error
+        raise WeightsError(f"{repo_id} is not completely downloaded, and {why}. {REACHABLE}") from error
     except errors.HFValidationError as error:
         raise UnknownModel(f"{repo_id}: not a Hugging Face id such as openai/clip-vit-base-patch32") from error
 

@@ -17,7 +17,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from image_encoders.errors import ImageEncodersError, MissingExtra, UnknownModel, WeightsError
+from image_encoders.errors import ImageEncodersError, MissingExtra, WeightsError
 
 CONFIG = "config.json"
 # Keys of configs, at any depth, that no embedding depends on: where a checkpoint came from, what wrote it, how it was
@@ -56,10 +56,7 @@ def checkpoint_folder(
         raise _not_a_folder(local)
     from image_encoders.weights.fetch import hub_folder
 
-    try:
-        return hub_folder(where, revision=revision, offline=offline, progress=progress)
-    except UnknownModel as error:
-        raise UnknownModel(f"{error}. There is no local folder {where} either; clip/demo is bundled") from error
+    return hub_folder(where, revision=revision, offline=offline, progress=progress)
 
 
 def local_folder(folder: Path, revision: str | None = None) -> Path:
@@ -84,7 +81,7 @@ def files(folder: Path) -> list[Path]:
 
 
 def about(family: str, part: str) -> dict[str, Any]:
-    """For `weights.facts.remembered`: what facts are about, and who found them."""
+    """For `weights.facts.cached_facts`: what facts are about, and who found them."""
     return {"family": family, "part": part, "transformers": metadata.version("transformers")}
 
 

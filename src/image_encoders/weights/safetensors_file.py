@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from image_encoders.cache import whole
+from image_encoders.cache import atomic_write
 from image_encoders.errors import WeightsError
 from image_encoders.weights.files import ALIGNMENT, reason
 from image_encoders.weights.raw import raw_bytes, type_name
@@ -78,7 +78,7 @@ def write(path: str | Path, tensors: Mapping[str, Any], metadata: Mapping[str, s
     head += b" " * (-(8 + len(head)) % ALIGNMENT)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with whole(path) as part, part.open("wb") as file:
+        with atomic_write(path) as part, part.open("wb") as file:
             file.write(len(head).to_bytes(8, "little") + head)
             for name in names:
                 file.write(raw_bytes(tensors[name]))

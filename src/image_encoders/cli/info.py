@@ -1,0 +1,43 @@
+"""`image-encoders info`: what a collection is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from image_encoders.cli.arguments import Json
+from image_encoders.cli.printing import counted, print_json, print_table, shown
+
+EXAMPLES = """\b
+Examples:
+  image-encoders info my-photos
+  image-encoders info my-photos --json | jq .images"""
+
+
+def info(
+    collection: Annotated[Path, typer.Argument(metavar="COLLECTION", help="The folder that `encode -o` made.")],
+    as_json: Json = False,
+) -> None:
+    """Show what a collection is: its model, how many images, how large, when made and from where."""
+    from image_encoders.collection import Collection
+
+    found = Collection.open(collection).info()
+    if as_json:
+        print_json(found)
+        return
+    size = f"{found['bytes'] / 1e6:,.1f} MB"
+    index = f"an index over {found['indexed']:,}" if found["indexed"] else "no index: all are compared"
+    print_table(
+        (),
+        [
+            ("collection", f"{shown(found['path'])}, format {found['format']}, {size}"),
+            ("model", f"{found['model']}, in {found['precision']}"),
+            ("embeddings", f"{found['dim']} numbers, fingerprint {found['fingerprint']}"),
+            ("images", f"{counted(found['images'], 'image')}, {index}"),
+            ("failures", f"{found['failures']:,}"),
+            ("made", f"{found['created']} by image-encoders {found['package']}"),
+            ("changed", found["changed"]),
+        ],
+    )
