@@ -12,7 +12,7 @@ import lancedb  # noqa: F401  now, so that the run begins when it is told to
 from image_encoders.bulk import commit
 from image_encoders.bulk.run import run
 from image_encoders.bulk.sources import find
-from image_encoders.cli.endings import terminations
+from image_encoders.cli.shutdown import terminations
 from image_encoders.collection import Collection
 
 sys.path.insert(0, str(Path(__file__).parents[1]))

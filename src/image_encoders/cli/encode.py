@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from image_encoders.cli.arguments import (
+from image_encoders.cli.loading import check_goes_on, check_paths, load, load_again
+from image_encoders.cli.options import (
     Calibration,
     Device,
     Engine,
@@ -23,11 +24,10 @@ from image_encoders.cli.arguments import (
     Precision,
     Weights,
     local_path,
-    parsed,
+    parse_options,
 )
-from image_encoders.cli.endings import interrupted, terminations
-from image_encoders.cli.loading import check_goes_on, check_paths, load, load_again
-from image_encoders.cli.printing import bar, counted, print_json, say, shown, visible
+from image_encoders.cli.printing import bar, counted, escape_controls, print, print_json, say, shown
+from image_encoders.cli.shutdown import interrupted, terminations
 from image_encoders.errors import ImageEncodersError
 
 if TYPE_CHECKING:
@@ -142,7 +142,7 @@ def encode(
     if precision == "int8" or calibration is not None:
         wishes["calibration"] = calibration or (begun and begun.recipe.get("calibration")) or files.sample(CALIBRATED)
     began = time.monotonic()
-    encoder = _encoder(begun, model, parsed(options), offline=offline, quiet=quiet, **wishes)
+    encoder = _encoder(begun, model, parse_options(options), offline=offline, quiet=quiet, **wishes)
     load_seconds = time.monotonic() - began
     collection = Collection.open_or_create(output, encoder)
     try:
@@ -206,10 +206,10 @@ def _begun(output: Path) -> Collection | None:
 
 
 def _encoder(begun: Collection | None, model: str | None, options: dict[str, Any], **wishes: Any) -> Encoder:
-    """The model asked for, or the one that the collection was begun with, or the default."""
+    """The collection's encoder where nothing else was asked for, or the model asked for, or the default."""
     from image_encoders.models import DEFAULT
 
-    if model is None and begun is not None:
+    if begun is not None and model in (None, begun.name):
         return load_again(begun, options, **wishes)
     return load(model or DEFAULT, options, **wishes)
 
@@ -232,15 +232,15 @@ def _some(names: Sequence[str], count: int) -> str:
 
 def summarize(report: Report, output: Path, collection: Collection, load_seconds: float) -> None:
     """What a run did, with the first failures and how to see the others."""
-    seconds = f"{load_seconds + report.seconds:.1f} s, {load_seconds:.1f} s of them to load the model"
     rate = f", then {report.encoded / report.seconds:.0f} images/s" if report.encoded and report.seconds else ""
+    seconds = f"{load_seconds + report.seconds:.1f} s ({load_seconds:.1f} s to load the model{rate})"
     stored = counted(collection.count(), "embedding")
-    print(f"{counted(report.total, 'image')} in {seconds}{rate} -> {shown(output)}, {stored}")
+    print(f"{counted(report.total, 'image')} in {seconds} -> {shown(output)}, {stored}")
     counts = {name: getattr(report, name) for name in ("encoded", "reused", "unchanged", "failed", "pruned", "ignored")}
     print("  " + ", ".join(f"{count:,} {name}" for name, count in counts.items() if count or name == "encoded"))
     if report.failed:
         for failure in collection.failures()[:SHOWN]:
-            print(visible(f"  {shown(failure.id)}: {failure.message}"))
+            print(escape_controls(f"  {shown(failure.id)}: {failure.message}"))
         print(f"  all failures: image-encoders failures {shown(output)}; to try them again: --retry-failed")
 
 
