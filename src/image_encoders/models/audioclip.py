@@ -37,7 +37,17 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from image_encoders.encoder import Encoder, Tower, fingerprint
-from image_encoders.engines import PLAIN, Net, Runtime, Shared, described, identity, net_key
+from image_encoders.engines import (
+    PLAIN,
+    Net,
+    Runtime,
+    Shared,
+    described,
+    identity,
+    net_key,
+    select_embedder,
+    select_side_embedder,
+)
 from image_encoders.errors import InputError, WeightsError
 from image_encoders.inputs.audio import AudioLimits, read_audio, resample
 from image_encoders.inputs.bicubic import resize_and_crop
@@ -242,9 +252,9 @@ def _encoder(
     read_sound = partial(read_audio, mono=options["channels"] == "mix", limits=AudioLimits(max_seconds=max_seconds))
     prepare_sound = partial(prepare_audio, scale=FULL_SCALE if options["amplitude"] == "int16" else 1)
     picture, sound = (3, SIDE, SIDE), (None,)
-    image = runtime.embedder(net("image", lambda source: prepare_image(read_image(source)), picture))
-    text = runtime.later(net("text", read_text_ids, (CONTEXT,)))
-    audio = runtime.later(net("audio", lambda source: prepare_sound(read_sound(source)), sound))
+    image = select_embedder(runtime, net("image", lambda source: prepare_image(read_image(source)), picture))
+    text = select_side_embedder(runtime, net("text", read_text_ids, (CONTEXT,)))
+    audio = select_side_embedder(runtime, net("audio", lambda source: prepare_sound(read_sound(source)), sound))
     towers = (
         Tower("image", read_image, prepare_image, image, shape=picture),
         Tower("text", read_text, read_text_ids, text, shape=(CONTEXT,)),

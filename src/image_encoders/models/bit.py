@@ -28,7 +28,7 @@ import numpy as np
 
 from image_encoders.arrays import as_array, is_tensor
 from image_encoders.encoder import Encoder, Tower, fingerprint
-from image_encoders.engines import PLAIN, Net, Runtime, Shared, described, identity, net_key
+from image_encoders.engines import PLAIN, Net, Runtime, Shared, described, identity, net_key, select_embedder
 from image_encoders.errors import InputError, WeightsError
 from image_encoders.models import Variant, unknown
 
@@ -257,7 +257,7 @@ def _encoder(
     """facts: what decides the net, its weights' digest among it"""
     prepare = partial(_prepare, preprocessing=preprocessing, input_size=input_size)
     shape = (3, None, None)
-    embed = runtime.embedder(Net(name, net_key(**facts), build, lambda source: prepare(_read(source)), shape))
+    embed = select_embedder(runtime, Net(name, net_key(**facts), build, lambda source: prepare(_read(source)), shape))
     fast = preprocessing == "fast"
     exact = embed.precision == "float32" and not fast
     read = partial(_read, short_side=input_size or LARGE) if fast else _read

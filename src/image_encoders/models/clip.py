@@ -32,7 +32,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from image_encoders.encoder import Encoder, Tower, fingerprint
-from image_encoders.engines import PLAIN, Net, Runtime, Shared, described, identity, net_key
+from image_encoders.engines import (
+    PLAIN,
+    Net,
+    Runtime,
+    Shared,
+    described,
+    identity,
+    net_key,
+    select_embedder,
+    select_side_embedder,
+)
 from image_encoders.errors import ImageEncodersError, InputError, MissingExtra, UnknownModel, WeightsError
 from image_encoders.models import Variant
 
@@ -297,7 +307,8 @@ def _encoder(
 
     key = {"family": "clip", "weights": facts.weights, "config": facts.config}
     image_key = net_key(**key, mean=preprocessing.mean, std=preprocessing.std, patch=preprocessing.patch)
-    embed_image = runtime.embedder(
+    embed_image = select_embedder(
+        runtime,
         Net(
             name,
             image_key,
@@ -305,10 +316,11 @@ def _encoder(
             lambda source: preprocessing.prepare(read_image(source)),
             preprocessing.shape,
             traceable=preprocessing.patch is None,  # else the grid of patches is decided in Python
-        )
+        ),
     )
-    embed_text = runtime.later(
-        Net(f"{name}, text", net_key(**key, padding=padding), words, lambda text: ids(text), (context,), "text")
+    embed_text = select_side_embedder(
+        runtime,
+        Net(f"{name}, text", net_key(**key, padding=padding), words, lambda text: ids(text), (context,), "text"),
     )
     exact = embed_image.precision == "float32" and not fast
     texts: dict[str, Any] = {}  # what makes the same text another row

@@ -34,7 +34,17 @@ import numpy as np
 
 from image_encoders.cache import atomic_write
 from image_encoders.encoder import Encoder, Tower, fingerprint
-from image_encoders.engines import PLAIN, Net, Runtime, Shared, described, identity, net_key
+from image_encoders.engines import (
+    PLAIN,
+    Net,
+    Runtime,
+    Shared,
+    described,
+    identity,
+    net_key,
+    select_embedder,
+    select_side_embedder,
+)
 from image_encoders.errors import InputError, WeightsError
 from image_encoders.models import Variant, unknown
 
@@ -225,8 +235,8 @@ def _encoder(
         net = nets()["image"]
         return net if options.precomputed else Normalized(net, MEAN, STD)
 
-    embed = runtime.embedder(
-        Net(name, net_key(**key, modality="image"), pictures, lambda source: prepare(read(source)), shape)
+    embed = select_embedder(
+        runtime, Net(name, net_key(**key, modality="image"), pictures, lambda source: prepare(read(source)), shape)
     )
     exact = options.precomputed or (embed.precision == "float32" and not fast)
     if not exact:
@@ -238,7 +248,7 @@ def _encoder(
         captions = Net(
             f"{name}, text", net_key(**key, modality="text"), lambda: nets()["text"], encode, (None,), "text"
         )
-        towers["text"] = Tower("text", _read_text, encode, runtime.later(captions), shape=(None,))
+        towers["text"] = Tower("text", _read_text, encode, select_side_embedder(runtime, captions), shape=(None,))
     return Encoder(
         name=name,
         dim=options.embed_size,
