@@ -298,6 +298,24 @@ def test_a_collection_on_a_read_only_disk_can_be_read_and_says_so_when_written(s
             write()
 
 
+def test_a_collection_needs_no_folder_for_temporary_files(
+    collection: Collection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TMPDIR", "/proc/nowhere")
+    monkeypatch.setattr(collection_module, "EXACT_BELOW", 3)
+    collection.append([row(1), row(2)])
+    collection.append([row(2, width=7), row(3)])
+    collection.record([failure(), failure("/photos/other.jpg")])
+    collection.record([failure(message="worse")])
+    widths = {}
+    for found in collection.scan(ITEMS, ["id", "width"]):
+        widths |= zip((id[-5:] for id in found["id"].to_pylist()), found["width"].to_pylist())
+    assert widths == {"1.jpg": 641, "2.jpg": 7, "3.jpg": 643}
+    collection.settle()  # which would make an index of so many rows
+    assert len(collection.search(np.ones(DIM))) == 3
+    assert sorted(found.message for found in collection.failures()) == ["JPEG that ends too early", "worse"]
+
+
 def test_an_error_of_the_disk_in_the_database_is_one_sentence(
     collection: Collection, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -64,6 +64,6 @@ def test_small_files_for_a_large_net_are_limited_by_embedding(tmp_path: Path):
 
 @pytest.mark.parametrize(("shared", "rate"), [(True, 1000 / (2 + 1 + 6)), (False, 1000 / 6)])
 def test_the_rate_to_expect_knows_who_shares_the_cores(shared: bool, rate: float):
-    found = Stages(read_ms=8, prepare_ms=4, embed_ms=6, pictures=1, batch_size=1, workers=4, shared=shared)
+    found = Stages(read_ms=8, preprocess_ms=4, embed_ms=6, images=1, batch_size=1, workers=4, shared=shared)
     assert found.rate == pytest.approx(rate)
     assert found.limit == "embed"

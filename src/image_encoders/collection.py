@@ -625,7 +625,15 @@ def _chunks(texts: Sequence[str]) -> Iterator[Sequence[str]]:
 
 
 def _replace(table: Any, rows: Any) -> None:
-    table.merge_insert("id").when_matched_update_all().when_not_matched_insert_all().execute(rows)
+    try:
+        table.merge_insert("id").when_matched_update_all().when_not_matched_insert_all().execute(rows)
+    except (OSError, RuntimeError, ValueError) as error:
+        if "temp dir" not in str(error):
+            raise
+        # One step needs a folder for temporary files (TMPDIR), and there is none that can be written. In two steps,
+        # a process that is killed in between leaves these ids without rows, and the next run encodes them again.
+        _delete(table, rows.column("id").to_pylist())
+        table.add(rows)
 
 
 def _delete(table: Any, ids: Iterable[str]) -> None:
@@ -643,6 +651,8 @@ def _index(table: Any) -> None:
     rows = table.count_rows()
     if rows < EXACT_BELOW:
         return
+    if os.name == "posix" and not os.access(os.environ.get("TMPDIR") or "/tmp", os.W_OK):
+        return  # an index is made of temporary files; without it searches compare all rows
     existing = [index.name for index in table.list_indices()]
     if not existing:
         from lancedb.index import IvfSq
@@ -697,6 +707,18 @@ def _hit(row: dict, copies: tuple[str, ...]) -> Hit:
 
 
 # ------------------------------------------------------------------ files
+
+
+def check_new(folder: Path) -> None:
+    """Raise CollectionError where no collection can be made in `folder`, as far as can be seen without writing."""
+    there = next((one for one in (folder, *folder.absolute().parents) if one.exists()), Path.cwd())
+    if not there.is_dir():
+        raise CollectionError(f"{there} is a file; a collection is a folder")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise CollectionError(f"{folder} cannot be made: no permission to write in {there}")
+    if there == folder:
+        with _storage(folder, "read"):
+            _check_vacant(folder)
 
 
 def _check_vacant(folder: Path) -> None:

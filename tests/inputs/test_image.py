@@ -8,6 +8,7 @@ import struct
 import subprocess
 import sys
 import tempfile
+import warnings
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -627,24 +628,43 @@ def test_a_pil_image_is_converted_by_strips_of_any_height(mode: str, strip: int,
     assert mode == "I;16" or np.array_equal(found, on_white(image))
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="counts memory as Linux does")
-def test_a_large_picture_takes_little_more_memory_than_pillow_and_its_pixels():
-    code = """
+PEAK = """
 import re, sys
+import numpy as np
+from image_encoders.errors import InputError
 from image_encoders.inputs.image import read_image
+
 def peak():
     status = open("/proc/self/status").read()
     return int(re.search("VmHWM:[^0-9]*([0-9]+)", status)[1]) // 1024
+
 before = peak()
-read_image(sys.argv[1])
-print(peak() - before)
 """
+
+
+def megabytes(program: str, *arguments: str) -> int:
+    """By how many the memory of a process grows at most while it runs a program."""
+    command = [sys.executable, "-c", PEAK + program + "\nprint(peak() - before)", *arguments]
+    return int(subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="counts memory as Linux does")
+def test_a_large_picture_takes_little_more_memory_than_pillow_and_its_pixels():
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "large.png"
         Image.new("RGB", (6000, 5000), (9, 200, 3)).save(path, compress_level=1)
-        command = [sys.executable, "-c", code, str(path)]
-        grown = int(subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout)
+        grown = megabytes("read_image(sys.argv[1])", str(path))
     assert grown < 1.2 * 6000 * 5000 * (4 + 3) / 2**20  # MB: Pillow keeps four bytes a pixel, the result has three
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="counts memory as Linux does")
+def test_a_grey_array_takes_no_more_memory_than_its_pixels():
+    view = "np.broadcast_to(np.arange(250, dtype=np.uint8).repeat(24), (5000, 6000)).T[::-1]"
+    assert megabytes(f"read_image({view})") < 1.2 * 6000 * 5000 * 3 / 2**20
+    refused = (
+        "try:\n    read_image(np.broadcast_to(np.uint8(7), (50_000, 50_000)))\nexcept InputError as error:\n    pass"
+    )
+    assert megabytes(refused) < 20
 
 
 # ------------------------------------------------------------------ arrays
@@ -673,6 +693,8 @@ def test_arrays_and_tensors_are_taken_as_they_are():
         (np.zeros((2, 4, 4, 3), np.uint8), "shape", "(2, 4, 4, 3)"),
         (np.zeros(5, np.uint8), "shape", "(5,)"),
         (np.zeros((0, 4, 3), np.uint8), "empty", "without pixels"),
+        (np.broadcast_to(np.uint8(0), (30_000, 30_000)), "too-many-pixels", "IMAGE_ENCODERS_MAX_PIXELS"),
+        (np.broadcast_to(np.uint8(0), (30_000, 30_000, 4)), "too-many-pixels", "IMAGE_ENCODERS_MAX_PIXELS"),
         (None, "type", "NoneType"),
         ([[1, 2], [3, 4]], "type", "list"),
         (7, "type", "int"),
@@ -734,6 +756,47 @@ def pixels_or_code(content: bytes, limits: ImageLimits, short_side: int | None =
     assert pixels.dtype == np.uint8
     assert pixels.shape[2] == 3
     return pixels
+
+
+def mutated(content: bytes, rng: np.random.Generator) -> bytes:
+    """A file with some of its bytes changed, missing, doubled or zeroed."""
+    damaged = bytearray(content)
+    for _ in range(int(rng.integers(1, 4))):
+        begin = int(rng.integers(0, max(len(damaged), 1)))
+        end = begin + int(rng.integers(1, 40))
+        match rng.integers(5):
+            case 0:
+                damaged[begin : begin + 1] = rng.bytes(1)
+            case 1:
+                del damaged[begin:end]
+            case 2:
+                damaged[begin:begin] = damaged[begin:end]
+            case 3:
+                damaged[begin:end] = bytes(len(damaged[begin:end]))
+            case 4:
+                damaged[begin : begin + 1] = bytes([damaged[begin] ^ 1 << int(rng.integers(8))]) if damaged else b""
+    return bytes(damaged)
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_what_is_read_of_a_mutated_file_is_what_pillow_reads(kind: str, capfd: pytest.CaptureFixture[str]):
+    accepted = 0
+    for number in range(130):
+        rng = np.random.default_rng([FORMATS.index(kind), number])
+        content = mutated(SAMPLES[kind], rng)
+        found = pixels_or_code(content, ImageLimits(max_pixels=2**20))
+        if isinstance(found, str):
+            assert found in CODES
+            continue
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            image = Image.open(io.BytesIO(content))
+            image.load()
+            wanted = on_white(ImageOps.exif_transpose(image))
+        assert np.abs(found.astype(int) - wanted).max() <= 2
+        accepted += 1
+    assert 0 < accepted < 130
+    capfd.readouterr()  # what libtiff says
 
 
 CODES = {"empty", "not-an-image", "unsupported", "truncated", "corrupt", "too-many-pixels", "too-many-bytes"}

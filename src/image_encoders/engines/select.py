@@ -23,7 +23,7 @@ from image_encoders.engines.embedder import Choice, Closeness, Embedder, LazyEmb
 from image_encoders.engines.machine import device_model, find_device, wished_bfloat16
 from image_encoders.engines.precision import CLOSEST, PATIENCE_S, closeness, embed_probes, example_inputs
 from image_encoders.engines.process import forked
-from image_encoders.errors import DeviceError, InputError
+from image_encoders.errors import DeviceError, InputError, first_line
 
 logger = logging.getLogger(__name__)
 
@@ -239,7 +239,7 @@ def _judge(runtime: Runtime, net: Net, offered: Sequence[Way]) -> tuple[Embedder
             embedder = _build(runtime, net, way)
             near = closeness(embed_probes(embedder, inputs)[0], wanted)
         except (DeviceError, MemoryError, RuntimeError) as error:  # perhaps of this moment only
-            refused.append(f"{precision}: {(str(error).strip() or type(error).__name__).splitlines()[0]}")
+            refused.append(f"{precision}: {first_line(error)}")
             sure = False
             continue
         if near.centred >= CLOSEST:

@@ -111,7 +111,7 @@ def read_image(
                 return _pil_pixels(source)
         if hasattr(source, "read"):
             return _decode(read_stream(source, "picture", limits.max_bytes, MAX_BYTES_HINT), limits, short_side)
-        return _array_pixels(source)
+        return _array_pixels(source, limits)
     except InputError as error:
         if item is None:
             raise
@@ -485,7 +485,7 @@ def _grey16_pixels(image: Image.Image) -> np.ndarray:
     return np.repeat(grey[..., None], 3, axis=2)
 
 
-def _array_pixels(source: Any) -> np.ndarray:
+def _array_pixels(source: Any, limits: ImageLimits) -> np.ndarray:
     """(H, W, 3) uint8 of an array or tensor: grey repeated, the fourth channel taken as opacity over white."""
     if not hasattr(source, "__array__"):
         raise InputError(f"a {type(source).__name__}; {ACCEPTED}", code="type")
@@ -498,11 +498,14 @@ def _array_pixels(source: Any) -> np.ndarray:
         raise InputError(f"an array of shape {array.shape}; {ACCEPTED}{hint}", code="shape")
     if array.size == 0:
         raise InputError(f"an array of shape {array.shape}, without pixels", code="empty")
-    if array.ndim == 2:
-        array = array[..., None]
-    if array.shape[2] == 4:
+    _check_pixels((array.shape[1], array.shape[0]), limits)
+    if array.ndim == 3 and array.shape[2] == 3:
+        return array
+    if array.ndim == 3 and array.shape[2] == 4:
         return _pil_pixels(Image.fromarray(np.ascontiguousarray(array)))
-    return np.repeat(array, 3, axis=2) if array.shape[2] == 1 else array
+    pixels = np.empty((*array.shape[:2], 3), np.uint8)
+    pixels[...] = array.reshape(*array.shape[:2], 1)
+    return pixels
 
 
 def _orientation(image: Image.Image) -> int:

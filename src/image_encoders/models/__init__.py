@@ -89,10 +89,14 @@ def check_options(name: str, options: Iterable[str]) -> None:
 
 
 def unknown(name: Any) -> UnknownModel:
-    """The error for a name that nothing answers to, with the closest ones."""
-    close = difflib.get_close_matches(str(name), [*names(), *CLASSES], n=3, cutoff=0.4)
-    hint = f"closest: {', '.join(close)}; " if close else ""
-    return UnknownModel(f"no model is called {name!r}; {hint}`image-encoders models` lists all")
+    """The error for a name that no model has, with the closest names."""
+    return UnknownModel(f"there is no model {name!r};{did_you_mean(name)} `image-encoders models` lists them all")
+
+
+def did_you_mean(name: Any) -> str:
+    """A question, with a space before it, that names the closest models; "" where none is close."""
+    close = difflib.get_close_matches(str(name), [*names(), *CLASSES], n=3)
+    return f" did you mean {' or '.join(close)}?" if close else ""
 
 
 def load(

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from image_encoders.weights.tensor_bundle import Bundle
 
 PUBLISHED = "https://storage.googleapis.com/bit_models"  # neither sizes nor digests are stated: pinned on first use
+MAX_BYTES = 8 << 30  # of a published file; the largest, R152x4, has 3.8 GB
 DATASETS = {"Imagenet21k": "BiT-M", "Imagenet1k": "BiT-S"}
 RANGES = ("unit", "symmetric")
 LARGE = 480  # side of the net's input [px], but for small pictures
@@ -141,7 +142,9 @@ def fetch(
     """The local copies of a variant's published files, downloaded unless they are there."""
     from image_encoders.weights.fetch import fetch as fetch_file
 
-    return [fetch_file(url, offline=offline, progress=progress) for url in published(variant, source)]
+    return [
+        fetch_file(url, max_bytes=MAX_BYTES, offline=offline, progress=progress) for url in published(variant, source)
+    ]
 
 
 def published(variant: str, source: str = "npz") -> list[str]:

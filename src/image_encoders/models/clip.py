@@ -43,7 +43,7 @@ from image_encoders.engines import (
     select_embedder,
     select_side_embedder,
 )
-from image_encoders.errors import ImageEncodersError, InputError, MissingExtra, UnknownModel, WeightsError
+from image_encoders.errors import ImageEncodersError, InputError, MissingExtra, UnknownModel, WeightsError, first_line
 from image_encoders.models import Variant
 
 if TYPE_CHECKING:
@@ -373,12 +373,20 @@ def _folder(
     if local in (weights, DEMO) or variant.startswith((".", "/", "~")):
         what = "a file" if local.exists() else "no such folder"
         raise WeightsError(f"{local}: {what}; a folder with a Hugging Face checkpoint was expected (config.json, ...)")
+    from image_encoders.models import did_you_mean
     from image_encoders.weights.fetch import hub_folder
 
+    if "/" not in variant:
+        raise UnknownModel(
+            f"there is no model 'clip/{variant}' and no folder {variant};{did_you_mean(f'clip/{variant}')} "
+            "after clip/ goes a Hugging Face id with its owner, such as openai/clip-vit-base-patch32, or a folder"
+        )
     try:
         return hub_folder(variant, revision=revision, offline=offline, progress=progress)
     except UnknownModel as error:
-        raise UnknownModel(f"{error}. There is no local folder {variant} either; clip/demo is bundled") from error
+        raise UnknownModel(
+            f"{error}, and there is no local folder {variant};{did_you_mean(f'clip/{variant}')} clip/demo is bundled"
+        ) from error
 
 
 def _files(folder: Path) -> list[Path]:
@@ -450,8 +458,7 @@ def _reading(folder: Path) -> Iterator[None]:
     except ImageEncodersError:
         raise
     except Exception as error:
-        said = str(error).strip().split("\n")[0] or type(error).__name__
-        raise WeightsError(f"{folder}: transformers cannot load it: {said}") from error
+        raise WeightsError(f"{folder}: transformers cannot load it: {first_line(error)}") from error
 
 
 @contextlib.contextmanager
