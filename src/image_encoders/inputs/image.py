@@ -16,7 +16,6 @@ Colour profiles (ICC) are ignored, as every reference does.
 
 from __future__ import annotations
 
-import os
 import re
 import sys
 from collections.abc import Callable, Iterator
@@ -28,12 +27,11 @@ from PIL import Image
 
 from image_encoders.arrays import as_array
 from image_encoders.errors import InputError
-from image_encoders.inputs.files import check_bytes, read_file
+from image_encoders.inputs.files import read_file, read_source, source_name
 from image_encoders.inputs.formats import image_format
 from image_encoders.inputs.limits import ImageLimits
 from image_encoders.inputs.orientation import SIDEWAYS, upright
 from image_encoders.inputs.pillow import pil_pixels
-from image_encoders.inputs.streams import read_stream
 
 BILINEAR = Image.Resampling.BILINEAR
 BICUBIC = Image.Resampling.BICUBIC
@@ -41,7 +39,7 @@ LANCZOS = Image.Resampling.LANCZOS
 TORCH_MODES: dict[int, str] = {BILINEAR: "bilinear", BICUBIC: "bicubic"}
 VECTORISED = ("AVX2", "AVX512")  # elsewhere torch is slower than Pillow, and starts threads
 
-ACCEPTED = "accepted: a path, a picture file's bytes, an open file, a PIL image, a uint8 array (H, W) or (H, W, 1|3|4)"
+ACCEPTED = "accepted: a path, an image file's bytes, an open file, a PIL image, a uint8 array (H, W) or (H, W, 1|3|4)"
 MAX_BYTES_HINT = " (IMAGE_ENCODERS_MAX_BYTES)"
 MAX_RESIZED = 2**26  # pixels: a picture so thin that its long side passes this is an error, not a memory bomb
 
@@ -65,23 +63,18 @@ def read_image(
     """
     limits = limits or ImageLimits.from_environment()
     try:
-        if isinstance(source, (str, os.PathLike)):
-            path = os.fsdecode(source)
-            item = item or path
-            return _decode(read_bytes(path, limits), limits, short_side)
-        if isinstance(source, (bytes, bytearray, memoryview)):
-            return _decode(bytes(source), limits, short_side)
+        encoded = read_source(source, "image", limits.max_bytes, MAX_BYTES_HINT)
+        if encoded is not None:
+            return _decode(encoded, limits, short_side)
         if isinstance(source, Image.Image):
             limits.check_pixels(*source.size)
             with decoding(f"PIL image of mode {source.mode}"):
                 return pil_pixels(source)
-        if hasattr(source, "read"):
-            return _decode(read_stream(source, "picture", limits.max_bytes, MAX_BYTES_HINT), limits, short_side)
         return _array_pixels(source, limits)
     except InputError as error:
-        if item is None:
+        if (name := item or source_name(source)) is None:
             raise
-        raise error.named(item) from error.__cause__
+        raise error.named(name) from error.__cause__
 
 
 def upright_size(encoded: bytes, *, limits: ImageLimits | None = None) -> tuple[int, int]:
@@ -186,12 +179,11 @@ def channels_first(pixels: np.ndarray) -> np.ndarray:
 
 def read_bytes(path: str, limits: ImageLimits) -> bytes:
     """The bytes of an image file; see `read_file`."""
-    return read_file(path, "picture", limits.max_bytes, MAX_BYTES_HINT)
+    return read_file(path, "image", limits.max_bytes, MAX_BYTES_HINT)
 
 
 def _decode(encoded: bytes, limits: ImageLimits, short_side: int | None) -> np.ndarray:
     """An image file's pixels, upright."""
-    check_bytes(len(encoded), limits.max_bytes, MAX_BYTES_HINT)
     format = image_format(encoded)
     with decoding(format.name, encoded, format.ends):
         file = format.open(encoded, limits)
