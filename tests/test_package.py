@@ -81,6 +81,23 @@ def test_a_name_that_is_not_public_is_an_attribute_error():
         image_encoders.encode  # noqa: B018
 
 
+def test_type_checkers_are_told_that_the_package_has_types():
+    assert (SOURCE / "py.typed").is_file()
+
+
+def test_the_first_result_is_on_the_readmes_first_screen():
+    lines = (ROOT / "README.md").read_text().splitlines()
+    assert any(line.startswith("image-encoders search") for line in lines[:25])
+    assert len(lines) < 100
+
+
+def test_every_page_of_the_docs_is_in_their_index():
+    index = (ROOT / "docs" / "README.md").read_text()
+    listed = {(ROOT / "docs" / target).resolve() for target in re.findall(r"\]\(([^)]+)\)", index)}
+    pages = {page for page in (ROOT / "docs").glob("*.md") if page.name != "README.md"}
+    assert pages <= listed
+
+
 def test_the_version_is_the_distributions():
     assert metadata.version("image-encoders") == image_encoders.__version__
 
@@ -130,6 +147,7 @@ def test_the_help_of_all_names_every_command(capsys):
         app(["--help"], prog_name="image-encoders")
     text = capsys.readouterr().out
     assert re.findall(r"^  (\w+)  +[A-Z]", text.split("Commands:")[1], re.MULTILINE) == COMMANDS
+    assert "..." not in text.split("Commands:")[1]  # each says what it does in one line
 
 
 def test_the_help_names_the_default_model(capsys):
@@ -190,8 +208,10 @@ def test_the_readmes_commands_run_in_their_order(photos, monkeypatch, capsys):
 def test_the_readmes_python_runs(photos, monkeypatch):
     monkeypatch.chdir(photos)
     names: dict = {}
+    encode = ["encode", "photos", "-o", "shapes", "-m", "clip/demo", "--quiet"]
+    assert app(encode, prog_name="image-encoders", standalone_mode=False) == 3  # some are broken
     exec("".join(blocks("python")), names)
-    assert names["rows"].shape == (2, 128)
+    assert names["images"].shape == (2, 128)
     assert names["words"].shape == (1, 128)
 
 

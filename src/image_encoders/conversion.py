@@ -55,7 +55,9 @@ def convert(
     if out.suffix != ".safetensors":
         raise WeightsError(f"{out}: a converted checkpoint's name ends in .safetensors")
     if not overwrite and out.exists():
-        raise WeightsError(f"{out} is there already; choose another name, or overwrite it")
+        raise WeightsError(
+            f"{out} is there already; choose another name, or replace it with --overwrite (overwrite=True)"
+        )
     if not weights.exists():
         raise WeightsError(f"{weights}: there is no such file or folder")
     if weights.suffix == ".safetensors":

@@ -22,34 +22,90 @@ import numpy as np
 
 from image_encoders.arrays import as_array
 from image_encoders.errors import ImageEncodersError, InputError
+from image_encoders.progress import bar
 
 Source = TypeVar("Source")
 Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
-class Tower:
-    """One modality's way into an embedding space.
+class InputSpec:
+    """How sources of one modality become inputs: written once, for the tower and for the net that engines probe.
 
     modality: "image", "text" or "audio"
-    read: source -> item; raises InputError
+    read: source -> item; may touch the disk; raises InputError
     prepare: item -> input, an ndarray without batch axis; pure; raises InputError
-    embed: inputs stacked to (B, ...) -> rows (B, dim) float32; callable from many threads at once
-    shape: the shape of an input, None where any length goes; None altogether where the net alone can tell
-    exact: whether inputs are the reference's to the last bit; else torch, where it has been imported, resizes them in a
-        fraction of the time, and files may be decoded at a smaller scale
+    shape: of an input, None where any length goes; None altogether where the net alone can tell
+    facts: everything that decides an input, as plain values: it goes into the fingerprint
+    summary: the same for people
+    smallest: the least length where any goes
+    scaled: whether files may be decoded at a smaller scale, so that an item's size is not the image's
+    low_precision: the spec for a net in lower precision, whose inputs need not be the reference's to the last bit;
+        None: this one
     """
 
     modality: str
     read: Callable[[Any], Any]
     prepare: Callable[[Any], np.ndarray]
-    embed: Callable[[np.ndarray], np.ndarray]
     shape: tuple[int | None, ...] | None = None
-    exact: bool = True
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    summary: str = ""
+    smallest: int = 1
+    scaled: bool = False
+    low_precision: InputSpec | None = None
 
     def input(self, source: Any) -> np.ndarray:
         """The net's input for one source: read, then prepared."""
         return self.prepare(self.read(source))
+
+    def at(self, precision: str) -> InputSpec:
+        """The spec for a net that computes in `precision`."""
+        return self if precision == "float32" or self.low_precision is None else self.low_precision
+
+    def check(self, one: np.ndarray) -> None:
+        """Raise InputError unless `one` has the shape that the net takes."""
+        if self.shape is None:
+            return
+        if one.ndim != len(self.shape) or any(w is not None and w != n for w, n in zip(self.shape, one.shape)):
+            wanted = " x ".join("any" if n is None else str(n) for n in self.shape)
+            raise InputError(f"a prepared {self.modality} of {_lengths(one)}; this model takes {wanted}", code="shape")
+        if any(w is None and n < self.smallest for w, n in zip(self.shape, one.shape)):
+            raise InputError(
+                f"a prepared {self.modality} of {_lengths(one)}; this model takes sides of {self.smallest} and more",
+                code="shape",
+            )
+
+
+@dataclass(frozen=True)
+class Tower:
+    """One modality's way into an embedding space.
+
+    inputs: sources to inputs
+    embed: inputs stacked to (B, ...) -> rows (B, dim) float32; callable from many threads at once
+    """
+
+    inputs: InputSpec
+    embed: Callable[[np.ndarray], np.ndarray]
+
+    @property
+    def modality(self) -> str:
+        return self.inputs.modality
+
+    @property
+    def shape(self) -> tuple[int | None, ...] | None:
+        return self.inputs.shape
+
+    def read(self, source: Any) -> Any:
+        """One decoded thing; see `InputSpec`."""
+        return self.inputs.read(source)
+
+    def prepare(self, item: Any) -> np.ndarray:
+        """The net's input for one decoded thing."""
+        return self.inputs.prepare(item)
+
+    def input(self, source: Any) -> np.ndarray:
+        """The net's input for one source: read, then prepared."""
+        return self.inputs.input(source)
 
     def begin(self, source: Any, keep: bool) -> Callable[[], np.ndarray]:
         """What is left of `input` for another thread.
@@ -95,13 +151,8 @@ class Tower:
         return rows
 
     def check(self, one: np.ndarray) -> None:
-        """Raise InputError unless `one` has the shape this tower takes."""
-        if self.shape is None:
-            return
-        if one.ndim != len(self.shape) or any(w is not None and w != n for w, n in zip(self.shape, one.shape)):
-            wanted = " x ".join("any" if n is None else str(n) for n in self.shape)
-            found = " x ".join(map(str, one.shape)) or "a single number"
-            raise InputError(f"a prepared {self.modality} of {found}; this model takes {wanted}", code="shape")
+        """Raise InputError unless `one` has the shape that the net takes."""
+        self.inputs.check(one)
 
 
 @dataclass
@@ -142,9 +193,12 @@ class Encoder:
         return tuple(self.towers)
 
     def __repr__(self) -> str:
+        steps = "".join(
+            f"; {tower.modality}: {tower.inputs.summary}" for tower in self.towers.values() if tower.inputs.summary
+        )
         return (
             f"<Encoder {self.name}: {', '.join(self.modalities)} -> {self.dim}, "
-            f"{self.precision} by {self.engine} on {self.device}>"
+            f"{self.precision} by {self.engine} on {self.device}{steps}>"
         )
 
     def tower(self, modality: str) -> Tower:
@@ -184,6 +238,8 @@ class Encoder:
 
     def embed_image(self, prepared: np.ndarray | Sequence[np.ndarray], batch_size: int = 32) -> np.ndarray:
         """Rows of pictures that are already preprocessed: straight to the net, as the original code takes them.
+
+        They are computed in the encoder's precision; where that is int8, in float32.
 
         prepared: (N, 3, H, W) or (N, H, W, 3) floats, an array or a tensor, or a sequence of such without the first
             axis
@@ -243,18 +299,17 @@ class Encoder:
 
         total = len(sources) if isinstance(sources, Sized) else None
         rows: list[np.ndarray] = []
-        with _bar(progress, total, f"encoding {modality}") as advance:
+        with bar(f"encoding {modality}", progress) as show:
             batch: list[np.ndarray] = []
             begun = enumerate(tower.begin(source, keep) for source in sources)
             for one in ordered(prepared, begun, ahead=2 * batch_size):
                 batch.append(one)
                 if len(batch) == batch_size:
                     rows.append(tower.rows(batch))
-                    advance(len(batch))
+                    show(len(rows) * batch_size, total)
                     batch = []
             if batch:
                 rows.append(tower.rows(batch))
-                advance(len(batch))
         return _finite(np.concatenate(rows) if rows else np.empty((0, self.dim), np.float32), modality)
 
 
@@ -287,6 +342,10 @@ def fingerprint(**facts: Any) -> str:
     """The digest that names an embedding space: 32 hexadecimal digits over everything that decides its rows."""
     canonical = json.dumps(facts, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return hashlib.sha256(canonical.encode()).hexdigest()[:32]
+
+
+def _lengths(array: np.ndarray) -> str:
+    return " x ".join(map(str, array.shape)) or "a single number"
 
 
 def _may_refill(sources: Any) -> bool:
@@ -342,25 +401,3 @@ def _many(sources: Any, modality: str) -> Iterable[Any]:
 def _holds_objects(array: Any) -> bool:
     """Whether an array, or the column of a table, holds paths, texts or other objects, not numbers."""
     return getattr(getattr(array, "dtype", None), "kind", "") in ("O", "U", "S", "T") and len(array.shape) > 0
-
-
-class _bar:
-    """A progress bar on standard error, or nothing."""
-
-    def __init__(self, wanted: bool, total: int | None, label: str):
-        self._wanted, self._total, self._label = wanted, total, label
-
-    def __enter__(self) -> Callable[[int], None]:
-        if not self._wanted:
-            return lambda count: None
-        from rich.console import Console
-        from rich.progress import Progress
-
-        self._progress = Progress(console=Console(stderr=True))
-        self._progress.start()
-        task = self._progress.add_task(self._label, total=self._total)
-        return lambda count: self._progress.advance(task, count)
-
-    def __exit__(self, *exception: object) -> None:
-        if self._wanted:
-            self._progress.stop()

@@ -37,7 +37,9 @@ def check(path: Path, overwrite: bool) -> None:
         if target.is_dir():
             raise CollectionError(f"{target} is a folder; choose another name")
         if target.exists() and not overwrite:
-            raise CollectionError(f"{target} is there already; choose another name, or overwrite it (--overwrite)")
+            raise CollectionError(
+                f"{target} is there already; choose another name, or replace it with --overwrite (overwrite=True)"
+            )
 
 
 def write(path: Path, tables: Iterable[pa.Table], schema: pa.Schema, count: int) -> None:

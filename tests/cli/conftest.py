@@ -6,7 +6,7 @@ import json
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,8 +17,8 @@ import pytest
 from PIL import Image
 
 from image_encoders import models
-from image_encoders.cli import app
-from image_encoders.encoder import Encoder, Tower, fingerprint
+from image_encoders.cli import app, printing
+from image_encoders.encoder import Encoder, InputSpec, Tower, fingerprint
 from image_encoders.errors import WeightsError
 from image_encoders.inputs.image import read_image
 
@@ -54,19 +54,26 @@ def command(capsys) -> Callable[..., Ran]:
 
 @pytest.fixture(autouse=True)
 def interrupts() -> Iterator[None]:
-    """A command that was interrupted leaves Ctrl-C as a process wants it that ends."""
-    before = signal.getsignal(signal.SIGINT)
+    """Ctrl-C works, also where the tests were started with it ignored; a command that was interrupted leaves it as a
+    process wants it that ends."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
 
 
+@pytest.fixture(autouse=True)
+def no_notice(monkeypatch) -> None:
+    """No model takes so long to load that it is said, however busy this machine is."""
+    monkeypatch.setattr(printing, "NOTICE_S", 1000.0)
+
+
 @pytest.fixture
 def start() -> Iterator[Callable[..., subprocess.Popen[str]]]:
-    """start("encode", "photos", "-o", "c") runs the command in a process of its own."""
+    """start("encode", "photos", "-o", "c") runs the command in a process of its own, `through` another one if given."""
     running: list[subprocess.Popen[str]] = []
 
-    def begin(*arguments: object, **options: Any) -> subprocess.Popen[str]:
-        words = [sys.executable, "-m", "image_encoders", *map(str, arguments)]
+    def begin(*arguments: object, through: Sequence[str] = (), **options: Any) -> subprocess.Popen[str]:
+        words = [*through, sys.executable, "-m", "image_encoders", *map(str, arguments)]
         running.append(subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options))
         return running[-1]
 
@@ -92,9 +99,9 @@ def _load(variant: str, *, weights: Path | None, runtime: Any, scale: float = 1.
         found = [COLOURS[word] for word in words.split() if word in COLOURS]
         return np.mean(found, axis=0).astype(np.float32)
 
-    towers = {"image": Tower("image", read_image, seen, _mean_colour, (3,))}
+    towers = {"image": Tower(InputSpec("image", read_image, seen, (3,)), _mean_colour)}
     if variant != "mute":
-        towers["text"] = Tower("text", str, named, _mean_colour, (3,))
+        towers["text"] = Tower(InputSpec("text", str, named, (3,)), _mean_colour)
     return Encoder(
         name=f"colours/{variant}".rstrip("/"),
         dim=3,

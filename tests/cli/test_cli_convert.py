@@ -91,6 +91,7 @@ def test_a_file_that_is_there_is_kept_unless_overwriting_is_asked_for(command, r
     ran = command("convert", "vsepp", "--weights", run, "-o", out)
     assert ran.status == 2
     assert "is there already" in ran.err
+    assert "--overwrite" in ran.err
     assert out.read_bytes() == b"precious"
     assert command("convert", "vsepp", "--weights", run, "-o", out, "--overwrite").status == 0
     assert ie.load("vsepp", weights=out, **RUNTIME).modalities == ("image",)
@@ -132,9 +133,9 @@ def test_a_converted_file_that_loads_otherwise_is_not_written(command, run, word
         ("vsepp", "model.safetensors", "x.safetensors", "originals are converted"),
         ("vsepp/f30k-vgg19", "model_best.pth.tar", "x.safetensors", "precomputed features"),
         ("bit/R50x1", "model_best.pth.tar", "x.safetensors", "model_best.pth.tar"),
-        ("bit", "model_best.pth.tar", "x.safetensors", "no model is called"),
+        ("bit", "model_best.pth.tar", "x.safetensors", "there is no model"),
         ("audioclip/full", "model_best.pth.tar", "x.safetensors", "missing"),
-        ("bat/R50x1", "model_best.pth.tar", "x.safetensors", "no model is called"),
+        ("bat/R50x1", "model_best.pth.tar", "x.safetensors", "there is no model"),
         ("vsepp", "damaged.tar", "x.safetensors", "damaged.tar"),
     ],
 )

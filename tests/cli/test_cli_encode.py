@@ -1,5 +1,6 @@
 import errno
 import os
+import re
 import signal
 import threading
 import time
@@ -8,14 +9,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from image_encoders import models
 from image_encoders.bulk import run as bulk_run
+from image_encoders.cli import printing
 from image_encoders.collection import Collection
+from image_encoders.errors import WeightsError
 
 
 def test_a_folder_becomes_a_collection(command, photos, tmp_path):
     ran = command("encode", photos, "-o", tmp_path / "c", "--model", "colours/plain")
     assert ran.status == 0
-    assert "6 pictures" in ran.out
+    assert "6 images" in ran.out
     assert "6 encoded" in ran.out
     assert Collection.open(tmp_path / "c").count() == 6
 
@@ -26,6 +30,13 @@ def test_again_encodes_nothing_and_needs_no_model_named(command, photos, tmp_pat
     assert again.status == 0
     assert (again.json["encoded"], again.json["unchanged"], again.json["total"]) == (0, 6, 6)
     assert again.json["model"] == "colours/plain"
+
+
+def test_again_with_the_model_named_goes_on_with_the_collections_options(command, photos, tmp_path):
+    command("encode", photos, "-o", tmp_path / "c", "-m", "colours/plain", "-O", "scale=0.5", "--precision", "bfloat16")
+    again = command("encode", photos, "-o", tmp_path / "c", "-m", "colours/plain", "--json")
+    assert again.status == 0
+    assert (again.json["unchanged"], again.json["precision"]) == (6, "bfloat16")
 
 
 def test_what_is_new_is_added_and_the_same_bytes_are_not_embedded_twice(command, photos, tmp_path):
@@ -98,13 +109,13 @@ def test_no_pictures_is_said_with_what_was_passed_over_and_the_way_to_take_it(co
     arguments = ("encode", folder, "-o", tmp_path / "c", "-m", "colours/plain")
     ran = command(*arguments, "--json")
     assert (ran.status, ran.json["total"]) == (0, 0)
-    assert ran.err == f"warning: no pictures in {folder}\n"
+    assert ran.err == f"warning: no images in {folder}\n"
     for number in range(5):
         (folder / f"{number}.psd").write_text("x")
     ran = command(*arguments, "--quiet")
     assert (ran.status, ran.out) == (0, "")
     others = "5 other files: 0.psd, 1.psd, 2.psd and 2 more"
-    assert ran.err == f"warning: no pictures in {folder}, but {others}; --all-files takes them\n"
+    assert ran.err == f"warning: no images in {folder}, but {others}; --all-files takes them\n"
 
 
 def test_rows_of_files_that_are_gone_can_be_removed(command, photos, tmp_path):
@@ -128,7 +139,7 @@ def refused(ran, *words: str) -> None:
     assert ran.status == 2
     assert ran.out == ""
     assert "Traceback" not in ran.err
-    sentences = [line for line in ran.err.splitlines() if line and not line.startswith(("Usage:", "Try "))]
+    sentences = [line for line in ran.err.splitlines() if line and not line.startswith(("Usage:", "Try ", " "))]
     assert len(sentences) == 1, ran.err
     for word in words:
         assert word in ran.err
@@ -140,7 +151,8 @@ def test_a_missing_folder_is_refused(command, tmp_path):
 
 
 def test_an_unknown_model_is_refused_with_the_closest_names(command, photos, tmp_path):
-    refused(command("encode", photos, "-o", tmp_path / "c", "-m", "colors/plain"), "colors/plain", "colours/plain")
+    refused(command("encode", photos, "-o", tmp_path / "c", "-m", "clip/demoo"), "did you mean clip/demo?")
+    refused(command("encode", photos, "-o", tmp_path / "c", "-m", "colour/plain"), "did you mean colours/plain?")
     assert not (tmp_path / "c").exists()
 
 
@@ -200,6 +212,115 @@ def test_with_debug_an_error_shows_where_it_comes_from(photos, tmp_path, monkeyp
     monkeypatch.setenv("IMAGE_ENCODERS_DEBUG", "1")
     with pytest.raises(UnknownModel):
         app(["encode", str(photos), "-o", str(tmp_path / "c"), "-m", "no/such"], prog_name="image-encoders")
+
+
+# ---- before anything slow ----
+
+
+@pytest.fixture
+def nothing_is_loaded(monkeypatch):
+    """Fails the test that loads or downloads a model."""
+    monkeypatch.setattr(models, "load", lambda *names, **options: pytest.fail("a model was loaded"))
+    monkeypatch.setattr("image_encoders.weights.fetch.hub_folder", from_the_cache)
+
+
+def from_the_cache(repo_id, *, offline=None, **options):
+    if not offline:
+        pytest.fail("the network was used")
+    raise WeightsError(f"{repo_id} is not downloaded")
+
+
+@pytest.mark.parametrize(
+    ("other", "said"),
+    [
+        (("-m", "bit/R50x1", "--weights", "photos/red.png"), "bit/R50x1"),  # of another family
+        (("-m", "clip/demo"), "clip/demo"),
+        (("-m", "clip/nobody/has-this"), "clip/nobody/has-this"),  # which would have to be downloaded
+        (("--precision", "bfloat16"), "float32"),
+    ],
+)
+def test_another_model_than_the_collections_is_refused_before_it_is_loaded(
+    request, command, photos, tmp_path, monkeypatch, other, said
+):
+    monkeypatch.chdir(tmp_path)
+    command("encode", photos, "-o", "c", "-m", "colours/plain")
+    request.getfixturevalue("nothing_is_loaded")
+    refused(command("encode", photos, "-o", "c", *other), "colours/plain", said, "--output")
+
+
+def test_a_model_that_would_have_to_be_downloaded_does_not_go_on_with_another_ones_collection(
+    request, command, photos, tmp_path
+):
+    command("encode", photos, "-o", tmp_path / "c", "-m", "clip/demo")
+    request.getfixturevalue("nothing_is_loaded")
+    refused(command("encode", photos, "-o", tmp_path / "c", "-m", "clip/nobody/has-this"), "clip/demo", "has-this")
+
+
+def test_what_is_wrong_with_the_paths_is_said_before_a_model_is_loaded(command, photos, tmp_path, nothing_is_loaded):
+    new = ("-o", tmp_path / "c", "-m", "clip/demo")
+    refused(command("encode", photos, "-o", photos, "-m", "clip/demo"), "photos holds blue.png")
+    refused(command("encode", photos, "-o", photos / "red.png", "-m", "clip/demo"), "is a file")
+    refused(command("encode", photos, "-o", photos / "red.png" / "c", "-m", "clip/demo"), "red.png")
+    refused(command("encode", photos, "-o", "s3://bucket/photos", "-m", "clip/demo"), "s3://bucket/photos")
+    refused(command("encode", photos, *new, "--weights", tmp_path / "nowhere.pt"), "nowhere.pt")
+    refused(command("encode", photos, *new, "--calibration", tmp_path / "typical"), "typical")
+    refused(command("encode", tmp_path / "nowhere", *new), "nowhere")
+    assert not (tmp_path / "c").exists()
+
+
+def test_a_collection_that_is_being_written_is_refused_before_a_model_is_loaded(request, command, photos, tmp_path):
+    command("encode", photos, "-o", tmp_path / "c", "-m", "colours/plain")
+    request.getfixturevalue("nothing_is_loaded")
+    with Collection.open(tmp_path / "c").writing():
+        refused(command("encode", photos, "-o", tmp_path / "c"), "being written by another process")
+
+
+# ---- what a slow load says ----
+
+
+@pytest.fixture
+def slow_model(monkeypatch):
+    """Loads only once something was said."""
+    said = threading.Event()
+    say, load = printing.say, models.load
+
+    def saying(*words, **options):
+        say(*words, **options)
+        said.set()
+
+    def loading(*names, **options):
+        assert said.wait(30)
+        said.clear()
+        return load(*names, **options)
+
+    monkeypatch.setattr(printing, "NOTICE_S", 0.01)
+    monkeypatch.setattr(printing, "say", saying)
+    monkeypatch.setattr(models, "load", loading)
+
+
+def test_a_model_that_takes_its_time_is_said_to_be_loading_in_one_line(command, photos, tmp_path, slow_model):
+    ran = command("encode", photos, "-o", tmp_path / "c", "-m", "colours/plain")
+    assert ran.status == 0
+    assert len(ran.err.splitlines()) == 1
+    assert ran.err.startswith("loading colours/plain")
+    ran = command("search", tmp_path / "c", "red")
+    assert ran.status == 0
+    assert ran.err.startswith("loading colours/plain")
+
+
+def test_the_summary_counts_the_models_time(command, photos, tmp_path, monkeypatch):
+    load = models.load
+
+    def slowly(*names, **options):
+        time.sleep(0.3)
+        return load(*names, **options)
+
+    monkeypatch.setattr(models, "load", slowly)
+    ran = command("encode", photos, "-o", tmp_path / "c", "-m", "colours/plain")
+    seconds, of_the_model = map(float, re.search(r"6 images in ([\d.]+) s \(([\d.]+) s to load", ran.out).groups())
+    assert seconds >= of_the_model >= 0.3
+    told = command("encode", photos, "-o", tmp_path / "c", "--json").json
+    assert told["load_seconds"] >= 0.3
 
 
 # ---- sources ----
@@ -266,4 +387,4 @@ def test_another_ctrl_c_does_not_disturb_the_answer_to_the_first(command, photos
     monkeypatch.setattr(Collection, "count", again)
     ran = command("encode", photos, "-o", tmp_path / "c", "-m", "colours/plain")
     assert ran.status == 130
-    assert "0 rows kept" in ran.err
+    assert "0 embeddings kept" in ran.err

@@ -5,6 +5,7 @@ import sys
 import pytest
 from PIL import Image
 
+from image_encoders import models
 from image_encoders.collection import Collection
 
 
@@ -20,7 +21,7 @@ def test_words_find_their_pictures(command, collection):
     ran = command("search", "c", "something red", "-k", 2)
     assert ran.status == 0
     lines = ran.out.splitlines()
-    assert lines[0].split() == ["rank", "score", "size", "picture"]
+    assert lines[0].split() == ["rank", "score", "size", "image"]
     assert lines[1].split() == ["1", "1.000", "40", "x", "30", "photos/red.png"]
     assert lines[2].split()[-1] == "photos/more/dark-red.jpg"
     assert len(lines) == 3
@@ -90,21 +91,49 @@ def test_exactly_one_query_is_taken(command, collection, query):
     assert ran.out == ""
 
 
+@pytest.mark.parametrize("words", ["", "  ", "\n"])
+def test_no_words_are_no_query(command, collection, words):
+    ran = command("search", "c", words)
+    assert (ran.status, ran.out) == (2, "")
+    assert "WORDS are empty" in ran.err
+
+
+def test_the_help_shows_that_words_are_one_query_of_three(command):
+    usage, _, rest = command("search", "--help").out.partition("\n\n")
+    assert usage.endswith('["WORDS"]')
+    described = rest.partition('"WORDS"')[2].partition("Options:")[0]
+    assert "--image or --audio" in described
+    assert "[required]" not in described
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
         (("nowhere", "red"), "nowhere"),
         (("photos", "red"), "photos"),
         (("c", "--image", "gone.jpg"), "gone.jpg"),
-        (("c", "--audio", "bark.wav"), "no audio tower"),
-        (("c", "red", "--html", "nowhere/page.html"), "nowhere/page.html"),
-        (("c", "red", "--device", "cuda:99"), "cuda:99"),
+        (("c", "--image", "http://example.org/a.jpg"), "http://example.org/a.jpg"),
+        (("http://example.org/c", "red"), "http://example.org/c"),
+        (("c", "--audio", "photos/red.png"), "no audio tower"),
+        (("c", "red", "--html", "nowhere/page.html"), "nowhere"),
+        (("c", "red", "--html", "photos"), "photos"),
+        (("c", "red", "--weights", "gone.pt"), "gone.pt"),
     ],
 )
-def test_what_cannot_be_searched_is_one_sentence(command, collection, arguments, words):
+def test_what_cannot_be_searched_is_one_sentence_before_a_model_is_loaded(
+    command, collection, monkeypatch, arguments, words
+):
+    monkeypatch.setattr(models, "load", lambda *names, **options: pytest.fail("a model was loaded"))
     ran = command("search", *arguments)
     assert ran.status == 2
     assert words in ran.err
+    assert len([line for line in ran.err.splitlines() if not line.startswith(("Usage:", "Try ", " ")) and line]) == 1
+
+
+def test_a_device_that_is_not_here_cannot_be_searched_with(command, collection):
+    ran = command("search", "c", "red", "--device", "cuda:99")
+    assert ran.status == 2
+    assert "cuda:99" in ran.err
     assert len(ran.err.splitlines()) == 1
 
 
@@ -151,7 +180,7 @@ def test_export_says_what_it_wrote(command, collection, tmp_path, name):
     assert ran.status == 0
     assert ran.json == {"path": str(tmp_path / name), "rows": 6, "dim": 3, "model": "colours/plain"}
     assert (tmp_path / name).stat().st_size > 0
-    assert "6 rows of 3 numbers" in command("export", "c", name, "--overwrite").out
+    assert "6 embeddings of 3 numbers" in command("export", "c", name, "--overwrite").out
 
 
 def test_export_does_not_replace_a_file_unless_told(command, collection, tmp_path):
@@ -159,6 +188,7 @@ def test_export_does_not_replace_a_file_unless_told(command, collection, tmp_pat
     ran = command("export", "c", "rows.npy")
     assert ran.status == 2
     assert "rows.npy" in ran.err
+    assert "--overwrite" in ran.err
     assert (tmp_path / "rows.npy").read_text() == "mine"
 
 
@@ -174,8 +204,38 @@ def test_an_export_that_cannot_be_written_is_one_sentence(command, collection, t
 def test_failures_of_a_clean_run_are_none(command, collection):
     ran = command("failures", "c")
     assert (ran.status, ran.out) == (0, "")
-    assert "nothing failed" in ran.err
+    assert "no failures" in ran.err
     assert json.loads(command("failures", "c", "--json").out) == Collection.open(collection).failures() == []
+
+
+# ---- copies ----
+
+
+@pytest.fixture
+def copies(photos, collection, command):
+    """Three more files with the bytes of red.png."""
+    for name in ("copy-1.png", "copy-2.png", "more/copy-3.png"):
+        (photos / name).write_bytes((photos / "red.png").read_bytes())
+    assert command("encode", "photos", "-o", "c").status == 0
+
+
+def test_identical_files_share_a_line_that_counts_them(command, copies):
+    lines = command("search", "c", "red", "-k", 2).out.splitlines()
+    assert lines[1].endswith("photos/copy-1.png and 3 copies")
+    assert lines[2].endswith("photos/more/dark-red.jpg")
+    (first, _) = command("search", "c", "red", "-k", 2, "--json").json
+    assert [path.rpartition("/")[2] for path in first["copies"]] == ["copy-2.png", "copy-3.png", "red.png"]
+
+
+def test_every_copy_has_a_line_of_its_own_if_all_are_wanted(command, copies):
+    lines = command("search", "c", "red", "-k", 5, "--all").out.splitlines()
+    assert [line.rpartition("/")[2] for line in lines[1:]] == [
+        "copy-1.png",
+        "copy-2.png",
+        "copy-3.png",
+        "red.png",
+        "dark-red.jpg",
+    ]
 
 
 # ---- info ----

@@ -33,9 +33,9 @@ def test_a_family_that_agrees_is_shown_check_by_check(command, kept):
 def test_the_checkpoint_is_made_once_and_it_is_said_how_large_it_is(command, tmp_path):
     first = command("verify", CASE, "--keep", tmp_path)
     assert first.status == 0, first.err
-    assert f"making 1 synthetic checkpoint, 0 MB, kept in {tmp_path}" in first.err
+    assert f"generating 1 synthetic checkpoint, 0 MB, in {tmp_path}" in first.err
     assert bundle.place(CASE, tmp_path).is_dir()
-    assert "making" not in command("verify", CASE, "--keep", tmp_path).err
+    assert "generating" not in command("verify", CASE, "--keep", tmp_path).err
 
 
 def test_json_holds_every_number(command, kept):
@@ -76,7 +76,7 @@ def test_another_precision_is_measured_and_not_judged(command, kept):
     ran = command("verify", CASE, "--keep", kept, "--precision", "bfloat16")
     assert ran.status == 0, ran.err
     assert "FAIL" in ran.out
-    assert "only shown here" in ran.err
+    assert "only shown for comparison" in ran.err
     told = command("verify", CASE, "--keep", kept, "--precision", "bfloat16", "--json").json
     assert (told["precision"], told["asserted"], told["passed"]) == ("bfloat16", False, False)
     assert all(check["limits"]["rel"] < check["rel"] < 0.1 for check in told["checks"])
@@ -96,7 +96,7 @@ def test_what_is_left_out_is_named_with_its_size(command, kept, monkeypatch):
         (["bit/R101x1"], "bit/R50x1, bit/R50x3"),
         (["nothing"], "no conformance case"),
         (["custom", "--device", "tpu"], "unknown device 'tpu'"),
-        (["custom", "--picture", "a.jpg"], "--picture goes with --weights"),
+        (["custom", "--image", "a.jpg"], "--image goes with --weights"),
         (["custom", "--weights", "x.pt", "--full"], "--full goes without --weights"),
         (["colours/plain", "--weights", "nowhere.txt"], "nowhere.txt: no such file"),
     ],
@@ -129,12 +129,12 @@ def weights(tmp_path, monkeypatch):
 
 
 def test_published_rows_are_compared(command, weights):
-    ran = command("verify", "colours/plain", "--weights", weights, "--picture", "picture.png")
+    ran = command("verify", "colours/plain", "--weights", weights, "--image", "picture.png")
     assert ran.status == 0, ran.err
     loaded, _, text, picture = ran.out.splitlines()
     assert loaded.startswith("weights.txt: loads as colours/plain")
     assert text.startswith("the text 'green'")
-    assert picture.startswith("the picture man_piercing.jpg")
+    assert picture.startswith("the image man_piercing.jpg")
     assert text.endswith("ok")
     assert picture.endswith("ok")
 
@@ -142,7 +142,7 @@ def test_published_rows_are_compared(command, weights):
 def test_a_row_that_differs_ends_with_3(command, weights, monkeypatch):
     text, picture = published.ROWS
     monkeypatch.setattr(published, "ROWS", (replace(text, norm=250.0), picture))
-    ran = command("verify", "colours/plain", "--weights", weights, "--picture", "picture.png")
+    ran = command("verify", "colours/plain", "--weights", weights, "--image", "picture.png")
     assert ran.status == 3
     assert [line.split()[-1] for line in ran.out.splitlines()[2:]] == ["FAIL", "ok"]
     told = command("verify", "colours/plain", "--weights", weights, "--json").json
@@ -153,16 +153,16 @@ def test_a_row_that_differs_ends_with_3(command, weights, monkeypatch):
 def test_without_the_picture_its_row_is_not_compared_and_that_is_said(command, weights):
     ran = command("verify", "colours/plain", "--weights", weights)
     assert ran.status == 0
-    assert "picture" not in ran.out
-    assert "--picture FILE compares it (sha256" in ran.err
+    assert "the image" not in ran.out
+    assert "--image FILE compares it (sha256" in ran.err
     told = command("verify", "colours/plain", "--weights", weights, "--json").json
-    assert told["not_checked"] == ["the picture man_piercing.jpg"]
+    assert told["not_checked"] == ["the image man_piercing.jpg"]
 
 
 def test_another_picture_is_refused(command, weights):
     Image.new("RGB", (8, 8), (1, 2, 3)).save("other.png")
     for name, said in (("other.png", "not man_piercing.jpg: it has sha256"), ("missing.png", "No such file")):
-        ran = command("verify", "colours/plain", "--weights", weights, "--picture", name)
+        ran = command("verify", "colours/plain", "--weights", weights, "--image", name)
         assert ran.status == 2
         assert said in ran.err
 
@@ -171,8 +171,8 @@ def test_a_model_of_which_nothing_is_published_is_loaded_and_told_so(command, we
     ran = command("verify", "colours/mute", "--weights", weights)
     assert ran.status == 0
     assert "loads as colours/mute" in ran.out
-    assert "no row is published for colours/mute" in ran.err
-    refused = command("verify", "colours/mute", "--weights", weights, "--picture", "picture.png")
+    assert "no embedding is published for colours/mute" in ran.err
+    refused = command("verify", "colours/mute", "--weights", weights, "--image", "picture.png")
     assert refused.status == 2
 
 

@@ -346,7 +346,7 @@ def test_a_damaged_tensor_is_named(tmp_path, weights):
 
 @pytest.mark.parametrize("variant", ["R50x2", "Imagenet2k/R50x1", "", "R50x1/extra"])
 def test_an_unknown_variant_names_close_ones(variant):
-    with pytest.raises(UnknownModel, match="no model is called 'bit/"):
+    with pytest.raises(UnknownModel, match="there is no model 'bit/"):
         load(f"bit/{variant}", weights="x.npz")
 
 

@@ -15,7 +15,7 @@ from image_encoders.errors import DeviceError
 
 @pytest.mark.parametrize("name", [None, 3, ["clip/demo"], Path("clip/demo"), "", "clp/demo", "x" * 1000])
 def test_what_is_no_model_is_an_unknown_one(name: Any):
-    with pytest.raises(ie.UnknownModel, match="no model is called"):
+    with pytest.raises(ie.UnknownModel, match="there is no model"):
         ie.load(name)
 
 

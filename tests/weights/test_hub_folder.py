@@ -102,9 +102,9 @@ def test_what_is_cached_serves_without_the_network(fake: Hub) -> None:
 @pytest.mark.parametrize("offline", [True, False])
 def test_without_network_and_cache_it_says_what_works(fake: Hub, offline: bool) -> None:
     fake.error = ConnectionError("no route")
-    why = "switched off" if offline else r"can not be reached \(ConnectionError: no route\)"
+    why = "switched off" if offline else r"cannot be reached \(ConnectionError: no route\)"
     with pytest.raises(
-        WeightsError, match=rf"{REPO}: not, or not all of it, in the cache, and .*{why}.*clip/demo.*local folders"
+        WeightsError, match=rf"{REPO} is not completely downloaded, and .*{why}.*clip/demo.*local checkpoints"
     ):
         hub_folder(REPO, offline=offline)
 

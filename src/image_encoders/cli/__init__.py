@@ -1,8 +1,8 @@
 """The command `image-encoders`: one module per command, which parses and prints; the work is done elsewhere.
 
-Exit statuses: 0 everything asked for was done; 2 it could not be done, and one sentence says why; 3 done, but items
-failed, and it is said where they are listed; 130 interrupted. Results go to standard output, all else to standard
-error.
+Exit statuses: 0 everything asked for was done; 2 it could not be done, and one sentence says why; 3 done, but some
+items failed, and a line says where they are listed; 130 interrupted. Results go to standard output, everything else to
+standard error.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ from image_encoders.cli import (
     info,
     models,
     search,
-    unused,
+    skipped_imports,
     verify,
 )
-from image_encoders.cli.endings import discard, give_up, hold_interrupts_while_importing, interrupted
-from image_encoders.cli.printing import say
+from image_encoders.cli.printing import keeps_results_apart, say
+from image_encoders.cli.shutdown import discard_output, exit_with_error, hold_interrupts_while_importing, interrupted
 from image_encoders.errors import ImageEncodersError
 
 
@@ -42,29 +42,29 @@ class Commands(TyperGroup):
     """The commands, with every expected error turned into one sentence and an exit status."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        with _ended(ctx):  # --help and --version are written here
+        with _exit_statuses(ctx):  # --help and --version are written here
             return super().parse_args(ctx, args)
 
     def invoke(self, ctx: Any) -> Any:
-        with _ended(ctx):
+        with _exit_statuses(ctx):
             return super().invoke(ctx)
 
 
 @contextmanager
-def _ended(ctx: Any) -> Iterator[None]:
-    """What goes wrong in the block, as one sentence and an exit status."""
+def _exit_statuses(ctx: Any) -> Iterator[None]:
+    """Turns what is raised in the block into one sentence and an exit status."""
     try:
         try:
             yield
         finally:
             sys.stdout.flush()  # here, where a closed pipe is still an error that can be caught
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
-        discard(sys.stdout)
+        discard_output(sys.stdout)
         raise typer.Exit(141) from None  # what a shell reports for SIGPIPE
     except (ImageEncodersError, OSError) as error:
         if (ctx.obj or {}).get("debug"):
             raise
-        give_up(error)
+        exit_with_error(error)
     except KeyboardInterrupt:
         with interrupted():
             say("interrupted")
@@ -81,10 +81,14 @@ app = typer.Typer(
     epilog="""\b
 Try it:
   image-encoders demo                                   # the whole tour, with no network
-  image-encoders encode photos/ -o my-photos            # pictures into a collection
-  image-encoders search my-photos "a dog on a beach"    # and found by words
+  image-encoders encode photos/ -o my-photos            # images into a collection
+  image-encoders search my-photos "a dog on a beach"    # find them by words
 \b
-Exit status: 0 all done; 2 not possible, one sentence says why; 3 done, but some items failed.""",
+Exit status: 0 everything was done; 2 it could not be done, and one sentence says why; 3 done, but some items failed;
+130 interrupted: what was done is kept, and the same command goes on from there.
+\b
+Ctrl-C (SIGINT) and SIGTERM stop a run cleanly. Under `nohup`, or with `&` in a script, SIGINT is ignored, as the shell
+asked: use `kill PID` (SIGTERM) there.""",
 )
 
 for command in (
@@ -101,7 +105,7 @@ for command in (
     flow.flow,
     demo.demo,
 ):
-    app.command(epilog=command.__globals__["EXAMPLES"])(command)
+    app.command(epilog=command.__globals__["EXAMPLES"])(keeps_results_apart(command))
 
 
 def _version(wanted: bool) -> None:
@@ -111,14 +115,14 @@ def _version(wanted: bool) -> None:
 
 
 @app.callback()
-def options(
+def all_commands(
     context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", help="Show the version and exit.", callback=_version, is_eager=True)
     ] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.", envvar="IMAGE_ENCODERS_DEBUG")] = False,
 ) -> None:
-    """Pictures into vectors, and collections of pictures that you search by words, sounds and pictures."""
+    """Turn images into embeddings, and search collections of images by words, by images and by sounds."""
     context.obj = {"debug": debug}
 
 
@@ -128,7 +132,7 @@ def main() -> None:
     _open_streams()
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # file names need not be text
-    unused.leave_out()
+    skipped_imports.skip()
     # Pillow warns of metadata it cannot read and of images above a limit of its own; neither decides here.
     warnings.filterwarnings("ignore", module=r"PIL\.")
     app(prog_name="image-encoders")

@@ -1,4 +1,4 @@
-"""`image-encoders demo`: the tour, from picture files to answers."""
+"""`image-encoders demo`: the tour, from image files to search results."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Annotated
 
 import typer
 
+from image_encoders.cli.options import local_path
 from image_encoders.cli.printing import console, counted, shown
 
 EXAMPLES = """\b
@@ -18,33 +19,33 @@ Examples:
   image-encoders demo               # into the folder image-encoders-demo
   image-encoders demo /tmp/tour"""
 
-PICTURES = 300
+IMAGES = 300
 QUERIES = ("a red circle", "a purple triangle on a white background", "a green heart and a yellow square")
 
 
 def demo(
-    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Where to draw and store.")] = Path(
-        "image-encoders-demo"
-    ),
+    folder: Annotated[
+        Path, typer.Argument(metavar="FOLDER", help="Where the images and the collection go.", parser=local_path)
+    ] = Path("image-encoders-demo"),
 ) -> None:
-    """Take the tour: draw pictures, encode them, search them.
+    """Take the tour: draw images, encode them, search them.
 
-    It uses the bundled model and no network, and shows each command before it runs it. Among the pictures are two
-    broken files, to show what becomes of such.
+    It uses the bundled model and no network, and shows each command before running it. Two of the files are broken, to
+    show how a run reports them.
     """
     start = time.perf_counter()
-    pictures, collection, page = folder / "pictures", folder / "collection", folder / "red-circles.html"
-    if not pictures.exists():  # later tours have the nets' converted copies
+    images, collection, page = folder / "images", folder / "collection", folder / "red-circles.html"
+    if not images.exists():  # later tours have the converted model in the cache
         threading.Thread(target=_import_nets, daemon=True).start()  # on the second core, while the first one draws
-    _draw(pictures)
-    _run("encode", str(pictures), "-o", str(collection), "--model", "clip/demo", expected=3)
+    _draw(images)
+    _run("encode", str(images), "-o", str(collection), "--model", "clip/demo", expected=3)
     _run("failures", str(collection))
     _run("search", str(collection), QUERIES[0], "-k", "12", "--html", str(page))
     for words in QUERIES[1:]:
         _run("search", str(collection), words, "-k", "5")
-    _run("search", str(collection), "--image", str(min(pictures.rglob("*.webp"))), "-k", "5")
+    _run("search", str(collection), "--image", str(min(images.rglob("*.webp"))), "-k", "5")
     _tell(f"\nThat took {time.perf_counter() - start:.1f} s. Thumbnails to look at in a browser: {page.resolve()}")
-    _tell("Now with your own pictures: image-encoders encode PICTURES -o COLLECTION   (fetches CLIP once)")
+    _tell("Now with your own images: image-encoders encode IMAGES -o COLLECTION   (downloads CLIP once)")
 
 
 def _import_nets() -> None:
@@ -52,19 +53,19 @@ def _import_nets() -> None:
     from transformers import AutoTokenizer, CLIPModel  # noqa: F401
 
 
-def _draw(pictures: Path) -> None:
-    """The picture files, unless an earlier tour drew them."""
+def _draw(images: Path) -> None:
+    """The image files, unless an earlier tour drew them."""
     from image_encoders.scenes import write_pictures
 
-    if pictures.exists():
-        _tell(f"The pictures in {shown(pictures)} are there already.")
+    if images.exists():
+        _tell(f"The images in {shown(images)} were drawn by an earlier tour.")
         return
-    part = pictures.with_name(".pictures.part")
+    part = images.with_name(".images.part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
-    write_pictures(part, PICTURES, seed=0)
-    part.rename(pictures)
-    _tell(f"Drew {counted(PICTURES, 'picture')} and two broken files in {shown(pictures)}.")
+    write_pictures(part, IMAGES, seed=0)
+    part.rename(images)
+    _tell(f"Drew {counted(IMAGES, 'image')} and two broken files in {shown(images)}.")
 
 
 def _run(*arguments: str, expected: int = 0) -> None:

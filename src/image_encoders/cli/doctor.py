@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from image_encoders.cli.arguments import (
+from image_encoders.cli.loading import check_paths, load
+from image_encoders.cli.options import (
     Calibration,
     Device,
     Engine,
@@ -18,10 +19,10 @@ from image_encoders.cli.arguments import (
     Options,
     Precision,
     Weights,
-    load,
-    parsed,
+    local_path,
+    parse_options,
 )
-from image_encoders.cli.printing import counted, print_json, print_table, say
+from image_encoders.cli.printing import counted, print, print_json, print_table, say
 
 if TYPE_CHECKING:
     from image_encoders.doctor import Stages
@@ -30,17 +31,19 @@ if TYPE_CHECKING:
 EXAMPLES = """\b
 Examples:
   image-encoders doctor                                  # versions, cores, memory, devices, cache
-  image-encoders doctor --model clip/demo                # and how quick this model is here
-  image-encoders doctor --model clip/demo photos/*.jpg   # on pictures of your own"""
+  image-encoders doctor --model clip/demo                # and how fast this model is here, and why
+  image-encoders doctor --model clip/demo photos/*.jpg   # on images of your own"""
 
 
 def doctor(
-    pictures: Annotated[
+    images: Annotated[
         list[Path] | None,
-        typer.Argument(metavar="PICTURES", help="Measure on these; drawn ones if none are given.", show_default=False),
+        typer.Argument(
+            metavar="IMAGE", help="Files to measure on; without any, drawn ones.", show_default=False, parser=local_path
+        ),
     ] = None,
     model: Annotated[
-        str | None, typer.Option("--model", "-m", metavar="NAME", help="Measure each stage of this model.")
+        str | None, typer.Option("--model", "-m", metavar="NAME", help="Measure each stage with this model.")
     ] = None,
     weights: Weights = None,
     device: Device = None,
@@ -48,16 +51,20 @@ def doctor(
     engine: Engine = None,
     calibration: Calibration = None,
     options: Options = None,
-    batch_size: Annotated[int, typer.Option(metavar="N", min=1, help="Pictures that the net takes at once.")] = 32,
+    batch_size: Annotated[int, typer.Option(metavar="N", min=1, help="Images per batch.")] = 32,
     offline: Offline = False,
     as_json: Json = False,
 ) -> None:
-    """Show what this machine has, and what limits a model.
+    """Show what this machine has, and what limits a model on it.
 
-    With --model it measures how long reading, preparing and embedding a picture take, and names the slowest.
+    With --model it shows which engine and precision were chosen and why, measures how long reading, preprocessing and
+    embedding an image take, and names the stage that limits.
     """
-    if pictures and model is None:
-        raise typer.BadParameter("PICTURES are measured with a model: add --model NAME")
+    if images and model is None:
+        raise typer.BadParameter("images are measured with a model: add --model NAME")
+    check_paths(weights, calibration)
+    for image in images or ():
+        image.open("rb").close()
 
     from image_encoders import doctor as diagnosis
 
@@ -70,7 +77,7 @@ def doctor(
         return
     encoder = load(
         model,
-        parsed(options),
+        parse_options(options),
         offline=offline,
         weights=weights,
         device=device,
@@ -79,7 +86,7 @@ def doctor(
         calibration=calibration,
     )
     with tempfile.TemporaryDirectory() as folder:
-        measured = diagnosis.stages(encoder, pictures or diagnosis.sample_pictures(Path(folder)), batch_size)
+        measured = diagnosis.stages(encoder, images or diagnosis.sample_images(Path(folder)), batch_size)
     ran = {
         "model": encoder.name,
         "device": encoder.device,
@@ -91,7 +98,7 @@ def doctor(
         print_json({**machine, "stages": {**ran, **asdict(measured), "limit": measured.limit, "rate": measured.rate}})
     else:
         how = f"{encoder.precision} by {encoder.engine} on {encoder.device}"
-        print(f"\n{encoder.name}: {how}, {counted(measured.pictures, 'picture')}")
+        print(f"\n{encoder.name}: {how}, {counted(measured.images, 'image')}")
         if encoder.choice is not None:
             _show_choice(encoder.choice)
         _show_stages(measured)
@@ -109,17 +116,15 @@ def _show_machine(machine: dict[str, Any]) -> None:
     rows = [
         ("python", f"{machine['python']} on {machine['system']}"),
         ("packages", versions),
-        ("processor", f"{processor['name']}, {processor['cores']} core(s) for this process"),
-        ("instructions", " ".join(processor["instructions"]) or "none of those that speed nets up"),
+        ("processor", f"{processor['name']}, {counted(processor['cores'], 'core')} for this process"),
+        ("instructions", " ".join(processor["instructions"]) or "none that speed up models"),
         ("memory", f"{memory['available_mb']:,} of {memory['total_mb']:,} MB free"),
         ("cuda", devices or f"no device; {build}"),
         ("cache", f"{cache['folder']}, {cache['free_mb']:,} MB free{'' if cache['writable'] else ', NOT writable'}"),
         ("hub cache", cache["hub_folder"]),
         (
             "network",
-            "off: IMAGE_ENCODERS_OFFLINE or HF_HUB_OFFLINE is set"
-            if cache["offline"]
-            else "may be used to fetch models",
+            "off: IMAGE_ENCODERS_OFFLINE or HF_HUB_OFFLINE is set" if cache["offline"] else "used to download models",
         ),
     ]
     for name, extra in machine["extras"].items():
@@ -134,28 +139,28 @@ def _show_choice(choice: Choice) -> None:
     near = choice.closeness
     if near is not None:
         print(
-            f"{choice.precision} keeps the rows: centred cosine to float32 at least {near.centred:.4f}, "
-            f"nearest neighbours {100 * near.neighbours:.0f} % the same, over {counted(near.pictures, 'picture')}"
+            f"{choice.precision} stays close to float32: centred cosine at least {near.centred:.4f}, "
+            f"{100 * near.neighbours:.0f} % of nearest neighbours the same, for {counted(near.pictures, 'drawn image')}"
         )
     for refused in choice.refused:
-        print(f"not {refused}")
+        print(f"not chosen: {refused}")
 
 
 def _show_stages(measured: Stages) -> None:
     costs = measured.costs
-    whole = sum(costs.values())
+    total = sum(costs.values())
     notes = {
-        "read": f"one thread; {measured.workers} of them share the work",
-        "prepare": "one thread, likewise",
+        "read": f"one thread; {measured.workers} share the work",
+        "preprocess": f"one thread; {measured.workers} share the work",
         "embed": f"batches of {measured.batch_size}",
     }
     print_table(
-        ("stage", "ms a picture", "share", "measured on"),
+        ("stage", "ms per image", "share", "measured on"),
         [
-            (stage, f"{getattr(measured, f'{stage}_ms'):.2f}", f"{100 * cost / whole:.0f} %", notes[stage])
+            (stage, f"{getattr(measured, f'{stage}_ms'):.2f}", f"{100 * cost / total:.0f} %", notes[stage])
             for stage, cost in costs.items()
         ],
     )
-    print(f"{measured.limit} limits; expect about {measured.rate:.0f} pictures/s")
+    print(f"{measured.limit} limits; expect about {measured.rate:.0f} images/s")
     if measured.limit != "embed" and not measured.shared:
-        say("the device waits for pictures: more cores, or smaller files, would help")
+        say("the device waits for images: more processor cores, or smaller files, would help")

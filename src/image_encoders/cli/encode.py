@@ -1,16 +1,20 @@
-"""`image-encoders encode`: pictures into a collection."""
+"""`image-encoders encode`: images into a collection."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from image_encoders.cli.arguments import (
+from image_encoders.cli.loading import check_goes_on, check_paths, load, load_again
+from image_encoders.cli.options import (
     Calibration,
     Device,
     Engine,
@@ -19,13 +23,12 @@ from image_encoders.cli.arguments import (
     Options,
     Precision,
     Weights,
-    load,
-    load_again,
-    parsed,
+    local_path,
+    parse_options,
 )
-from image_encoders.cli.endings import interrupted
-from image_encoders.cli.printing import bar, counted, print_json, say, shown, visible
-from image_encoders.errors import CollectionError
+from image_encoders.cli.printing import bar, counted, escape_controls, print, print_json, say, shown
+from image_encoders.cli.shutdown import interrupted, terminations
+from image_encoders.errors import ImageEncodersError
 
 if TYPE_CHECKING:
     from image_encoders.bulk.run import Report
@@ -37,15 +40,20 @@ EXAMPLES = """\b
 Examples:
   image-encoders encode photos/ -o my-photos                       # with CLIP from the Hugging Face hub
   image-encoders encode photos/ -o my-photos --model clip/demo     # with the small bundled model, no network
-  image-encoders encode photos/ -o my-photos -m clip/./my-clip       # with a model in the folder my-clip
+  image-encoders encode photos/ -o my-photos -m clip/./my-clip     # with the checkpoint in the folder my-clip
   image-encoders encode 'photos/**/*.jpg' more/ -o my-photos       # globs and folders
   find photos -name '*.png' | image-encoders encode - -o my-photos # paths from standard input
   image-encoders encode photos/ -o my-photos                       # again: only what is new or changed
   image-encoders encode photos/ -o my-photos --retry-failed        # and what failed before
-  image-encoders encode photos/ -o features -m bit/R50x1 --weights BiT-M-R50x1.npz -O input_size=480"""
+  image-encoders encode photos/ -o features -m bit/R50x1 --weights BiT-M-R50x1.npz -O input_size=480
+  nohup image-encoders encode photos/ -o my-photos &               # in the background; `kill PID` stops it
+\b
+Stopping: Ctrl-C (SIGINT) or `kill` (SIGTERM) stores what is embedded and exits with 130; a second one exits at once.
+Started with `nohup`, or with `&` in a script, SIGINT is ignored, as the shell asked; SIGTERM still stops it cleanly."""
 
 SHOWN = 5  # failures in the summary
-CALIBRATED = 300  # pictures that int8 is calibrated on, unless --calibration names others
+SHOW_S = 0.1  # seconds between two looks at how far it is
+CALIBRATED = 300  # images that int8 is calibrated on, unless --calibration names others
 
 
 def encode(
@@ -53,13 +61,19 @@ def encode(
         list[str],
         typer.Argument(
             metavar="SOURCE",
-            help='Folders, "globs", picture files, lists of paths (@list.txt), or - for a list on standard input.',
+            help='Folders, "globs", image files, lists of paths (@list.txt), or - for a list on standard input.',
             show_default=False,
         ),
     ],
     output: Annotated[
         Path,
-        typer.Option("--output", "-o", metavar="COLLECTION", help="The folder of the collection, made if need be."),
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="COLLECTION",
+            help="The folder of the collection: a new one, or one to add to.",
+            parser=local_path,
+        ),
     ],
     model: Annotated[
         str | None,
@@ -79,36 +93,38 @@ def encode(
     options: Options = None,
     batch_size: Annotated[
         int | None,
-        typer.Option(metavar="N", min=1, help="Pictures that the net takes at once.  [default: found by trying]"),
+        typer.Option(metavar="N", min=1, help="Images per batch.  [default: the fastest, found by trying]"),
     ] = None,
     workers: Annotated[
         int | None,
-        typer.Option(metavar="N", min=1, help="Threads that read and prepare.  [default: one per processor]"),
+        typer.Option(metavar="N", min=1, help="Threads that read and preprocess.  [default: one per processor core]"),
     ] = None,
     retry_failed: Annotated[
-        bool, typer.Option("--retry-failed", help="Try again what failed before and has not changed since.")
+        bool, typer.Option("--retry-failed", help="Also try again what failed in earlier runs and has not changed.")
     ] = False,
     prune: Annotated[
-        bool, typer.Option("--prune", help="Afterwards remove the rows whose files are no longer there.")
+        bool, typer.Option("--prune", help="At the end, remove the embeddings of files that no longer exist.")
     ] = False,
     all_files: Annotated[
-        bool, typer.Option("--all-files", help="Take every file of a folder, whatever its name.")
+        bool, typer.Option("--all-files", help="Take every file in a folder, whatever its extension.")
     ] = False,
     max_pixels: Annotated[
         int | None,
-        typer.Option(metavar="N", min=1, help="Largest picture to decode, width x height.  [default: 178000000]"),
+        typer.Option(metavar="N", min=1, help="Largest image to decode, width x height.  [default: 178000000]"),
     ] = None,
     max_bytes: Annotated[
-        int | None, typer.Option(metavar="N", min=1, help="Largest file to read.  [default: 536870912]")
+        int | None, typer.Option(metavar="N", min=1, help="Largest file to read, in bytes.  [default: 536870912]")
     ] = None,
     offline: Offline = False,
     as_json: Json = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress and no summary.")] = False,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="Print no progress and no summary, only errors.")
+    ] = False,
 ) -> None:
-    """Encode pictures into a collection.
+    """Encode images into a collection.
 
-    Run it again and only what is new or changed is encoded; stop it at any moment and run it again to go on. A broken
-    file does not end the run: it is listed, and the exit status is 3.
+    Run it again and only what is new or changed is encoded. Stop it at any time: the same command goes on where it
+    stopped. A broken file does not stop the run: it is listed, and the exit status is 3.
     """
     for name, limit in (("IMAGE_ENCODERS_MAX_PIXELS", max_pixels), ("IMAGE_ENCODERS_MAX_BYTES", max_bytes)):
         if limit is not None:
@@ -118,13 +134,19 @@ def encode(
     from image_encoders.collection import Collection
 
     files = sources.find(source, all_files=all_files)
+    begun = _begun(output)
+    check_paths(weights, calibration)
+    if begun is not None:
+        check_goes_on(begun, model, weights, precision)
     wishes: dict[str, Any] = {"weights": weights, "device": device, "precision": precision, "engine": engine}
     if precision == "int8" or calibration is not None:
-        wishes["calibration"] = calibration or _calibration(output) or files.sample(CALIBRATED)
-    encoder = _encoder(output, model, parsed(options), offline, wishes)
+        wishes["calibration"] = calibration or (begun and begun.recipe.get("calibration")) or files.sample(CALIBRATED)
+    began = time.monotonic()
+    encoder = _encoder(begun, model, parse_options(options), offline=offline, quiet=quiet, **wishes)
+    load_seconds = time.monotonic() - began
     collection = Collection.open_or_create(output, encoder)
     try:
-        with bar("encoding", shown=not quiet) as progress:
+        with terminations(), bar("encoding", shown=not quiet) as told:
             report = run.run(
                 files,
                 encoder,
@@ -133,51 +155,69 @@ def encode(
                 workers=workers,
                 retry_failed=retry_failed,
                 prune=prune,
-                progress=progress,
+                progress=told and Meter(files, told),
             )
     except KeyboardInterrupt:
         with interrupted():
-            kept = f"{counted(collection.count(), 'row')} kept in {shown(output)}"
+            kept = f"{counted(collection.count(), 'embedding')} kept in {shown(output)}"
             say(f"interrupted: {kept}; the same command goes on from there")
         raise typer.Exit(130) from None
     if not report.total:
         say(_nothing(source, files))
     if as_json:
-        print_json(_fields(report, output, encoder, collection))
+        print_json(_fields(report, output, encoder, collection, load_seconds))
     elif not quiet:
-        summarize(report, output, collection)
+        summarize(report, output, collection, load_seconds)
     if report.failed:
         raise typer.Exit(3)
 
 
-def _calibration(output: Path) -> str | None:
-    """The calibration of a collection that was begun; CollectionError where it was begun in another precision."""
-    from image_encoders.collection import MARK, Collection
+class Meter:
+    """Shows now and then how far a run is, and counts on a thread of its own how many files there will be."""
+
+    def __init__(self, files: Sources, show: Callable[[int, int | None, float], None]):
+        self.show = show
+        self.total: int | None = None
+        self.began, self.shown = time.monotonic(), 0.0
+        threading.Thread(target=self._count, args=(files,), daemon=True, name="count").start()
+
+    def _count(self, files: Sources) -> None:
+        with suppress(OSError, ImageEncodersError):  # a list that vanished: the run itself will say so
+            self.total = files.count()
+
+    def __call__(self, done: int, read: int) -> None:
+        """done: files that are done; read: those of them that had to be read."""
+        now = time.monotonic()
+        if now - self.shown >= SHOW_S:
+            self.shown = now
+            self.show(done, self.total, read / max(now - self.began, SHOW_S))
+
+
+def _begun(output: Path) -> Collection | None:
+    """The collection in `output`, which nobody else is writing; None where one can be made there."""
+    from image_encoders.collection import MARK, Collection, check_new
 
     if not (output / MARK).exists():
+        check_new(output)
         return None
-    opened = Collection.open(output)
-    if opened.precision != "int8":
-        raise CollectionError(f"{output} was begun in {opened.precision}; choose another output for int8")
-    return opened.recipe.get("calibration")
+    begun = Collection.open(output)
+    with begun.writing():
+        return begun
 
 
-def _encoder(
-    output: Path, model: str | None, options: dict[str, Any], offline: bool, wishes: dict[str, Any]
-) -> Encoder:
-    """The model asked for, or the one that the collection was begun with, or the default."""
-    from image_encoders.collection import MARK, Collection
+def _encoder(begun: Collection | None, model: str | None, options: dict[str, Any], **wishes: Any) -> Encoder:
+    """The collection's encoder where nothing else was asked for, or the model asked for, or the default."""
     from image_encoders.models import DEFAULT
 
-    if model is None and (output / MARK).exists():
-        return load_again(Collection.open(output), options, offline=offline, **wishes)
-    return load(model or DEFAULT, options, offline=offline, **wishes)
+    if begun is not None and model in (None, begun.name):
+        return load_again(begun, options, **wishes)
+    return load(model or DEFAULT, options, **wishes)
 
 
 def _nothing(source: Sequence[str], files: Sources) -> str:
-    """That there were no pictures, and what there was instead."""
+    """That there were no images, and what there was instead."""
     places = ["standard input" if place == "-" else place for place in source]
-    words = f"warning: no pictures in {_some(places, len(places))}"
+    words = f"warning: no images in {_some(places, len(places))}"
     if not files.ignored:
         return words
     others = counted(files.ignored, "other file")
@@ -190,22 +230,26 @@ def _some(names: Sequence[str], count: int) -> str:
     return ", ".join(names[:SHOWN]) + (f" and {more:,} more" if more else "")
 
 
-def summarize(report: Report, output: Path, collection: Collection) -> None:
+def summarize(report: Report, output: Path, collection: Collection, load_seconds: float) -> None:
     """What a run did, with the first failures and how to see the others."""
-    rate = f", {report.encoded / report.seconds:.0f}/s" if report.encoded and report.seconds else ""
-    rows = counted(collection.count(), "row")
-    print(f"{counted(report.total, 'picture')} in {report.seconds:.1f} s{rate} -> {shown(output)}, {rows}")
+    rate = f", then {report.encoded / report.seconds:.0f} images/s" if report.encoded and report.seconds else ""
+    seconds = f"{load_seconds + report.seconds:.1f} s ({load_seconds:.1f} s to load the model{rate})"
+    stored = counted(collection.count(), "embedding")
+    print(f"{counted(report.total, 'image')} in {seconds} -> {shown(output)}, {stored}")
     counts = {name: getattr(report, name) for name in ("encoded", "reused", "unchanged", "failed", "pruned", "ignored")}
     print("  " + ", ".join(f"{count:,} {name}" for name, count in counts.items() if count or name == "encoded"))
     if report.failed:
         for failure in collection.failures()[:SHOWN]:
-            print(visible(f"  {shown(failure.id)}: {failure.message}"))
+            print(escape_controls(f"  {shown(failure.id)}: {failure.message}"))
         print(f"  all failures: image-encoders failures {shown(output)}; to try them again: --retry-failed")
 
 
-def _fields(report: Report, output: Path, encoder: Encoder, collection: Collection) -> dict[str, Any]:
+def _fields(
+    report: Report, output: Path, encoder: Encoder, collection: Collection, load_seconds: float
+) -> dict[str, Any]:
     return {
         **asdict(report),
+        "load_seconds": load_seconds,
         "rate": report.encoded / report.seconds if report.seconds else 0.0,
         "collection": str(output.absolute()),
         "rows": collection.count(),

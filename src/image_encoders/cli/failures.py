@@ -1,28 +1,24 @@
-"""`image-encoders failures`: what could not be encoded, and why."""
+"""`image-encoders failures`: the files that could not be encoded, and why."""
 
 from __future__ import annotations
 
 from dataclasses import asdict
-from pathlib import Path
-from typing import Annotated
 
-import typer
-
-from image_encoders.cli.arguments import Json
+from image_encoders.cli.options import CollectionFolder, Json
 from image_encoders.cli.printing import print_json, print_table, say, shown
 
 EXAMPLES = """\b
 Examples:
   image-encoders failures my-photos
-  image-encoders failures my-photos --json | jq -r '.[].id'      # the files alone
+  image-encoders failures my-photos --json | jq -r '.[].id'      # only their paths
   image-encoders encode photos/ -o my-photos --retry-failed      # try them again"""
 
 
 def failures(
-    collection: Annotated[Path, typer.Argument(metavar="COLLECTION", help="The folder that `encode -o` made.")],
+    collection: CollectionFolder,
     as_json: Json = False,
 ) -> None:
-    """List what could not be encoded, and why."""
+    """List the files that could not be encoded, and why."""
     from image_encoders.collection import Collection
 
     failed = Collection.open(collection).failures()
@@ -34,4 +30,4 @@ def failures(
             ((shown(one.id), one.stage, one.code, one.message) for one in failed),
         )
     else:
-        say("nothing failed")
+        say("no failures")

@@ -6,14 +6,14 @@ from typing import Annotated
 
 import typer
 
-from image_encoders.cli.arguments import Json, Offline
-from image_encoders.cli.printing import print_json, shown
+from image_encoders.cli.options import Json, Offline
+from image_encoders.cli.printing import print, print_json, shown
 from image_encoders.errors import WeightsError
 
 EXAMPLES = """\b
 Examples:
   image-encoders fetch clip/openai/clip-vit-base-patch32
-  image-encoders fetch clip/openai/clip-vit-base-patch32 --offline   # is it in the cache?"""
+  image-encoders fetch clip/openai/clip-vit-base-patch32 --offline   # has it been downloaded?"""
 
 
 def fetch(
@@ -23,13 +23,13 @@ def fetch(
 ) -> None:
     """Download a model's files.
 
-    They are kept in the cache, so that the model can be used with no network. What is there is not fetched again.
+    From then on it can be used without a network. What has been downloaded is not downloaded again.
     """
     from image_encoders import models
 
     family = models.family(name)
     if not hasattr(family, "fetch"):
-        raise WeightsError(f"{name} has no published files to fetch; give its checkpoint with --weights")
+        raise WeightsError(f"{name} has no published files to download; give its checkpoint with --weights")
     paths = family.fetch(name.partition("/")[2], offline=offline or None)
     if as_json:
         print_json({"model": name, "paths": [str(path) for path in paths]})

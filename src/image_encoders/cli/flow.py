@@ -1,4 +1,4 @@
-"""`image-encoders flow`: a Jina Flow from YAML, as it is written today or was once."""
+"""`image-encoders flow`: a Jina Flow from YAML, in today's form or an older one."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
-from image_encoders.cli.printing import say, sentence
+from image_encoders.cli.options import local_path
+from image_encoders.cli.printing import error_sentence, say
 from image_encoders.errors import ImageEncodersError
 
 EXAMPLES = """\b
@@ -24,12 +25,17 @@ A Flow of one Executor, listening where clients of Jina find it:
 
 
 def flow(
-    path: Annotated[Path, typer.Argument(metavar="FLOW.yml", help="With executors:, or pods: as it was once.")],
+    path: Annotated[
+        Path,
+        typer.Argument(
+            metavar="FLOW.yml", help="With executors:, or with pods: as in Jina 1 and 2.", parser=local_path
+        ),
+    ],
 ) -> None:
-    """Start a Jina Flow and run it until Ctrl-C.
+    """Start a Jina Flow and run it until Ctrl-C or SIGTERM.
 
     Executors are named as in their documentation: CLIPImageEncoder, jinahub://CLIPImageEncoder, or a config.yml. The
-    Flow listens on 127.0.0.1 unless the file says otherwise. Needs the extra `jina`.
+    Flow listens on 127.0.0.1 unless the file says otherwise. Requires pip install 'image-encoders[jina]'.
     """
     if not path.is_file():
         raise ImageEncodersError(f"{path}: no such Flow file")
@@ -38,7 +44,7 @@ def flow(
         _start(loaded, path)
         signal.signal(signal.SIGTERM, _interrupt)  # after the start, as processes inherit it
         scheme = str(loaded.protocol).lower().rpartition(".")[2]
-        say(f"listening on {scheme}://{loaded.host}:{loaded.port}; Ctrl-C ends it")
+        say(f"listening on {scheme}://{loaded.host}:{loaded.port}; Ctrl-C stops it")
         loaded.block()
     except KeyboardInterrupt:
         pass
@@ -54,8 +60,8 @@ def _loaded(path: Path) -> Any:
         return Flow.load_config(str(path))
     except (ImageEncodersError, OSError):
         raise
-    except Exception as error:  # of YAML, or whatever Jina has against it
-        raise ImageEncodersError(f"{path}: {sentence(error)}") from error
+    except Exception as error:  # of the YAML parser or of Jina
+        raise ImageEncodersError(f"{path}: {error_sentence(error)}") from error
 
 
 def _start(flow: Any, path: Path) -> None:

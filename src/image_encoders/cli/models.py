@@ -2,35 +2,81 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import asdict
+from typing import Annotated, Any
 
-from image_encoders.cli.arguments import Json
+import typer
+
+from image_encoders.cli.options import Json
 from image_encoders.cli.printing import print_json, print_table, say
 
 EXAMPLES = """\b
 Examples:
-  image-encoders models
+  image-encoders models                        # all of them
+  image-encoders models bit/R50x1              # one of them: where its weights come from, its options
   image-encoders models --json | jq -r '.[].name'"""
 
 
-def models(as_json: Json = False) -> None:
+def models(
+    name: Annotated[
+        str | None, typer.Argument(metavar="NAME", help="Describe this model only.", show_default=False)
+    ] = None,
+    as_json: Json = False,
+) -> None:
     """List the models.
 
-    What they encode, how long their rows are, where their weights come from and under which licence.
+    What they encode, the size of their embeddings, and the licence of their weights; with NAME also where the weights
+    come from, and the options that -O takes.
     """
-    from image_encoders.models import DEFAULT, variants
+    from image_encoders.models import DEFAULT, unknown, variants
 
-    if as_json:
-        print_json(
-            [{**asdict(variant), "name": name, "default": name == DEFAULT} for name, variant in variants().items()]
-        )
-        return
-    print_table(
-        ("model", "encodes", "dim", "weights", "licence of the weights"),
+    listed = {key: {**asdict(one), "name": key, "default": key == DEFAULT} for key, one in variants().items()}
+    if name is not None:
+        if name not in listed:
+            raise unknown(name)
+        described = {**listed[name], "options": _options(name)}
+        if as_json:
+            print_json(described)
+        else:
+            _describe(described)
+    elif as_json:
+        print_json(list(listed.values()))
+    else:
+        print_table(("model", "encodes", "dim", "licence of weights"), map(_cells, listed.values()))
+        say(f"\nWithout --model: {DEFAULT}")
+        say("Also any CLIP or SigLIP of Hugging Face, as clip/OWNER/NAME, or of a folder, as clip/./FOLDER")
+        say("More about one of them: image-encoders models NAME")
+
+
+def _options(name: str) -> dict[str, Any]:
+    """The options of the model's family, and their defaults."""
+    from image_encoders.models import family
+
+    parameters = inspect.signature(family(name).load).parameters.values()
+    return {
+        one.name: None if one.default is one.empty else one.default
+        for one in parameters
+        if one.kind is one.KEYWORD_ONLY and one.name not in ("weights", "runtime")
+    }
+
+
+def _cells(model: dict[str, Any]) -> tuple[str, ...]:
+    licence = model["licence"].partition(" (")[0]
+    return model["name"], ", ".join(model["towers"]), str(model["dim"] or "any"), licence
+
+
+def _describe(model: dict[str, Any]) -> None:
+    """One model, fact by fact."""
+    rows = [
+        ("model", model["name"]),
+        ("encodes", ", ".join(model["towers"])),
+        ("dim", model["dim"] or "as the checkpoint has it"),
+        ("weights", model["weights"]),
+        ("licence of the weights", model["licence"]),
         (
-            (name, ", ".join(one.towers), "any" if one.dim is None else str(one.dim), one.weights, one.licence)
-            for name, one in variants().items()
+            "options (-O)",
+            ", ".join(key if value is None else f"{key}={value}" for key, value in model["options"].items()) or "none",
         ),
-    )
-    say(f"\nWithout --model: {DEFAULT}")
-    say("After clip/ goes any Hugging Face id or folder: clip/google/siglip2-base-patch16-224, clip/./my-clip")
+    ]
+    print_table((), rows)

@@ -1,84 +1,137 @@
-"""`image-encoders search`: the pictures of a collection that are nearest to words, a picture or a sound."""
+"""`image-encoders search`: the images of a collection that are nearest to words, an image or a sound."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from image_encoders.cli.arguments import Device, Json, Offline, Weights, load_again
-from image_encoders.cli.printing import print_json, print_table, say, shown
-from image_encoders.errors import CollectionError
+from image_encoders.cli.loading import load_again, loading
+from image_encoders.cli.options import CollectionFolder, Device, Json, Offline, Weights, local_path
+from image_encoders.cli.printing import counted, print_json, print_table, say, shown
+from image_encoders.errors import CollectionError, InputError
 
 if TYPE_CHECKING:
-    from image_encoders.collection import Hit
+    import numpy as np
+
+    from image_encoders.collection import Collection, Hit
+    from image_encoders.encoder import Encoder
 
 EXAMPLES = """\b
 Examples:
   image-encoders search my-photos "a dog on a beach"
   image-encoders search my-photos "a dog on a beach" -k 50 --html dogs.html
-  image-encoders search my-photos --image holiday.jpg        # pictures like this one
-  image-encoders search my-sounds --audio bark.wav           # models that hear, such as audioclip
+  image-encoders search my-photos --image holiday.jpg        # images like this one
+  image-encoders search my-sounds --audio bark.wav           # with a model that takes sounds, such as audioclip
   image-encoders search my-photos "a dog" --json | jq -r '.[].path'"""
 
 
 def search(
-    collection: Annotated[Path, typer.Argument(metavar="COLLECTION", help="The folder that `encode -o` made.")],
+    collection: CollectionFolder,
     words: Annotated[
-        str | None, typer.Argument(metavar='"WORDS"', help="What to look for.", show_default=False)
+        str | None,
+        typer.Argument(
+            metavar='"WORDS"',
+            help="What to look for, in words; --image or --audio takes their place.",
+            show_default=False,
+        ),
     ] = None,
-    image: Annotated[Path | None, typer.Option(metavar="FILE", help="Look for pictures like this one.")] = None,
-    audio: Annotated[Path | None, typer.Option(metavar="FILE", help="Look for pictures of what is heard.")] = None,
-    k: Annotated[int, typer.Option("-k", metavar="N", min=1, help="How many pictures to find.")] = 10,
+    image: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Find images like this one.", parser=local_path)
+    ] = None,
+    audio: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Find images of what is heard in this file.", parser=local_path)
+    ] = None,
+    k: Annotated[int, typer.Option("-k", metavar="N", min=1, help="How many images to find.")] = 10,
+    each_copy: Annotated[
+        bool, typer.Option("--all", help="List every copy of an image; without it, identical files share one line.")
+    ] = False,
     page: Annotated[
-        Path | None, typer.Option("--html", metavar="FILE", help="Also write a page of thumbnails, all in one file.")
+        Path | None,
+        typer.Option(
+            "--html", metavar="FILE", help="Also write a page of thumbnails, in one HTML file.", parser=local_path
+        ),
     ] = None,
     as_json: Json = False,
     weights: Weights = None,
     device: Device = None,
     offline: Offline = False,
 ) -> None:
-    """Find pictures by words, a picture or a sound.
+    """Find images by words, by an image or by a sound.
 
-    The nearest come first. The model is the one that the collection was encoded with. A score is the cosine similarity.
+    The best matches come first; the score is the cosine similarity. The model is the one that the collection was
+    encoded with.
     """
     if sum(query is not None for query in (words, image, audio)) != 1:
         raise typer.BadParameter('give one query: "WORDS", --image FILE or --audio FILE')
+    if words is not None and not words.strip():
+        raise typer.BadParameter('WORDS are empty; write what to look for, such as "a dog on a beach"')
 
     from image_encoders.collection import Collection
 
     opened = Collection.open(collection)
-    encoder = load_again(opened, {}, offline=offline, weights=weights, device=device)
-    if encoder.fingerprint != opened.fingerprint:
-        raise CollectionError(
-            f"{collection} was encoded with {opened.name} of fingerprint {opened.fingerprint}, and {encoder.name} as "
-            f"loaded here ({encoder.precision} by {encoder.engine} on {encoder.device}) has {encoder.fingerprint}: "
-            "their rows cannot be compared; use the same weights and device, or encode the pictures again elsewhere"
-        )
-    if words is not None:
-        query, rows = words, encoder.encode_text([words])
-    elif image is not None:
-        query, rows = image.name, encoder.encode_image([image])
-    else:
-        assert audio is not None
-        query, rows = audio.name, encoder.encode_audio([audio])
-    hits = opened.search(rows[0], k)
+    modality, query = next((name, one) for name, one in _queries(words, image, audio) if one is not None)
+    _check(opened, modality, query, page)
+    with loading(opened.name):
+        encoder = load_again(opened, {}, offline=offline, quiet=True, weights=weights, device=device)
+        _check_space(opened, encoder)
+        embedding = _embedding(encoder, modality, query)
+    hits = opened.search(embedding, k, each_copy=each_copy)
     if as_json:
         print_json([_fields(rank, hit) for rank, hit in enumerate(hits, 1)])
     else:
         show(hits)
     if page is not None:
-        write_page(page, hits, query=query, model=encoder.name, collection=collection.name, picture=image)
+        title = query if isinstance(query, str) else query.name
+        write_page(page, hits, query=title, model=encoder.name, collection=collection.name, picture=image)
+
+
+def _queries(words: str | None, image: Path | None, audio: Path | None) -> Sequence[tuple[str, Any]]:
+    return ("text", words), ("image", image), ("audio", audio)
+
+
+def _check(opened: Collection, modality: str, query: str | Path, page: Path | None) -> None:
+    """Raise, before a model is loaded, where the query cannot be embedded or the page cannot be written."""
+    if modality not in opened.modalities:
+        raise CollectionError(
+            f"{opened.folder} was encoded with {opened.name}, which has no {modality} tower; "
+            f"search by {' or '.join(opened.modalities)}"
+        )
+    if isinstance(query, Path):
+        query.expanduser().open("rb").close()
+    if page is not None and (page.is_dir() or not page.absolute().parent.is_dir()):
+        where = "is a folder" if page.is_dir() else f"there is no folder {shown(page.absolute().parent)}"
+        raise InputError(f"--html {page}: {where}; name a file in a folder that exists", code="page")
+
+
+def _check_space(opened: Collection, encoder: Encoder) -> None:
+    if encoder.fingerprint != opened.fingerprint:
+        raise CollectionError(
+            f"{opened.folder} was encoded with {opened.name} of fingerprint {opened.fingerprint}, and {encoder.name} "
+            f"as loaded here ({encoder.precision} by {encoder.engine} on {encoder.device}) has {encoder.fingerprint}: "
+            "their embeddings cannot be compared; use the same weights and device, or encode the images again elsewhere"
+        )
+
+
+def _embedding(encoder: Encoder, modality: str, query: Any) -> np.ndarray:
+    """(dim,) of the query."""
+    encode = {"text": encoder.encode_text, "image": encoder.encode_image, "audio": encoder.encode_audio}[modality]
+    return encode([query])[0]
 
 
 def show(hits: Sequence[Hit]) -> None:
     """The table of what was found."""
-    rows = ((rank, hit.score, f"{hit.width} x {hit.height}", shown(hit.path)) for rank, hit in enumerate(hits, 1))
-    print_table(("rank", "score", "size", "picture"), rows)
+    rows = ((rank, hit.score, f"{hit.width} x {hit.height}", _named(hit)) for rank, hit in enumerate(hits, 1))
+    print_table(("rank", "score", "size", "image"), rows)
     if not hits:
-        say("the collection holds no pictures")
+        say("the collection is empty")
+
+
+def _named(hit: Hit) -> str:
+    copies = len(hit.copies)
+    return shown(hit.path) + (f" and {counted(copies, 'copy', 'copies')}" if copies else "")
 
 
 def write_page(
@@ -101,4 +154,5 @@ def _fields(rank: int, hit: Hit) -> dict:
         "width": hit.width,
         "height": hit.height,
         "sha256": hit.sha256,
+        "copies": list(hit.copies),
     }

@@ -1,4 +1,4 @@
-"""`image-encoders verify`: are the rows those of the original code?"""
+"""`image-encoders verify`: are the embeddings those of the original code?"""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from image_encoders.cli.arguments import Json, Offline, Options, Weights, go_offline, load, parsed
-from image_encoders.cli.printing import counted, print_json, print_table, say, shown
+from image_encoders.cli.loading import check_paths, load
+from image_encoders.cli.options import Json, Offline, Options, Weights, go_offline, local_path, parse_options
+from image_encoders.cli.printing import counted, print, print_json, print_table, say, shown
 
 if TYPE_CHECKING:
     from image_encoders.conformance.cases import Case, Result
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 EXAMPLES = """\b
 Examples:
-  image-encoders verify bit                      # on synthetic checkpoints, made once
+  image-encoders verify bit                      # on synthetic checkpoints, generated once
   image-encoders verify all --full --markdown    # all of them: 4 GB, some minutes
   image-encoders verify vsepp/f30k-vgg19 --weights runs/f30k_vse++_vggfull/model_best.pth.tar
 \b
@@ -33,43 +34,51 @@ def verify(
         str, typer.Argument(metavar="NAME", help="A family, such as bit; a model, such as bit/R50x1; or all.")
     ],
     weights: Weights = None,
-    picture: Annotated[
+    image: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="With --weights: the picture man_piercing.jpg, whose rows were published."),
+        typer.Option(
+            metavar="FILE",
+            help="With --weights: the image man_piercing.jpg, whose embeddings were published.",
+            parser=local_path,
+        ),
     ] = None,
     options: Options = None,
     full: Annotated[
-        bool, typer.Option("--full", help="Also the synthetic checkpoints of 300 MB and more; 4 GB for all.")
+        bool, typer.Option("--full", help="Also use the synthetic checkpoints of 300 MB and more; 4 GB for all.")
     ] = False,
     keep: Annotated[
         Path | None,
-        typer.Option(metavar="FOLDER", help="Where synthetic checkpoints are kept.  [default: the cache folder]"),
+        typer.Option(
+            metavar="FOLDER",
+            help="Where synthetic checkpoints are kept.  [default: the cache folder]",
+            parser=local_path,
+        ),
     ] = None,
     device: Annotated[str, typer.Option(metavar="DEVICE", help="auto, cpu, cuda or cuda:N.")] = "cpu",
     precision: Annotated[
         str, typer.Option(metavar="PRECISION", help="auto, float32, bfloat16 or float16.")
     ] = "float32",
-    engine: Annotated[str, typer.Option(metavar="ENGINE", help="What runs the nets: auto or torch.")] = "torch",
+    engine: Annotated[str, typer.Option(metavar="ENGINE", help="What runs the model: auto or torch.")] = "torch",
     offline: Offline = False,
     markdown: Annotated[bool, typer.Option("--markdown", help="Write the table as Markdown.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Check that rows are those of the original code.
+    """Check that embeddings equal those of the original code.
 
-    Synthetic checkpoints of the true sizes are made by recipe, loaded, and what they give is compared with what the
-    original code gave for the same files: what the net is given, and rows of arrays, pixels, files, texts and sounds.
-    By default those below 300 MB are run, or the first of a family that has none; it is said how much disk they need.
+    Synthetic checkpoints of the original sizes are generated and loaded, and preprocessed inputs and embeddings of
+    arrays, image files, texts and sounds are compared with what the original code computed from the same checkpoint.
+    By default those below 300 MB are used, or the smallest of a family that has none.
 
     The tolerances are for float32 by torch on the CPU. With another --device, --precision or --engine the table shows
-    how close the rows are, and the exit status is 0 however close.
+    how close the embeddings are, and the exit status is always 0.
 
-    With --weights the published checkpoint is loaded instead, and compared with what is published of it.
+    With --weights a published checkpoint is loaded instead, and compared with the embeddings published for it.
     """
     wishes = {"device": device, "precision": precision, "engine": engine}
     if offline:
         go_offline()
     if weights is None:
-        for option, given in (("--picture", picture), ("-O", options)):
+        for option, given in (("--image", image), ("-O", options)):
             if given:
                 raise typer.BadParameter(f"{option} goes with --weights")
         _synthetic(name, full, keep, wishes, markdown, as_json)
@@ -77,7 +86,8 @@ def verify(
     for option, flag in (("--full", full), ("--keep", keep), ("--markdown", markdown)):
         if flag:
             raise typer.BadParameter(f"{option} goes without --weights")
-    _real(name, weights, parsed(options), picture, wishes, as_json)
+    check_paths(weights, None)
+    _real(name, weights, parse_options(options), image, wishes, as_json)
 
 
 # ---------------------------------------------------------------- synthetic checkpoints
@@ -111,7 +121,7 @@ def _synthetic(
     failed = sum(not result.passed for result in results)
     say(
         f"\n{counted(len(results), 'check')}, {failed} outside the tolerance, {time.perf_counter() - started:.0f} s"
-        + ("" if asserted else "; the tolerances are for float32 by torch on the CPU and only shown here")
+        + ("" if asserted else "; the tolerances are for float32 by torch on the CPU and only shown for comparison")
     )
     if skipped:
         say(f"not run: {', '.join(_sized(case) for case in skipped)}; --full runs them")
@@ -120,14 +130,14 @@ def _synthetic(
 
 
 def _announce(chosen: Iterable[Case], keep: Path | None) -> None:
-    """Say what is going to be made, and how much room it needs."""
+    """Say what is going to be generated, and how much disk it needs."""
     from image_encoders.conformance import bundle
 
     lacking = [case for case in chosen if not bundle.place(case.name, keep).is_dir()]
     if lacking:
         total = sum(bundle.size(case.name) for case in lacking) / 1e6
         where = shown(keep or bundle.checkpoints())
-        say(f"making {counted(len(lacking), 'synthetic checkpoint')}, {total:,.0f} MB, kept in {where}")
+        say(f"generating {counted(len(lacking), 'synthetic checkpoint')}, {total:,.0f} MB, in {where}")
 
 
 def _sized(case: Case) -> str:
@@ -189,19 +199,19 @@ def _print_markdown(name: str, full: bool, results: Iterable[Result], wishes: Ma
 
 def _real(
     name: str,
-    weights: str,
+    weights: Path,
     options: Mapping[str, Any],
-    picture: Path | None,
+    image: Path | None,
     wishes: Mapping[str, str],
     as_json: bool,
 ) -> None:
     from image_encoders.conformance import published
 
     known = published.rows(name)
-    if picture is not None:
+    if image is not None:
         if not any(row.modality == "image" for row in known):
-            raise typer.BadParameter(f"--picture: no row of a picture is published for {name}")
-        published.check_picture(picture)
+            raise typer.BadParameter(f"--image: no embedding of an image is published for {name}")
+        published.check_picture(image)
 
     def loaded(more: Mapping[str, Any]) -> Any:
         chosen = {**options, **more}
@@ -215,8 +225,8 @@ def _real(
         )
 
     loaded({})  # which is strict: every tensor of the net comes from the file, and none is left over
-    same_file = published.is_published_file(name, Path(weights).expanduser())
-    found = list(published.compare(name, loaded, picture))
+    same_file = published.is_published_file(name, weights.expanduser())
+    found = list(published.compare(name, loaded, image))
     done = [one for one in found if one.found is not None]
     asserted = all(wishes[key] == value for key, value in REFERENCE.items())
     passed = all(one.passed for one in done) and same_file is not False
@@ -224,7 +234,7 @@ def _real(
         print_json(
             {
                 "model": name,
-                "weights": weights,
+                "weights": str(weights),
                 **wishes,
                 "published_file": same_file,
                 "asserted": asserted,
@@ -234,12 +244,12 @@ def _real(
             }
         )
     else:
-        print(f"{shown(weights)}: loads as {name}, with every tensor in its place and none left over")
+        print(f"{shown(weights)}: loads as {name}; every tensor was used and none is missing")
         if same_file is not None:
             print(f"size and sha256 are {'' if same_file else 'NOT '}those of the published file")
         if done:
             print_table(
-                ("published row", "first values off by", "length off by", "tolerance", ""),
+                ("published embedding", "error of the first values", "error of the norm", "tolerance", ""),
                 (
                     (
                         str(one.row),
@@ -258,7 +268,7 @@ def _real(
 
 def _compared(one: Comparison) -> dict[str, Any]:
     return {
-        "row": str(one.row),
+        "embedding": str(one.row),
         "first_values_max_abs": one.max_abs,
         "norm_error": one.norm_error,
         "limit": one.row.limit,
@@ -271,9 +281,9 @@ def _say_what_is_not_checked(name: str, found: Sequence[Comparison]) -> None:
 
     if not found:
         models = ", ".join(dict.fromkeys(row.model for row in published.ROWS))
-        say(f"no row is published for {name}, so none was compared; there are some for {models}")
+        say(f"no embedding is published for {name}, so none was compared; there are some for {models}")
     if any(one.found is None for one in found):
         say(
-            f"not compared: the row of {published.PICTURE}, a picture that does not come with this package; "
-            f"--picture FILE compares it (sha256 {published.PICTURE_SHA256})"
+            f"not compared: the embedding of {published.PICTURE}, an image that is not part of this package; "
+            f"--image FILE compares it (sha256 {published.PICTURE_SHA256})"
         )

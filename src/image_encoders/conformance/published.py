@@ -46,7 +46,7 @@ class PublishedRow:
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def __str__(self) -> str:
-        return f"the picture {PICTURE}" if self.modality == "image" else f"the text {self.text!r}"
+        return f"the image {PICTURE}" if self.modality == "image" else f"the text {self.text!r}"
 
 
 # A text's row is another machine's float32; a picture's may be another JPEG decoder's as well.

@@ -14,6 +14,10 @@ class Malformed(Exception):
     """Bytes that do not follow their format. Readers turn it into a WeightsError that names the file."""
 
 
+class Unsupported(Malformed):
+    """Sound bytes that hold something which no checkpoint of these families has."""
+
+
 def map_file(path: Path) -> mmap.mmap:
     """A file's bytes, copy-on-write: what is written there stays in memory.
 

@@ -12,19 +12,19 @@ from __future__ import annotations
 
 import codecs
 import struct
-from collections.abc import Callable, Mapping, Sized
+from collections.abc import Callable, Iterable, Mapping, Sized
 from types import SimpleNamespace
 from typing import Any
 
 from image_encoders.weights.files import Malformed
 
-MAX_OPCODES = 10_000_000  # a state_dict takes about 40 per tensor, so this is far beyond any real checkpoint
+MAX_OPCODES = 2_000_000  # a state_dict takes about 40 per tensor, a vocabulary 10 per word
 MAX_NUMBER = 1000  # longest integer [digits in text, bytes in binary]: the largest legitimate one has 20
 MAX_LINE = 1 << 16  # longest text argument [bytes]; only protocol 0 has any
-MAX_KEY_DEPTH = 2  # nesting of a tuple used as a key: hashing recurses in C, where depth is a crash,
-MAX_KEY_LENGTH = 16  # and visits every member, where shared ones multiply
-CALLED_AT_LEAST = 64 << 20  # calls may be given this many bytes and elements together,
-CALLED_RATIO = 4  # or this many times the pickle's size: beyond that it hands one large value to many calls
+MAX_KEY = (1 << 61) - 1  # integers below it hash to themselves; larger ones can be made to collide by the million
+COPIED_AT_LEAST = 64 << 20  # calls and states may be given this many bytes together,
+COPIED_RATIO = 4  # or this many times the pickle's size: beyond that it hands one large value to many of them
+ELEMENT = 64  # [bytes] about what a value takes in a container
 
 _MARK = object()
 _PYTHON_2 = {"__builtin__": "builtins", "copy_reg": "copyreg", "UserDict": "collections"}
@@ -99,7 +99,7 @@ class _Machine:
         self.names, self.persistent = names, persistent
         self.stack: list[Any] = []
         self.memo: dict[int, Any] = {}
-        self.may_call = max(CALLED_AT_LEAST, CALLED_RATIO * len(pickled))
+        self.may_copy = max(COPIED_AT_LEAST, COPIED_RATIO * len(pickled))
 
     def run(self) -> tuple[Any, int]:
         for _ in range(MAX_OPCODES):
@@ -128,11 +128,14 @@ class _Machine:
         return struct.unpack(form, self.take(struct.calcsize(form)))[0]
 
     def line(self) -> bytes:
-        line, end, _ = bytes(self.bytes[self.at : self.at + MAX_LINE]).partition(b"\n")
-        if not end:
-            raise Malformed(f"the line at byte {self.at} does not end")
-        self.at += len(line) + 1
-        return line
+        room = 64
+        while room <= MAX_LINE:
+            line, end, _ = bytes(self.bytes[self.at : self.at + room]).partition(b"\n")
+            if end:
+                self.at += len(line) + 1
+                return line
+            room *= 4
+        raise Malformed(f"the line at byte {self.at} does not end")
 
     # the stack
 
@@ -180,16 +183,23 @@ class _Machine:
             raise Malformed(f"the pickle calls {shown}, which is not a function")
         if type(arguments) is not tuple:
             raise Malformed(f"the arguments of {callee.name} are not a tuple")
-        self.may_call -= sum(len(one) for one in arguments if isinstance(one, Sized))
-        if self.may_call < 0:
-            raise Malformed("the pickle hands far more to its calls than it holds")
+        self.copies(arguments)
         return callee.call(*arguments)
+
+    def copies(self, values: Iterable[Any]) -> None:
+        """Count what a call or a state copies, since the memo lets a short pickle hand over one large value often."""
+        for value in values:
+            if isinstance(value, Sized):
+                self.may_copy -= len(value) * (1 if isinstance(value, (str, bytes, bytearray)) else ELEMENT)
+        if self.may_copy < 0:
+            raise Malformed("the pickle hands on far more than it holds")
 
     def build(self) -> None:
         state = self.value()
         if not self.stack:
             raise Malformed("the pickle gives state to nothing")
         target = self.stack[-1]
+        self.copies([state, *(state if type(state) is tuple else ())])
         if type(target) is Unbuilt:
             target.values = [target.build(state)]
             self.stack[-1] = target.values[0]
@@ -204,15 +214,12 @@ class _Machine:
         # an OrderedDict's own attributes (torch keeps version numbers there) are dropped
 
 
-def key(value: Any, depth: int = MAX_KEY_DEPTH) -> Any:
-    """`value`, when it can safely be a dictionary key or a set's member."""
-    if value is None or isinstance(value, (str, bytes, float)):
-        return value
-    if isinstance(value, int) and abs(value) < 1 << 64:  # longer ones can be made to collide by the million
-        return value
-    if type(value) is tuple and depth and len(value) <= MAX_KEY_LENGTH:
-        for part in value:
-            key(part, depth - 1)
+def key(value: Any) -> Any:
+    """`value`, when it can safely be a dictionary key or a set's member.
+
+    Tuples are refused: hashing recurses in C, where depth is a crash, and visits shared members again and again.
+    """
+    if value is None or isinstance(value, (str, bytes, float)) or (isinstance(value, int) and abs(value) < MAX_KEY):
         return value
     raise Malformed(f"a {type(value).__name__} is used as a key")
 

@@ -13,11 +13,23 @@ from image_encoders import models
 from image_encoders.doctor import Stages
 
 
-def test_models_lists_every_model(command):
+def test_models_lists_every_model_within_a_terminals_width(command):
     ran = command("models")
     assert ran.status == 0
     assert [line.split()[0] for line in ran.out.splitlines()[1:]] == models.names()
     assert models.DEFAULT in ran.err
+    assert max(map(len, (ran.out + ran.err).splitlines())) < 100
+
+
+def test_one_model_is_described_with_its_options(command):
+    ran = command("models", "bit/R50x1")
+    assert ran.status == 0
+    for words in ("BiT-M-R50x1.npz", "2048", "Apache-2.0", "input_size", "source=npz"):
+        assert words in ran.out
+    assert command("models", "bit/R50x1", "--json").json["name"] == "bit/R50x1"
+    ran = command("models", "bit/R50x7")
+    assert ran.status == 2
+    assert "did you mean bit/R50x3 or bit/R50x1" in ran.err
 
 
 def test_models_as_json_say_which_is_the_default(command):
@@ -49,6 +61,11 @@ def test_a_model_that_is_not_in_the_cache_is_refused_offline(command, monkeypatc
     assert len(ran.err.splitlines()) == 1
 
 
+def sentences(err: str) -> list[str]:
+    """What a command of its own process said, but for the line about a model that takes long to load."""
+    return [line for line in err.splitlines() if not line.startswith("loading ")]
+
+
 def test_without_a_model_and_a_network_the_message_names_what_works(start, photos, tmp_path):
     blocked = {
         "https_proxy": "http://127.0.0.1:9",
@@ -60,7 +77,7 @@ def test_without_a_model_and_a_network_the_message_names_what_works(start, photo
     assert (running.returncode, out) == (2, ""), err
     assert models.DEFAULT.removeprefix("clip/") in err
     assert "clip/demo" in err
-    assert len(err.splitlines()) == 1
+    assert len(sentences(err)) == 1
     assert not (tmp_path / "c").exists()
 
 
@@ -77,9 +94,9 @@ def test_doctor_shows_the_machine(command):
 def test_doctor_measures_a_model_and_names_the_limit(command, photos):
     told = command("doctor", "--model", "colours/plain", "--json", *photos.glob("*.png")).json
     stages = told["stages"]
-    assert (stages["model"], stages["pictures"]) == ("colours/plain", 3)
-    assert min(stages["read_ms"], stages["prepare_ms"], stages["embed_ms"]) > 0
-    assert stages["limit"] in ("read", "prepare", "embed")
+    assert (stages["model"], stages["images"]) == ("colours/plain", 3)
+    assert min(stages["read_ms"], stages["preprocess_ms"], stages["embed_ms"]) > 0
+    assert stages["limit"] in ("read", "preprocess", "embed")
     assert told["processor"]["cores"] >= 1
     assert "limits; expect about" in command("doctor", "--model", "colours/plain").out
 
@@ -91,8 +108,8 @@ def test_doctor_needs_a_model_for_pictures(command, photos):
 
 
 def stages(**changes) -> Stages:
-    measured = {"read_ms": 4.0, "prepare_ms": 2.0, "embed_ms": 10.0}
-    return Stages(**{**measured, "pictures": 8, "batch_size": 8, "workers": 2, "shared": True, **changes})
+    measured = {"read_ms": 4.0, "preprocess_ms": 2.0, "embed_ms": 10.0}
+    return Stages(**{**measured, "images": 8, "batch_size": 8, "workers": 2, "shared": True, **changes})
 
 
 def test_stages_on_the_same_cores_add_up():
@@ -108,6 +125,17 @@ def test_stages_beside_a_device_of_its_own_overlap():
 
 
 # ---- the tour ----
+
+
+def test_the_tour_needs_no_folder_named(command, tmp_path, monkeypatch):
+    def draw(images):
+        raise OSError(f"drawing in {images}")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("image_encoders.cli.demo._draw", draw)
+    monkeypatch.setattr("image_encoders.cli.demo._import_nets", lambda: None)
+    ran = command("demo")
+    assert (ran.status, ran.err) == (2, "error: drawing in image-encoders-demo/images\n")
 
 
 @pytest.mark.slow
@@ -139,17 +167,46 @@ def test_an_unknown_command_is_refused(command):
     ran = command("encoed")
     assert ran.status == 2
     assert "encoed" in ran.err
+    assert "encode" in ran.err.replace("encoed", "")
+
+
+def test_the_help_says_how_a_run_in_the_background_is_stopped(command):
+    for arguments in (("--help",), ("encode", "--help")):
+        text = " ".join(command(*arguments).out.split())
+        assert "nohup" in text
+        assert "SIGTERM" in text
+
+
+def test_a_command_started_without_ctrl_c_ignores_it_and_stops_cleanly_on_sigterm(start, photos, tmp_path):
+    ignored = ["sh", "-c", 'trap \'\' INT; exec "$0" "$@"']
+    running = start("encode", "-", "-o", tmp_path / "c", "-m", "clip/demo", stdin=subprocess.PIPE, through=ignored)
+    running.stdin.write(f"{photos / 'red.png'}\n")
+    running.stdin.flush()
+    wait_for_a_collection(running, tmp_path / "c")
+    running.send_signal(signal.SIGINT)
+    running.stdin.write(f"{photos / 'blue.png'}\n")
+    running.stdin.flush()
+    time.sleep(1)
+    assert running.poll() is None
+    running.send_signal(signal.SIGTERM)
+    out, err = running.communicate(timeout=60)
+    assert (running.returncode, out) == (130, ""), err
+    assert "the same command goes on" in err
+
+
+def wait_for_a_collection(running: subprocess.Popen[str], folder: Path) -> None:
+    for _ in range(600):
+        if (folder / "failures.lance").exists() or running.poll() is not None:
+            break
+        time.sleep(0.1)
+    time.sleep(2)
 
 
 def test_an_interrupted_command_ends_with_130_and_a_second_one_goes_on(start, photos, tmp_path):
     running = start("encode", "-", "-o", tmp_path / "c", "-m", "clip/demo", stdin=subprocess.PIPE)
     running.stdin.write(f"{photos / 'red.png'}\n")
     running.stdin.flush()  # and now the command waits for the rest of the list
-    for _ in range(600):
-        if (tmp_path / "c" / "failures.lance").exists() or running.poll() is not None:
-            break
-        time.sleep(0.1)
-    time.sleep(2)
+    wait_for_a_collection(running, tmp_path / "c")
     running.send_signal(signal.SIGINT)
     time.sleep(0.5)
     out, err = running.communicate(timeout=60)
@@ -172,7 +229,7 @@ def test_a_disk_that_is_full_ends_with_one_sentence_and_more_space_mends_it(star
         running = start("encode", photos, "-o", small / "c", "-m", "clip/demo")
         out, err = running.communicate(timeout=120)
         assert (running.returncode, out) == (2, ""), err
-        assert len(err.splitlines()) == 1
+        assert len(sentences(err)) == 1
         assert "space" in err
         subprocess.run(["mount", "-o", "remount,size=64m", str(small)], check=True)
         again = start("encode", photos, "-o", small / "c", "-m", "clip/demo", "--json")
@@ -187,7 +244,8 @@ def test_a_disk_that_is_full_ends_with_one_sentence_and_more_space_mends_it(star
 def test_a_collection_that_does_not_say_how_to_load_its_encoder_is_one_sentence(command, photos, tmp_path, recipe):
     command("encode", photos, "-o", tmp_path / "c", "-m", "colours/plain")
     mark = tmp_path / "c" / "collection.json"
-    mark.write_text(json.dumps({**json.loads(mark.read_text()), "recipe": recipe}))
+    written = json.loads(mark.read_text())
+    mark.write_text(json.dumps({**written, "encoder": {**written["encoder"], "recipe": recipe}}))
     for arguments in (("search", tmp_path / "c", "red"), ("encode", photos, "-o", tmp_path / "c")):
         ran = command(*arguments)
         assert (ran.status, ran.out) == (2, "")

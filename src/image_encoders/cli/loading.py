@@ -1,0 +1,116 @@
+"""The encoder that a command's options ask for, checked before anything slow and loaded with a word about it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from image_encoders.cli.options import go_offline
+from image_encoders.cli.printing import notice
+from image_encoders.errors import CollectionError, ImageEncodersError, InputError, WeightsError
+
+if TYPE_CHECKING:
+    from image_encoders.collection import Collection
+    from image_encoders.encoder import Encoder
+
+
+def load(
+    name: str, options: Mapping[str, Any], *, offline: bool = False, quiet: bool = False, **wishes: Any
+) -> Encoder:
+    """The encoder called `name`; wishes that are None are left to the library.
+
+    options: the family's own, as `parse_options` gives them; a usage error where the family has no such option
+    offline: keep the network out of it
+    quiet: say nothing, however long it takes
+    """
+    if offline:
+        go_offline()
+    from image_encoders import models
+
+    try:
+        models.check_options(name, options)
+    except TypeError as error:
+        raise typer.BadParameter(str(error)) from error
+    check_paths(wishes.get("weights"), wishes.get("calibration"))
+    with loading(name, shown=not quiet):
+        return models.load(name, **{key: wish for key, wish in wishes.items() if wish is not None}, **options)
+
+
+def load_again(
+    opened: Collection, options: Mapping[str, Any], *, offline: bool = False, quiet: bool = False, **wishes: Any
+) -> Encoder:
+    """The encoder that a collection was begun with, with other options, and other wishes where they are not None.
+
+    Raises CollectionError where the collection does not say how.
+    """
+    recipe = opened.recipe
+    match recipe:
+        case {"name": str(), "options": dict()}:
+            options = {**recipe["options"], **options}
+        case _:
+            raise CollectionError(
+                f"{opened.folder} does not say how its encoder was loaded (the recipe in collection.json); "
+                "restore that file from a copy, or encode again into another folder"
+            )
+    chosen = {key: recipe.get(key) for key in ("weights", "device", "precision", "engine", "calibration")}
+    chosen.update((key, wish) for key, wish in wishes.items() if wish is not None)
+    encoder = load(recipe["name"], options, offline=offline, quiet=quiet, **chosen)
+    if chosen["precision"] == "auto" and encoder.precision != opened.precision:  # chosen on another machine
+        chosen["precision"] = opened.precision
+        encoder = load(recipe["name"], options, offline=offline, quiet=quiet, **chosen)
+    return encoder
+
+
+def loading(name: str, shown: bool = True) -> AbstractContextManager[None]:
+    """A block that loads a model, and says so where it takes long."""
+    return notice(f"loading {name}; the first time it is also converted for this machine", shown)
+
+
+def check_paths(weights: Any, calibration: Any) -> None:
+    """Raise WeightsError or InputError for a checkpoint or a calibration folder that is not there."""
+    if isinstance(weights, Path) and not weights.expanduser().exists():
+        raise WeightsError(f"{weights}: no such file or folder; --weights is the model's checkpoint")
+    if isinstance(calibration, Path) and not calibration.expanduser().is_dir():
+        raise InputError(f"{calibration}: no such folder; --calibration is a folder of images", code="calibration")
+
+
+def check_goes_on(opened: Collection, model: str | None, weights: Path | None, precision: str | None) -> None:
+    """Raise CollectionError where the options cannot mean the collection's own encoder, as far as names tell.
+
+    What only the loaded model tells is left to `Collection.check`: other weights and options, other names of the same.
+    """
+    advice = "leave out --model and --precision to add to the collection, or choose another --output"
+    if precision not in (None, "auto", opened.precision):
+        raise CollectionError(
+            f"{opened.folder} holds embeddings of {opened.name} in {opened.precision}, not in {precision}; {advice}"
+        )
+    if model is not None and _differs(opened, model, weights):
+        raise CollectionError(f"{opened.folder} holds embeddings of {opened.name}, not of {model}; {advice}")
+
+
+def _differs(opened: Collection, model: str, weights: Path | None) -> bool:
+    """Whether a model is not the collection's: its name says so, or it would have to be downloaded to find out."""
+    from image_encoders import models
+    from image_encoders.spellings import CLASSES
+
+    begun = str(opened.recipe.get("name", opened.name)) if isinstance(opened.recipe, dict) else opened.name
+    if model in (begun, opened.name) or model in CLASSES:
+        return False
+    family, (first, _, variant) = models.family(model), model.partition("/")
+    if first != begun.partition("/")[0]:
+        return True
+    if weights is not None or opened.recipe.get("weights") is not None:
+        return False
+    if {model, begun} <= set(models.names()):
+        return True
+    try:
+        family.fetch(variant, offline=True)
+    except ImageEncodersError:
+        return True
+    except AttributeError:  # a family without files to fetch
+        return False
+    return False
