@@ -25,9 +25,10 @@ from image_encoders.bulk import run as run_module
 from image_encoders.bulk.run import Report, run
 from image_encoders.bulk.sources import SourceFile, find
 from image_encoders.collection import Collection, Locator
-from image_encoders.encoder import Encoder, Tower
+from image_encoders.encoder import Encoder, InputSpec, Tower
 from image_encoders.errors import CollectionError, InputError
 from image_encoders.inputs.image import ImageLimits, read_image
+from image_encoders.inputs.preprocessing import channels_first
 
 
 @pytest.fixture
@@ -721,7 +722,7 @@ def test_inputs_of_one_shape_wait_for_each_other(tmp_path: Path) -> None:
         batches.append(inputs.shape)
         return np.stack([inputs.mean(axis=(1, 2, 3)), inputs.max(axis=(1, 2, 3))], axis=1).astype(np.float32)
 
-    tower = Tower("image", read_image, lambda pixels: np.ascontiguousarray(pixels.transpose(2, 0, 1)), embed)
+    tower = Tower(InputSpec("image", read_image, channels_first), embed)
     encoder = Encoder("any/size", 2, {"image": tower}, "e" * 32, recipe={"name": "any/size", "options": {}})
     report = run(find([str(folder)]), encoder, Collection.create(tmp_path / "index", encoder), batch_size=6)
     assert counts(report) == {"encoded": 24}
@@ -743,7 +744,7 @@ def test_a_rare_shape_does_not_wait_for_ever(tmp_path: Path) -> None:
         waiting.append(len(inputs))
         return inputs.reshape(len(inputs), -1)[:, :2].astype(np.float32)
 
-    tower = Tower("image", read_image, lambda pixels: np.ascontiguousarray(pixels.transpose(2, 0, 1)), embed)
+    tower = Tower(InputSpec("image", read_image, channels_first), embed)
     encoder = Encoder("any/size", 2, {"image": tower}, "e" * 32, recipe={"name": "any/size", "options": {}})
     report = run(find([str(folder)]), encoder, Collection.create(tmp_path / "index", encoder), batch_size=2)
     assert counts(report) == {"encoded": 40}

@@ -109,7 +109,8 @@ def _read(item: SourceItem, *, tower: Tower, limits: ImageLimits, known: Callabl
         if known(encoded.sha256):
             return _Read(encoded)
         image = tower.read(content)
-        encoded.width, encoded.height = image.shape[1::-1] if tower.exact else upright_size(content, limits=limits)
+        scaled = tower.inputs.scaled
+        encoded.width, encoded.height = upright_size(content, limits=limits) if scaled else image.shape[1::-1]
         if max(encoded.width, encoded.height) > LONGEST_SIDE:
             raise InputError(f"a side of more than {LONGEST_SIDE:,} pixels", code="too-many-pixels")
         encoded.taken = date_taken(content)

@@ -24,8 +24,6 @@ from image_encoders.bulk.sources import SourceItem, Sources, find
 from image_encoders.collection import ITEMS, Collection, RunRecord, now, path_of
 from image_encoders.encoder import Encoder, check_batch_size
 
-MANY = 512  # files for which importing torch pays, where inputs need not be exact
-
 Source = str | os.PathLike[str]
 Progress = Callable[[int, int], None]
 
@@ -118,8 +116,6 @@ class _Run:
 
     def all(self, tuner: BatchSizeTuner, workers: int | None, prune: bool) -> Report:
         """The whole run."""
-        if not self.encoder.tower("image").exact and getattr(self.sources, "at_least", lambda count: True)(MANY):
-            import torch  # noqa: F401  # which resizes images where it is there, and takes as long as many of them
         try:
             try:
                 self._encode(tuner, workers)

@@ -33,7 +33,7 @@ import numpy as np
 
 from image_encoders.arrays import as_array, is_tensor
 from image_encoders.definition import Definition
-from image_encoders.encoder import Encoder, Tower, fingerprint
+from image_encoders.encoder import Encoder, InputSpec, Tower, fingerprint
 from image_encoders.engines import PLAIN, Net, Runtime, described, identity, net_key
 from image_encoders.engines.precision import probes
 from image_encoders.errors import ImageEncodersError, InputError, WeightsError
@@ -239,7 +239,7 @@ def _encoder(
     return Encoder(
         name=name,
         dim=dim,
-        towers={"image": Tower("image", read, prepare, embed, shape)},
+        towers={"image": Tower(InputSpec("image", read, prepare, shape), embed)},
         fingerprint=fingerprint(family="custom", weights=digest, **identity(embedder), **facts),
         **described(embedder),
     )
@@ -293,7 +293,7 @@ def _own(pixels: np.ndarray, function: Callable[[np.ndarray], Any], defined: Def
 
 
 def _scaled(pixels: np.ndarray, scale: float) -> np.ndarray:
-    from image_encoders.inputs.image import channels_first
+    from image_encoders.inputs.preprocessing import channels_first
 
     return channels_first(pixels).astype(np.float32) / np.float32(scale)
 
@@ -302,20 +302,18 @@ def _cropped(
     pixels: np.ndarray, target: int, filter: str, colours: tuple[Sequence[float], Sequence[float]]
 ) -> np.ndarray:
     """As torchvision's Resize(target), CenterCrop(224), ToTensor and Normalize(mean, std) make it."""
-    from image_encoders.inputs import image
+    from image_encoders.inputs.preprocessing import Preprocessing, ShortSide
 
-    height, width, _ = pixels.shape
-    resized = image.resize(pixels, *image.short_side(height, width, target), getattr(image, filter))
-    square = image.center_crop(resized, 224, 224, lambda spare: round(spare / 2))  # half to even
-    mean, std = (np.array(values, np.float32)[:, None, None] for values in colours)
-    return (_scaled(square, 255) - mean) / std
+    mean, std = map(tuple, colours)
+    steps = Preprocessing(ShortSide(target), filter, (224, 224), mean, std, corner="round")
+    return steps.normalised(steps.prepare(pixels).astype(np.float32) / np.float32(255))
 
 
 PRESETS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "pixels": partial(_scaled, scale=1),
     "unit": partial(_scaled, scale=255),
-    "imagenet": partial(_cropped, target=256, filter="BILINEAR", colours=IMAGENET),
-    "clip": partial(_cropped, target=224, filter="BICUBIC", colours=CLIP),
+    "imagenet": partial(_cropped, target=256, filter="bilinear", colours=IMAGENET),
+    "clip": partial(_cropped, target=224, filter="bicubic", colours=CLIP),
 }
 
 
