@@ -1,9 +1,10 @@
 """What a client outside gets from the Executor in a container: python containers/client.py HOST:PORT
 
-Documents with pixels go there until the Executor answers, and their embeddings are compared with those computed here.
+Waits until the Executor listens, and compares the embeddings that it gives documents with those computed here.
 """
 
 import os
+import socket
 import sys
 import time
 
@@ -21,16 +22,18 @@ CLOSEST = 0.99  # the least cosine: the processor in the container may choose an
 address = sys.argv[1]
 rng = np.random.default_rng(0)
 pixels = [rng.integers(0, 256, (side, 64, 3), np.uint8) for side in (48, 64, 96)]
-client = jina.Client(host=f"grpc://{address}")
 started = time.monotonic()
 while True:
     try:
-        docs = client.post("/encode", inputs=[Document(blob=one) for one in pixels])
+        host, _, port = address.partition(":")
+        socket.create_connection((host, int(port)), timeout=1).close()
         break
-    except ConnectionError as error:
+    except OSError as error:
         if time.monotonic() - started > PATIENCE_S:
             sys.exit(f"no Executor answers at {address} after {PATIENCE_S:.0f} s: {error}")
         time.sleep(1)
+client = jina.Client(host=f"grpc://{address}")
+docs = client.post("/encode", inputs=[Document(blob=one) for one in pixels], results_in_order=True)
 found = np.stack([doc.embedding for doc in docs])
 wanted = ie.load("clip/demo", crop="round", device="cpu", precision="float32").encode_image(pixels)
 cosines = (found * wanted).sum(1) / (np.linalg.norm(found, axis=1) * np.linalg.norm(wanted, axis=1))

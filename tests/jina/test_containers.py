@@ -90,7 +90,9 @@ def test_compose_and_kubernetes_check_health_and_not_all_the_time() -> None:
         assert service["healthcheck"]["test"].startswith("jina ping ")
         assert service["healthcheck"]["interval"] == "30s"
     for path in (CONTAINERS / "kubernetes").rglob("*.yml"):
-        (deployed,) = [one for one in yaml.safe_load_all(path.read_text()) if one["kind"] in ("StatefulSet", "Deployment")]
+        (deployed,) = [
+            one for one in yaml.safe_load_all(path.read_text()) if one["kind"] in ("StatefulSet", "Deployment")
+        ]
         (container,) = deployed["spec"]["template"]["spec"]["containers"]
         for probe in ("startupProbe", "livenessProbe"):
             assert container[probe]["exec"]["command"][:2] == ["jina", "ping"]
