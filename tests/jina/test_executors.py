@@ -395,6 +395,19 @@ def test_a_request_that_fails_tells_no_path_of_this_machine(
     assert "secret" not in told[0]
 
 
+def test_embeddings_in_the_precision_that_is_fastest_stay_close(
+    demo: str, pictures: list[np.ndarray], rows: np.ndarray, bfloat16: bool
+) -> None:
+    """Whoever asks for `auto` gets closeness, not digits."""
+    executor = CLIPImageEncoder(demo, precision="auto")
+    docs = [Document(blob=one) for one in pictures]
+    executor.encode(docs)
+    found = np.stack([doc.embedding for doc in docs])
+    cosines = (found * rows).sum(axis=1) / np.linalg.norm(found, axis=1) / np.linalg.norm(rows, axis=1)
+    assert cosines.min() > 0.99
+    assert executor.encoder.precision in ({"float32", "bfloat16"} if bfloat16 else {"float32"})
+
+
 @pytest.fixture
 def served(tmp_path: Path, pictures: list[np.ndarray]) -> Callable[[], str]:
     """A server on this machine's own address with one picture."""
