@@ -43,7 +43,7 @@ def test_with_a_converted_copy_neither_pictures_nor_words_need_torch(bfloat16: b
     rows = encoder.encode_image([picture])
     encoder.encode_text(["a red circle"])
     collection = str(tmp_path / "collection")
-    needed = {"torch"} if bfloat16 else set()  # which may resize images where float32 is not asked for
+    needed = {"torch"} if bfloat16 else set()  # which resizes images where float32 is not asked for
     assert loaded("encode", str(picture), "-o", collection, "--model", "clip/demo") <= needed
     assert loaded("search", collection, "a red circle") <= needed
     assert loaded("search", collection, "--image", str(picture)) <= needed

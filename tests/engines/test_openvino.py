@@ -22,6 +22,7 @@ from image_encoders.engines import Net, Runtime, copies, openvino
 from image_encoders.engines.copies import ABOUT, BIN
 from image_encoders.engines.openvino import ALONE, OpenVinoEmbedder
 from image_encoders.engines.precision import closeness, probes
+from image_encoders.engines.torch import TorchEmbedder
 from image_encoders.errors import DeviceError, InputError, WeightsError
 
 Make = Callable[..., Net]
@@ -225,6 +226,12 @@ def test_other_types_and_shapes_go_through_torch(net: Make, inputs, rows):
     with pytest.raises(RuntimeError):
         embed(np.zeros((1, 3, 20, 20), np.uint8))  # torch's own refusal
     assert close(embed(inputs), rows)
+
+
+def test_other_types_are_computed_in_the_same_precision(net: Make, inputs):
+    floats = inputs.astype(np.float32)
+    found = OpenVinoEmbedder(net(), "bfloat16")(floats)
+    assert np.array_equal(found, TorchEmbedder(Small(), "cpu", "bfloat16")(floats))
 
 
 def test_sides_of_any_length_stay_so(inputs):

@@ -22,7 +22,7 @@ from PIL import Image
 
 import image_encoders as ie
 import jina
-from image_encoders.errors import UnknownModel
+from image_encoders.errors import InputError, UnknownModel
 from image_encoders.integrations.jina import DocList, Document, Flow
 from image_encoders.integrations.jina.flow import CONFIGS, executor_arguments, flow_config, resolve
 from image_encoders.spellings import CLASSES
@@ -159,6 +159,63 @@ def test_without_return_results_the_answer_is_the_documents(flow: Flow, pictures
     found = flow.post(on="/foo", inputs=Document(blob=pictures[0]))
     assert isinstance(found[0], Document)
     assert found[0].embedding.dtype == np.float32
+
+
+@pytest.mark.parametrize("request_size", [1, 7])
+def test_answers_come_in_the_order_of_the_documents(flow: Flow, pictures: list[np.ndarray], request_size: int) -> None:
+    """Large and small ones, so that they are ready in another order."""
+    docs = [Document(blob=np.resize(pictures[0], (800, 800, 3)) if i % 3 == 0 else pictures[i % 7]) for i in range(60)]
+    found = encoded(flow, docs, request_size=request_size, parameters={"strip": True})
+    assert [doc.id for doc in found] == [doc.id for doc in docs]
+    seen: list[str] = []
+    flow.post("/", docs, request_size=request_size, on_done=lambda answer: seen.extend(doc.id for doc in answer.docs))
+    assert seen == [doc.id for doc in docs]
+
+
+@pytest.mark.parametrize("parameters", [{"batch_size": float("nan")}, {"traversal_paths": "\ud800"}, {"a": object()}])
+def test_parameters_that_cannot_be_sent_are_refused_before_anything_is(
+    flow: Flow, pictures: list[np.ndarray], parameters: dict[str, Any]
+) -> None:
+    with pytest.raises(InputError, match="the parameters cannot be sent"):
+        encoded(flow, Document(blob=pictures[0]), parameters=parameters)
+
+
+def test_documents_that_cannot_be_sent_fail_alone(flow: Flow, pictures: list[np.ndarray], rows: np.ndarray) -> None:
+    deep, itself = Document(text="innermost"), Document(chunks=[])
+    itself.chunks.append(itself)
+    for _ in range(30):
+        deep = Document(chunks=[deep])
+    docs = [Document(blob=pictures[0]), deep, itself, Document(text="\ud800"), Document(blob=pictures[1])]
+    client = jina.Client(host="127.0.0.1", port=flow.port)
+    sent = client.post("/", DocList[Document](docs), return_type=DocList[Document], results_in_order=True)
+    for found in (encoded(flow, docs), encoded(flow, iter(docs), request_size=2), sent):
+        assert [doc.tags.get("error_code") for doc in found] == [None, "document", "document", "document", None]
+        assert [doc.id for doc in found] == [doc.id for doc in docs]
+        np.testing.assert_allclose(found[0].embedding, rows[0], atol=2e-5)
+        np.testing.assert_allclose(found[4].embedding, rows[1], atol=2e-5)
+
+
+def test_a_document_sent_again_loses_its_error(flow: Flow, pictures: list[np.ndarray]) -> None:
+    (failed,) = encoded(flow, Document(buffer=b"no picture", tags={"mine": 1}))
+    assert failed.tags["error"]
+    failed.buffer = png(pictures[0])
+    (mended,) = encoded(flow, failed)
+    assert mended.embedding is not None
+    assert mended.tags == {"mine": 1}
+
+
+@pytest.mark.parametrize("parameters", [{"strip": "no"}, {"batchsize": 3}, {"traversal_paths": []}, {"batch_size": 0}])
+def test_a_failed_request_shows_no_path_of_the_server(
+    flow: Flow, pictures: list[np.ndarray], parameters: dict[str, Any]
+) -> None:
+    with pytest.raises(jina.excepts.BadServer) as caught:
+        encoded(flow, Document(blob=pictures[0]), parameters=parameters)
+    status = caught.value.args[0].status
+    assert status.exception.name == "InputError"
+    assert "accepted" in status.description
+    assert str(Path(ie.__file__).parent) not in str(caught.value)
+    assert "site-packages" not in str(caught.value)
+    assert len(status.exception.stacks) == 1
 
 
 def test_wrong_parameters_fail_their_request_and_no_other(flow: Flow, pictures: list[np.ndarray]) -> None:

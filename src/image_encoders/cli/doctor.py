@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from image_encoders.cli.arguments import (
+from image_encoders.cli.loading import check_paths, load
+from image_encoders.cli.options import (
     Calibration,
     Device,
     Engine,
@@ -19,10 +20,9 @@ from image_encoders.cli.arguments import (
     Precision,
     Weights,
     local_path,
-    parsed,
+    parse_options,
 )
-from image_encoders.cli.loading import check_paths, load
-from image_encoders.cli.printing import counted, print_json, print_table, say
+from image_encoders.cli.printing import counted, print, print_json, print_table, say
 
 if TYPE_CHECKING:
     from image_encoders.doctor import Stages
@@ -77,7 +77,7 @@ def doctor(
         return
     encoder = load(
         model,
-        parsed(options),
+        parse_options(options),
         offline=offline,
         weights=weights,
         device=device,
@@ -86,7 +86,7 @@ def doctor(
         calibration=calibration,
     )
     with tempfile.TemporaryDirectory() as folder:
-        measured = diagnosis.stages(encoder, images or diagnosis.sample_pictures(Path(folder)), batch_size)
+        measured = diagnosis.stages(encoder, images or diagnosis.sample_images(Path(folder)), batch_size)
     ran = {
         "model": encoder.name,
         "device": encoder.device,
@@ -98,7 +98,7 @@ def doctor(
         print_json({**machine, "stages": {**ran, **asdict(measured), "limit": measured.limit, "rate": measured.rate}})
     else:
         how = f"{encoder.precision} by {encoder.engine} on {encoder.device}"
-        print(f"\n{encoder.name}: {how}, {counted(measured.pictures, 'image')}")
+        print(f"\n{encoder.name}: {how}, {counted(measured.images, 'image')}")
         if encoder.choice is not None:
             _show_choice(encoder.choice)
         _show_stages(measured)
@@ -148,16 +148,16 @@ def _show_choice(choice: Choice) -> None:
 
 def _show_stages(measured: Stages) -> None:
     costs = measured.costs
-    whole = sum(costs.values())
+    total = sum(costs.values())
     notes = {
         "read": f"one thread; {measured.workers} share the work",
-        "prepare": f"one thread; {measured.workers} share the work",
+        "preprocess": f"one thread; {measured.workers} share the work",
         "embed": f"batches of {measured.batch_size}",
     }
     print_table(
         ("stage", "ms per image", "share", "measured on"),
         [
-            (stage, f"{getattr(measured, f'{stage}_ms'):.2f}", f"{100 * cost / whole:.0f} %", notes[stage])
+            (stage, f"{getattr(measured, f'{stage}_ms'):.2f}", f"{100 * cost / total:.0f} %", notes[stage])
             for stage, cost in costs.items()
         ],
     )

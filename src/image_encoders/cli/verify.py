@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from image_encoders.cli.arguments import Json, Offline, Options, Weights, go_offline, local_path, parsed
 from image_encoders.cli.loading import check_paths, load
-from image_encoders.cli.printing import counted, print_json, print_table, say, shown
+from image_encoders.cli.options import Json, Offline, Options, Weights, go_offline, local_path, parse_options
+from image_encoders.cli.printing import counted, print, print_json, print_table, say, shown
 
 if TYPE_CHECKING:
     from image_encoders.conformance.cases import Case, Result
@@ -87,7 +87,7 @@ def verify(
         if flag:
             raise typer.BadParameter(f"{option} goes without --weights")
     check_paths(weights, None)
-    _real(name, weights, parsed(options), image, wishes, as_json)
+    _real(name, weights, parse_options(options), image, wishes, as_json)
 
 
 # ---------------------------------------------------------------- synthetic checkpoints

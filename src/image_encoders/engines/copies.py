@@ -33,7 +33,8 @@ import numpy as np
 from image_encoders.cache import atomic_write, cache_folder, file_lock, running_sha256
 from image_encoders.engines import Net, building, computed
 from image_encoders.engines.precision import example_inputs
-from image_encoders.errors import DeviceError, ImageEncodersError, WeightsError
+from image_encoders.errors import DeviceError, ImageEncodersError, WeightsError, first_line
+from image_encoders.progress import bar
 
 if TYPE_CHECKING:
     import openvino
@@ -191,7 +192,7 @@ def write(model: openvino.Model, folder: Path, name: str, **about: Any) -> None:
             part.write_text(json.dumps(about, indent=2), "utf-8")
     except RuntimeError as error:  # a full disk, as OpenVINO tells it
         shutil.rmtree(folder, ignore_errors=True)
-        raise OSError(5, str(error).strip().splitlines()[0]) from error
+        raise OSError(5, first_line(error)) from error
 
 
 def converted(net: Net) -> openvino.Model:
@@ -213,7 +214,7 @@ def converted(net: Net) -> openvino.Model:
         except ImageEncodersError:
             raise
         except Exception as error:
-            raise DeviceError(f"OpenVINO cannot run {net.name}: {_first_line(error)}; use engine='torch'") from error
+            raise DeviceError(f"OpenVINO cannot run {net.name}: {first_line(error)}; use engine='torch'") from error
     for ours, theirs in zip(found, wanted):
         if ours.shape != theirs.shape or not np.abs(ours - theirs).max() <= AGREES * np.abs(theirs).max():
             raise DeviceError(f"OpenVINO's copy of {net.name} gives other rows than torch; use engine='torch'")
@@ -265,18 +266,7 @@ def silent() -> Iterator[None]:
 
 @contextmanager
 def said(what: str) -> Iterator[None]:
-    """A line on a terminal while something slow is done."""
-    from rich.console import Console
-
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        logger.info("%s", what)
+    """Something slow, for the log and on a terminal."""
+    logger.info("%s", what)
+    with bar(what):
         yield
-        return
-    with console.status(what):
-        yield
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

@@ -23,7 +23,7 @@ import numpy as np
 
 from image_encoders.cache import atomic_write, cache_folder
 from image_encoders.engines import Embedder, Net, Runtime, system_lines, wished_bfloat16
-from image_encoders.errors import DeviceError, InputError
+from image_encoders.errors import DeviceError, InputError, first_line
 
 logger = logging.getLogger(__name__)
 
@@ -160,7 +160,7 @@ def _judged(net: Net, runtime: Runtime, offered: Sequence[Candidate], asked: str
             embedder = runtime.made(net, engine, precision)
             near = closeness(_embedded(embedder, inputs)[0], wanted)
         except (DeviceError, MemoryError, RuntimeError) as error:  # perhaps of this moment only
-            refused.append(f"{precision}: {(str(error).strip() or type(error).__name__).splitlines()[0]}")
+            refused.append(f"{precision}: {first_line(error)}")
             sure = False
             continue
         if near.centred >= CLOSEST:

@@ -1,9 +1,8 @@
-"""Pictures: files, bytes, PIL images and arrays to pixels, and the steps from pixels to a net's input.
+"""Pictures: files, bytes, PIL images and arrays to pixels.
 
-    source ─read_image→ (H, W, 3) uint8 RGB ─resize, center_crop, channels_first→ (3, S, S) uint8
+    source ─read_image→ (H, W, 3) uint8 RGB, which inputs/preprocessing.py makes a net's input
 
-Every source of the same picture gives the same pixels, and the resizing steps equal Pillow's bit for bit. Two options
-give that up for speed: `resize(exact=False)` and `read_image(short_side=...)`.
+Every source of the same picture gives the same pixels. `read_image(short_side=...)` gives that up for speed.
 
 Differs from a plain `PIL.Image.open(path).convert("RGB")`:
     files and bytes are turned upright (EXIF); PIL images and arrays are taken as they are
@@ -18,7 +17,6 @@ from __future__ import annotations
 
 import os
 import re
-import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -46,18 +44,11 @@ from image_encoders.inputs.files import check_bytes, read_file
 from image_encoders.inputs.jpeg import check_scans, decode_jpeg
 from image_encoders.inputs.streams import read_stream
 
-BILINEAR = Image.Resampling.BILINEAR
-BICUBIC = Image.Resampling.BICUBIC
-LANCZOS = Image.Resampling.LANCZOS
-TORCH_MODES: dict[int, str] = {BILINEAR: "bilinear", BICUBIC: "bicubic"}
-VECTORISED = ("AVX2", "AVX512")  # elsewhere torch is slower than Pillow, and starts threads
-
 FORMATS = "JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF, HEIC"
 ACCEPTED = "accepted: a path, a picture file's bytes, an open file, a PIL image, a uint8 array (H, W) or (H, W, 1|3|4)"
 MAX_BYTES_HINT = " (IMAGE_ENCODERS_MAX_BYTES)"
 MARGIN = 1.5  # a JPEG is decoded smaller only while its short side stays this many times what is asked for
 STRIP = 2**20  # pixels of a PIL image that are converted at a time
-MAX_RESIZED = 2**26  # pixels: a picture so thin that its long side passes this is an error, not a memory bomb
 
 
 @dataclass(frozen=True)
@@ -111,7 +102,7 @@ def read_image(
                 return _pil_pixels(source)
         if hasattr(source, "read"):
             return _decode(read_stream(source, "picture", limits.max_bytes, MAX_BYTES_HINT), limits, short_side)
-        return _array_pixels(source)
+        return _array_pixels(source, limits)
     except InputError as error:
         if item is None:
             raise
@@ -141,92 +132,6 @@ def upright_size(encoded: bytes, *, limits: ImageLimits | None = None) -> tuple[
         if kind == "TIFF" or (kind == "PNG" and not any(name in encoded for name in PNG_ORIENTATION)):
             return width, height  # Pillow states a TIFF's size as it is seen
         return (height, width) if _orientation(image) in SIDEWAYS else (width, height)
-
-
-def resize(pixels: np.ndarray, height: int, width: int, filter: int, exact: bool = True) -> np.ndarray:
-    """The picture at another size, as `PIL.Image.resize` makes it.
-
-    pixels: (H, W, 3) uint8
-    filter: BILINEAR, BICUBIC, LANCZOS or another of `PIL.Image.Resampling`
-    exact: equal to Pillow bit for bit; False: by torch, several times as fast, where torch is imported already and
-        has vector instructions for it. Along one axis that is within one level of Pillow; along both within two, and
-        within one but for a few values in 100,000 at worst: each pass rounds to whole levels.
-    returns: (height, width, 3) uint8
-
-    Raises InputError where the result would have more than `MAX_RESIZED` pixels.
-    """
-    if height * width > MAX_RESIZED:
-        raise InputError(
-            f"a picture of {pixels.shape[1]} x {pixels.shape[0]} is too thin: it would be resized to "
-            f"{width} x {height}; at most {MAX_RESIZED} pixels are accepted there",
-            code="too-thin",
-        )
-    if not exact and _torch_suits(pixels, height, width, filter):
-        return _torch_resize(pixels, height, width, filter)
-    return np.asarray(Image.fromarray(pixels).resize((width, height), Image.Resampling(filter)))
-
-
-def _torch_suits(pixels: np.ndarray, height: int, width: int, filter: int) -> bool:
-    """Whether torch resizes a picture faster than Pillow, and nearly as it does."""
-    if filter not in TORCH_MODES or sys.modules.get("torch") is None:
-        return False
-    less_height, less_width = pixels.shape[0] - height, pixels.shape[1] - width
-    if filter == BICUBIC and less_width != 0 and less_height > max(0, 2 * less_width):
-        return False  # Pillow 13 then resizes the height first: what overshoots is cut off at another place
-    import torch  # which is there, or is being imported by a thread that this waits for
-
-    return torch.backends.cpu.get_cpu_capability() in VECTORISED
-
-
-def _torch_resize(pixels: np.ndarray, height: int, width: int, filter: int) -> np.ndarray:
-    """As Pillow, in 16-bit arithmetic; on the calling thread alone, whatever `torch.get_num_threads()` is."""
-    import torch
-
-    flat = np.require(pixels, requirements=["C", "W"]).reshape(-1)  # torch takes neither negative strides nor constants
-    picture = torch.from_numpy(flat).view(1, *pixels.shape).permute(0, 3, 1, 2)
-    mode = TORCH_MODES[filter]
-    resized = torch.nn.functional.interpolate(picture, (height, width), mode=mode, antialias=True, align_corners=False)
-    return resized[0].permute(1, 2, 0).numpy()
-
-
-def short_side(height: int, width: int, target: int, rounding: Callable[[float], int] = int) -> tuple[int, int]:
-    """(height, width) of a picture whose short side becomes `target`, its shape kept.
-
-    rounding: of the long side: `int` in torchvision and transformers, `round` in others
-    """
-    if width <= height:
-        return rounding(target * height / width), target
-    return target, rounding(target * width / height)
-
-
-def center_crop(
-    pixels: np.ndarray, height: int, width: int, corner: Callable[[int], int] = lambda spare: spare // 2
-) -> np.ndarray:
-    """The middle of a picture, (height, width, 3); see `crop`.
-
-    corner: spare pixels on an axis -> how many to leave out before. transformers rounds half of them down (the
-        default); torchvision takes round(spare / 2), half to even; others int(spare / 2).
-    """
-    return crop(pixels, corner(pixels.shape[0] - height), corner(pixels.shape[1] - width), height, width)
-
-
-def crop(pixels: np.ndarray, top: int, left: int, height: int, width: int) -> np.ndarray:
-    """(height, width, 3) pixels whose first is at row `top` and column `left`; black where the picture ends.
-
-    A view where all of it lies inside the picture.
-    """
-    inside = pixels[max(top, 0) : max(top + height, 0), max(left, 0) : max(left + width, 0)]
-    if inside.shape[:2] == (height, width):
-        return inside
-    black = np.zeros((height, width, 3), pixels.dtype)
-    y, x = max(-top, 0), max(-left, 0)
-    black[y : y + inside.shape[0], x : x + inside.shape[1]] = inside
-    return black
-
-
-def channels_first(pixels: np.ndarray) -> np.ndarray:
-    """(H, W, 3) -> (3, H, W), contiguous, of the same type."""
-    return np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
 
 # ------------------------------------------------------------------ files
@@ -485,7 +390,7 @@ def _grey16_pixels(image: Image.Image) -> np.ndarray:
     return np.repeat(grey[..., None], 3, axis=2)
 
 
-def _array_pixels(source: Any) -> np.ndarray:
+def _array_pixels(source: Any, limits: ImageLimits) -> np.ndarray:
     """(H, W, 3) uint8 of an array or tensor: grey repeated, the fourth channel taken as opacity over white."""
     if not hasattr(source, "__array__"):
         raise InputError(f"a {type(source).__name__}; {ACCEPTED}", code="type")
@@ -498,11 +403,14 @@ def _array_pixels(source: Any) -> np.ndarray:
         raise InputError(f"an array of shape {array.shape}; {ACCEPTED}{hint}", code="shape")
     if array.size == 0:
         raise InputError(f"an array of shape {array.shape}, without pixels", code="empty")
-    if array.ndim == 2:
-        array = array[..., None]
-    if array.shape[2] == 4:
+    _check_pixels((array.shape[1], array.shape[0]), limits)
+    if array.ndim == 3 and array.shape[2] == 3:
+        return array
+    if array.ndim == 3 and array.shape[2] == 4:
         return _pil_pixels(Image.fromarray(np.ascontiguousarray(array)))
-    return np.repeat(array, 3, axis=2) if array.shape[2] == 1 else array
+    pixels = np.empty((*array.shape[:2], 3), np.uint8)
+    pixels[...] = array.reshape(*array.shape[:2], 1)
+    return pixels
 
 
 def _orientation(image: Image.Image) -> int:

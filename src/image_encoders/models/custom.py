@@ -19,11 +19,12 @@ Differs: the net stops after the layer, so what follows cannot fail; `layer` may
 from __future__ import annotations
 
 import inspect
+import logging
 import types
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,8 +33,9 @@ import numpy as np
 
 from image_encoders.arrays import as_array, is_tensor
 from image_encoders.definition import Definition
-from image_encoders.encoder import Encoder, Tower, fingerprint
+from image_encoders.encoder import Encoder, InputSpec, Tower, fingerprint
 from image_encoders.engines import PLAIN, Net, Runtime, described, identity, net_key
+from image_encoders.engines.precision import probes
 from image_encoders.errors import ImageEncodersError, InputError, WeightsError
 from image_encoders.models import Variant, unknown
 
@@ -42,6 +44,8 @@ if TYPE_CHECKING:
     from torch import nn
 
     from image_encoders.nets.custom import Tapped
+
+logger = logging.getLogger(__name__)
 
 VARIANTS = (
     Variant(
@@ -93,7 +97,7 @@ def load(
 
     Raises WeightsError for whatever is wrong with the files or the layer; InputError for an option's value.
     """
-    from image_encoders.nets.custom import POOLINGS, Tapped
+    from image_encoders.nets.custom import POOLINGS, Tapped, unsaved
 
     if variant:
         raise unknown(f"custom/{variant}")
@@ -111,11 +115,19 @@ def load(
     with _blamed(defined, "cannot be loaded"):
         module = _run(defined)
         to_input = _preparation(preprocess, module, defined)
-        net = _loaded(_made(module, class_name, class_args, defined), weights)
+
+        def made() -> nn.Module:
+            return _loaded(lambda: _made(module, class_name, class_args, defined), weights, input_shape)
+
+        net = made()
         weakref.finalize(net, defined.forget).atexit = False
         layer = _layer(net, str(layer), f"{defined.path}: {class_name}")
         tapped = Tapped(net, layer, pooling, whole=whole)
+        kept = unsaved(net)
+        twin = Tapped(made(), layer, pooling, whole=whole) if kept else None
+        facts = {"unsaved": _digest_of_both(kept, unsaved(twin.net))} if twin else {}
         shape, dim = _tried(tapped, input_shape, defined)
+        _probe(tapped, twin, shape, to_input, defined)
         defined.seal()
         return _encoder(
             "custom",
@@ -132,6 +144,7 @@ def load(
                 "layer": layer,
                 "pooling": pooling,
                 "preprocess": preprocess,
+                **facts,
             },
         )
 
@@ -226,7 +239,7 @@ def _encoder(
     return Encoder(
         name=name,
         dim=dim,
-        towers={"image": Tower("image", read, prepare, embed, shape)},
+        towers={"image": Tower(InputSpec("image", read, prepare, shape), embed)},
         fingerprint=fingerprint(family="custom", weights=digest, **identity(embedder), **facts),
         **described(embedder),
     )
@@ -280,7 +293,7 @@ def _own(pixels: np.ndarray, function: Callable[[np.ndarray], Any], defined: Def
 
 
 def _scaled(pixels: np.ndarray, scale: float) -> np.ndarray:
-    from image_encoders.inputs.image import channels_first
+    from image_encoders.inputs.preprocessing import channels_first
 
     return channels_first(pixels).astype(np.float32) / np.float32(scale)
 
@@ -289,20 +302,18 @@ def _cropped(
     pixels: np.ndarray, target: int, filter: str, colours: tuple[Sequence[float], Sequence[float]]
 ) -> np.ndarray:
     """As torchvision's Resize(target), CenterCrop(224), ToTensor and Normalize(mean, std) make it."""
-    from image_encoders.inputs import image
+    from image_encoders.inputs.preprocessing import Preprocessing, ShortSide
 
-    height, width, _ = pixels.shape
-    resized = image.resize(pixels, *image.short_side(height, width, target), getattr(image, filter))
-    square = image.center_crop(resized, 224, 224, lambda spare: round(spare / 2))  # half to even
-    mean, std = (np.array(values, np.float32)[:, None, None] for values in colours)
-    return (_scaled(square, 255) - mean) / std
+    mean, std = map(tuple, colours)
+    steps = Preprocessing(ShortSide(target), filter, (224, 224), mean, std, corner="round")
+    return steps.normalised(steps.prepare(pixels).astype(np.float32) / np.float32(255))
 
 
 PRESETS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "pixels": partial(_scaled, scale=1),
     "unit": partial(_scaled, scale=255),
-    "imagenet": partial(_cropped, target=256, filter="BILINEAR", colours=IMAGENET),
-    "clip": partial(_cropped, target=224, filter="BICUBIC", colours=CLIP),
+    "imagenet": partial(_cropped, target=256, filter="bilinear", colours=IMAGENET),
+    "clip": partial(_cropped, target=224, filter="bicubic", colours=CLIP),
 }
 
 
@@ -396,12 +407,15 @@ def _layer(net: nn.Module, layer: str, whose: str) -> str:
 # ---------------------------------------------------------------- weights
 
 
-def _loaded(net: nn.Module, path: Path) -> nn.Module:
-    """The net with a checkpoint's tensors; its own initial ones are given up before those are read."""
+def _loaded(make: Callable[[], nn.Module], path: Path, input_shape: Sequence[int] | None) -> nn.Module:
+    """A net with a checkpoint's tensors; its own initial ones are given up before those are read."""
     import torch
 
     from image_encoders.weights.assign import assign
 
+    net = make()
+    if _is_lazy(net):
+        net = _materialized(make, path, input_shape)
     initial = []
     for module in net.modules():
         for name, parameter in list(module.named_parameters(recurse=False)):
@@ -415,6 +429,31 @@ def _loaded(net: nn.Module, path: Path) -> nn.Module:
             held.requires_grad_(False).copy_(getattr(module, name))
             setattr(module, name, held)
     return net
+
+
+def _is_lazy(net: nn.Module) -> bool:
+    from torch.nn.parameter import is_lazy
+
+    return any(is_lazy(tensor) for tensor in (*net.parameters(), *net.buffers()))
+
+
+def _materialized(make: Callable[[], nn.Module], path: Path, input_shape: Sequence[int] | None) -> nn.Module:
+    """A net with lazy layers after a pass over zeros of a shape for which they become the checkpoint's."""
+    import torch
+
+    wanted = {name: tuple(value.shape) for name, value in _state(path).items()}
+    shapes = list(_likely_shapes(make())) if input_shape is None else [tuple(input_shape)]
+    for shape in shapes:
+        made = make().eval()
+        with suppress(Exception), torch.no_grad():  # after the last lazy layer it may fail for other reasons
+            made(torch.zeros(2, *shape))
+        if not _is_lazy(made) and {name: tuple(value.shape) for name, value in made.state_dict().items()} == wanted:
+            return made
+    tried = str(shapes[0]) if len(shapes) == 1 else f"{shapes[0]} and {len(shapes) - 1} other shapes"
+    raise WeightsError(
+        f"{path}: the net has lazy layers, which do not become the checkpoint's for inputs of shape {tried}. "
+        "Give the shape of one input as input_shape=, such as (3, 224, 224)"
+    )
 
 
 def _state(path: Path) -> dict[str, torch.Tensor]:
@@ -444,6 +483,23 @@ def _is_safetensors(path: Path) -> bool:
         return file.read(9)[8:] == b"{"
 
 
+def _digest_of_both(tensors: Mapping[str, torch.Tensor], others: Mapping[str, torch.Tensor]) -> str:
+    """The digest of the tensors that are the same in two nets."""
+    import torch
+
+    from image_encoders.weights.digest import weights_digest
+
+    return weights_digest(
+        {
+            name: value
+            for name, value in tensors.items()
+            if name in others
+            and value.shape == others[name].shape
+            and torch.equal(value.nan_to_num(), others[name].nan_to_num())
+        }
+    )
+
+
 # ---------------------------------------------------------------- the length of a row
 
 
@@ -468,6 +524,54 @@ def _tried(tapped: Tapped, input_shape: Sequence[int] | None, defined: Definitio
     ) from failure
 
 
+def _probe(
+    tapped: Tapped,
+    twin: Tapped | None,
+    shape: tuple[int, ...],
+    to_input: Callable[[np.ndarray], Any] | None,
+    defined: Definition,
+) -> None:
+    """WeightsError where the embedding of an image depends on more than the image."""
+    import torch
+
+    from image_encoders.nets.custom import why_unsteady
+
+    failure: Exception | None = None
+    for images in _probes(shape, to_input, defined):
+        try:
+            reason = why_unsteady(tapped, torch.from_numpy(images), twin)
+        except Exception as error:  # the net is not ours, and takes what it takes
+            failure = failure or error
+            continue
+        if reason:
+            raise WeightsError(f"{defined.path}: the embedding of an image {reason}; it has to be the image's alone")
+        return
+    assert failure is not None
+    logger.warning(
+        "%s: whether an image has always the same embedding is not known: the net fails on drawn images, on noise and "
+        "on zeros of shape %s: %s",
+        defined.path,
+        shape,
+        defined.located(failure),
+    )
+
+
+def _probes(
+    shape: tuple[int, ...], to_input: Callable[[np.ndarray], Any] | None, defined: Definition
+) -> Iterator[np.ndarray]:
+    """Pairs of inputs of that shape: of drawn images, where those become such, of noise, of nothing."""
+    if to_input is not None:
+        with suppress(InputError):
+            prepared = [np.asarray(to_input(pixels), np.float32) for pixels in probes(2)]
+            repeated = np.asarray(to_input(probes(2)[1]), np.float32)
+            if repeated.shape != prepared[1].shape or not np.allclose(repeated, prepared[1], equal_nan=True):
+                raise WeightsError(f"{defined.path}: preprocess= gives another input for the same image each time")
+            if prepared[0].shape == prepared[1].shape == shape:
+                yield np.stack(prepared)
+    yield np.random.default_rng(0).random((2, *shape), np.float32)
+    yield np.zeros((2, *shape), np.float32)
+
+
 def _likely_shapes(net: nn.Module) -> Iterator[tuple[int, ...]]:
     """Shapes of an input, judged by the first layer that has weights."""
     from torch import nn
@@ -479,6 +583,6 @@ def _likely_shapes(net: nn.Module) -> Iterator[tuple[int, ...]]:
             if channels * side * side == first.in_features:
                 yield channels, side, side
         yield (first.in_features,)
-    channels = first.in_channels if isinstance(first, nn.Conv2d) else 3
+    channels = (first.in_channels if isinstance(first, nn.Conv2d) else 0) or 3  # 0: lazy
     for side in TRIED_SIDES:
         yield channels, side, side

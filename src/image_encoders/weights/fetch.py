@@ -27,7 +27,8 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
 from image_encoders.cache import atomic_write, cache_folder, file_lock, running_sha256
-from image_encoders.errors import UnknownModel, WeightsError
+from image_encoders.errors import UnknownModel, WeightsError, first_line
+from image_encoders.progress import Show, bar
 
 if TYPE_CHECKING:
     import httpx
@@ -201,7 +202,7 @@ class _Download:
     ) -> None:
         self.url, self.target = url, target
         self.sha256, self.size, self.max_bytes = sha256 and sha256.lower(), size, max_bytes
-        self.progress = sys.stderr.isatty() if progress is None else progress
+        self.progress = progress
         self.part, self.notes = _beside(target, ".part"), _beside(target, ".part.json")
         self.have = 0
         self.digest = hashlib.sha256()
@@ -221,12 +222,12 @@ class _Download:
                 max_redirects=REDIRECTS,
                 limits=httpx.Limits(max_keepalive_connections=0),
             ) as client,
-            _bar(self.target.name, self.progress) as advance,
+            bar(self.target.name, self.progress) as show,
         ):
             while True:
                 try:
                     if not self.complete():
-                        self.receive(client, advance)
+                        self.receive(client, show)
                     return self.finish()
                 except _Again as error:
                     reason, pause = str(error), error.pause
@@ -275,7 +276,7 @@ class _Download:
     def complete(self) -> bool:
         return self.have > 0 and self.have == self.total()
 
-    def receive(self, client: httpx.Client, advance: Any) -> None:
+    def receive(self, client: httpx.Client, show: Show) -> None:
         import httpx
 
         if self.have and not (self.sha256 or self.version.get("validator")):
@@ -291,14 +292,14 @@ class _Download:
                 response = stack.enter_context(stream)
             self.check(response)
             with self.part.open("ab" if self.have else "wb") as file:
-                advance(self.have, self.total())
+                self.tell(show)
                 since, then = time.monotonic(), self.have
                 try:
                     for piece in response.iter_raw():
                         file.write(piece)
                         self.digest.update(piece)
                         self.have += len(piece)
-                        advance(self.have, self.total())
+                        self.tell(show)
                         if self.have > min(self.total() or self.have, self.max_bytes):
                             break  # more than the file has: `finish` says so
                         if time.monotonic() > since + SLOW_S:
@@ -311,6 +312,10 @@ class _Download:
                 finally:
                     file.flush()
                     os.fsync(file.fileno())
+
+    def tell(self, show: Show) -> None:
+        have, total = self.have, self.total()
+        show(have, total, f"{have / 1e6:,.1f} MB" if total is None else f"{have / 1e6:,.1f} of {total / 1e6:,.1f} MB")
 
     def check(self, response: httpx.Response) -> None:
         """Decide by the answer's head whether its body starts the file, continues it, or is none of it."""
@@ -458,27 +463,6 @@ def _range(value: str) -> tuple[int | None, int | None]:
     return _count(start), _count(total)
 
 
-@contextmanager
-def _bar(name: str, shown: bool) -> Iterator[Any]:
-    """A function that is told how far the file has come."""
-    if not shown:
-        yield lambda have, total: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
-
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task(name, total=None)
-        yield lambda have, total: bar.update(task, completed=have, total=total)
-
-
 def hub_folder(
     repo_id: str, *, revision: str | None = None, offline: bool | None = None, progress: bool | None = None
 ) -> Path:
@@ -522,8 +506,7 @@ def hub_folder(
                     raise WeightsError(
                         f"{repo_id}: {error}; set HF_HOME to a folder with room that you may write"
                     ) from error
-                said = str(error).partition("\n")[0][:120]
-                why = f"Hugging Face cannot be reached ({type(error).__name__}: {said})"
+                why = f"Hugging Face cannot be reached ({type(error).__name__}: {first_line(error)[:120]})"
         patterns = [*HUB_FILES, SAFE_WEIGHTS]  # with them the client can tell whether all were fetched
         folder = snapshot_download(repo_id, revision=revision, allow_patterns=patterns, local_files_only=True)
         return _complete(Path(folder), repo_id)
