@@ -1,8 +1,8 @@
 """Pickles read as data: no import, no call, no attribute of a live object.
 
 The standard library's `pickletools` splits a pickle into opcodes; `load` interprets them. A name in the pickle never
-becomes the thing it names: it is looked up in a table of the caller's, and whatever is not there is refused. (The standard
-library's Unpickler, even with its own `find_class`, lets a pickle set attributes of the objects it was given.)
+becomes the thing it names: it is looked up in a table of the caller's, and whatever is not there is refused. The
+standard library's Unpickler, even with its own `find_class`, lets a pickle set attributes of objects it was given.
 """
 
 from __future__ import annotations
