@@ -34,7 +34,7 @@ import numpy as np
 from image_encoders.arrays import as_array, is_tensor
 from image_encoders.definition import Definition
 from image_encoders.encoder import Encoder, InputSpec, Tower, fingerprint
-from image_encoders.engines import PLAIN, Net, Runtime, described, identity, net_key
+from image_encoders.engines import PLAIN, Net, Runtime, described, identity, net_key, select_embedder
 from image_encoders.engines.precision import probes
 from image_encoders.errors import ImageEncodersError, InputError, WeightsError
 from image_encoders.models import Variant, unknown
@@ -211,10 +211,11 @@ def _encoder(
     digest = weights_digest(tapped.net.state_dict())
     read, prepare = partial(_read, arrays=to_input is None), partial(_prepare, to_input=to_input)
     key = net_key(family="custom", weights=digest, whole=tapped.whole, **facts)
-    embedder = runtime.embedder(
+    embedder = select_embedder(
+        runtime,
         Net(
             name, key, lambda: tapped, lambda source: _fitting(prepare(read(source)), example), example, traceable=False
-        )
+        ),
     )
 
     def embed(inputs: np.ndarray) -> np.ndarray:
