@@ -13,7 +13,7 @@ from image_encoders.weights.fetch import TIMEOUT_S, is_offline
 
 HUB_FILES = ("*.json", "*.txt", "*.model")  # configuration and tokenizer
 SAFE_WEIGHTS = "model*.safetensors"
-REACHABLE = "What works without it: clip/demo, which is bundled, and local folders and files (weights=PATH)"
+REACHABLE = "These work without it: clip/demo, which is bundled, and local checkpoints (weights=PATH)"
 
 
 def hub_folder(
