@@ -151,7 +151,7 @@ def test_what_may_be_other_by_then_is_not_left_to_threads(given: Any, read_here:
 
 
 def test_the_first_wrong_source_is_named_though_a_later_one_is_read_before():
-    with pytest.raises(InputError, match=r"^image\[1\]: not a picture"):
+    with pytest.raises(InputError, match=r"^image\[1\]: not an image"):
         FakeEncoder().encode_image([FRAMES[0], b"no picture", np.zeros(3), None])
 
 
@@ -283,14 +283,14 @@ FORKED_WHILE_READING = """
 import io, os, signal, threading
 import numpy as np
 from PIL import Image
-from image_encoders.encoder import Encoder, Tower
+from image_encoders.encoder import Encoder, InputSpec, Tower
 from image_encoders.inputs.image import read_image
 
 file = io.BytesIO()
 Image.fromarray(np.random.default_rng(0).integers(0, 256, (200, 300, 3), dtype=np.uint8)).save(file, "PNG")
 content = file.getvalue()
-tower = Tower("image", read_image, lambda pixels: pixels, lambda inputs: inputs[:, 0, 0].astype(np.float32))
-encoder = Encoder("plain", 3, {"image": tower}, "f" * 32)
+spec = InputSpec("image", read_image, lambda pixels: pixels)
+encoder = Encoder("plain", 3, {"image": Tower(spec, lambda inputs: inputs[:, 0, 0].astype(np.float32))}, "f" * 32)
 
 def encode():
     encoder.encode_image([*(Image.open(io.BytesIO(content)) for _ in range(8)), content, io.BytesIO(content)])

@@ -22,13 +22,9 @@ from typing import Any, Protocol
 from image_encoders.collection import ITEMS, MARK, Locator, id_of
 from image_encoders.errors import InputError
 from image_encoders.inputs.files import address_error
+from image_encoders.inputs.formats import SUFFIXES
 from image_encoders.inputs.image import ImageLimits, read_bytes
 
-# What is taken from a folder, in lower or upper case.
-PICTURES = frozenset(
-    (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".dib", ".tif", ".tiff", ".avif")
-    + (".heic", ".heif")
-)
 LISTS = frozenset({".txt", ".lst"})
 CHUNK = 1 << 16  # bytes of a list read at a time
 LONGEST = 1 << 20  # bytes of a name in a list; far more than a path may have
@@ -261,7 +257,7 @@ class Sources(Iterator[SourceFile]):
                     yield os.path.join(folder, name), None
 
     def _wanted(self, name: str) -> bool:
-        wanted = self._all_files or os.path.splitext(name)[1].lower() in PICTURES
+        wanted = self._all_files or os.path.splitext(name)[1].lower() in SUFFIXES
         if not wanted:
             self.ignored += 1
             if len(self.passed_over) < NAMED:
