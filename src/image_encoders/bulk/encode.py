@@ -22,8 +22,7 @@ from image_encoders.bulk.sources import SourceItem
 from image_encoders.embedding import as_input_error, embed_each
 from image_encoders.encoder import Encoder, Tower, cores, ordered
 from image_encoders.errors import InputError
-from image_encoders.inputs.exif import date_taken
-from image_encoders.inputs.image import ImageLimits, upright_size
+from image_encoders.inputs.image import ImageLimits, read_header
 
 HELD = 4  # batches of inputs that wait for others of their shape at most
 OUTCOMES = 1024  # that wait for an embedding before them at most
@@ -109,11 +108,10 @@ def _read(item: SourceItem, *, tower: Tower, limits: ImageLimits, known: Callabl
         if known(encoded.sha256):
             return _Read(encoded)
         image = tower.read(content)
-        scaled = tower.inputs.scaled
-        encoded.width, encoded.height = upright_size(content, limits=limits) if scaled else image.shape[1::-1]
+        header = read_header(content, limits=limits)  # the image may have been decoded at a smaller scale
+        encoded.width, encoded.height, encoded.taken = header.width, header.height, header.taken
         if max(encoded.width, encoded.height) > LONGEST_SIDE:
             raise InputError(f"a side of more than {LONGEST_SIDE:,} pixels", code="too-many-pixels")
-        encoded.taken = date_taken(content)
         stage = "prepare"
         prepared = tower.prepare(image)
         tower.check(prepared)
