@@ -159,8 +159,7 @@ def encode(
             )
     except KeyboardInterrupt:
         with interrupted():
-            kept = f"{counted(collection.count(), 'embedding')} kept in {shown(output)}"
-            say(f"interrupted: {kept}; the same command goes on from there")
+            _say_what_is_kept(output, collection)
         raise typer.Exit(130) from None
     if not report.total:
         say(_nothing(source, files))
@@ -170,6 +169,11 @@ def encode(
         summarize(report, output, collection, load_seconds)
     if report.failed:
         raise typer.Exit(3)
+
+
+def _say_what_is_kept(output: Path, collection: Collection) -> None:
+    kept = f"{counted(collection.count(), 'embedding')} kept in {shown(output)}"
+    say(f"interrupted: {kept}; the same command goes on from there")
 
 
 class Meter:
