@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
@@ -108,8 +108,10 @@ def _read(item: SourceItem, *, tower: Tower, limits: ImageLimits, known: Callabl
         if known(encoded.sha256):
             return _Read(encoded)
         image = tower.read(content)
-        header = read_header(content, limits=limits)  # the image may have been decoded at a smaller scale
-        encoded.width, encoded.height, encoded.taken = header.width, header.height, header.taken
+        encoded.height, encoded.width = image.shape[:2]
+        with suppress(InputError):  # of what is no image file, but what the encoder's own reader takes
+            header = read_header(content, limits=limits)  # the image may have been decoded at a smaller scale
+            encoded.width, encoded.height, encoded.taken = header.width, header.height, header.taken
         if max(encoded.width, encoded.height) > LONGEST_SIDE:
             raise InputError(f"a side of more than {LONGEST_SIDE:,} pixels", code="too-many-pixels")
         stage = "prepare"
