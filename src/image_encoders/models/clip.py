@@ -34,6 +34,7 @@ import numpy as np
 from image_encoders.encoder import Encoder, Tower, fingerprint
 from image_encoders.engines import (
     PLAIN,
+    Lazy,
     Net,
     Runtime,
     Shared,
@@ -290,7 +291,11 @@ def _encoder(
     _agree(facts, preprocessing, folder)
     whole_context = _context(facts, said, folder)
     context = min(max_length or whole_context, whole_context)
-    ids = _later(lambda: _ids(facts, said, tokenizer, context, truncate))
+    token_ids = Lazy(lambda: _ids(facts, said, tokenizer, context, truncate))
+
+    def ids(text: str) -> np.ndarray:
+        return token_ids()(text)
+
     padding = None if facts.model_type in UNMASKED else said.padding
 
     def pictures() -> Any:
@@ -320,7 +325,7 @@ def _encoder(
     )
     embed_text = select_side_embedder(
         runtime,
-        Net(f"{name}, text", net_key(**key, padding=padding), words, lambda text: ids(text), (context,), "text"),
+        Net(f"{name}, text", net_key(**key, padding=padding), words, ids, (context,), "text"),
     )
     exact = embed_image.precision == "float32" and not fast
     texts: dict[str, Any] = {}  # what makes the same text another row
@@ -499,20 +504,6 @@ def _context(facts: Facts, said: Said, folder: Path) -> int:
     if context > 10_000:
         raise WeightsError(f"{folder}: neither its config nor its tokenizer says how long a text may be")
     return context
-
-
-def _later(make: Callable[[], Callable[[str], np.ndarray]]) -> Callable[[str], np.ndarray]:
-    """A function that is made when it is first called, from whatever thread."""
-    lock = threading.Lock()
-    made: list[Callable[[str], np.ndarray]] = []
-
-    def call(text: str) -> np.ndarray:
-        with lock:
-            if not made:
-                made.append(make())
-        return made[0](text)
-
-    return call
 
 
 def _tokenizer_digest(tokenizer: Any) -> str:
