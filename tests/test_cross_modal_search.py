@@ -81,7 +81,7 @@ def small(pictures: dict[str, Path]) -> Encoder:
     vocabulary = vsepp.Vocabulary("small", {word: i for i, word in enumerate(WORDS)})
     text = replace(
         tiny.tower("text"),
-        prepare=lambda caption: vocabulary.encode(caption, accept_unknown=False),
+        inputs=vsepp._captions(vocabulary, accept_unknown=False),
         embed=select_embedder(PLAIN, Net("small", "small", lambda: net, vocabulary.encode, (None,), "text")),
     )
     return replace(tiny, towers={"image": tiny.tower("image"), "text": text})

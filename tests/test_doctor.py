@@ -10,9 +10,10 @@ import torch
 from PIL import Image
 
 from image_encoders.doctor import Stages, stages
-from image_encoders.encoder import Encoder, Tower
+from image_encoders.encoder import Encoder, InputSpec, Tower
 from image_encoders.engines import PLAIN, Net, select_embedder
-from image_encoders.inputs.image import channels_first, read_image
+from image_encoders.inputs.image import read_image
+from image_encoders.inputs.preprocessing import channels_first
 from image_encoders.nets.vsepp import Vgg19
 
 SIDE = 96
@@ -43,7 +44,7 @@ def encoder(width: int) -> Encoder:
 
     shape = (3, SIDE, SIDE)
     one = Net("vgg", f"vgg {width}", build, lambda source: prepare(read_image(source)), shape)
-    tower = Tower("image", read_image, prepare, select_embedder(PLAIN, one), shape)
+    tower = Tower(InputSpec("image", read_image, prepare, shape), select_embedder(PLAIN, one))
     return Encoder("vgg", 64, {"image": tower}, "v" * 32)
 
 

@@ -23,7 +23,7 @@ from PIL import Image, ImageSequence
 import image_encoders as ie
 from fake_encoder import SIDE, FakeEncoder
 from image_encoders import models
-from image_encoders.encoder import Encoder, Tower
+from image_encoders.encoder import Encoder, InputSpec, Tower
 from image_encoders.errors import InputError, WeightsError
 from image_encoders.inputs.audio import read_audio
 from image_encoders.inputs.image import read_image
@@ -88,7 +88,9 @@ def test_a_sound_that_is_refilled_gives_the_row_of_what_it_held():
             samples[:] = number / 40
             yield samples, 8000
 
-    encoder = Encoder("sounds", 1, {"audio": Tower("audio", read_audio, lambda item: item[0], mean)}, "f" * 32)
+    encoder = Encoder(
+        "sounds", 1, {"audio": Tower(InputSpec("audio", read_audio, lambda item: item[0]), mean)}, "f" * 32
+    )
     assert encoder.encode_audio(sounds())[:, 0] == pytest.approx(np.arange(40) / 40)
 
 
@@ -121,7 +123,8 @@ def test_a_pil_image_that_is_not_decoded_yet_may_come_many_times(kind: str):
 
 def test_arrays_of_a_list_are_not_copied():
     read: list[np.ndarray] = []
-    tower = Tower("image", read_image, lambda pixels: read.append(pixels) or pixels, lambda inputs: inputs[:, 0, 0])
+    inputs = InputSpec("image", read_image, lambda pixels: read.append(pixels) or pixels)
+    tower = Tower(inputs, lambda batch: batch[:, 0, 0])
     Encoder("plain", 3, {"image": tower}, "f" * 32).encode_image([FRAMES[0], FRAMES[1]])
     assert sorted(id(pixels.base) for pixels in read) == [id(FRAMES)] * 2
 
@@ -148,7 +151,7 @@ def test_what_may_be_other_by_then_is_not_left_to_threads(given: Any, read_here:
 
 
 def test_the_first_wrong_source_is_named_though_a_later_one_is_read_before():
-    with pytest.raises(InputError, match=r"^image\[1\]: not a picture"):
+    with pytest.raises(InputError, match=r"^image\[1\]: not an image"):
         FakeEncoder().encode_image([FRAMES[0], b"no picture", np.zeros(3), None])
 
 
@@ -280,14 +283,14 @@ FORKED_WHILE_READING = """
 import io, os, signal, threading
 import numpy as np
 from PIL import Image
-from image_encoders.encoder import Encoder, Tower
+from image_encoders.encoder import Encoder, InputSpec, Tower
 from image_encoders.inputs.image import read_image
 
 file = io.BytesIO()
 Image.fromarray(np.random.default_rng(0).integers(0, 256, (200, 300, 3), dtype=np.uint8)).save(file, "PNG")
 content = file.getvalue()
-tower = Tower("image", read_image, lambda pixels: pixels, lambda inputs: inputs[:, 0, 0].astype(np.float32))
-encoder = Encoder("plain", 3, {"image": tower}, "f" * 32)
+spec = InputSpec("image", read_image, lambda pixels: pixels)
+encoder = Encoder("plain", 3, {"image": Tower(spec, lambda inputs: inputs[:, 0, 0].astype(np.float32))}, "f" * 32)
 
 def encode():
     encoder.encode_image([*(Image.open(io.BytesIO(content)) for _ in range(8)), content, io.BytesIO(content)])

@@ -29,28 +29,83 @@ Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
-class Tower:
-    """One modality's way into an embedding space.
+class InputSpec:
+    """How sources of one modality become inputs: written once, for the tower and for the net that engines probe.
 
     modality: "image", "text" or "audio"
-    read: source -> item; raises InputError
+    read: source -> item; may touch the disk; raises InputError
     prepare: item -> input, an ndarray without batch axis; pure; raises InputError
-    embed: inputs stacked to (B, ...) -> rows (B, dim) float32; callable from many threads at once
-    shape: the shape of an input, None where any length goes; None altogether where the net alone can tell
-    exact: whether inputs are the reference's to the last bit; else torch, where it has been imported, resizes them in a
-        fraction of the time, and files may be decoded at a smaller scale
+    shape: of an input, None where any length goes; None altogether where the net alone can tell
+    facts: everything that decides an input, as plain values: it goes into the fingerprint
+    summary: the same for people
+    smallest: the least length where any goes
+    scaled: whether files may be decoded at a smaller scale, so that an item's size is not the image's
+    low_precision: the spec for a net in lower precision, whose inputs need not be the reference's to the last bit;
+        None: this one
     """
 
     modality: str
     read: Callable[[Any], Any]
     prepare: Callable[[Any], np.ndarray]
-    embed: Callable[[np.ndarray], np.ndarray]
     shape: tuple[int | None, ...] | None = None
-    exact: bool = True
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    summary: str = ""
+    smallest: int = 1
+    scaled: bool = False
+    low_precision: InputSpec | None = None
 
     def input(self, source: Any) -> np.ndarray:
         """The net's input for one source: read, then prepared."""
         return self.prepare(self.read(source))
+
+    def at(self, precision: str) -> InputSpec:
+        """The spec for a net that computes in `precision`."""
+        return self if precision == "float32" or self.low_precision is None else self.low_precision
+
+    def check(self, one: np.ndarray) -> None:
+        """Raise InputError unless `one` has the shape that the net takes."""
+        if self.shape is None:
+            return
+        if one.ndim != len(self.shape) or any(w is not None and w != n for w, n in zip(self.shape, one.shape)):
+            wanted = " x ".join("any" if n is None else str(n) for n in self.shape)
+            raise InputError(f"a prepared {self.modality} of {_lengths(one)}; this model takes {wanted}", code="shape")
+        if any(w is None and n < self.smallest for w, n in zip(self.shape, one.shape)):
+            raise InputError(
+                f"a prepared {self.modality} of {_lengths(one)}; this model takes sides of {self.smallest} and more",
+                code="shape",
+            )
+
+
+@dataclass(frozen=True)
+class Tower:
+    """One modality's way into an embedding space.
+
+    inputs: sources to inputs
+    embed: inputs stacked to (B, ...) -> rows (B, dim) float32; callable from many threads at once
+    """
+
+    inputs: InputSpec
+    embed: Callable[[np.ndarray], np.ndarray]
+
+    @property
+    def modality(self) -> str:
+        return self.inputs.modality
+
+    @property
+    def shape(self) -> tuple[int | None, ...] | None:
+        return self.inputs.shape
+
+    def read(self, source: Any) -> Any:
+        """One decoded thing; see `InputSpec`."""
+        return self.inputs.read(source)
+
+    def prepare(self, item: Any) -> np.ndarray:
+        """The net's input for one decoded thing."""
+        return self.inputs.prepare(item)
+
+    def input(self, source: Any) -> np.ndarray:
+        """The net's input for one source: read, then prepared."""
+        return self.inputs.input(source)
 
     def begin(self, source: Any, keep: bool) -> Callable[[], np.ndarray]:
         """What is left of `input` for another thread.
@@ -96,13 +151,8 @@ class Tower:
         return rows
 
     def check(self, one: np.ndarray) -> None:
-        """Raise InputError unless `one` has the shape this tower takes."""
-        if self.shape is None:
-            return
-        if one.ndim != len(self.shape) or any(w is not None and w != n for w, n in zip(self.shape, one.shape)):
-            wanted = " x ".join("any" if n is None else str(n) for n in self.shape)
-            found = " x ".join(map(str, one.shape)) or "a single number"
-            raise InputError(f"a prepared {self.modality} of {found}; this model takes {wanted}", code="shape")
+        """Raise InputError unless `one` has the shape that the net takes."""
+        self.inputs.check(one)
 
 
 @dataclass
@@ -143,9 +193,12 @@ class Encoder:
         return tuple(self.towers)
 
     def __repr__(self) -> str:
+        steps = "".join(
+            f"; {tower.modality}: {tower.inputs.summary}" for tower in self.towers.values() if tower.inputs.summary
+        )
         return (
             f"<Encoder {self.name}: {', '.join(self.modalities)} -> {self.dim}, "
-            f"{self.precision} by {self.engine} on {self.device}>"
+            f"{self.precision} by {self.engine} on {self.device}{steps}>"
         )
 
     def tower(self, modality: str) -> Tower:
@@ -289,6 +342,10 @@ def fingerprint(**facts: Any) -> str:
     """The digest that names an embedding space: 32 hexadecimal digits over everything that decides its rows."""
     canonical = json.dumps(facts, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return hashlib.sha256(canonical.encode()).hexdigest()[:32]
+
+
+def _lengths(array: np.ndarray) -> str:
+    return " x ".join(map(str, array.shape)) or "a single number"
 
 
 def _may_refill(sources: Any) -> bool:

@@ -244,7 +244,8 @@ def test_a_disk_that_is_full_ends_with_one_sentence_and_more_space_mends_it(star
 def test_a_collection_that_does_not_say_how_to_load_its_encoder_is_one_sentence(command, photos, tmp_path, recipe):
     command("encode", photos, "-o", tmp_path / "c", "-m", "colours/plain")
     mark = tmp_path / "c" / "collection.json"
-    mark.write_text(json.dumps({**json.loads(mark.read_text()), "recipe": recipe}))
+    written = json.loads(mark.read_text())
+    mark.write_text(json.dumps({**written, "encoder": {**written["encoder"], "recipe": recipe}}))
     for arguments in (("search", tmp_path / "c", "red"), ("encode", photos, "-o", tmp_path / "c")):
         ran = command(*arguments)
         assert (ran.status, ran.out) == (2, "")

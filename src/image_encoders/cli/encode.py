@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -25,7 +27,8 @@ from image_encoders.cli.options import (
     parse_options,
 )
 from image_encoders.cli.printing import bar, counted, escape_controls, print, print_json, say, shown
-from image_encoders.cli.shutdown import interrupted
+from image_encoders.cli.shutdown import interrupted, terminations
+from image_encoders.errors import ImageEncodersError
 
 if TYPE_CHECKING:
     from image_encoders.bulk.run import Report
@@ -49,6 +52,7 @@ Stopping: Ctrl-C (SIGINT) or `kill` (SIGTERM) stores what is embedded and exits 
 Started with `nohup`, or with `&` in a script, SIGINT is ignored, as the shell asked; SIGTERM still stops it cleanly."""
 
 SHOWN = 5  # failures in the summary
+SHOW_S = 0.1  # seconds between two looks at how far it is
 CALIBRATED = 300  # images that int8 is calibrated on, unless --calibration names others
 
 
@@ -142,7 +146,7 @@ def encode(
     load_seconds = time.monotonic() - began
     collection = Collection.open_or_create(output, encoder)
     try:
-        with bar("encoding", shown=not quiet) as progress:
+        with terminations(), bar("encoding", shown=not quiet) as told:
             report = run.run(
                 files,
                 encoder,
@@ -151,12 +155,11 @@ def encode(
                 workers=workers,
                 retry_failed=retry_failed,
                 prune=prune,
-                progress=progress,
+                progress=told and Meter(files, told),
             )
     except KeyboardInterrupt:
         with interrupted():
-            kept = f"{counted(collection.count(), 'embedding')} kept in {shown(output)}"
-            say(f"interrupted: {kept}; the same command goes on from there")
+            _say_what_is_kept(output, collection)
         raise typer.Exit(130) from None
     if not report.total:
         say(_nothing(source, files))
@@ -166,6 +169,32 @@ def encode(
         summarize(report, output, collection, load_seconds)
     if report.failed:
         raise typer.Exit(3)
+
+
+def _say_what_is_kept(output: Path, collection: Collection) -> None:
+    kept = f"{counted(collection.count(), 'embedding')} kept in {shown(output)}"
+    say(f"interrupted: {kept}; the same command goes on from there")
+
+
+class Meter:
+    """Shows now and then how far a run is, and counts on a thread of its own how many files there will be."""
+
+    def __init__(self, files: Sources, show: Callable[[int, int | None, float], None]):
+        self.show = show
+        self.total: int | None = None
+        self.began, self.shown = time.monotonic(), 0.0
+        threading.Thread(target=self._count, args=(files,), daemon=True, name="count").start()
+
+    def _count(self, files: Sources) -> None:
+        with suppress(OSError, ImageEncodersError):  # a list that vanished: the run itself will say so
+            self.total = files.count()
+
+    def __call__(self, done: int, read: int) -> None:
+        """done: files that are done; read: those of them that had to be read."""
+        now = time.monotonic()
+        if now - self.shown >= SHOW_S:
+            self.shown = now
+            self.show(done, self.total, read / max(now - self.began, SHOW_S))
 
 
 def _begun(output: Path) -> Collection | None:

@@ -6,6 +6,7 @@ import atexit
 import os
 import signal
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
@@ -72,3 +73,21 @@ def interrupted() -> Iterator[None]:
         discard_output(sys.stderr)
     signal.signal(signal.SIGINT, lambda number, frame: os._exit(130))  # threads may be waited for
     atexit.register(signal.signal, signal.SIGINT, signal.SIG_IGN)  # later still, Python would put the default back
+
+
+@contextmanager
+def terminations() -> Iterator[None]:
+    """SIGTERM ends the block as Ctrl-C does, unless it was to be ignored."""
+
+    def interrupt(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.getsignal(signal.SIGTERM)
+    if before == signal.SIG_IGN or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

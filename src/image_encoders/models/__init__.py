@@ -4,7 +4,8 @@ A family's module has
     VARIANTS   a tuple of `Variant`, what `names()` lists
     load       (variant, *, weights, runtime, **options) -> Encoder
     tiny       () -> Encoder, a small random net behind every tower, for the contract tests
-and imports torch only inside functions, so that listing models is instant.
+and imports torch only inside functions, so that listing models is instant. It reads from top to bottom: provenance,
+variants, weights -> nets, and for each modality a `Part`, of which `assemble` makes the encoder.
 """
 
 from __future__ import annotations
@@ -17,19 +18,22 @@ import os
 import pkgutil
 import re
 import sys
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from pickle import PicklingError
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from image_encoders.encoder import Encoder
+from image_encoders.encoder import Encoder, InputSpec, Tower, fingerprint
 from image_encoders.errors import InputError, UnknownModel, WeightsError
+from image_encoders.inputs.preprocessing import TORCH
 from image_encoders.spellings import CLASSES, spell
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from image_encoders.engines import Runtime
 
 DEFAULT = "clip/openai/clip-vit-base-patch32"
@@ -52,6 +56,52 @@ class Variant:
     dim: int | None
     weights: str
     licence: str
+
+
+@dataclass(frozen=True)
+class Part:
+    """One modality of a model: what its tower is made from.
+
+    inputs: its sources to the net's inputs
+    build: the net: one tensor (B, ...) in, one tensor (B, dim) out; in float32, on the CPU
+    key: what else decides what `build` builds, and no image's embedding, as plain values
+    traceable: whether a copy of the net can be made by following one pass
+    """
+
+    inputs: InputSpec
+    build: Callable[[], nn.Module]
+    key: Mapping[str, Any] = field(default_factory=dict)
+    traceable: bool = True
+
+
+def assemble(name: str, dim: int, facts: Mapping[str, Any], parts: Sequence[Part], runtime: Runtime) -> Encoder:
+    """The encoder of a model's parts, the first of which decides what "auto" comes to.
+
+    facts: what decides the nets, as plain values: the family, its weights' digest, its options
+    """
+    from image_encoders.engines import Net, described, identity, net_key, select_embedder, select_side_embedder
+
+    def net(part: Part) -> Net:
+        inputs = part.inputs
+        key = net_key(**facts, modality=inputs.modality, inputs=inputs.facts, **part.key)
+        label = name if part is parts[0] else f"{name}, {inputs.modality}"
+        return Net(label, key, part.build, inputs.input, inputs.shape or (None,), inputs.modality, part.traceable)
+
+    main, *others = parts
+    embed = select_embedder(runtime, net(main))
+    towers = [Tower(main.inputs.at(embed.precision), embed)]
+    if towers[0].inputs.facts.get("resizer") == TORCH:
+        import torch  # noqa: F401  # now, while the engine loads, and not when the first image comes
+    towers += [Tower(part.inputs, select_side_embedder(runtime, net(part))) for part in others]
+    return Encoder(
+        name=name,
+        dim=dim,
+        towers={tower.modality: tower for tower in towers},
+        fingerprint=fingerprint(
+            **facts, inputs={tower.modality: tower.inputs.facts for tower in towers}, **identity(embed)
+        ),
+        **described(embed),
+    )
 
 
 def families() -> tuple[str, ...]:

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from image_encoders.cache import atomic_write, cache_folder, require_cached
 from image_encoders.errors import WeightsError
 
-FORMAT = 4  # of what families find
+FORMAT = 5  # of what families find
 
 Built = TypeVar("Built")
 
