@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from image_encoders.encoder import Encoder, Tower
+from image_encoders.encoder import Encoder, InputSpec, Tower
 from image_encoders.inputs.image import read_image
 
 DIM = 8
@@ -43,7 +43,7 @@ class FakeEncoder(Encoder):
         self._lock = threading.Lock()
         self._batch_sensitive = batch_sensitive
         self._before = before
-        tower = Tower("image", read, self._prepare, self._embed, shape=(3, SIDE, SIDE))
+        tower = Tower(InputSpec("image", read, self._prepare, (3, SIDE, SIDE)), self._embed)
         recipe = {"name": name, "weights": None, "options": {}}
         super().__init__(name, dim, {"image": tower}, fingerprint, recipe=recipe)
 

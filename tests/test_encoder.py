@@ -23,7 +23,7 @@ from PIL import Image, ImageSequence
 import image_encoders as ie
 from fake_encoder import SIDE, FakeEncoder
 from image_encoders import models
-from image_encoders.encoder import Encoder, Tower
+from image_encoders.encoder import Encoder, InputSpec, Tower
 from image_encoders.errors import InputError, WeightsError
 from image_encoders.inputs.audio import read_audio
 from image_encoders.inputs.image import read_image
@@ -88,7 +88,9 @@ def test_a_sound_that_is_refilled_gives_the_row_of_what_it_held():
             samples[:] = number / 40
             yield samples, 8000
 
-    encoder = Encoder("sounds", 1, {"audio": Tower("audio", read_audio, lambda item: item[0], mean)}, "f" * 32)
+    encoder = Encoder(
+        "sounds", 1, {"audio": Tower(InputSpec("audio", read_audio, lambda item: item[0]), mean)}, "f" * 32
+    )
     assert encoder.encode_audio(sounds())[:, 0] == pytest.approx(np.arange(40) / 40)
 
 
@@ -121,13 +123,15 @@ def test_a_pil_image_that_is_not_decoded_yet_may_come_many_times(kind: str):
 
 def test_arrays_of_a_list_are_not_copied():
     read: list[np.ndarray] = []
-    tower = Tower("image", read_image, lambda pixels: read.append(pixels) or pixels, lambda inputs: inputs[:, 0, 0])
+    inputs = InputSpec("image", read_image, lambda pixels: read.append(pixels) or pixels)
+    tower = Tower(inputs, lambda batch: batch[:, 0, 0])
     Encoder("plain", 3, {"image": tower}, "f" * 32).encode_image([FRAMES[0], FRAMES[1]])
     assert sorted(id(pixels.base) for pixels in read) == [id(FRAMES)] * 2
 
 
 @pytest.mark.parametrize(
-    ("given", "read_here"), [(list, {"BufferedReader"}), (iter, {"BufferedReader", "ndarray", "PngImageFile"})]
+    ("given", "read_here"),
+    [(list, {"BufferedReader", "PngImageFile"}), (iter, {"BufferedReader", "ndarray", "PngImageFile"})],
 )
 def test_what_may_be_other_by_then_is_not_left_to_threads(given: Any, read_here: set[str], tmp_path: Path):
     on: dict[str, threading.Thread] = {}
@@ -147,7 +151,7 @@ def test_what_may_be_other_by_then_is_not_left_to_threads(given: Any, read_here:
 
 
 def test_the_first_wrong_source_is_named_though_a_later_one_is_read_before():
-    with pytest.raises(InputError, match=r"^image\[1\]: not a picture"):
+    with pytest.raises(InputError, match=r"^image\[1\]: not an image"):
         FakeEncoder().encode_image([FRAMES[0], b"no picture", np.zeros(3), None])
 
 
@@ -167,6 +171,38 @@ def test_open_files_are_read_and_left_open(tmp_path: Path, wanted: np.ndarray):
 def test_a_single_open_file_is_not_taken_for_a_list():
     with pytest.raises(InputError, match="wrap a single one"):
         FakeEncoder().encode_image(file_of(FRAMES[0]))
+
+
+# ------------------------------------------------------------------ lists and what is none
+
+
+@pytest.mark.parametrize("kind", [str, object, "pandas"])
+def test_an_array_or_a_column_of_paths_is_a_list(kind: Any, tmp_path: Path, wanted: np.ndarray):
+    paths = []
+    for number in range(3):
+        paths.append(str(tmp_path / str(number)))
+        Path(paths[-1]).write_bytes(file_of(FRAMES[number]).getvalue())
+    if kind == "pandas":
+        column = pytest.importorskip("pandas").Series(paths)
+    else:
+        column = np.array(paths, dtype=kind)
+    assert np.array_equal(FakeEncoder().encode_image(column), wanted[:3])
+
+
+@pytest.mark.parametrize("one", [b"", bytearray(), bytearray(9), memoryview(b"")], ids=repr)
+def test_bytes_of_any_kind_are_not_taken_for_a_list(one: Any):
+    with pytest.raises(InputError, match=r"takes a list; wrap a single one: encode_image\(\[image\]\)") as caught:
+        FakeEncoder().encode_image(one)
+    assert caught.value.code == "not-a-list"
+
+
+@pytest.mark.parametrize(
+    "numbers", [np.arange(5), np.zeros(5, np.uint8), torch.zeros(5)], ids=lambda n: type(n).__name__
+)
+def test_a_row_of_numbers_is_no_list_of_images(numbers: Any):
+    with pytest.raises(InputError, match=r"got numbers of shape \(5,\); a list of images is accepted") as caught:
+        FakeEncoder().encode_image(numbers)
+    assert caught.value.code == "not-a-list"
 
 
 # ------------------------------------------------------------------ arguments
@@ -241,6 +277,47 @@ with ProcessPoolExecutor(2, mp_context=get_context("fork")) as pool:
     for found in pool.map(encoder.encode_image, [pictures] * 4):
         assert np.abs(found - rows).max() < limit * np.abs(rows).max()
 """
+
+
+FORKED_WHILE_READING = """
+import io, os, signal, threading
+import numpy as np
+from PIL import Image
+from image_encoders.encoder import Encoder, InputSpec, Tower
+from image_encoders.inputs.image import read_image
+
+file = io.BytesIO()
+Image.fromarray(np.random.default_rng(0).integers(0, 256, (200, 300, 3), dtype=np.uint8)).save(file, "PNG")
+content = file.getvalue()
+spec = InputSpec("image", read_image, lambda pixels: pixels)
+encoder = Encoder("plain", 3, {"image": Tower(spec, lambda inputs: inputs[:, 0, 0].astype(np.float32))}, "f" * 32)
+
+def encode():
+    encoder.encode_image([*(Image.open(io.BytesIO(content)) for _ in range(8)), content, io.BytesIO(content)])
+
+def encode_until_the_end():
+    while not ended:
+        encode()
+
+ended = []
+threads = [threading.Thread(target=encode_until_the_end) for _ in range(4)]
+for thread in threads:
+    thread.start()
+for _ in range(30):
+    child = os.fork()
+    if child == 0:
+        signal.alarm(20)  # which ends one that hangs
+        encode()
+        os._exit(0)
+    print(os.waitpid(child, 0)[1], flush=True)
+ended.append(True)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no processes are forked here")
+def test_a_process_forked_while_threads_encode_does_not_wait_for_their_locks():
+    done = subprocess.run([sys.executable, "-c", FORKED_WHILE_READING], capture_output=True, text=True, timeout=300)
+    assert done.stdout.split() == ["0"] * 30, done.stderr
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no processes are forked here")

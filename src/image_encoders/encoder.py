@@ -11,7 +11,6 @@ import copy
 import hashlib
 import json
 import os
-import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -23,43 +22,98 @@ import numpy as np
 
 from image_encoders.arrays import as_array
 from image_encoders.errors import ImageEncodersError, InputError
+from image_encoders.progress import bar
 
 Source = TypeVar("Source")
 Result = TypeVar("Result")
 
-_READING = [threading.Lock() for _ in range(61)]  # for sources by their place in memory
+
+@dataclass(frozen=True)
+class InputSpec:
+    """How sources of one modality become inputs: written once, for the tower and for the net that engines probe.
+
+    modality: "image", "text" or "audio"
+    read: source -> item; may touch the disk; raises InputError
+    prepare: item -> input, an ndarray without batch axis; pure; raises InputError
+    shape: of an input, None where any length goes; None altogether where the net alone can tell
+    facts: everything that decides an input, as plain values: it goes into the fingerprint
+    summary: the same for people
+    smallest: the least length where any goes
+    scaled: whether files may be decoded at a smaller scale, so that an item's size is not the image's
+    low_precision: the spec for a net in lower precision, whose inputs need not be the reference's to the last bit;
+        None: this one
+    """
+
+    modality: str
+    read: Callable[[Any], Any]
+    prepare: Callable[[Any], np.ndarray]
+    shape: tuple[int | None, ...] | None = None
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    summary: str = ""
+    smallest: int = 1
+    scaled: bool = False
+    low_precision: InputSpec | None = None
+
+    def input(self, source: Any) -> np.ndarray:
+        """The net's input for one source: read, then prepared."""
+        return self.prepare(self.read(source))
+
+    def at(self, precision: str) -> InputSpec:
+        """The spec for a net that computes in `precision`."""
+        return self if precision == "float32" or self.low_precision is None else self.low_precision
+
+    def check(self, one: np.ndarray) -> None:
+        """Raise InputError unless `one` has the shape that the net takes."""
+        if self.shape is None:
+            return
+        if one.ndim != len(self.shape) or any(w is not None and w != n for w, n in zip(self.shape, one.shape)):
+            wanted = " x ".join("any" if n is None else str(n) for n in self.shape)
+            raise InputError(f"a prepared {self.modality} of {_lengths(one)}; this model takes {wanted}", code="shape")
+        if any(w is None and n < self.smallest for w, n in zip(self.shape, one.shape)):
+            raise InputError(
+                f"a prepared {self.modality} of {_lengths(one)}; this model takes sides of {self.smallest} and more",
+                code="shape",
+            )
 
 
 @dataclass(frozen=True)
 class Tower:
     """One modality's way into an embedding space.
 
-    modality: "image", "text" or "audio"
-    read: source -> item; raises InputError
-    prepare: item -> input, an ndarray without batch axis; pure; raises InputError
+    inputs: sources to inputs
     embed: inputs stacked to (B, ...) -> rows (B, dim) float32; callable from many threads at once
-    shape: the shape of an input, None where any length goes; None altogether where the net alone can tell
-    exact: whether inputs are the reference's to the last bit; else torch, where it has been imported, resizes them in a
-        fraction of the time, and files may be decoded at a smaller scale
     """
 
-    modality: str
-    read: Callable[[Any], Any]
-    prepare: Callable[[Any], np.ndarray]
+    inputs: InputSpec
     embed: Callable[[np.ndarray], np.ndarray]
-    shape: tuple[int | None, ...] | None = None
-    exact: bool = True
+
+    @property
+    def modality(self) -> str:
+        return self.inputs.modality
+
+    @property
+    def shape(self) -> tuple[int | None, ...] | None:
+        return self.inputs.shape
+
+    def read(self, source: Any) -> Any:
+        """One decoded thing; see `InputSpec`."""
+        return self.inputs.read(source)
+
+    def prepare(self, item: Any) -> np.ndarray:
+        """The net's input for one decoded thing."""
+        return self.inputs.prepare(item)
 
     def input(self, source: Any) -> np.ndarray:
         """The net's input for one source: read, then prepared."""
-        return self.prepare(self.read(source))
+        return self.inputs.input(source)
 
     def begin(self, source: Any, keep: bool) -> Callable[[], np.ndarray]:
         """What is left of `input` for another thread.
 
-        keep: the source may be other by the time that thread comes to it, as an array that a generator refills, or a
-            PIL image that moves on to its next frame. It is read here and now then, and copied; so are open files
-            always. Paths and bytes are left whole.
+        Open files and PIL images are read here and now, since they change as they are read: a PIL image decodes itself
+        once.
+        keep: the source may be other by the time that thread comes to it, as an array that a generator refills. It is
+            read here and now then, and copied. Paths and bytes are left whole.
 
         What is wrong with a source is raised by what is left.
         """
@@ -67,19 +121,13 @@ class Tower:
             source = bytes(source)
         if isinstance(source, (str, bytes, os.PathLike)):
             return partial(self.input, source)
-        if not keep and not hasattr(source, "read"):
-            return partial(self._input_alone, source)
+        if not keep and not hasattr(source, "read") and not hasattr(source, "load"):
+            return partial(self.input, source)
         try:
             item = self.read(source)
         except ImageEncodersError as error:
             return partial(_fail, error)
         return partial(self.prepare, copy.deepcopy(item) if keep else item)
-
-    def _input_alone(self, source: Any) -> np.ndarray:
-        """`input` of what no other thread reads meanwhile: a PIL image decodes itself when it is first read."""
-        with _READING[id(source) // 16 % len(_READING)]:
-            item = self.read(source)
-        return self.prepare(item)
 
     def rows(self, inputs: Sequence[np.ndarray]) -> np.ndarray:
         """Row i for input i; inputs of equal shape and type go through the net together.
@@ -103,13 +151,8 @@ class Tower:
         return rows
 
     def check(self, one: np.ndarray) -> None:
-        """Raise InputError unless `one` has the shape this tower takes."""
-        if self.shape is None:
-            return
-        if one.ndim != len(self.shape) or any(w is not None and w != n for w, n in zip(self.shape, one.shape)):
-            wanted = " x ".join("any" if n is None else str(n) for n in self.shape)
-            found = " x ".join(map(str, one.shape)) or "a single number"
-            raise InputError(f"a prepared {self.modality} of {found}; this model takes {wanted}", code="shape")
+        """Raise InputError unless `one` has the shape that the net takes."""
+        self.inputs.check(one)
 
 
 @dataclass
@@ -150,9 +193,12 @@ class Encoder:
         return tuple(self.towers)
 
     def __repr__(self) -> str:
+        steps = "".join(
+            f"; {tower.modality}: {tower.inputs.summary}" for tower in self.towers.values() if tower.inputs.summary
+        )
         return (
             f"<Encoder {self.name}: {', '.join(self.modalities)} -> {self.dim}, "
-            f"{self.precision} by {self.engine} on {self.device}>"
+            f"{self.precision} by {self.engine} on {self.device}{steps}>"
         )
 
     def tower(self, modality: str) -> Tower:
@@ -166,8 +212,9 @@ class Encoder:
 
         images: paths, bytes of picture files, binary files open for reading, PIL images, uint8 arrays (H, W),
             (H, W, 1|3|4), or tensors of those shapes. Files and bytes are turned upright (EXIF) and put on white where
-            transparent; arrays are taken as they are. They are read on threads, ahead of the net; but what comes from
-            a generator is read as it is drawn, unless it is a path or bytes: it may use one array again and again.
+            transparent; arrays are taken as they are. Paths, bytes and arrays are read on threads, ahead of the net;
+            PIL images and open files as they are drawn. So is all else that a generator gives: it may use one array
+            again and again.
         batch_size: how many go through the net at once; rows do not depend on it
         progress: show a bar on standard error
         returns: (N, dim) float32, row i for picture i; N may be 0
@@ -191,6 +238,8 @@ class Encoder:
 
     def embed_image(self, prepared: np.ndarray | Sequence[np.ndarray], batch_size: int = 32) -> np.ndarray:
         """Rows of pictures that are already preprocessed: straight to the net, as the original code takes them.
+
+        They are computed in the encoder's precision; where that is int8, in float32.
 
         prepared: (N, 3, H, W) or (N, H, W, 3) floats, an array or a tensor, or a sequence of such without the first
             axis
@@ -250,18 +299,17 @@ class Encoder:
 
         total = len(sources) if isinstance(sources, Sized) else None
         rows: list[np.ndarray] = []
-        with _bar(progress, total, f"encoding {modality}") as advance:
+        with bar(f"encoding {modality}", progress) as show:
             batch: list[np.ndarray] = []
             begun = enumerate(tower.begin(source, keep) for source in sources)
             for one in ordered(prepared, begun, ahead=2 * batch_size):
                 batch.append(one)
                 if len(batch) == batch_size:
                     rows.append(tower.rows(batch))
-                    advance(len(batch))
+                    show(len(rows) * batch_size, total)
                     batch = []
             if batch:
                 rows.append(tower.rows(batch))
-                advance(len(batch))
         return _finite(np.concatenate(rows) if rows else np.empty((0, self.dim), np.float32), modality)
 
 
@@ -296,6 +344,10 @@ def fingerprint(**facts: Any) -> str:
     return hashlib.sha256(canonical.encode()).hexdigest()[:32]
 
 
+def _lengths(array: np.ndarray) -> str:
+    return " x ".join(map(str, array.shape)) or "a single number"
+
+
 def _may_refill(sources: Any) -> bool:
     """Whether what was drawn from `sources` may have changed by the next draw."""
     # The items of a list, an array, a table's column are there all at once. What has no length, such as a reader of
@@ -324,12 +376,20 @@ def _finite(rows: np.ndarray, label: str) -> np.ndarray:
 
 def _many(sources: Any, modality: str) -> Iterable[Any]:
     """`sources` if it is a collection of sources, else InputError: a single one is the commonest slip."""
-    one = isinstance(sources, (str, bytes, os.PathLike, Mapping)) or not hasattr(sources, "__iter__")
-    ndim = getattr(sources, "ndim", None)
-    if modality == "image" and isinstance(ndim, int):
-        one = ndim < 3 or (ndim == 3 and sources.shape[-1] in (1, 3, 4))
-    elif ndim == 0 or (modality != "text" and hasattr(sources, "read")):  # the lines of an open file may be texts
+    shape = getattr(sources, "shape", None)
+    if isinstance(sources, (str, bytes, bytearray, memoryview, os.PathLike, Mapping)) or not hasattr(
+        sources, "__iter__"
+    ):
         one = True
+    elif shape is not None and not _holds_objects(sources):  # numbers
+        if modality == "image" and len(shape) == 1:
+            raise InputError(
+                f"encode_image got numbers of shape {tuple(shape)}; a list of images is accepted", code="not-a-list"
+            )
+        image = len(shape) < 3 or (len(shape) == 3 and shape[-1] in (1, 3, 4))
+        one = len(shape) == 0 or (modality == "image" and image)
+    else:
+        one = modality != "text" and hasattr(sources, "read")  # the lines of an open file may be texts
     if one:
         raise InputError(
             f"encode_{modality} takes a list; wrap a single one: encode_{modality}([{modality}])",
@@ -338,23 +398,6 @@ def _many(sources: Any, modality: str) -> Iterable[Any]:
     return sources
 
 
-class _bar:
-    """A progress bar on standard error, or nothing."""
-
-    def __init__(self, wanted: bool, total: int | None, label: str):
-        self._wanted, self._total, self._label = wanted, total, label
-
-    def __enter__(self) -> Callable[[int], None]:
-        if not self._wanted:
-            return lambda count: None
-        from rich.console import Console
-        from rich.progress import Progress
-
-        self._progress = Progress(console=Console(stderr=True))
-        self._progress.start()
-        task = self._progress.add_task(self._label, total=self._total)
-        return lambda count: self._progress.advance(task, count)
-
-    def __exit__(self, *exception: object) -> None:
-        if self._wanted:
-            self._progress.stop()
+def _holds_objects(array: Any) -> bool:
+    """Whether an array, or the column of a table, holds paths, texts or other objects, not numbers."""
+    return getattr(getattr(array, "dtype", None), "kind", "") in ("O", "U", "S", "T") and len(array.shape) > 0

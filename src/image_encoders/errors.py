@@ -13,6 +13,11 @@ ImageEncodersError
 from __future__ import annotations
 
 
+def first_line(error: BaseException) -> str:
+    """What an error of somebody else's says, up to its first line end; its type's name where it says nothing."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
 class ImageEncodersError(Exception):
     """The root: catch it to catch everything this package raises on purpose."""
 

@@ -18,7 +18,7 @@ from PIL import Image
 
 from image_encoders import models
 from image_encoders.cli import app, printing
-from image_encoders.encoder import Encoder, Tower, fingerprint
+from image_encoders.encoder import Encoder, InputSpec, Tower, fingerprint
 from image_encoders.errors import WeightsError
 from image_encoders.inputs.image import read_image
 
@@ -99,9 +99,9 @@ def _load(variant: str, *, weights: Path | None, runtime: Any, scale: float = 1.
         found = [COLOURS[word] for word in words.split() if word in COLOURS]
         return np.mean(found, axis=0).astype(np.float32)
 
-    towers = {"image": Tower("image", read_image, seen, _mean_colour, (3,))}
+    towers = {"image": Tower(InputSpec("image", read_image, seen, (3,)), _mean_colour)}
     if variant != "mute":
-        towers["text"] = Tower("text", str, named, _mean_colour, (3,))
+        towers["text"] = Tower(InputSpec("text", str, named, (3,)), _mean_colour)
     return Encoder(
         name=f"colours/{variant}".rstrip("/"),
         dim=3,

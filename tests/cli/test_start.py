@@ -43,7 +43,7 @@ def test_with_a_converted_copy_neither_pictures_nor_words_need_torch(bfloat16: b
     rows = encoder.encode_image([picture])
     encoder.encode_text(["a red circle"])
     collection = str(tmp_path / "collection")
-    needed = {"torch"} if bfloat16 else set()  # which may resize images where float32 is not asked for
+    needed = {"torch"} if bfloat16 else set()  # which resizes images where float32 is not asked for
     assert loaded("encode", str(picture), "-o", collection, "--model", "clip/demo") <= needed
     assert loaded("search", collection, "a red circle") <= needed
     assert loaded("search", collection, "--image", str(picture)) <= needed
@@ -60,3 +60,21 @@ def test_the_library_is_left_as_it_is():
     )
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
     assert ran.stdout.strip() == "True"
+
+
+def test_what_pillow_warns_of_is_not_shown():
+    program = """
+import warnings
+from image_encoders import cli
+
+def warn(prog_name):
+    warnings.warn_explicit("Corrupt EXIF data", UserWarning, "TiffImagePlugin.py", 9, module="PIL.TiffImagePlugin")
+    warnings.warn_explicit("another's", UserWarning, "other.py", 9, module="other")
+
+cli.app = warn
+cli.main()
+"""
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    assert ran.returncode == 0
+    assert "another's" in ran.stderr
+    assert "EXIF" not in ran.stderr

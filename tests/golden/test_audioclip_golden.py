@@ -6,6 +6,7 @@ Rows of pixels and files, and of sounds for both statistics and amplitudes: test
 from __future__ import annotations
 
 import wave
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ import pytest
 from PIL import Image
 
 import image_encoders as ie
-from image_encoders.inputs import image as pictures
+from image_encoders.inputs.preprocessing import PILLOW
 from image_encoders.models import audioclip
 
 pytestmark = pytest.mark.golden
@@ -123,7 +124,7 @@ def test_preprocessing_equals_the_originals(golden, conformance):
     reference = golden("preprocess")
     full = {key.split("/", 2)[2]: key for key in reference if key.startswith("aclip/full/")}
     for i, name in enumerate(reference["aclip/names"].tolist()):
-        prepared = audioclip.prepare_image(decoded(conformance, name))
+        prepared = audioclip.PREPROCESSING.prepare(decoded(conformance, name))
         assert prepared.shape == (3, 224, 224)
         assert prepared.dtype == np.float32
         np.testing.assert_allclose(prepared[:, ::8, ::8], reference["aclip/sub"][i], rtol=0, atol=2e-5)
@@ -137,13 +138,11 @@ def test_preprocessing_equals_the_originals(golden, conformance):
 def test_pictures_prepared_as_clip_does_give_the_originals_rows(
     encoder, reference, tolerance, conformance, assert_rows_agree
 ):
+    steps = replace(audioclip.PREPROCESSING, resizer=PILLOW)
     prepared = []
     for name in reference["image/clip_pil/names"].tolist():
-        pixels = decoded(conformance, name)
-        pixels = pictures.resize(pixels, *pictures.short_side(*pixels.shape[:2], 224), pictures.BICUBIC)
-        pixels = pictures.center_crop(pixels, 224, 224, lambda spare: round(spare / 2))
-        scaled = pixels.astype(np.float32) / np.float32(255)
-        prepared.append(((scaled - audioclip.MEAN) / audioclip.STD).transpose(2, 0, 1))
+        pixels = steps.prepare(decoded(conformance, name))
+        prepared.append(steps.normalised(pixels.astype(np.float32) / np.float32(255)))
     rows = encoder.embed_image(prepared)
     assert_rows_agree(
         rows, reference["image/clip_pil/out"], rel=tolerance["rel"], one_minus_cos=tolerance["one_minus_cos"]
@@ -195,7 +194,7 @@ def test_a_sounds_row_is_the_same_beside_any_other(encoder, per_item, wav):
 def test_spectrograms_equal_the_originals(encoder, wav, reference, name, amplitude):
     import torch
 
-    net = encoder.tower("audio").embed.made()._net
+    net = encoder.tower("audio").embed.selected()._net
     samples = wav(name).astype(np.float32) / (1 if amplitude == "int16" else 32768)
     decibels = net.spectrograms(torch.from_numpy(samples)[None, None]).numpy()
     if amplitude == "int16":
@@ -214,7 +213,7 @@ def test_spectrograms_equal_the_originals(encoder, wav, reference, name, amplitu
 def test_every_stage_of_the_audio_net_agrees(encoder, wav, reference, stages):
     stage = [f"{kind}{i}" for i in range(1, 5) for kind in ("layer", "att")]
     names = ["bn1", "maxpool", *stage, "att5", "fc"]
-    found = stages(encoder.tower("audio").embed.made()._net, names, wav("tones").astype(np.float32)[None])
+    found = stages(encoder.tower("audio").embed.selected()._net, names, wav("tones").astype(np.float32)[None])
     for name in names:
         assert_stage_agrees(found[name], reference[f"stage/audio.{name}"], rel=5e-4)
 

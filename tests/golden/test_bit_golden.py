@@ -96,8 +96,8 @@ def test_flat_pictures_get_the_rows_of_float64(checkpoint, encoder, conformance,
 
     case = "bit-savedmodel-hub"
     pictures = decoded(conformance, np.array(FLAT))
-    net = bit._net(checkpoint(case) / case, bit.ARCHITECTURES["R50x1"], None).double()
-    inputs = np.stack([bit._prepare(one, "bit", 224) for one in pictures])
+    net = bit._net(checkpoint(case) / case, bit.ARCHITECTURES["R50x1"], bit.BIT, "unit").double()
+    inputs = np.stack([bit._sized(bit.BIT, 224).prepare(one) for one in pictures])
     with torch.inference_mode():
         reference = net(torch.from_numpy(inputs).double() / 255).numpy()
     assert_rows_agree(encoder(case, input_size=224).encode_image(pictures), reference, rel=1e-4, one_minus_cos=1e-8)
@@ -108,7 +108,7 @@ def test_every_stage_is_the_originals(checkpoint, golden, float_inputs):
     import torch
 
     weights = checkpoint("bit-npz-R50x1") / FILES["bit-npz-R50x1"]
-    net = bit._net(weights, bit.ARCHITECTURES["R50x1"], None)
+    net = bit._net(weights, bit.ARCHITECTURES["R50x1"], bit.BIT, None).net
     arrays = golden("bit-npz-R50x1")
     assert str(arrays["stage_input"]) == "float224 sample 3"
     outputs = {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,6 @@ import pytest
 from PIL import Image
 
 import image_encoders as ie
-from image_encoders.inputs.image import BICUBIC, center_crop, channels_first, resize, short_side
 from image_encoders.inputs.processor import DEFAULTS, read_processor
 
 CASES = ["clip-tiny-quickgelu", "clip-tiny-gelu", pytest.param("clip-vit-b32", marks=pytest.mark.golden)]
@@ -115,14 +115,11 @@ def test_preprocessing_before_the_net(golden, conformance, checkpoint):
     compare(golden("preprocess"), "clip_hf", conformance, preprocessing.prepare)
 
 
-def test_the_steps_of_openais_own_code(golden, conformance):
+def test_the_steps_of_openais_own_code(golden, conformance, checkpoint):
     """Steps `clip_pil`: the corner of the crop is rounded half to even."""
 
-    def prepare(pixels: np.ndarray) -> np.ndarray:
-        resized = resize(pixels, *short_side(*pixels.shape[:2], 224), BICUBIC)
-        return channels_first(center_crop(resized, 224, 224, lambda spare: round(spare / 2)))
-
-    compare(golden("preprocess"), "clip_pil", conformance, prepare)
+    preprocessing = replace(read_processor(checkpoint("clip-tiny-gelu"), "clip"), corner="round")
+    compare(golden("preprocess"), "clip_pil", conformance, preprocessing.prepare)
 
 
 def compare(stored: dict, steps: str, conformance: Path, prepare: Callable[[np.ndarray], np.ndarray]) -> None:

@@ -9,7 +9,15 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from image_encoders.inputs.bicubic import resize_and_crop
+from image_encoders.inputs import bicubic
+from image_encoders.inputs.preprocessing import ShortSide
+
+
+def resize_and_crop(pixels: np.ndarray, size: int) -> np.ndarray:
+    """The central square of a picture whose short side becomes `size`."""
+    height, width = ShortSide(size).of(*pixels.shape[:2])
+    top, left = round((height - size) / 2), round((width - size) / 2)
+    return bicubic.resize_and_crop(pixels, (height, width), (size, size), top, left)
 
 
 def by_torch(pixels: np.ndarray, size: int) -> np.ndarray:

@@ -9,6 +9,7 @@ import shutil
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ import image_encoders as ie
 from image_encoders import models
 from image_encoders.errors import InputError, MissingExtra, UnknownModel, WeightsError
 from image_encoders.models import clip
+from image_encoders.weights.hugging_face import TokenizerFacts, token_encoder, tokenizer_facts
 
 TEXTS = ["a red circle", "Two dogs!", "", "the  sea ,  at NIGHT", "naïve café — 12 horses 🐎"]
 SIZES = [(40, 60), (33, 20), (1, 1), (64, 64), (90, 31)]
@@ -519,8 +521,10 @@ def test_a_tokenizer_written_in_python_gives_the_same_ids(clip_folder: Path):
 
     tokenizer = AutoTokenizer.from_pretrained(clip_folder)
     for truncate in (False, True):
-        said = clip.Said(**clip._said(tokenizer))
-        slow, fast = clip._encode_slow(tokenizer, 77, truncate), clip._encode_fast(said, 77, truncate)
+        facts = TokenizerFacts(**tokenizer_facts(tokenizer, ""))
+        slow, fast = (
+            token_encoder(one, lambda: tokenizer, 77, truncate) for one in (replace(facts, engine=None), facts)
+        )
         for text in [*TEXTS, "a photo of " * 40]:
             assert slow(text) == fast(text)
 

@@ -119,7 +119,7 @@ def test_the_fingerprint_tells_what_changes_rows(tiny: Path, tmp_path: Path) -> 
     other = copied(tiny, tmp_path / "other", resample=0)
     prints = [
         load(tiny, **options).fingerprint
-        for options in ({}, {"crop": "round"}, {"preprocessor": other}, {"max_length": 8}, {"tokenizer": other})
+        for options in ({}, {"crop": "round"}, {"preprocessor": other}, {"max_length": 8})
     ]
     assert len(set(prints)) == len(prints)
-    assert load(tiny, crop="floor", preprocessor=tiny).fingerprint == prints[0]
+    assert load(tiny, crop="floor", preprocessor=tiny, tokenizer=other).fingerprint == prints[0]  # the same words

@@ -33,8 +33,10 @@ def test_fast_rows_are_near_and_in_a_space_of_their_own(photos: Path):
     asked = {"device": "cpu", "precision": "float32"}
     exact, fast = (ie.load("clip/demo", **asked, preprocessing=speed) for speed in ("exact", "fast"))
     assert exact.fingerprint == ie.load("clip/demo", **asked).fingerprint != fast.fingerprint
-    assert exact.tower("image").exact
-    assert not fast.tower("image").exact
+    steps, quicker = (dict(encoder.tower("image").inputs.facts) for encoder in (exact, fast))
+    assert (steps["resizer"], quicker["resizer"]) == ("pillow", "torch")
+    assert {**quicker, "resizer": "pillow", "scaled_decoding": False} == steps
+    assert "smaller scale" in repr(fast)
     rows, reference = fast.encode_image(paths), exact.encode_image(paths)
     assert not np.array_equal(rows, reference)
     assert closeness(rows, reference).centred > 0.99
@@ -54,9 +56,11 @@ def test_runs_record_the_true_size(photos: Path, tmp_path: Path):
     assert sizes["03.jpg"] == (960, 1280)
 
 
-def test_low_precision_need_not_prepare_to_the_last_bit():
-    assert ie.load("clip/demo", device="cpu", precision="float32", engine="torch").tower("image").exact
-    assert not ie.load("clip/demo", device="cpu", precision="bfloat16", engine="torch").tower("image").exact
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_the_resizer_is_decided_when_an_encoder_is_loaded(precision: str):
+    encoder = ie.load("clip/demo", device="cpu", precision=precision, engine="torch")
+    assert encoder.tower("image").inputs.facts["resizer"] == ("pillow" if precision == "float32" else "torch")
+    assert f"bicubic by {'pillow' if precision == 'float32' else 'torch'}" in repr(encoder)
 
 
 @pytest.mark.parametrize("name", ["clip/demo", "bit/R50x1", "vsepp"])

@@ -85,7 +85,7 @@ def features(count=5):
 @pytest.mark.parametrize("use_abs", [False, True])
 @pytest.mark.parametrize("no_imgnorm", [False, True])
 def test_options_decide_what_becomes_of_rows(run, use_abs, no_imgnorm):
-    encoder = load("vsepp", weights=run(use_abs=use_abs, no_imgnorm=no_imgnorm), precision="float32")
+    encoder = load("vsepp", weights=run(use_abs=use_abs, no_imgnorm=no_imgnorm), device="cpu", precision="float32")
     fc, _ = towers()
     expected = features() @ fc["fc.weight"].numpy().T + fc["fc.bias"].numpy()
     expected = expected if no_imgnorm else unit(expected)
@@ -175,7 +175,7 @@ def test_pictures_are_prepared_as_torchvision_does(conformance):
                 prepared = tower.prepare(np.asarray(image))
             assert prepared.shape == (3, 224, 224)
             assert prepared.dtype == np.uint8
-            scaled = (prepared / 255 - np.reshape(vsepp.MEAN, (3, 1, 1))) / np.reshape(vsepp.STD, (3, 1, 1))
+            scaled = vsepp.PREPROCESSING.normalised(prepared.astype(np.float32) / np.float32(255))
             assert np.abs(scaled[:, ::8, ::8] - golden["vse/sub"][i]).max() < 2e-6
             assert np.abs(scaled[:, :4, :4] - golden["vse/corner"][i]).max() < 2e-6
             assert np.allclose(scaled.mean((1, 2)), golden["vse/mean"][i], atol=1e-5)
@@ -185,9 +185,7 @@ def test_raw_pixels_and_prepared_floats_give_the_same_row():
     encoder = vsepp.tiny()
     pixels = np.random.default_rng(0).integers(0, 256, (256, 300, 3), np.uint8)
     prepared = encoder.tower("image").input(pixels)
-    floats = (prepared.astype(np.float32) / 255 - np.float32(vsepp.MEAN)[:, None, None]) / np.float32(vsepp.STD)[
-        :, None, None
-    ]
+    floats = vsepp.PREPROCESSING.normalised(prepared.astype(np.float32) / np.float32(255))
     assert np.allclose(encoder.encode_image([pixels]), encoder.embed_image(floats[None]), atol=1e-5)
 
 

@@ -10,40 +10,42 @@ import numpy as np
 A = np.float32(-0.75)  # of the cubic convolution kernel; Pillow has -0.5
 
 
-def resize_and_crop(pixels: np.ndarray, size: int) -> np.ndarray:
-    """The central square of a picture whose short side was resized to `size`.
+def resize_and_crop(
+    pixels: np.ndarray, size: tuple[int, int], crop: tuple[int, int], top: int, left: int
+) -> np.ndarray:
+    """A part of a picture that was resized.
 
     pixels: (H, W, 3) uint8
-    returns: (size, size, 3) float32, full scale 1; beyond [0, 1] where the cubic overshoots
+    size: (height, width) of the resized picture
+    crop: (height, width) of the part, whose first pixel is at row `top` and column `left`
+    returns: (*crop, 3) float32, full scale 1; beyond [0, 1] where the cubic overshoots
 
     Source: torch.nn.functional.interpolate(mode="bicubic", align_corners=False, antialias=False) on pixels / 255, to
-    rounding; the sizes and the crop's corner as torchvision's Resize(size) and CenterCrop(size) have them.
+    rounding.
     """
-    height, width = pixels.shape[:2]
-    short = min(height, width)
-    rows, row_weights = _taps(height, int(size * height / short), size)
-    columns, column_weights = _taps(width, int(size * width / short), size)
+    height, width = crop
+    rows, row_weights = _taps(pixels.shape[0], size[0], top, height)
+    columns, column_weights = _taps(pixels.shape[1], size[1], left, width)
     used, rows = np.unique(rows, return_inverse=True)
-    rows = rows.reshape(4, size)
-    lines = pixels[used].reshape(len(used), width * 3)
-    values = (columns[:, :, None] * 3 + np.arange(3)).reshape(4, size * 3)  # of a line: 3 for each column
+    rows = rows.reshape(4, height)
+    lines = pixels[used].reshape(len(used), pixels.shape[1] * 3)
+    values = (columns[:, :, None] * 3 + np.arange(3)).reshape(4, width * 3)  # of a line: 3 for each column
     value_weights = np.repeat(column_weights, 3, axis=1)
-    strip = np.take(lines, values[0], axis=1) * value_weights[0]  # (R, 3 S) float32, R rows of the picture are used
+    strip = np.take(lines, values[0], axis=1) * value_weights[0]  # (R, 3 W) float32, R rows of the picture are used
     for tap in range(1, 4):
         strip += np.take(lines, values[tap], axis=1) * value_weights[tap]
-    picture = strip[rows[0]] * row_weights[0, :, None]  # (S, 3 S)
+    picture = strip[rows[0]] * row_weights[0, :, None]  # (H, 3 W)
     for tap in range(1, 4):
         picture += strip[rows[tap]] * row_weights[tap, :, None]
-    return picture.reshape(size, size, 3) / np.float32(255)
+    return picture.reshape(height, width, 3) / np.float32(255)
 
 
-def _taps(side: int, resized: int, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """For each of the middle `size` of `resized` points, the four samples of `side` around it and their weights.
+def _taps(side: int, resized: int, first: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """For `count` of `resized` points from the `first` on, the four samples of `side` around each and their weights.
 
-    returns: (4, size) int and (4, size) float32
+    returns: (4, count) int and (4, count) float32
     """
-    first = round((resized - size) / 2)  # half to even
-    points = np.arange(first, first + size)
+    points = np.arange(first, first + count)
     scale = np.float32(side) / np.float32(resized)
     at = (scale.astype(np.float64) * (points + 0.5) - 0.5).astype(np.float32)  # one rounding, as a fused multiply-add
     floor = np.floor(at)

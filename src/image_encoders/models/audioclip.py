@@ -29,21 +29,22 @@ Differs: batch norm in the audio net uses the running statistics of the training
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from image_encoders.encoder import Encoder, Tower, fingerprint
-from image_encoders.engines import PLAIN, Net, Runtime, Shared, described, identity, net_key
+from image_encoders.encoder import Encoder, InputSpec
+from image_encoders.engines import PLAIN, Runtime, Shared
 from image_encoders.errors import InputError, WeightsError
 from image_encoders.inputs.audio import AudioLimits, read_audio, resample
-from image_encoders.inputs.bicubic import resize_and_crop
 from image_encoders.inputs.bpe import BytePairs
+from image_encoders.inputs.preprocessing import BICUBIC, SAMPLED, Preprocessing, ShortSide
 from image_encoders.inputs.text import read_text
-from image_encoders.models import Variant, unknown
+from image_encoders.models import Part, Variant, assemble, unknown
 
 if TYPE_CHECKING:
     import torch
@@ -53,10 +54,16 @@ DIM = 1024
 IDS = 49408  # rows of the embedding table
 CONTEXT = 77  # tokens
 SIDE = 224  # [px]
-RATE = 44_100  # [Hz]
 FULL_SCALE = 32768  # what 1.0 becomes for the net, whose first step undoes it
-MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32)
-STD = np.array([0.26862954, 0.26130258, 0.27577711], np.float32)
+PREPROCESSING = Preprocessing(  # torchvision's Resize(224), CenterCrop(224) of tensors, and Normalize
+    ShortSide(SIDE),
+    BICUBIC,
+    (SIDE, SIDE),
+    mean=(0.48145466, 0.4578275, 0.40821073),
+    std=(0.26862954, 0.26130258, 0.27577711),
+    corner="round",
+    resizer=SAMPLED,
+)
 
 
 class Published(NamedTuple):
@@ -128,9 +135,10 @@ def load(
     with Shared(steady([path], lambda: _load(path, per_item=batch_norm == "item")[0])) as nets:
         facts = cached_facts([path], {"family": "audioclip"}, lambda: _facts(path, nets()))
         digest, pairs = _vocabulary(None if vocabulary is None else Path(vocabulary).expanduser(), path, facts)
-        return _encoder(
-            f"audioclip/{variant}", DIM, nets, facts["weights"], runtime, digest, pairs, options, truncate, max_seconds
-        )
+        sounds = Sounds(scale=FULL_SCALE if amplitude == "int16" else 1, mono=channels == "mix")
+        identity = {"family": "audioclip", "weights": facts["weights"], "batch_norm": batch_norm}
+        inputs = PREPROCESSING.inputs(), _texts(digest, pairs, truncate), sounds.inputs(max_seconds)
+        return assemble(f"audioclip/{variant}", DIM, identity, _parts(nets, inputs), runtime)
 
 
 def fetch(variant: str, *, offline: bool | None = None, progress: bool | None = None) -> list[Path]:
@@ -164,11 +172,9 @@ def tiny(runtime: Runtime = PLAIN) -> Encoder:
         sounds = torch.randn(8, 20_000) * torch.logspace(0, 4, 8)[:, None]
         _spread(nets["image"], pictures, "attnpool.c_proj")
         _spread(nets["audio"], sounds, "fc")
-    options = {option: accepted[0] for option, accepted in CHOICES.items()}
-    digest = weights_digest(nets.state_dict())
-    return _encoder(
-        "audioclip/tiny", 32, lambda: nets, digest, runtime, pairs.sha256, lambda: pairs, options, False, 300.0
-    )
+    identity = {"family": "audioclip", "weights": weights_digest(nets.state_dict())}
+    inputs = PREPROCESSING.inputs(), _texts(pairs.sha256, lambda: pairs), Sounds().inputs()
+    return assemble("audioclip/tiny", 32, identity, _parts(lambda: nets, inputs), runtime)
 
 
 def _spread(net: nn.Module, inputs: torch.Tensor, last: str) -> None:
@@ -186,79 +192,57 @@ def _spread(net: nn.Module, inputs: torch.Tensor, last: str) -> None:
     layer.load_state_dict(scaled)
 
 
-# ---------------------------------------------------------------- items to inputs
+# ---------------------------------------------------------------- sources to inputs
 
 
-def prepare_image(pixels: np.ndarray) -> np.ndarray:
-    """(3, 224, 224) float32 from (H, W, 3) uint8 pixels."""
-    return np.ascontiguousarray(((resize_and_crop(pixels, SIDE) - MEAN) / STD).transpose(2, 0, 1))
+@dataclass(frozen=True)
+class Sounds:
+    """Sounds to samples as the net takes them.
+
+    scale: of the samples: what 1.0 becomes
+    mono: whether several channels are mixed to one
+    rate: [Hz]
+    """
+
+    scale: float = FULL_SCALE
+    mono: bool = True
+    rate: int = 44_100
+
+    def prepare(self, item: tuple[np.ndarray, int]) -> np.ndarray:
+        """(T,) or (channels, T) float32 from samples in [-1, 1] and their rate."""
+        samples, rate = item
+        resampled = resample(samples, rate, self.rate)
+        if not resampled.size:
+            raise InputError(
+                f"{samples.shape[-1]} samples at {rate} Hz; too short for one at {self.rate} Hz", code="empty"
+            )
+        return resampled * np.float32(self.scale)
+
+    def inputs(self, max_seconds: float = 300.0) -> InputSpec:
+        """The inputs that this prepares, of sounds up to `max_seconds` long."""
+        read = partial(read_audio, mono=self.mono, limits=AudioLimits(max_seconds=max_seconds))
+        return InputSpec("audio", read, self.prepare, facts=asdict(self))
 
 
-def prepare_text(text: str, pairs: Callable[[], BytePairs], truncate: bool = False) -> np.ndarray:
-    """(77,) int64: start, tokens, end, zeros."""
-    ids = np.zeros(CONTEXT, np.int64)
-    found = pairs().encode(text, CONTEXT, truncate=truncate)
-    ids[: len(found)] = found
-    return ids
+def _texts(vocabulary: str, pairs: Callable[[], BytePairs], truncate: bool = False) -> InputSpec:
+    """Texts to (77,) int64: start, tokens, end, zeros."""
+
+    def prepare(text: str) -> np.ndarray:
+        ids = np.zeros(CONTEXT, np.int64)
+        found = pairs().encode(text, CONTEXT, truncate=truncate)
+        ids[: len(found)] = found
+        return ids
+
+    return InputSpec("text", read_text, prepare, (CONTEXT,), {"vocabulary": vocabulary, "context": CONTEXT})
 
 
-def prepare_audio(item: tuple[np.ndarray, int], scale: float = FULL_SCALE) -> np.ndarray:
-    """(T,) or (channels, T) float32 at 44,100 Hz, from samples in [-1, 1] and their rate."""
-    samples, rate = item
-    resampled = resample(samples, rate, RATE)
-    if not resampled.size:
-        raise InputError(f"{samples.shape[-1]} samples at {rate} Hz; too short for one at {RATE} Hz", code="empty")
-    return resampled * np.float32(scale)
+def _parts(nets: Callable[[], nn.ModuleDict], inputs: Sequence[InputSpec]) -> list[Part]:
+    """A part for each of the nets. Those of texts and sounds cut their batch by what is in it, so no copy follows."""
+    return [Part(one, partial(_net_of, nets, one.modality), traceable=one.modality == "image") for one in inputs]
 
 
-def _encoder(
-    name: str,
-    dim: int,
-    nets: Callable[[], nn.ModuleDict],
-    weights: str,
-    runtime: Runtime,
-    vocabulary: str,
-    pairs: Callable[[], BytePairs],
-    options: Mapping[str, str],
-    truncate: bool,
-    max_seconds: float,
-) -> Encoder:
-    """weights: the digest of all tensors"""
-    from image_encoders.inputs.image import read_image
-
-    def net(modality: str, prepare: Callable[[Any], np.ndarray], shape: tuple[int | None, ...]) -> Net:
-        key = net_key(family="audioclip", weights=weights, modality=modality, batch_norm=options["batch_norm"])
-        return Net(
-            f"{name}, {modality}",
-            key,
-            lambda: nets()[modality],
-            prepare,
-            shape,
-            modality,
-            traceable=modality == "image",  # the others cut their batch by what is in it
-        )
-
-    read_text_ids = partial(prepare_text, pairs=pairs, truncate=truncate)
-    read_sound = partial(read_audio, mono=options["channels"] == "mix", limits=AudioLimits(max_seconds=max_seconds))
-    prepare_sound = partial(prepare_audio, scale=FULL_SCALE if options["amplitude"] == "int16" else 1)
-    picture, sound = (3, SIDE, SIDE), (None,)
-    image = runtime.embedder(net("image", lambda source: prepare_image(read_image(source)), picture))
-    text = runtime.later(net("text", read_text_ids, (CONTEXT,)))
-    audio = runtime.later(net("audio", lambda source: prepare_sound(read_sound(source)), sound))
-    towers = (
-        Tower("image", read_image, prepare_image, image, shape=picture),
-        Tower("text", read_text, read_text_ids, text, shape=(CONTEXT,)),
-        Tower("audio", read_sound, prepare_sound, audio),
-    )
-    return Encoder(
-        name=name,
-        dim=dim,
-        towers={tower.modality: tower for tower in towers},
-        fingerprint=fingerprint(
-            family="audioclip", weights=weights, vocabulary=vocabulary, **identity(image), **options
-        ),
-        **described(image),
-    )
+def _net_of(nets: Callable[[], nn.ModuleDict], modality: str) -> nn.Module:
+    return nets()[modality]
 
 
 # ---------------------------------------------------------------- weights

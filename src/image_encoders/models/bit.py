@@ -18,30 +18,38 @@ Differs: the kernels are standardised once at load, in float32 as the original d
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from image_encoders.arrays import as_array, is_tensor
-from image_encoders.encoder import Encoder, Tower, fingerprint
-from image_encoders.engines import PLAIN, Net, Runtime, Shared, described, identity, net_key
+from image_encoders.encoder import Encoder
+from image_encoders.engines import PLAIN, Runtime, Shared
 from image_encoders.errors import InputError, WeightsError
-from image_encoders.models import Variant, unknown
+from image_encoders.inputs.preprocessing import BILINEAR, LANCZOS, BothSides, Preprocessing, ShortSide
+from image_encoders.models import Part, Variant, assemble, unknown
 
 if TYPE_CHECKING:
     import torch
 
-    from image_encoders.nets.bit import BiT
+    from image_encoders.nets.normalized import Normalized
     from image_encoders.weights.tensor_bundle import Bundle
 
 PUBLISHED = "https://storage.googleapis.com/bit_models"  # neither sizes nor digests are stated: pinned on first use
+MAX_BYTES = 8 << 30  # of a published file; the largest, R152x4, has 3.8 GB
 DATASETS = {"Imagenet21k": "BiT-M", "Imagenet1k": "BiT-S"}
 RANGES = ("unit", "symmetric")
-LARGE = 480  # side of the net's input [px], but for small pictures
+HALF = (0.5, 0.5, 0.5)  # mean and deviation, which make [0, 1] [-1, 1]
+BIT = Preprocessing(  # bit_pytorch's evaluation; bit_hyperrule.py: small pictures at 128
+    BothSides(480, 480, small_area=96 * 96, small_side=128), BILINEAR, None, HALF, HALF, takes_floats=True
+)
+JINA = Preprocessing(  # what Jina's encoder meant
+    ShortSide(256, "round"), LANCZOS, (224, 224), HALF, HALF, corner="truncate", takes_floats=True
+)
+SHAPE = (3, None, None)  # of an input: the net takes any
+PREPROCESSINGS = {"bit": BIT, "fast": BIT.fast(), "jina": JINA}
 ROOT = "resnet/root_block/standardized_conv2d/kernel"
 HEAD = "resnet/head/"  # the classifier, which embeddings do without
 
@@ -119,20 +127,20 @@ def load(
     from image_encoders.weights.facts import cached_facts, steady
 
     architecture = _architecture(variant)
-    if preprocessing not in PREPARATIONS:
-        raise InputError(f"preprocessing is {preprocessing!r}; accepted: {', '.join(PREPARATIONS)}", code="option")
+    if preprocessing not in PREPROCESSINGS:
+        raise InputError(f"preprocessing is {preprocessing!r}; accepted: {', '.join(PREPROCESSINGS)}", code="option")
     if input_range not in (None, *RANGES):
         raise InputError(f"input_range is {input_range!r}; accepted: {', '.join(RANGES)}", code="option")
     if input_size is not None and (type(input_size) is not int or input_size < 1):
         raise InputError(f"input_size is {input_size!r}; a number of pixels is accepted", code="option")
-    if preprocessing == "jina":
-        input_size = input_size or 224
     path = weights or _folder(fetch(variant, source=source))
-    name = f"bit/{variant.removeprefix('Imagenet21k/')}"
-    about = {"family": "bit", "units": architecture.units, "width": architecture.width, "input_range": input_range}
-    with Shared(steady([path], lambda: _net(path, architecture, input_range))) as net:
-        digest = cached_facts([path], about, lambda: {"weights": weights_digest(net().state_dict())})["weights"]
-        return _encoder(name, net, architecture.dim, {**about, "weights": digest}, runtime, preprocessing, input_size)
+    about = {"family": "bit", "units": architecture.units, "width": architecture.width}
+    steps = _sized(PREPROCESSINGS[preprocessing], input_size)
+    with Shared(steady([path], lambda: _net(path, architecture, steps, input_range))) as net:
+        digest = cached_facts([path], about, lambda: {"weights": weights_digest(net().net.state_dict())})["weights"]
+        image = Part(steps.inputs(shape=SHAPE), net, {"input_range": input_range})  # which is that of floats alone
+        name = f"bit/{variant.removeprefix('Imagenet21k/')}"
+        return assemble(name, architecture.dim, {**about, "weights": digest}, [image], runtime)
 
 
 def fetch(
@@ -141,7 +149,9 @@ def fetch(
     """The local copies of a variant's published files, downloaded unless they are there."""
     from image_encoders.weights.fetch import fetch as fetch_file
 
-    return [fetch_file(url, offline=offline, progress=progress) for url in published(variant, source)]
+    return [
+        fetch_file(url, max_bytes=MAX_BYTES, offline=offline, progress=progress) for url in published(variant, source)
+    ]
 
 
 def published(variant: str, source: str = "npz") -> list[str]:
@@ -173,6 +183,7 @@ def tiny(runtime: Runtime = PLAIN) -> Encoder:
     import torch
 
     from image_encoders.nets.bit import BiT, standardize
+    from image_encoders.nets.normalized import Normalized
     from image_encoders.weights.digest import weights_digest
 
     with torch.random.fork_rng(devices=[]):
@@ -184,7 +195,16 @@ def tiny(runtime: Runtime = PLAIN) -> Encoder:
             else:
                 parameter.data.uniform_(-0.5, 1)
     facts = {"family": "bit", "weights": weights_digest(net.state_dict())}
-    return _encoder("bit/tiny", lambda: net, 4 * 8 * 32, facts, runtime, "bit", 64)
+    steps = _sized(BIT, 64)
+    image = Part(steps.inputs(shape=SHAPE), lambda: Normalized(net, steps.mean, steps.std))
+    return assemble("bit/tiny", 4 * 8 * 32, facts, [image], runtime)
+
+
+def _sized(steps: Preprocessing, side: int | None) -> Preprocessing:
+    """`steps` that end in squares of `side` [px]; None: as they are."""
+    if side is None:
+        return steps
+    return replace(steps, size=BothSides(side, side)) if steps.crop is None else replace(steps, crop=(side, side))
 
 
 def _architecture(variant: str) -> Architecture:
@@ -199,91 +219,15 @@ def _folder(files: list[Path]) -> Path:
     return files[0] if len(files) == 1 else files[0].parent
 
 
-# ---------------------------------------------------------------- pictures
-
-
-def _read(source: Any, short_side: int | None = None) -> np.ndarray:
-    """A picture's pixels (H, W, 3) uint8; a float array or tensor as it is, float32."""
-    if is_tensor(source):
-        source = as_array(source)
-    if isinstance(source, np.ndarray) and source.dtype.kind == "f":
-        return source.astype(np.float32, copy=False)
-    from image_encoders.inputs.image import read_image
-
-    return read_image(source, short_side=short_side)
-
-
-def _prepare(item: np.ndarray, preprocessing: str, input_size: int | None, exact: bool = True) -> np.ndarray:
-    """(3, S, S) uint8 from pixels; (3, H, W) float32 from floats, which are already scaled."""
-    from image_encoders.inputs.image import channels_first
-
-    if item.dtype == np.uint8:
-        return channels_first(PREPARATIONS[preprocessing](item, input_size, exact))
-    if item.ndim != 3 or 3 not in (item.shape[0], item.shape[2]) or not item.size:
-        raise InputError(f"a float picture of shape {item.shape}; (H, W, 3) or (3, H, W) is accepted", code="shape")
-    if not np.isfinite(item).all():
-        raise InputError("a float picture with NaN or infinite values; finite ones are accepted", code="not-finite")
-    return channels_first(item) if item.shape[2] == 3 else np.ascontiguousarray(item)
-
-
-def _prepare_bit(pixels: np.ndarray, size: int | None, exact: bool) -> np.ndarray:
-    from image_encoders.inputs.image import BILINEAR, resize
-
-    height, width, _ = pixels.shape
-    side = size or (128 if height * width < 96 * 96 else LARGE)  # bit_hyperrule.py: small pictures at 128
-    return resize(pixels, side, side, BILINEAR, exact)
-
-
-def _prepare_jina(pixels: np.ndarray, size: int, exact: bool) -> np.ndarray:
-    from image_encoders.inputs.image import LANCZOS, center_crop, resize, short_side
-
-    height, width, _ = pixels.shape
-    resized = resize(pixels, *short_side(height, width, 256, round), LANCZOS, exact)
-    return center_crop(resized, size, size, lambda spare: int(spare / 2))  # towards zero, also where it is negative
-
-
-PREPARATIONS: dict[str, Callable[..., np.ndarray]] = {"bit": _prepare_bit, "fast": _prepare_bit, "jina": _prepare_jina}
-
-
-def _encoder(
-    name: str,
-    build: Callable[[], BiT],
-    dim: int,
-    facts: dict[str, Any],
-    runtime: Runtime,
-    preprocessing: str,
-    input_size: int | None,
-) -> Encoder:
-    """facts: what decides the net, its weights' digest among it"""
-    prepare = partial(_prepare, preprocessing=preprocessing, input_size=input_size)
-    shape = (3, None, None)
-    embed = runtime.embedder(Net(name, net_key(**facts), build, lambda source: prepare(_read(source)), shape))
-    fast = preprocessing == "fast"
-    exact = embed.precision == "float32" and not fast
-    read = partial(_read, short_side=input_size or LARGE) if fast else _read
-    return Encoder(
-        name=name,
-        dim=dim,
-        towers={"image": Tower("image", read, partial(prepare, exact=exact), embed, shape, exact)},
-        fingerprint=fingerprint(
-            family="bit",
-            weights=facts["weights"],
-            preprocessing=preprocessing,
-            input_size=input_size,
-            **identity(embed),
-        ),
-        **described(embed),
-    )
-
-
 # ---------------------------------------------------------------- weights
 
 
-def _net(path: Path, wanted: Architecture, input_range: str | None) -> BiT:
-    """The net of a checkpoint, original or converted."""
+def _net(path: Path, wanted: Architecture, steps: Preprocessing, input_range: str | None) -> Normalized:
+    """The net of a checkpoint, original or converted, which takes pixels, and floats in the range that they are in."""
     import torch
 
     from image_encoders.nets.bit import BiT
+    from image_encoders.nets.normalized import Normalized
     from image_encoders.weights import convert
     from image_encoders.weights.assign import assign
 
@@ -298,8 +242,9 @@ def _net(path: Path, wanted: Architecture, input_range: str | None) -> BiT:
         _agree(_found(variables), wanted, path)
         tensors = _folded(variables, _names(variables, wanted, path), path)
     with torch.device("meta"):
-        net = BiT(wanted.units, wanted.channels, unit_range=(input_range or own_range) == "unit")
-    return assign(net, tensors, path)
+        net = BiT(wanted.units, wanted.channels)
+    assign(net, tensors, path)
+    return Normalized(net, steps.mean, steps.std, unit_floats=(input_range or own_range) == "unit")
 
 
 def _agree(found: Architecture | None, wanted: Architecture, path: Path) -> None:
@@ -384,7 +329,7 @@ def _folded(variables: Mapping[str, np.ndarray], names: dict[str, str], path: Pa
     import torch
 
     from image_encoders.nets.bit import standardize
-    from image_encoders.weights.mapped import let_go
+    from image_encoders.weights.files import let_go
 
     tensors = {}
     room = np.empty(0, np.float32)  # for one tensor in the file's order: turning it there, not in the file, is fast

@@ -19,25 +19,25 @@ Differs: files are turned upright (EXIF). A text longer than the context is an e
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
 import threading
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from functools import partial
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from image_encoders.encoder import Encoder, Tower, fingerprint
-from image_encoders.engines import PLAIN, Net, Runtime, Shared, described, identity, net_key
-from image_encoders.errors import ImageEncodersError, InputError, MissingExtra, UnknownModel, WeightsError
-from image_encoders.models import Variant
+from image_encoders.encoder import Encoder, InputSpec
+from image_encoders.engines import PLAIN, Runtime, Shared
+from image_encoders.errors import InputError, UnknownModel, WeightsError
+from image_encoders.inputs.preprocessing import Patches, Preprocessing, ShortSide
+from image_encoders.models import Part, Variant, assemble, did_you_mean
+from image_encoders.weights import hugging_face
+from image_encoders.weights.hugging_face import TokenizerFacts
 
 if TYPE_CHECKING:
-    from image_encoders.inputs.processor import Preprocessing
+    from torch import nn
 
 DEMO = Path(__file__).parents[1] / "assets" / "clip-demo"
 TOWERS = ("image", "text")
@@ -58,17 +58,10 @@ VARIANTS = (
         )
     ),
 )
-ARCHITECTURE = (  # of a tower's config: what decides rows and shows in no tensor
-    "hidden_act",
-    "num_attention_heads",
-    "layer_norm_eps",
-    "patch_size",
-    "eos_token_id",
-    "vision_use_head",
-)
 CAUSAL = ("clip",)  # no token sees what follows it, so padding at the end is never seen
 UNMASKED = (*CAUSAL, "siglip", "siglip2")  # SigLIP was trained to see it
 HIDDEN = -1  # a position of padding that has to be hidden from the others
+CROPS = ("floor", "round")
 
 
 def load(
@@ -103,13 +96,13 @@ def load(
     Raises UnknownModel; InputError for an option's value; WeightsError for a checkpoint that is damaged, incomplete, or
     asks for unknown preprocessing; MissingExtra for a tokenizer that needs sentencepiece, as the first SigLIP's does.
     """
-    from image_encoders.inputs.processor import CORNERS, read_processor
+    from image_encoders.inputs.processor import read_processor
     from image_encoders.weights.facts import cached_facts, steady
 
     if preprocessing not in ("exact", "fast"):
         raise InputError(f"preprocessing is {preprocessing!r}; accepted: exact, fast", code="option")
-    if crop not in CORNERS:
-        raise InputError(f"crop is {crop!r}; accepted: {', '.join(CORNERS)}", code="option")
+    if crop not in CROPS:
+        raise InputError(f"crop is {crop!r}; accepted: {', '.join(CROPS)}", code="option")
     if max_length is not None and (type(max_length) is not int or max_length < 3):
         raise InputError(
             f"max_length is {max_length!r}; a whole number of tokens is accepted, 3 (start, word, end) or more",
@@ -118,23 +111,32 @@ def load(
     folder = _folder(variant, weights, revision, offline)
     pictures = folder if preprocessor is None else _part(preprocessor, offline)
     texts = folder if tokenizer is None else _part(tokenizer, offline)
-    files = _files(folder)
-    with Shared(steady(files, lambda: _model(folder))) as model, Shared(lambda: _tokenizer(texts)) as words:
-        facts = Facts(**cached_facts(files, _about("net"), lambda: _facts(model())))
-        said = Said(**cached_facts(_files(texts), _about("tokenizer"), lambda: _said(words())))
+    files = hugging_face.files(folder)
+
+    def find_facts() -> dict[str, Any]:
+        return _facts(model(), hugging_face.read_config(folder))
+
+    def find_tokenizer_facts() -> dict[str, Any]:
+        return hugging_face.tokenizer_facts(words(), hugging_face.tokenizer_digest(texts))
+
+    with (
+        Shared(steady(files, lambda: hugging_face.load_model(folder, TOWERS))) as model,
+        Shared(lambda: hugging_face.load_tokenizer(texts)) as words,
+    ):
+        facts = Facts(**cached_facts(files, hugging_face.about("clip", "net"), find_facts))
+        said = cached_facts(hugging_face.files(texts), hugging_face.about("clip", "tokenizer"), find_tokenizer_facts)
+        steps = replace(read_processor(pictures, facts.model_type), corner=crop)
+        _agree(facts, steps, folder)
+        tokens = TokenizerFacts(**said)
+        whole = _context(facts, tokens, folder)
+        ids = TextIds(facts, tokens, words, min(max_length or whole, whole), truncate)
         return _encoder(
             f"clip/{variant}".rstrip("/"),
-            model,
             facts,
-            replace(read_processor(pictures, facts.model_type), corner=crop),
-            words,
-            said,
+            model,
+            steps.fast() if preprocessing == "fast" else steps,
+            ids,
             runtime,
-            folder,
-            truncate=truncate,
-            max_length=max_length,
-            own_tokenizer=tokenizer is None,
-            fast=preprocessing == "fast",
         )
 
 
@@ -149,7 +151,7 @@ def tiny(runtime: Runtime = PLAIN) -> Encoder:
     from tokenizers.pre_tokenizers import ByteLevel
     from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
-    from image_encoders.inputs.processor import DEFAULTS, Preprocessing
+    from image_encoders.inputs.processor import DEFAULTS
 
     letters = sorted(ByteLevel.alphabet())
     names = [*letters, *(letter + "</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
@@ -167,9 +169,11 @@ def tiny(runtime: Runtime = PLAIN) -> Encoder:
         torch.manual_seed(0)
         model = CLIPModel(config)
     colours = DEFAULTS["CLIP"]
-    preprocessing = Preprocessing(32, colours["resample"], (32, 32), colours["image_mean"], colours["image_std"])
-    facts, said = Facts(**_facts(model)), Said(**_said(tokenizer))
-    return _encoder("clip/tiny", lambda: model, facts, preprocessing, lambda: tokenizer, said, runtime, Path("tiny"))
+    steps = Preprocessing(ShortSide(32), "bicubic", (32, 32), colours["image_mean"], colours["image_std"])
+    facts = Facts(**_facts(model, config.to_dict()))
+    tokens = TokenizerFacts(**hugging_face.tokenizer_facts(tokenizer, "tiny"))
+    ids = TextIds(facts, tokens, lambda: tokenizer, 24, truncate=False)
+    return _encoder("clip/tiny", facts, lambda: model, steps, ids, runtime)
 
 
 @dataclass(frozen=True)
@@ -177,12 +181,12 @@ class Facts:
     """What `load` needs to know of a net.
 
     weights: the digest of its tensors
-    config: a digest of its whole config, activations and all
+    config: the digest of its whole config, activations and all, but for keys known to be idle
     image_size: side of the pictures it takes [px]; None where any goes
     patch_size: side of a patch [px]; None where it has none
     positions: how many tokens it takes; None where it does not say
     vocabulary: how many tokens it knows
-    architecture: what else of its config decides rows
+    end: the token that ends a text, as its config says
     """
 
     weights: str
@@ -193,152 +197,56 @@ class Facts:
     patch_size: int | None
     positions: int | None
     vocabulary: int
-    architecture: dict[str, Any]
+    end: int | None
 
 
-@dataclass(frozen=True)
-class Said:
-    """What `load` needs to know of a tokenizer.
-
-    max_length: of a text [tokens]
-    padding: the token it pads with
-    left: whether it pads before the text
-    split: whether what looks like a special token is cut up as words are
-    cut: the side that it cuts a long text on, "left" or "right"
-    digest: of its words and rules
-    engine: all of it, as the library tokenizers reads it; None for slow ones, which are Python
-    """
-
-    max_length: int
-    padding: int
-    left: bool
-    split: bool
-    cut: str
-    digest: str
-    engine: str | None
-
-
-def _facts(model: Any) -> dict[str, Any]:
+def _facts(model: Any, config: Mapping[str, Any]) -> dict[str, Any]:
+    """config: what config.json says; the net's own has the library's defaults in it as well"""
     from image_encoders.weights.digest import weights_digest
 
-    config = model.config
-    vision, text = config.vision_config, config.text_config
+    vision, text = model.config.vision_config, model.config.text_config
     image_size, patch_size = getattr(vision, "image_size", None), getattr(vision, "patch_size", None)
+    end = getattr(text, "eos_token_id", None)
     return {
         "weights": weights_digest(model.state_dict()),
-        "config": hashlib.sha256(config.to_json_string(use_diff=False).encode()).hexdigest(),
-        "model_type": config.model_type,
-        "dim": getattr(config, "projection_dim", None) or vision.hidden_size,
+        "config": hugging_face.config_digest(config),
+        "model_type": model.config.model_type,
+        "dim": getattr(model.config, "projection_dim", None) or vision.hidden_size,
         "image_size": image_size if isinstance(image_size, int) else None,
         "patch_size": patch_size if isinstance(patch_size, int) else None,
         "positions": getattr(text, "max_position_embeddings", None),
         "vocabulary": text.vocab_size,
-        "architecture": {
-            f"{part}.{key}": value
-            for part, config in (("vision", vision), ("text", text))
-            for key in ARCHITECTURE
-            if isinstance(value := getattr(config, key, None), (bool, int, float, str))
-        },
+        "end": end if isinstance(end, int) else None,
     }
-
-
-def _said(tokenizer: Any) -> dict[str, Any]:
-    return {
-        "max_length": int(min(tokenizer.model_max_length, 1 << 62)),
-        "padding": tokenizer.pad_token_id,
-        "left": tokenizer.padding_side == "left",
-        "split": tokenizer.split_special_tokens,
-        "cut": tokenizer.truncation_side,
-        "digest": _tokenizer_digest(tokenizer),
-        "engine": tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else None,
-    }
-
-
-def _about(part: str) -> dict[str, Any]:
-    """What facts are about, and who found them."""
-    return {"family": "clip", "part": part, "transformers": metadata.version("transformers")}
 
 
 def _encoder(
-    name: str,
-    model: Callable[[], Any],
-    facts: Facts,
-    preprocessing: Preprocessing,
-    tokenizer: Callable[[], Any],
-    said: Said,
-    runtime: Runtime,
-    folder: Path,
-    *,
-    truncate: bool = False,
-    max_length: int | None = None,
-    own_tokenizer: bool = True,
-    fast: bool = False,
+    name: str, facts: Facts, model: Callable[[], Any], steps: Preprocessing, ids: TextIds, runtime: Runtime
 ) -> Encoder:
-    from image_encoders.inputs.image import read_image
     from image_encoders.inputs.text import read_text
 
-    _agree(facts, preprocessing, folder)
-    whole_context = _context(facts, said, folder)
-    context = min(max_length or whole_context, whole_context)
-    ids = _later(lambda: _ids(facts, said, tokenizer, context, truncate))
-    padding = None if facts.model_type in UNMASKED else said.padding
-
-    def pictures() -> Any:
+    def pictures() -> nn.Module:
         from image_encoders.nets.clip import FlexibleImageTower, ImageTower
         from image_encoders.nets.normalized import Normalized
 
-        net = FlexibleImageTower(model(), preprocessing.patch) if preprocessing.patch else ImageTower(model())
-        return Normalized(net, preprocessing.mean, preprocessing.std)
+        net = FlexibleImageTower(model(), steps.size.patch) if isinstance(steps.size, Patches) else ImageTower(model())
+        return Normalized(net, steps.mean, steps.std)
 
-    def words() -> Any:
+    def words() -> nn.Module:
         from image_encoders.nets.clip import TextTower
 
-        return TextTower(model(), padding)
+        return TextTower(model(), ids.padding if ids.hidden else None)
 
-    key = {"family": "clip", "weights": facts.weights, "config": facts.config}
-    image_key = net_key(**key, mean=preprocessing.mean, std=preprocessing.std, patch=preprocessing.patch)
-    embed_image = runtime.embedder(
-        Net(
-            name,
-            image_key,
-            pictures,
-            lambda source: preprocessing.prepare(read_image(source)),
-            preprocessing.shape,
-            traceable=preprocessing.patch is None,  # else the grid of patches is decided in Python
-        )
-    )
-    embed_text = runtime.later(
-        Net(f"{name}, text", net_key(**key, padding=padding), words, lambda text: ids(text), (context,), "text")
-    )
-    exact = embed_image.precision == "float32" and not fast
-    texts: dict[str, Any] = {}  # what makes the same text another row
-    if context < whole_context:
-        texts["max_length"] = context
-    if not own_tokenizer:
-        texts["tokenizer"] = said.digest
-    return Encoder(
-        name=name,
-        dim=facts.dim,
-        towers={
-            "image": Tower(
-                "image",
-                partial(read_image, short_side=preprocessing.short_side) if fast else read_image,
-                partial(preprocessing.prepare, exact=exact),
-                embed_image,
-                preprocessing.shape,
-                exact,
-            ),
-            "text": Tower("text", read_text, ids, embed_text, (context,)),
-        },
-        fingerprint=fingerprint(
-            family="clip",
-            weights=facts.weights,
-            architecture=facts.architecture,
-            preprocessing={**asdict(preprocessing), **({"speed": "fast"} if fast else {})},
-            **identity(embed_image),
-            **texts,
-        ),
-        **described(embed_image),
+    return assemble(
+        name,
+        facts.dim,
+        {"family": "clip", "weights": facts.weights, "config": facts.config},
+        [
+            # the grid of patches is decided in Python, which no copy can follow
+            Part(steps.inputs(), pictures, traceable=not isinstance(steps.size, Patches)),
+            Part(InputSpec("text", read_text, ids, (ids.context,), ids.facts()), words),
+        ],
+        runtime,
     )
 
 
@@ -349,37 +257,21 @@ def _folder(
     variant: str, weights: Path | None, revision: str | None, offline: bool | None, progress: bool | None = None
 ) -> Path:
     """Where the checkpoint lies, fetched from the hub if it has to be."""
-    if weights is None and not variant:
+    if weights is not None or variant == "demo":
+        return hugging_face.local_folder(weights or DEMO, revision)
+    if not variant:
         raise UnknownModel("clip/ wants a hub id, a folder or demo, such as clip/openai/clip-vit-base-patch32")
-    local = weights or (DEMO if variant == "demo" else Path(variant).expanduser())
-    if local.is_dir():
-        if not (local / "config.json").is_file():
-            raise WeightsError(f"{local}: no config.json; a folder with a Hugging Face checkpoint was expected")
-        if revision is not None:
-            raise WeightsError(f"{local}: a folder has no revisions; revision= goes with a hub id")
-        return local
-    if local in (weights, DEMO) or variant.startswith((".", "/", "~")):
-        what = "a file" if local.exists() else "no such folder"
-        raise WeightsError(f"{local}: {what}; a folder with a Hugging Face checkpoint was expected (config.json, ...)")
-    from image_encoders.models import did_you_mean
-    from image_encoders.weights.fetch import hub_folder
-
-    if "/" not in variant:
+    if "/" not in variant and not Path(variant).expanduser().is_dir() and not variant.startswith((".", "~")):
         raise UnknownModel(
             f"there is no model 'clip/{variant}' and no folder {variant};{did_you_mean(f'clip/{variant}')} "
             "after clip/ goes a Hugging Face id with its owner, such as openai/clip-vit-base-patch32, or a folder"
         )
     try:
-        return hub_folder(variant, revision=revision, offline=offline, progress=progress)
+        return hugging_face.checkpoint_folder(variant, revision=revision, offline=offline, progress=progress)
     except UnknownModel as error:
         raise UnknownModel(
             f"{error}, and there is no local folder {variant};{did_you_mean(f'clip/{variant}')} clip/demo is bundled"
         ) from error
-
-
-def _files(folder: Path) -> list[Path]:
-    """A checkpoint's own files; folders below it are somebody else's."""
-    return sorted(path for path in folder.iterdir() if path.is_file())
 
 
 def _part(where: str | Path, offline: bool | None) -> Path:
@@ -388,183 +280,79 @@ def _part(where: str | Path, offline: bool | None) -> Path:
     return local if local.is_dir() else _folder(str(where), None, None, offline)
 
 
-def _model(folder: Path) -> Any:
-    """The checkpoint's net in float32, with every tensor from the checkpoint and none left over."""
-    import torch
-    from transformers import AutoModel
-
-    from image_encoders.weights.assign import listed
-
-    with _reading(folder), _quiet():
-        model, found = AutoModel.from_pretrained(
-            folder,
-            dtype=torch.float32,
-            local_files_only=True,
-            trust_remote_code=False,
-            ignore_mismatched_sizes=True,  # they are told below, with what is missing
-            output_loading_info=True,
-        )
-    missing, extra, wrong = (
-        sorted(name[0] if isinstance(name, tuple) else name for name in found[key] if "position_ids" not in name)
-        for key in ("missing_keys", "unexpected_keys", "mismatched_keys")
-    )
-    if missing or extra or wrong or found["error_msgs"]:
-        raise WeightsError(
-            f"{folder}: the weights do not fit {type(model).__name__}: {listed(missing, 'missing')}; "
-            f"{listed(extra, 'left over')}; {listed(wrong, 'of another shape')}"
-        )
-    if not all(hasattr(model, f"get_{modality}_features") for modality in TOWERS):
-        raise WeightsError(
-            f"{folder}: {type(model).__name__} is not a two-tower net; CLIP, SigLIP and their kin are accepted"
-        )
-    return model
-
-
-def _tokenizer(folder: Path) -> Any:
-    """The checkpoint's tokenizer. Where its files are missing transformers makes one with next to no words."""
-    from transformers import AutoTokenizer
-
-    there = {path.name for path in folder.iterdir()}
-    whole = {"tokenizer.json", "vocab.txt"} & there or {"vocab.json", "merges.txt"} <= there
-    if not whole and not any(name.endswith(".model") for name in there):  # sentencepiece's
-        raise WeightsError(f"{folder}: no tokenizer: tokenizer.json, or vocab.json with merges.txt, was expected")
-    with _reading(folder), _quiet():
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        except ImportError as error:
-            raise MissingExtra("sentencepiece and protobuf", "siglip", f"the tokenizer of {folder}") from error
-    if tokenizer.pad_token_id is None:
-        raise WeightsError(f"{folder}: its tokenizer has no token for padding; tokenizer_config.json should name one")
-    return tokenizer
-
-
-@contextlib.contextmanager
-def _reading(folder: Path) -> Iterator[None]:
-    """Whatever transformers raises about a checkpoint becomes a WeightsError that names it."""
-    try:
-        yield
-    except ImageEncodersError:
-        raise
-    except Exception as error:
-        said = str(error).strip().split("\n")[0] or type(error).__name__
-        raise WeightsError(f"{folder}: transformers cannot load it: {said}") from error
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """transformers' progress bars and advice switched off: what matters is raised."""
-    from transformers.utils import logging
-
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity(logging.CRITICAL)
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()
-
-
-def _agree(facts: Facts, preprocessing: Preprocessing, folder: Path) -> None:
+def _agree(facts: Facts, steps: Preprocessing, folder: Path) -> None:
     """WeightsError unless the net takes pictures of the size they are prepared to."""
-    sides, wanted = preprocessing.shape[1:], facts.image_size
-    if preprocessing.patch is None and wanted is not None and sides not in ((wanted, wanted), (None, None)):
+    side = facts.image_size
+    if isinstance(steps.size, Patches):
+        if steps.size.patch != facts.patch_size:
+            raise WeightsError(
+                f"{folder}: its preprocessing cuts patches of {steps.size.patch}, its net takes {facts.patch_size}"
+            )
+    elif side is not None and steps.shape != (3, side, side):
+        height, width = steps.shape[1:]
+        found = f"{height} x {width}" if height and width else f"any shape ({steps})"
         raise WeightsError(
-            f"{folder}: its preprocessing gives pictures of {sides[0]} x {sides[1]}, its net takes {wanted} x {wanted}"
-        )
-    if preprocessing.patch is not None and preprocessing.patch != facts.patch_size:
-        raise WeightsError(
-            f"{folder}: its preprocessing cuts patches of {preprocessing.patch}, its net takes {facts.patch_size}"
+            f"{folder}: its preprocessing gives pictures of {found}, its net takes {side} x {side}; correct "
+            "preprocessor_config.json (do_resize, size, do_center_crop, crop_size), or give preprocessor=, the folder "
+            "or hub id of a checkpoint whose preprocessing fits"
         )
 
 
 # ------------------------------------------------------------------ texts
 
 
-def _context(facts: Facts, said: Said, folder: Path) -> int:
+def _context(facts: Facts, tokens: TokenizerFacts, folder: Path) -> int:
     """How many tokens a text may have: what both the net and the tokenizer say."""
-    context = min(n for n in (said.max_length, facts.positions) if n is not None)
+    context = min(n for n in (tokens.max_length, facts.positions) if n is not None)
     if context > 10_000:
         raise WeightsError(f"{folder}: neither its config nor its tokenizer says how long a text may be")
     return context
 
 
-def _later(make: Callable[[], Callable[[str], np.ndarray]]) -> Callable[[str], np.ndarray]:
-    """A function that is made when it is first called, from whatever thread."""
-    lock = threading.Lock()
-    made: list[Callable[[str], np.ndarray]] = []
+class TextIds:
+    """Texts to their token ids, padded: (context,) int64; called from many threads at once.
 
-    def call(text: str) -> np.ndarray:
-        with lock:
-            if not made:
-                made.append(make())
-        return made[0](text)
+    context: how many tokens a text may have
+    padding: the token it is padded with
+    hidden: whether the net must not see padding: then `HIDDEN` stands for it
+    """
 
-    return call
+    def __init__(
+        self, facts: Facts, tokens: TokenizerFacts, tokenizer: Callable[[], Any], context: int, truncate: bool
+    ):
+        """tokenizer: makes the tokenizer itself, should it be needed; `tokens` says what it is"""
+        causal = facts.model_type in CAUSAL
+        self.context, self.padding, self.hidden = context, tokens.padding, facts.model_type not in UNMASKED
+        self._digest, self._vocabulary = tokens.digest, facts.vocabulary
+        self._left = tokens.left and not causal  # before the text padding would be seen
+        # Old configs pool where the largest id is first, which padding with a larger one would move.
+        self._largest = causal and facts.end == 2
+        self._make = partial(hugging_face.token_encoder, tokens, tokenizer, context, truncate)
+        self._encode: Callable[[str], list[int]] | None = None
+        self._making = threading.Lock()
 
+    def facts(self) -> dict[str, Any]:
+        """What decides them."""
+        return {"tokenizer": self._digest, "context": self.context}
 
-def _tokenizer_digest(tokenizer: Any) -> str:
-    """What tells tokenizers apart: their words and rules, or of slow ones the words alone."""
-    told = tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else repr(sorted(tokenizer.get_vocab().items()))
-    return hashlib.sha256(told.encode("utf-8", "surrogatepass")).hexdigest()
-
-
-def _ids(
-    facts: Facts, said: Said, tokenizer: Callable[[], Any], context: int, truncate: bool
-) -> Callable[[str], np.ndarray]:
-    """A function from a text to its token ids, padded: (context,) int64; from many threads at once."""
-    hidden, causal = facts.model_type not in UNMASKED, facts.model_type in CAUSAL
-    left = said.left and not causal  # before the text padding would be seen
-    # Old configs pool where the largest id is first, which padding with a larger one would move.
-    largest = causal and facts.architecture.get("text.eos_token_id") == 2
-    encode = (
-        _encode_slow(tokenizer(), context, truncate) if said.engine is None else _encode_fast(said, context, truncate)
-    )
-
-    def ids(text: str) -> np.ndarray:
-        found = encode(text)
-        if len(found) > context:
+    def __call__(self, text: str) -> np.ndarray:
+        if self._encode is None:
+            with self._making:
+                self._encode = self._encode or self._make()
+        found = self._encode(text)
+        if len(found) > self.context:
             raise InputError(
-                f"a text of {len(found)} tokens; this model takes {context}: shorten it, or load with truncate=True",
+                f"a text of {len(found)} tokens; this model takes {self.context}: shorten it, or load with "
+                "truncate=True",
                 code="text-too-long",
             )
-        if max(found, default=0) >= facts.vocabulary:  # which would stop a CUDA device for good
+        if max(found, default=0) >= self._vocabulary:  # which would stop a CUDA device for good
             raise InputError(
-                f"a text with token {max(found)}, of which this model has {facts.vocabulary}: "
+                f"a text with token {max(found)}, of which this model has {self._vocabulary}: "
                 "the tokenizer is of another checkpoint",
                 code="token",
             )
-        padding = HIDDEN if hidden else found[-1] if largest and found else said.padding
-        padded = np.full(context, padding, np.int64)
-        padded[context - len(found) if left else 0 :][: len(found)] = found
+        padding = HIDDEN if self.hidden else found[-1] if self._largest and found else self.padding
+        padded = np.full(self.context, padding, np.int64)
+        padded[self.context - len(found) if self._left else 0 :][: len(found)] = found
         return padded
-
-    return ids
-
-
-def _encode_fast(said: Said, context: int, truncate: bool) -> Callable[[str], list[int]]:
-    """By a copy of the tokenizer's own engine, set up once: transformers sets it up anew for every call, which is slow,
-    and fails when threads do it at the same time."""
-    from tokenizers import Tokenizer
-
-    assert said.engine is not None
-    engine = Tokenizer.from_str(said.engine)
-    engine.no_padding()
-    engine.encode_special_tokens = said.split
-    if truncate:
-        engine.enable_truncation(context, direction=said.cut)
-    else:
-        engine.no_truncation()
-    return lambda text: engine.encode(text).ids
-
-
-def _encode_slow(tokenizer: Any, context: int, truncate: bool) -> Callable[[str], list[int]]:
-    """By the tokenizer itself, one text at a time: it is Python with state."""
-    lock = threading.Lock()
-
-    def encode(text: str) -> list[int]:
-        with lock:
-            return tokenizer(text, truncation=truncate, max_length=context, verbose=False)["input_ids"]
-
-    return encode

@@ -33,18 +33,21 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from image_encoders.cache import atomic_write
-from image_encoders.encoder import Encoder, Tower, fingerprint
-from image_encoders.engines import PLAIN, Net, Runtime, Shared, described, identity, net_key
+from image_encoders.encoder import Encoder, InputSpec
+from image_encoders.engines import PLAIN, Runtime, Shared
 from image_encoders.errors import InputError, WeightsError
-from image_encoders.models import Variant, unknown
+from image_encoders.inputs.preprocessing import BILINEAR, Preprocessing, ShortSide
+from image_encoders.models import Part, Variant, assemble, unknown
 
 if TYPE_CHECKING:
     from torch import nn
 
 logger = logging.getLogger(__name__)
 
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-RESIZED, SIDE = 256, 224  # [px]
+SIDE = 224  # of the pictures that the nets were trained on [px]
+PREPROCESSING = Preprocessing(  # torchvision's Resize(256), CenterCrop(224) and Normalize
+    ShortSide(256), BILINEAR, (SIDE, SIDE), mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), corner="round"
+)
 SMALLEST = 32  # side of a prepared picture [px]: both CNNs halve it five times
 MAX_CHARACTERS = 10_000  # of a caption; bounds the time it takes
 
@@ -116,16 +119,9 @@ def load(
         facts = Facts.of(cached_facts([path], {"family": "vsepp"}, lambda: _facts(_read(path), nets())), path)
         _agree(variant, facts)
         words = _vocabulary(facts, vocabulary)
-        return _encoder(
-            f"vsepp/{variant}".rstrip("/"),
-            nets,
-            facts.weights,
-            facts.options,
-            words,
-            runtime,
-            unknown_words,
-            preprocessing == "fast",
-        )
+        steps = PREPROCESSING.fast() if preprocessing == "fast" else PREPROCESSING
+        captions = None if words is None else _captions(words, unknown_words == "accept")
+        return _encoder(f"vsepp/{variant}".rstrip("/"), facts, nets, steps, captions, runtime)
 
 
 def fetch(variant: str, *, offline: bool | None = None, progress: bool | None = None) -> list[Path]:
@@ -193,7 +189,8 @@ def tiny(runtime: Runtime = PLAIN) -> Encoder:
             if isinstance(layer, (torch.nn.Conv2d, torch.nn.Linear)):
                 torch.nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")  # so that pictures differ at the end
     nets = torch.nn.ModuleDict({"image": image, "text": text}).eval()
-    return _encoder("vsepp/tiny", lambda: nets, weights_digest(_tensors(nets)), options, words, runtime, "accept")
+    facts = Facts(Path("tiny"), weights_digest(_tensors(nets)), options, len(words.ids), None)
+    return _encoder("vsepp/tiny", facts, lambda: nets, PREPROCESSING, _captions(words, accept_unknown=True), runtime)
 
 
 # ---------------------------------------------------------------- the encoder
@@ -201,57 +198,29 @@ def tiny(runtime: Runtime = PLAIN) -> Encoder:
 
 def _encoder(
     name: str,
+    facts: Facts,
     nets: Callable[[], nn.ModuleDict],
-    weights: str,
-    options: Options,
-    words: Vocabulary | None,
+    steps: Preprocessing,
+    captions: InputSpec | None,
     runtime: Runtime,
-    unknown_words: str,
-    fast: bool = False,
 ) -> Encoder:
-    """weights: the digest of all tensors"""
-    key = {"family": "vsepp", "weights": weights, "options": asdict(options)}
-    read: Callable[[Any], np.ndarray]
-    prepare: Callable[[np.ndarray], np.ndarray]
-    shape: tuple[int | None, ...]
-    if options.precomputed:
-        read, prepare, shape = partial(_read_features, length=options.img_dim), _as_it_is, (options.img_dim,)
-    else:
-        read, prepare, shape = _read_image, _prepare_image, (3, None, None)
+    options = facts.options
 
     def pictures() -> nn.Module:
         from image_encoders.nets.normalized import Normalized
 
-        net = nets()["image"]
-        return net if options.precomputed else Normalized(net, MEAN, STD)
+        return Normalized(nets()["image"], steps.mean, steps.std)
 
-    embed = runtime.embedder(
-        Net(name, net_key(**key, modality="image"), pictures, lambda source: prepare(read(source)), shape)
-    )
-    exact = options.precomputed or (embed.precision == "float32" and not fast)
-    if not exact:
-        read, prepare = partial(_read_image, short_side=RESIZED if fast else None), partial(_prepare_image, exact=False)
-    checked = embed if options.precomputed else _large_enough(embed)
-    towers = {"image": Tower("image", read, prepare, checked, shape, exact)}
-    if words is not None:
-        encode = partial(words.encode, accept_unknown=unknown_words == "accept")
-        captions = Net(
-            f"{name}, text", net_key(**key, modality="text"), lambda: nets()["text"], encode, (None,), "text"
-        )
-        towers["text"] = Tower("text", _read_text, encode, runtime.later(captions), shape=(None,))
-    return Encoder(
-        name=name,
-        dim=options.embed_size,
-        towers=towers,
-        fingerprint=fingerprint(
-            family="vsepp",
-            weights=weights,
-            options={**asdict(options), **({"speed": "fast"} if fast else {})},
-            vocabulary=words and words.digest,
-            **identity(embed),
-        ),
-        **described(embed),
-    )
+    if options.precomputed:
+        read = partial(_read_features, length=options.img_dim)
+        features = InputSpec("image", read, _as_it_is, (options.img_dim,))
+        parts = [Part(features, lambda: nets()["image"])]
+    else:
+        parts = [Part(steps.inputs((3, None, None), SMALLEST), pictures)]
+    if captions is not None:
+        parts.append(Part(captions, lambda: nets()["text"]))
+    identity = {"family": "vsepp", "weights": facts.weights, "options": asdict(options)}
+    return assemble(name, options.embed_size, identity, parts, runtime)
 
 
 def _tensors(nets: nn.ModuleDict) -> dict[str, Any]:
@@ -259,37 +228,6 @@ def _tensors(nets: nn.ModuleDict) -> dict[str, Any]:
     from image_encoders.weights.assign import COUNTER
 
     return {name: tensor for name, tensor in nets.state_dict().items() if not name.endswith(COUNTER)}
-
-
-def _read_image(source: Any, short_side: int | None = None) -> np.ndarray:
-    from image_encoders.inputs.image import read_image
-
-    return read_image(source, short_side=short_side)
-
-
-def _prepare_image(pixels: np.ndarray, exact: bool = True) -> np.ndarray:
-    """(3, 224, 224) uint8 of pixels (H, W, 3), as torchvision's Resize(256) and CenterCrop(224) make them."""
-    from image_encoders.inputs.image import BILINEAR, center_crop, channels_first, resize, short_side
-
-    height, width, _ = pixels.shape
-    resized = resize(pixels, *short_side(height, width, RESIZED), BILINEAR, exact)
-    return channels_first(center_crop(resized, SIDE, SIDE, lambda spare: round(spare / 2)))
-
-
-def _large_enough(embed: Callable[[np.ndarray], np.ndarray]) -> Callable[[np.ndarray], np.ndarray]:
-    """`embed`, which refuses pictures that the CNN would shrink to nothing."""
-
-    def checked(inputs: np.ndarray) -> np.ndarray:
-        height, width = inputs.shape[2:]
-        if min(height, width) < SMALLEST:
-            raise InputError(
-                f"prepared pictures of {height} x {width}; this model takes {SMALLEST} x {SMALLEST} and more, "
-                f"and was trained on {SIDE} x {SIDE}",
-                code="shape",
-            )
-        return embed(inputs)
-
-    return checked
 
 
 def _read_features(source: Any, length: int) -> np.ndarray:
@@ -310,6 +248,12 @@ def _read_features(source: Any, length: int) -> np.ndarray:
 
 def _as_it_is(item: np.ndarray) -> np.ndarray:
     return item
+
+
+def _captions(words: Vocabulary, accept_unknown: bool) -> InputSpec:
+    """Captions to the ids of their words."""
+    encode = partial(words.encode, accept_unknown=accept_unknown)
+    return InputSpec("text", _read_text, encode, (None,), {"vocabulary": words.digest})
 
 
 def _read_text(source: Any) -> str:

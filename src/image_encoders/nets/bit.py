@@ -86,15 +86,14 @@ class Unit(nn.Module):
 class BiT(nn.Module):
     """Pictures (B, 3, H, W) of any size -> features (B, 32 * channels), means of non-negative maps.
 
-    Inputs are uint8 RGB pixels, or floats: in [-1, 1], or in [0, 1] when `unit_range`.
+    Inputs are in [-1, 1].
 
     units: how many in each of the four blocks, such as (3, 4, 6, 3)
     channels: of the stem, 64 times the width
     """
 
-    def __init__(self, units: Sequence[int], channels: int, unit_range: bool = False):
+    def __init__(self, units: Sequence[int], channels: int):
         super().__init__()
-        self.unit_range = unit_range
         self.root_block = Root(channels)
         before = channels
         for b, count in enumerate(units):
@@ -109,10 +108,6 @@ class BiT(nn.Module):
         self.group_norm = nn.GroupNorm(GROUPS, before, eps=NORM_EPS)
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.dtype == torch.uint8:
-            x = (x.float() / 255 - 0.5) / 0.5
-        elif self.unit_range:
-            x = x * 2 - 1
         x = self.root_block(x)
         for b in range(self.blocks):
             x = self.get_submodule(f"block{b + 1}")(x)
