@@ -21,7 +21,7 @@ import jina
 from image_encoders.errors import InputError, UnknownModel
 from image_encoders.integrations.jina import watchdog
 from image_encoders.integrations.jina.documents import Document
-from image_encoders.spellings import CLASSES
+from image_encoders.legacy_names import CLASSES
 
 CONFIGS = Path(__file__).parent / "configs"
 PATIENCE_S = 20  # between asking a process to end and killing it
