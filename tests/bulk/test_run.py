@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
@@ -650,9 +651,8 @@ def test_a_second_ctrl_c_does_not_wait_until_all_is_stored(
     with pytest.raises(CollectionError, match="another process"):
         encode(FakeEncoder())  # it is still being written
     go_on.set()
-    for thread in threading.enumerate():
-        if thread.name == "commit":
-            thread.join(60)
+    while any(thread.name == "commit" for thread in threading.enumerate()):
+        time.sleep(0.01)
     monkeypatch.undo()
     assert len(rows(index())) == 8
     assert counts(encode()) == {"encoded": 12, "unchanged": 8}

@@ -66,6 +66,7 @@ class Server:
     def __init__(self) -> None:
         self.http = ThreadingHTTPServer(("127.0.0.1", 0), Request)
         self.http.daemon_threads = True
+        self.http.handle_error = lambda *_: None  # type: ignore[method-assign]  # of askers that hang up
         self.http.asked = []  # type: ignore[attr-defined]
         self.url = f"http://127.0.0.1:{self.http.server_address[1]}/weights/model.npz"
         threading.Thread(target=self.http.serve_forever, args=(0.01,), daemon=True).start()
