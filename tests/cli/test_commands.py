@@ -246,7 +246,11 @@ def test_a_collection_that_does_not_say_how_to_load_its_encoder_is_one_sentence(
     mark = tmp_path / "c" / "collection.json"
     written = json.loads(mark.read_text())
     mark.write_text(json.dumps({**written, "encoder": {**written["encoder"], "recipe": recipe}}))
-    for arguments in (("search", tmp_path / "c", "red"), ("encode", photos, "-o", tmp_path / "c")):
+    for arguments in (
+        ("search", tmp_path / "c", "red"),
+        ("encode", photos, "-o", tmp_path / "c"),
+        ("encode", photos, "-o", tmp_path / "c", "-m", "colours/plain"),
+    ):
         ran = command(*arguments)
         assert (ran.status, ran.out) == (2, "")
         assert "recipe in collection.json" in ran.err
