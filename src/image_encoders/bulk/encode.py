@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
@@ -22,8 +22,7 @@ from image_encoders.bulk.sources import SourceItem
 from image_encoders.embedding import as_input_error, embed_each
 from image_encoders.encoder import Encoder, Tower, cores, ordered
 from image_encoders.errors import InputError
-from image_encoders.inputs.exif import date_taken
-from image_encoders.inputs.image import ImageLimits, upright_size
+from image_encoders.inputs.image import ImageLimits, read_header
 
 HELD = 4  # batches of inputs that wait for others of their shape at most
 OUTCOMES = 1024  # that wait for an embedding before them at most
@@ -109,11 +108,12 @@ def _read(item: SourceItem, *, tower: Tower, limits: ImageLimits, known: Callabl
         if known(encoded.sha256):
             return _Read(encoded)
         image = tower.read(content)
-        scaled = tower.inputs.scaled
-        encoded.width, encoded.height = upright_size(content, limits=limits) if scaled else image.shape[1::-1]
+        encoded.height, encoded.width = image.shape[:2]
+        with suppress(InputError):  # of what is no image file, but what the encoder's own reader takes
+            header = read_header(content, limits=limits)  # the image may have been decoded at a smaller scale
+            encoded.width, encoded.height, encoded.taken = header.width, header.height, header.taken
         if max(encoded.width, encoded.height) > LONGEST_SIDE:
             raise InputError(f"a side of more than {LONGEST_SIDE:,} pixels", code="too-many-pixels")
-        encoded.taken = date_taken(content)
         stage = "prepare"
         prepared = tower.prepare(image)
         tower.check(prepared)
