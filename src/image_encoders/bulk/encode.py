@@ -133,7 +133,7 @@ class _Batch:
         self.waiting: list[_Read] = []
         self._shapes: dict[tuple[int, ...], list[_Read]] = {}  # what is to be embedded
         self._leaders: dict[str, _Read] = {}  # the same by sha256
-        self._count = 0
+        self._followers = 0  # how many wait that have the bytes of these
 
     def take(self, one: _Read) -> list[Outcome]:
         """What can be given back now that `one` has come."""
@@ -146,14 +146,14 @@ class _Batch:
             else:
                 self._leaders[sha256] = one
                 self._shapes.setdefault(one.input.shape, []).append(one)
+        self._followers += one.input is None and self._follows(one)
+        # What is cut into a batch may depend on nothing but what has not been given back.
         largest = max(map(len, self._shapes.values()), default=0)
-        if largest >= self.tuner.size or len(self._leaders) >= HELD * self.tuner.size:
+        most = max(len(self._leaders) / HELD, largest)
+        if most >= self.tuner.size or self._followers >= OUTCOMES:
             return self.embed()
-        if not self._leaders:
-            return self._done()
-        if len(self.waiting) - len(self._leaders) >= OUTCOMES:
-            return self.embed()
-        return []
+        idle = len(self.waiting) - len(self._leaders) - self._followers
+        return self._done() if not self._leaders or idle >= OUTCOMES else []
 
     def embed(self) -> list[Outcome]:
         """What can be given back once the inputs of the commonest shape are embedded."""
@@ -190,6 +190,7 @@ class _Batch:
         """What waits for no input, in order."""
         done = [one.outcome for one in self.waiting if one.input is None and not self._follows(one)]
         self.waiting = [one for one in self.waiting if one.input is not None or self._follows(one)]
+        self._followers = len(self.waiting) - len(self._leaders)
         return done
 
     def _follows(self, one: _Read) -> bool:
