@@ -438,7 +438,7 @@ def test_a_request_ends_when_its_addresses_have_had_their_time(
     asyncio.run(executor.answer(docs))
     again = [Document(doc) for doc in docs]
     executor.encode(again)
-    late = "the addresses of its request took longer than 0.2 s"
+    late = "the URLs of its request took longer than 0.2 s"
     for found in (docs, again):
         said = [doc.tags.get("error") for doc in found]
         assert said == [late, None, late]
