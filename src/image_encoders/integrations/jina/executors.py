@@ -205,7 +205,7 @@ class EncoderExecutor(Executor):
             array = np.asarray(doc.array)
             if not array.size:
                 raise InputError(f"an empty array of shape {array.shape}", code="empty")
-            return self._sound(doc, array) if self._legacy.modality == "audio" else self._picture(array)
+            return self._sound(doc, array) if self._legacy.modality == "audio" else self._image(array)
         if doc.buffer:
             return self._tower.input(doc.buffer)
         return self._tower.input(read_url(doc.uri, self._limits)) if doc.uri else None
@@ -216,7 +216,7 @@ class EncoderExecutor(Executor):
             raise InputError("samples without a rate; put it into tags['sample_rate'], in Hz", code="rate")
         return self._tower.input((samples, rate))
 
-    def _picture(self, array: np.ndarray) -> np.ndarray:
+    def _image(self, array: np.ndarray) -> np.ndarray:
         prepared, axis = self._legacy.prepared, self._legacy.channel_axis
         if prepared is False and array.dtype.kind == "f" and self._about_floats:
             raise InputError(
@@ -224,9 +224,12 @@ class EncoderExecutor(Executor):
             )
         if prepared is False or (prepared is None and array.dtype == np.uint8):
             return self._tower.input(array)
+        if array.dtype.kind not in ("biuf" if prepared else "f"):
+            accepted = "numbers are" if prepared else "uint8 pixels and prepared floats are"
+            raise InputError(f"an array of {array.dtype}; {accepted} accepted", code="dtype")
         if array.ndim == 3 and axis is not None:
             array = np.moveaxis(array, axis - 1 if axis > 0 else axis, 0)
-        if prepared and array.dtype.kind in "biu":  # as the originals do: their numbers, unscaled
+        if array.dtype.kind != "f":  # as the originals do: their numbers, unscaled
             array = array.astype(np.float32)
         return self._encoder.prepared_image(array)
 
