@@ -143,7 +143,7 @@ def test_the_tour_shows_what_it_says_and_can_be_taken_again(command, tmp_path, m
     monkeypatch.chdir(tmp_path)
     ran = command("demo", "tour")
     assert ran.status == 0, ran.err
-    assert "300 pictures and two broken files" in ran.out
+    assert "300 images and two broken files" in ran.out
     assert "300 encoded, 2 failed" in ran.out
     assert "breaks-off.jpg" in ran.out
     assert "a-text.jpg" in ran.out

@@ -96,7 +96,7 @@ def check_goes_on(opened: Collection, model: str | None, weights: Path | None, p
 def _differs(opened: Collection, model: str, weights: Path | None) -> bool:
     """Whether a model is not the collection's: its name says so, or it would have to be downloaded to find out."""
     from image_encoders import models
-    from image_encoders.spellings import CLASSES
+    from image_encoders.legacy_names import CLASSES
 
     recipe = opened.recipe if isinstance(opened.recipe, dict) else {}
     begun = str(recipe.get("name", opened.name))
