@@ -81,6 +81,11 @@ def folder_of(net: Net, calibration: str = "") -> Path:
     return cache_folder() / "openvino" / hashlib.sha256(identity.encode()).hexdigest()[:32]
 
 
+def has_copy(net: Net) -> bool:
+    """Whether the cache holds a copy of the net, damaged perhaps."""
+    return net.traceable and (folder_of(net) / ABOUT).is_file()
+
+
 @cache
 def _sources() -> str:
     """A digest of the nets' own code: a copy of another version's net is another copy."""

@@ -30,6 +30,7 @@ from image_encoders.encoder import Encoder, InputSpec, Tower, fingerprint
 from image_encoders.errors import InputError, UnknownModel, WeightsError
 from image_encoders.inputs.preprocessing import TORCH
 from image_encoders.legacy_names import CLASSES, translate
+from image_encoders.progress import bar
 
 if TYPE_CHECKING:
     from torch import nn
@@ -225,7 +226,8 @@ def _convert_apart(name: str, wishes: dict[str, Any], modality: str) -> str:
     """Have another process load the encoder, so that what its tower needs is in the cache; the engine that runs it."""
     from image_encoders.engines import call_in_child
 
-    engine: str = call_in_child(f"{__name__}:_engine_of", name, wishes, modality, IMAGE_ENCODERS_CONVERT_APART="0")
+    with bar(f"converting {name} for OpenVINO, once"):
+        engine: str = call_in_child(f"{__name__}:_engine_of", name, wishes, modality, IMAGE_ENCODERS_CONVERT_APART="0")
     return engine
 
 
