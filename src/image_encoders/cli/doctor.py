@@ -92,6 +92,7 @@ def doctor(
         "device": encoder.device,
         "engine": encoder.engine,
         "precision": encoder.precision,
+        "preprocessing": dict(encoder.tower("image").inputs.facts),
         "choice": None if encoder.choice is None else asdict(encoder.choice),
     }
     if as_json:
@@ -99,6 +100,8 @@ def doctor(
     else:
         how = f"{encoder.precision} by {encoder.engine} on {encoder.device}"
         print(f"\n{encoder.name}: {how}, {counted(measured.pictures, 'image')}")
+        if summary := encoder.tower("image").inputs.summary:
+            print(f"preprocessing: {summary}")
         if encoder.choice is not None:
             _show_choice(encoder.choice)
         _show_stages(measured)
