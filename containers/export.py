@@ -19,10 +19,26 @@ HERE = Path(__file__).parent
 def export(to: Path) -> None:
     """Write both forms below `to`."""
     config = yaml.safe_load((HERE / "flow.yml").read_text())
-    jina.Flow.load_config(config).to_docker_compose_yaml(str(to / "compose.yml"))
+    compose = to / "compose.yml"
+    jina.Flow.load_config(config).to_docker_compose_yaml(str(compose))
+    _seldom(compose)
     for executor in config["executors"]:  # Compose wants from:to, Kubernetes the place in the container alone
         executor["volumes"] = [volume.split(":")[1] for volume in executor["volumes"]]
     jina.Flow.load_config(config).to_kubernetes_yaml(str(to / "kubernetes"), k8s_namespace="image-encoders")
+    for path in (to / "kubernetes").rglob("*.yml"):
+        _seldom(path)
+
+
+def _seldom(path: Path) -> None:
+    """Check health every 30 s: `jina ping` takes two seconds of a processor, and Jina asks for it every 2 or 5 s."""
+    documents = list(yaml.safe_load_all(path.read_text()))
+    for document in documents:
+        for service in document.get("services", {}).values():  # Compose
+            service["healthcheck"] |= {"interval": "30s", "timeout": "10s", "start_period": "120s"}
+        containers = document.get("spec", {}).get("template", {}).get("spec", {}).get("containers", [])
+        for container in containers:  # Kubernetes, where a startupProbe sees to the first minutes
+            container["livenessProbe"]["periodSeconds"] = 30
+    path.write_text(yaml.safe_dump_all(documents, sort_keys=False))
 
 
 if __name__ == "__main__":

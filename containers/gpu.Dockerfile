@@ -1,9 +1,12 @@
-# One Executor on a CUDA device, listening on port 8081. From the folder of the repository:
+# One Executor on a CUDA device, listening on port 8081. From the folder of the repository (podman takes the same words,
+# and needs --format docker besides: its own format has no HEALTHCHECK, and drops it with a warning):
 #   docker build -f containers/gpu.Dockerfile --build-arg EXECUTOR=CLIPImageEncoder -t clip-image-encoder:gpu .
 #   docker run --gpus all -p 127.0.0.1:8081:8081 -v ./models:/workspace/models:ro clip-image-encoder:gpu \
 #     --uses-with device:cuda pretrained_model_name_or_path:models/clip-vit-base-patch32
 
-FROM python:3.11-slim AS build
+ARG BASE_IMAGE=python:3.11-slim
+
+FROM ${BASE_IMAGE} AS build
 RUN python -m venv /venv
 ENV PATH=/venv/bin:$PATH
 WORKDIR /build
@@ -13,7 +16,7 @@ COPY src src
 RUN pip install --no-cache-dir -c constraints-jina.txt \
       ".[jina,audio,heif]"
 
-FROM python:3.11-slim
+FROM ${BASE_IMAGE}
 ARG EXECUTOR=CLIPImageEncoder
 RUN useradd --create-home --uid 1000 encoder && mkdir /workspace /executor && chown encoder /workspace
 COPY --from=build /venv /venv
@@ -26,5 +29,5 @@ USER encoder
 WORKDIR /workspace
 VOLUME /workspace
 EXPOSE 8081
-HEALTHCHECK --interval=10s --timeout=10s --start-period=120s CMD ["jina", "ping", "executor", "127.0.0.1:8081"]
+HEALTHCHECK --interval=30s --timeout=10s --start-period=120s CMD ["jina", "ping", "executor", "127.0.0.1:8081"]
 ENTRYPOINT ["jina", "executor", "--uses", "config.yml", "--host", "0.0.0.0", "--port", "8081"]

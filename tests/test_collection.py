@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -22,27 +23,27 @@ from pyarrow import feather
 from fake_encoder import DIM, FakeEncoder
 from image_encoders import collection as collection_module
 from image_encoders import exports, load
-from image_encoders.collection import FAILURES, ITEMS, MARK, Collection, Failure, Row, open_collection
+from image_encoders.collection import FAILURES, ITEMS, MARK, Collection, Failure, Locator, Row, id_of, open_collection
 from image_encoders.errors import CollectionError, InputError, MissingExtra
 
 
-def row(number: int, embedding: np.ndarray | None = None, **changes: object) -> Row:
+def row(number: int, embedding: np.ndarray | None = None, **changes: Any) -> Row:
     vector = np.cos(np.arange(DIM) * (number + 1.3)) if embedding is None else embedding
     made = Row(
         id=f"/photos/{number:06d}.jpg",
-        path=f"/photos/{number:06d}.jpg",
+        locator=Locator(f"/photos/{number:06d}.jpg"),
         embedding=np.asarray(vector, np.float32),
         width=640 + number,
         height=480,
         sha256=f"{number:064x}",
         size=1000 + number,
-        mtime_ns=10**18 + number,
+        state=f"{1000 + number} {10**18 + number}",
     )
     return dataclasses.replace(made, **changes)
 
 
-def failure(id: str = "/photos/broken.jpg", **changes: object) -> Failure:
-    made = Failure(id, "read", "truncated", "JPEG that ends too early", 12, 34, "2026-01-01T00:00:00+00:00")
+def failure(id: str = "/photos/broken.jpg", **changes: Any) -> Failure:
+    made = Failure(id, id, "read", "truncated", "JPEG that ends too early", "12 34", "2026-01-01T00:00:00+00:00")
     return dataclasses.replace(made, **changes)
 
 
@@ -109,7 +110,7 @@ def test_a_missing_collection_a_file_and_a_folder_of_something_else_cannot_be_op
             Collection.open_or_create(path, FakeEncoder())
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", "null", "{}", '{"format": 1}', '{"format": "x"}', "\x00\xff"])
+@pytest.mark.parametrize("content", ["", "{", "[]", "null", "{}", '{"format": 2}', '{"format": "x"}', "\x00\xff"])
 def test_a_damaged_mark_is_one_clear_error(folder: Path, collection: Collection, content: str) -> None:
     (folder / MARK).write_text(content, "latin-1")
     with pytest.raises(CollectionError, match="damaged"):
@@ -118,10 +119,13 @@ def test_a_damaged_mark_is_one_clear_error(folder: Path, collection: Collection,
         Collection.open_or_create(folder, FakeEncoder())
 
 
-def test_a_newer_format_is_refused(folder: Path, collection: Collection) -> None:
+@pytest.mark.parametrize(("format", "advice"), [(1, "encode again into another folder"), (3, "upgrade image-encoders")])
+def test_another_format_is_refused_with_what_to_do(
+    folder: Path, collection: Collection, format: int, advice: str
+) -> None:
     mark = json.loads((folder / MARK).read_text())
-    (folder / MARK).write_text(json.dumps({**mark, "format": 2, "package": "9.9"}))
-    with pytest.raises(CollectionError, match=r"9\.9.*upgrade"):
+    (folder / MARK).write_text(json.dumps({**mark, "format": format, "package": "9.9"}))
+    with pytest.raises(CollectionError, match=rf"9\.9 in format {format}; .*format 2: {advice}"):
         Collection.open(folder)
 
 
@@ -164,6 +168,31 @@ def test_rows_that_are_not_finite_or_of_another_length_are_never_stored(
     with pytest.raises(CollectionError):
         collection.append([row(1, bad)])
     assert collection.count() == 0
+
+
+def test_what_comes_from_outside_is_stored_whatever_it_is(collection: Collection) -> None:
+    """Names that are no Unicode, empty ones and long ones; numbers of any size in a state; texts that hold anything."""
+    odd = ["\ud800", "\udcff\\", "\0", "it's \n \u2028", "q" * 300_000]
+    rows = [
+        row(number, id=id_of(name), locator=Locator(name, "a\nb", 1e300), state=f"{10**40} {-(10**40)}")
+        for number, name in enumerate(odd)
+    ]
+    dated = row(
+        9, taken=datetime(9999, 12, 31, 23, 59, 59), metadata={"caption": "\udcff", "n": 10**40, "when": object}
+    )
+    collection.append([*rows, dated])
+    collection.append([*rows, dated])
+    assert collection.count() == 6
+    kept = {one["id"]: one for one in collection.to_arrow().to_pylist()}
+    assert [kept[one.id]["state"] for one in rows] == [one.state for one in rows]
+    assert kept[dated.id]["taken"] == dated.taken
+    assert json.loads(kept[dated.id]["metadata"])["n"] == 10**40
+    collection.record([failure(id_of(name), path=name, message=f"KeyError: {name}") for name in odd])
+    assert len(collection.failures()) == 5
+    collection.write_failures()
+    collection.forget([id_of(name) for name in odd])
+    collection.remove([one.id for one in rows])
+    assert (collection.failures(), collection.count()) == ([], 1)
 
 
 def test_one_id_cannot_be_stored_twice_at_once(collection: Collection) -> None:
@@ -298,6 +327,24 @@ def test_a_collection_on_a_read_only_disk_can_be_read_and_says_so_when_written(s
             write()
 
 
+def test_a_collection_needs_no_folder_for_temporary_files(
+    collection: Collection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TMPDIR", "/proc/nowhere")
+    monkeypatch.setattr(collection_module, "EXACT_BELOW", 3)
+    collection.append([row(1), row(2)])
+    collection.append([row(2, width=7), row(3)])
+    collection.record([failure(), failure("/photos/other.jpg")])
+    collection.record([failure(message="worse")])
+    widths = {}
+    for found in collection.scan(ITEMS, ["id", "width"]):
+        widths |= zip((id[-5:] for id in found["id"].to_pylist()), found["width"].to_pylist())
+    assert widths == {"1.jpg": 641, "2.jpg": 7, "3.jpg": 643}
+    collection.settle()  # which would make an index of so many rows
+    assert len(collection.search(np.ones(DIM))) == 3
+    assert sorted(found.message for found in collection.failures()) == ["JPEG that ends too early", "worse"]
+
+
 def test_an_error_of_the_disk_in_the_database_is_one_sentence(
     collection: Collection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -331,7 +378,7 @@ def test_a_search_equals_sorting_all_cosines(collection: Collection) -> None:
         assert [hit.id for hit in hits] == [row(number).id for number in best]
         np.testing.assert_allclose([hit.score for hit in hits], cosines[best], atol=1e-6)
         assert [(hit.width, hit.sha256, hit.path) for hit in hits] == [
-            (row(number).width, row(number).sha256, row(number).path) for number in best
+            (row(number).width, row(number).sha256, row(number).locator.path) for number in best
         ]
 
 
@@ -386,7 +433,7 @@ def test_a_query_of_another_length_and_a_k_below_one_are_refused(collection: Col
 
 def test_paths_that_are_not_utf8_come_back_as_they_are(collection: Collection) -> None:
     path = os.fsdecode(b"/photos/caf\xe9 \\ \xff.jpg")
-    collection.append([row(1, path=path, id=collection_module.id_of(path))])
+    collection.append([row(1, locator=Locator(path), id=id_of(path))])
     [hit] = collection.search(np.ones(DIM))
     assert hit.path == path
     assert hit.id == "bytes:/photos/caf\\xe9 \\\\ \\xff.jpg"
@@ -467,7 +514,8 @@ def test_a_collection_says_what_it_is(collection: Collection, folder: Path) -> N
     found = Collection.open(folder).info()
     assert (found["model"], found["dim"], found["images"], found["failures"]) == ("fake/net", DIM, 2, 1)
     assert found["bytes"] == sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-    assert found["created"] <= found["changed"]
+    created, changed = (datetime.fromisoformat(found[name]) for name in ("created", "changed"))
+    assert abs(changed - created) < timedelta(hours=1)
     assert found["indexed"] == 0
     assert json.loads(json.dumps(found)) == found
 
@@ -493,7 +541,7 @@ def test_parquet_holds_every_column_by_id_and_the_encoder(filled: Collection, tm
     assert filled.export(tmp_path / "rows.parquet") == 59
     table = pq.read_table(tmp_path / "rows.parquet")
     assert table["id"].to_pylist() == [row(number).id for number in EXPORTED]
-    assert table["mtime_ns"].to_pylist() == [row(number).mtime_ns for number in EXPORTED]
+    assert table["state"].to_pylist() == [row(number).state for number in EXPORTED]
     embedding = table.schema.field("embedding").type
     assert (str(embedding.value_type), embedding.list_size) == ("float", DIM)
     np.testing.assert_array_equal(table["embedding"].to_pylist()[5], np.arange(DIM))
@@ -523,7 +571,7 @@ def test_arrow_files_hold_every_column_and_can_be_memory_mapped(filled: Collecti
 
 
 def test_csv_has_a_column_for_each_number(filled: Collection, tmp_path: Path) -> None:
-    filled.append([row(7, id='/a "quoted", name\nwith a line end', path="/a")])
+    filled.append([row(7, id='/a "quoted", name\nwith a line end', locator=Locator("/a"))])
     assert filled.export(tmp_path / "rows.csv") == 60
     with (tmp_path / "rows.csv").open(newline="") as file:
         read = list(csv.DictReader(file))

@@ -11,7 +11,7 @@ from PIL import Image
 
 from image_encoders.doctor import Stages, stages
 from image_encoders.encoder import Encoder, InputSpec, Tower
-from image_encoders.engines import PLAIN, Net
+from image_encoders.engines import PLAIN, Net, select_embedder
 from image_encoders.inputs.image import read_image
 from image_encoders.inputs.preprocessing import channels_first
 from image_encoders.nets.vsepp import Vgg19
@@ -44,7 +44,7 @@ def encoder(width: int) -> Encoder:
 
     shape = (3, SIDE, SIDE)
     one = Net("vgg", f"vgg {width}", build, lambda source: prepare(read_image(source)), shape)
-    tower = Tower(InputSpec("image", read_image, prepare, shape), PLAIN.made(one, "torch", "float32"))
+    tower = Tower(InputSpec("image", read_image, prepare, shape), select_embedder(PLAIN, one))
     return Encoder("vgg", 64, {"image": tower}, "v" * 32)
 
 
@@ -65,6 +65,6 @@ def test_small_files_for_a_large_net_are_limited_by_embedding(tmp_path: Path):
 
 @pytest.mark.parametrize(("shared", "rate"), [(True, 1000 / (2 + 1 + 6)), (False, 1000 / 6)])
 def test_the_rate_to_expect_knows_who_shares_the_cores(shared: bool, rate: float):
-    found = Stages(read_ms=8, prepare_ms=4, embed_ms=6, pictures=1, batch_size=1, workers=4, shared=shared)
+    found = Stages(read_ms=8, preprocess_ms=4, embed_ms=6, images=1, batch_size=1, workers=4, shared=shared)
     assert found.rate == pytest.approx(rate)
     assert found.limit == "embed"

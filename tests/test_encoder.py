@@ -130,7 +130,8 @@ def test_arrays_of_a_list_are_not_copied():
 
 
 @pytest.mark.parametrize(
-    ("given", "read_here"), [(list, {"BufferedReader"}), (iter, {"BufferedReader", "ndarray", "PngImageFile"})]
+    ("given", "read_here"),
+    [(list, {"BufferedReader", "PngImageFile"}), (iter, {"BufferedReader", "ndarray", "PngImageFile"})],
 )
 def test_what_may_be_other_by_then_is_not_left_to_threads(given: Any, read_here: set[str], tmp_path: Path):
     on: dict[str, threading.Thread] = {}
@@ -150,7 +151,7 @@ def test_what_may_be_other_by_then_is_not_left_to_threads(given: Any, read_here:
 
 
 def test_the_first_wrong_source_is_named_though_a_later_one_is_read_before():
-    with pytest.raises(InputError, match=r"^image\[1\]: not a picture"):
+    with pytest.raises(InputError, match=r"^image\[1\]: not an image"):
         FakeEncoder().encode_image([FRAMES[0], b"no picture", np.zeros(3), None])
 
 
@@ -170,6 +171,38 @@ def test_open_files_are_read_and_left_open(tmp_path: Path, wanted: np.ndarray):
 def test_a_single_open_file_is_not_taken_for_a_list():
     with pytest.raises(InputError, match="wrap a single one"):
         FakeEncoder().encode_image(file_of(FRAMES[0]))
+
+
+# ------------------------------------------------------------------ lists and what is none
+
+
+@pytest.mark.parametrize("kind", [str, object, "pandas"])
+def test_an_array_or_a_column_of_paths_is_a_list(kind: Any, tmp_path: Path, wanted: np.ndarray):
+    paths = []
+    for number in range(3):
+        paths.append(str(tmp_path / str(number)))
+        Path(paths[-1]).write_bytes(file_of(FRAMES[number]).getvalue())
+    if kind == "pandas":
+        column = pytest.importorskip("pandas").Series(paths)
+    else:
+        column = np.array(paths, dtype=kind)
+    assert np.array_equal(FakeEncoder().encode_image(column), wanted[:3])
+
+
+@pytest.mark.parametrize("one", [b"", bytearray(), bytearray(9), memoryview(b"")], ids=repr)
+def test_bytes_of_any_kind_are_not_taken_for_a_list(one: Any):
+    with pytest.raises(InputError, match=r"takes a list; wrap a single one: encode_image\(\[image\]\)") as caught:
+        FakeEncoder().encode_image(one)
+    assert caught.value.code == "not-a-list"
+
+
+@pytest.mark.parametrize(
+    "numbers", [np.arange(5), np.zeros(5, np.uint8), torch.zeros(5)], ids=lambda n: type(n).__name__
+)
+def test_a_row_of_numbers_is_no_list_of_images(numbers: Any):
+    with pytest.raises(InputError, match=r"got numbers of shape \(5,\); a list of images is accepted") as caught:
+        FakeEncoder().encode_image(numbers)
+    assert caught.value.code == "not-a-list"
 
 
 # ------------------------------------------------------------------ arguments
@@ -244,6 +277,47 @@ with ProcessPoolExecutor(2, mp_context=get_context("fork")) as pool:
     for found in pool.map(encoder.encode_image, [pictures] * 4):
         assert np.abs(found - rows).max() < limit * np.abs(rows).max()
 """
+
+
+FORKED_WHILE_READING = """
+import io, os, signal, threading
+import numpy as np
+from PIL import Image
+from image_encoders.encoder import Encoder, InputSpec, Tower
+from image_encoders.inputs.image import read_image
+
+file = io.BytesIO()
+Image.fromarray(np.random.default_rng(0).integers(0, 256, (200, 300, 3), dtype=np.uint8)).save(file, "PNG")
+content = file.getvalue()
+spec = InputSpec("image", read_image, lambda pixels: pixels)
+encoder = Encoder("plain", 3, {"image": Tower(spec, lambda inputs: inputs[:, 0, 0].astype(np.float32))}, "f" * 32)
+
+def encode():
+    encoder.encode_image([*(Image.open(io.BytesIO(content)) for _ in range(8)), content, io.BytesIO(content)])
+
+def encode_until_the_end():
+    while not ended:
+        encode()
+
+ended = []
+threads = [threading.Thread(target=encode_until_the_end) for _ in range(4)]
+for thread in threads:
+    thread.start()
+for _ in range(30):
+    child = os.fork()
+    if child == 0:
+        signal.alarm(20)  # which ends one that hangs
+        encode()
+        os._exit(0)
+    print(os.waitpid(child, 0)[1], flush=True)
+ended.append(True)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no processes are forked here")
+def test_a_process_forked_while_threads_encode_does_not_wait_for_their_locks():
+    done = subprocess.run([sys.executable, "-c", FORKED_WHILE_READING], capture_output=True, text=True, timeout=300)
+    assert done.stdout.split() == ["0"] * 30, done.stderr
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no processes are forked here")

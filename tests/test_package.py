@@ -147,6 +147,7 @@ def test_the_help_of_all_names_every_command(capsys):
         app(["--help"], prog_name="image-encoders")
     text = capsys.readouterr().out
     assert re.findall(r"^  (\w+)  +[A-Z]", text.split("Commands:")[1], re.MULTILINE) == COMMANDS
+    assert "..." not in text.split("Commands:")[1]  # each says what it does in one line
 
 
 def test_the_help_names_the_default_model(capsys):
@@ -207,6 +208,8 @@ def test_the_readmes_commands_run_in_their_order(photos, monkeypatch, capsys):
 def test_the_readmes_python_runs(photos, monkeypatch):
     monkeypatch.chdir(photos)
     names: dict = {}
+    encode = ["encode", "photos", "-o", "shapes", "-m", "clip/demo", "--quiet"]
+    assert app(encode, prog_name="image-encoders", standalone_mode=False) == 3  # some are broken
     exec("".join(blocks("python")), names)
     assert names["images"].shape == (2, 128)
     assert names["words"].shape == (1, 128)

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from image_encoders.errors import InputError
+from image_encoders.errors import InputError, first_line
 
 
 def is_tensor(source: Any) -> bool:
@@ -29,5 +29,5 @@ def as_array(source: Any) -> np.ndarray:
     except MemoryError:
         raise
     except Exception as error:  # the object's own code runs here
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise InputError(f"a {type(source).__name__} that makes no array: {reason:.200}", code="dtype") from error
+        reason = first_line(error)[:200]
+        raise InputError(f"a {type(source).__name__} that makes no array: {reason}", code="dtype") from error

@@ -1,9 +1,10 @@
 """Stored rows: a folder that holds a LanceDB database and says whose rows they are.
 
     collection.json   the encoder: name, fingerprint, dim, what `load` was called with
-    items.lance       one row for each picture
-    failures.lance    one row for each file that could not be encoded
+    items.lance       one row for each image
+    failures.lance    one row for each image that could not be encoded
     failures.txt      the same, to be read by people
+    runs.lance        one row for each run
 
 Every change is one atomic step of the database: a process that is killed leaves the rows before it or after it.
 """
@@ -13,7 +14,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields
 from datetime import datetime, timedelta, timezone
@@ -23,7 +24,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from image_encoders import exports
+from image_encoders import __version__, exports
 from image_encoders.cache import atomic_write, file_lock
 from image_encoders.errors import CollectionError, ImageEncodersError, InputError, MissingExtra
 
@@ -35,9 +36,9 @@ if TYPE_CHECKING:
 
 Result = TypeVar("Result")
 
-FORMAT = 1  # of the folder; a higher one is refused
+FORMAT = 2  # of the folder; another one is refused
 MARK = "collection.json"  # makes a folder a collection
-ITEMS, FAILURES = "items", "failures"
+ITEMS, FAILURES, RUNS = "items", "failures", "runs"
 LOCK = ".lock"
 LOADED = ("weights", "device", "precision", "engine", "calibration")  # of a recipe, beside the family's own options
 EXACT_BELOW = 100_000  # rows: fewer are compared one by one, more through an index
@@ -52,34 +53,56 @@ CHUNK = 1 << 24  # bytes of rows held at a time
 
 
 @dataclass(frozen=True)
+class Locator:
+    """Where the bytes of something are.
+
+    path: the file as `open` takes it, or an address; where a file's name is not UTF-8, it holds surrogates
+    member: in an archive, the name of the member
+    time_s: in a video, the time of the frame [s]
+    """
+
+    path: str
+    member: str | None = None
+    time_s: float | None = None
+
+
+@dataclass(frozen=True)
 class Row:
-    """What is stored of one picture.
+    """What is stored of one image.
 
     id: unique, printable Unicode text
-    path: the file as `open` takes it
+    locator: where its bytes are
     embedding: (dim,) float32, finite
-    width, height: of the upright picture [px]
-    sha256: of the file's bytes, hexadecimal
-    size, mtime_ns: of the file when it was read
+    width, height: of the upright image [px]
+    sha256: of its bytes, hexadecimal
+    size: how many bytes
+    state: text that changes when the bytes may have changed; a file's is its size and the time of its last change
+    taken: when it was taken, by the camera's own clock, where it says so
+    metadata: what its source says about it, as JSON can hold it
+    part: the part of a run that it came with, where there are such
     """
 
     id: str
-    path: str
+    locator: Locator
     embedding: np.ndarray
     width: int
     height: int
     sha256: str
     size: int
-    mtime_ns: int
+    state: str
+    taken: datetime | None = None
+    metadata: Mapping[str, Any] | None = None
+    part: str | None = None
 
 
 @dataclass(frozen=True)
 class Stored:
-    """What a collection knows of some bytes: their embedding, the picture's size [px], the ids that have them."""
+    """What a collection knows of some bytes: embedding, size of the image [px], when taken, the ids that have them."""
 
     embedding: np.ndarray
     width: int
     height: int
+    taken: datetime | None
     ids: frozenset[str]
 
 
@@ -106,22 +129,37 @@ class Hit:
 
 @dataclass(frozen=True)
 class Failure:
-    """A file that could not be encoded.
+    """Something that could not be encoded.
 
+    id, path, state: as of a row; state is that at which it failed
     stage: "read", "prepare" or "embed"
     code: a short stable word, such as "truncated"
     message: what was found, what is accepted
-    size, mtime_ns: of the file when it failed, -1 where there was none
     when: ISO 8601, UTC
     """
 
     id: str
+    path: str
     stage: str
     code: str
     message: str
-    size: int
-    mtime_ns: int
+    state: str
     when: str
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """A run that came to its end or was interrupted: when [ISO 8601, UTC], from where, and what it did."""
+
+    began: str
+    ended: str
+    sources: list[str]
+    encoded: int
+    reused: int
+    unchanged: int
+    failed: int
+    pruned: int
+    package: str = __version__
 
 
 class Collection:
@@ -135,12 +173,13 @@ class Collection:
         """Use `open`, `create` or `open_or_create`."""
         self.folder = folder
         self.mark = mark
-        self.name: str = mark["encoder"]
-        self.fingerprint: str = mark["fingerprint"]
-        self.dim: int = mark["dim"]
-        self.modalities: tuple[str, ...] = tuple(mark["modalities"])
-        self.precision: str = mark["precision"]
-        self.recipe: dict[str, Any] = mark["recipe"]
+        encoder = mark["encoder"]
+        self.name: str = encoder["name"]
+        self.fingerprint: str = encoder["fingerprint"]
+        self.dim: int = encoder["dim"]
+        self.modalities: tuple[str, ...] = tuple(encoder["modalities"])
+        self.precision: str = encoder["precision"]
+        self.recipe: dict[str, Any] = encoder["recipe"]
 
     def __repr__(self) -> str:
         return f"<Collection {self.folder}: rows of {self.dim} by {self.name}>"
@@ -151,10 +190,11 @@ class Collection:
         folder = Path(folder)
         try:
             mark = json.loads((folder / MARK).read_text("utf-8"))
-            if mark["format"] > FORMAT:
+            if mark["format"] != FORMAT:
+                advice = "upgrade image-encoders" if mark["format"] > FORMAT else "encode again into another folder"
                 raise CollectionError(
                     f"{folder} was written by image-encoders {mark.get('package')} in format {mark['format']}; "
-                    f"this version reads up to format {FORMAT}: upgrade image-encoders"
+                    f"this version reads and writes format {FORMAT}: {advice}"
                 )
             return cls(folder, mark)
         except (FileNotFoundError, NotADirectoryError) as error:
@@ -172,19 +212,21 @@ class Collection:
     @classmethod
     def create(cls, folder: str | os.PathLike[str], encoder: Encoder) -> Collection:
         """A new collection for the encoder's rows; CollectionError unless `folder` is missing or empty."""
-        from image_encoders import __version__
-
         folder = Path(folder)
         mark = {
             "format": FORMAT,
-            "encoder": encoder.name,
-            "fingerprint": encoder.fingerprint,
-            "dim": encoder.dim,
-            "modalities": list(encoder.modalities),
-            "precision": encoder.precision,
-            "recipe": encoder.recipe,
-            "created": _now(),
             "package": __version__,
+            "created": now(),
+            "encoder": {
+                "name": encoder.name,
+                "fingerprint": encoder.fingerprint,
+                "dim": encoder.dim,
+                "modalities": list(encoder.modalities),
+                "precision": encoder.precision,
+                "engine": encoder.engine,
+                "device": encoder.device,
+                "recipe": encoder.recipe,
+            },
         }
         if folder.exists() and not folder.is_dir():
             raise CollectionError(f"{folder} is a file; a collection is a folder")
@@ -324,6 +366,7 @@ class Collection:
             "failures": self._read(FAILURES, lambda table: table.count_rows(), 0),
             "indexed": indexed,
             "bytes": sum(sizes),
+            "sources": sorted({source for run in self.runs() for source in run.sources}),
             "created": self.mark.get("created"),
             "changed": datetime.fromtimestamp(max(times), timezone.utc).isoformat(timespec="seconds"),
             "package": self.mark.get("package"),
@@ -333,7 +376,8 @@ class Collection:
     def failures(self) -> list[Failure]:
         """The files that could not be encoded, by id."""
         rows: list[dict] = self._read(FAILURES, lambda table: table.search().to_arrow().to_pylist(), [])
-        return sorted((Failure(**row) for row in rows), key=lambda failure: failure.id)
+        failures = (Failure(**{**row, "path": path_of(row["path"])}) for row in rows)
+        return sorted(failures, key=lambda failure: failure.id)
 
     def scan(self, table: str, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
         """Some columns of a table, ITEMS or FAILURES, in batches, as they are now."""
@@ -354,16 +398,20 @@ class Collection:
                     places.setdefault(row["sha256"], []).append((row["_rowid"], row["id"]))
             if not places:
                 return {}
-            # One row for each digest: a picture that is there a thousand times is read once.
+            # One row for each digest: an image that is there a thousand times is read once.
             numbers = [min(found)[0] for found in places.values()]
-            columns = ["sha256", "embedding", "width", "height"]
+            columns = ["sha256", "embedding", "width", "height", "taken"]
             rows = table.take_row_ids(numbers).select(columns).to_arrow()
+        digests, *others = (rows[name].to_pylist() for name in ("sha256", "width", "height", "taken"))
         return {
-            digest: Stored(embedding, width, height, frozenset(id for _, id in places[digest]))
-            for digest, embedding, width, height in zip(
-                rows["sha256"].to_pylist(), exports.matrix(rows), rows["width"].to_pylist(), rows["height"].to_pylist()
-            )
+            digest: Stored(embedding, *facts, ids=frozenset(id for _, id in places[digest]))  # type: ignore[misc]
+            for digest, embedding, facts in zip(digests, exports.matrix(rows), zip(*others))
         }
+
+    def runs(self) -> list[RunRecord]:
+        """The runs into this collection, the first one first."""
+        rows: list[dict] = self._read(RUNS, lambda table: table.search().to_arrow().to_pylist(), [])
+        return sorted((RunRecord(**row) for row in rows), key=lambda run: run.began)
 
     def export(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> int:
         """All rows in one file, ordered by id; it appears complete or not at all.
@@ -440,15 +488,20 @@ class Collection:
             raise CollectionError(f"rows must be {self.dim} finite numbers to be stored in {self.folder}")
         if len({row.id for row in rows}) != len(rows):
             raise CollectionError("two of the rows to be stored have the same id")
-        columns = {name: [getattr(row, name) for row in rows] for name in _COLUMNS if name != "embedding"}
-        columns["path"] = [id_of(row.path) for row in rows]
         flat = pa.array(embeddings.ravel(), pa.float32())
         schema = self._schema()
+        columns: dict[str, Any] = {
+            "embedding": pa.FixedSizeListArray.from_arrays(flat, type=schema.field("embedding").type),
+            "path": [id_of(row.locator.path) for row in rows],
+            "member": [row.locator.member for row in rows],
+            "time_s": [row.locator.time_s for row in rows],
+            "metadata": [None if row.metadata is None else json.dumps(row.metadata, default=str) for row in rows],
+        }
         batch = pa.record_batch(
             [
-                pa.FixedSizeListArray.from_arrays(flat, type=schema.field("embedding").type)
-                if name == "embedding"
-                else pa.array(columns[name], schema.field(name).type)
+                pa.array(columns.get(name) or [getattr(row, name) for row in rows], schema.field(name).type)
+                if name != "embedding"
+                else columns[name]
                 for name in schema.names
             ],
             schema=schema,
@@ -465,18 +518,29 @@ class Collection:
             _delete(self._tables[ITEMS], ids)
 
     def record(self, failures: Sequence[Failure]) -> None:
-        """List files that could not be encoded, in place of what was listed for them before."""
+        """List what could not be encoded, in place of what was listed for it before."""
         import pyarrow as pa
 
         if failures:
-            rows = pa.Table.from_pylist([asdict(failure) for failure in failures], schema=_failures_schema())
+            listed = [
+                {name: _text(value) for name, value in asdict(failure).items()} | {"path": id_of(failure.path)}
+                for failure in failures
+            ]
             with self.writing(), _storage(self.folder, "written"):
-                _replace(self._tables[FAILURES], rows)
+                _replace(self._tables[FAILURES], pa.Table.from_pylist(listed, schema=_failures_schema()))
 
     def forget(self, ids: Iterable[str]) -> None:
         """Take files off the list of failures."""
         with self.writing(), _storage(self.folder, "written"):
             _delete(self._tables[FAILURES], ids)
+
+    def add_run(self, record: RunRecord) -> None:
+        """Keep what a run did."""
+        import pyarrow as pa
+
+        kept = {**asdict(record), "sources": [_text(source) for source in record.sources]}
+        with self.writing(), _storage(self.folder, "written"):
+            self._tables[RUNS].add(pa.Table.from_pylist([kept], schema=_runs_schema()))
 
     def settle(self, *, index: bool = True) -> None:
         """Merge the database's files where small ones have become many, and bring the index up to date if wanted."""
@@ -517,7 +581,7 @@ class Collection:
     @cached_property
     def _tables(self) -> dict[str, Any]:
         """The tables, to be written; made where they are missing."""
-        schemas = {ITEMS: self._schema(), FAILURES: _failures_schema()}
+        schemas = {ITEMS: self._schema(), FAILURES: _failures_schema(), RUNS: _runs_schema()}
         return {
             name: self._database.create_table(name, schema=schema, exist_ok=True) for name, schema in schemas.items()
         }
@@ -550,10 +614,18 @@ class Collection:
             "height": pa.int32(),
             "sha256": pa.utf8(),
             "path": pa.utf8(),
+            "member": pa.utf8(),
+            "time_s": pa.float64(),
             "size": pa.int64(),
-            "mtime_ns": pa.int64(),
+            "state": pa.utf8(),
+            "taken": pa.timestamp("ms"),
+            "metadata": pa.utf8(),
+            "part": pa.utf8(),
         }
-        return pa.schema([pa.field(name, types[name], nullable=False) for name in _COLUMNS], metadata)
+        return pa.schema(
+            [pa.field(name, type, nullable=name in _NULLABLE) for name, type in types.items()],
+            metadata,
+        )
 
     def _metadata(self) -> dict[str, str]:
         """What an exported file says about its rows."""
@@ -571,7 +643,7 @@ class Collection:
         }
 
 
-_COLUMNS = ("id", "embedding", "width", "height", "sha256", "path", "size", "mtime_ns")
+_NULLABLE = ("member", "time_s", "taken", "metadata", "part")
 
 
 def open_collection(folder: str | os.PathLike[str]) -> Collection:
@@ -588,7 +660,12 @@ def id_of(path: str) -> str:
         path.encode()
         return path
     except UnicodeEncodeError:
-        return "bytes:" + os.fsencode(path).replace(b"\\", b"\\\\").decode("utf-8", "backslashreplace")
+        escaped = path.replace("\\", "\\\\")
+        try:
+            content = os.fsencode(escaped)
+        except UnicodeEncodeError:  # no file can have such a name
+            content = escaped.encode("utf-8", "backslashreplace")
+        return "bytes:" + content.decode("utf-8", "backslashreplace")
 
 
 def path_of(text: str) -> str:
@@ -608,9 +685,19 @@ def path_of(text: str) -> str:
 def _failures_schema() -> pa.Schema:
     import pyarrow as pa
 
-    numbers = ("size", "mtime_ns")
-    types = {field.name: pa.int64() if field.name in numbers else pa.utf8() for field in fields(Failure)}
-    return pa.schema([pa.field(name, type, nullable=False) for name, type in types.items()])
+    return pa.schema([pa.field(field.name, pa.utf8(), nullable=False) for field in fields(Failure)])
+
+
+def _runs_schema() -> pa.Schema:
+    import pyarrow as pa
+
+    types = {"str": pa.utf8(), "int": pa.int64(), "list[str]": pa.list_(pa.utf8())}
+    return pa.schema([pa.field(field.name, types[str(field.type)], nullable=False) for field in fields(RunRecord)])
+
+
+def _text(text: str) -> str:
+    """Text as the database takes it: what is no Unicode is escaped."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _among(column: str, texts: Iterable[str]) -> str:
@@ -625,7 +712,15 @@ def _chunks(texts: Sequence[str]) -> Iterator[Sequence[str]]:
 
 
 def _replace(table: Any, rows: Any) -> None:
-    table.merge_insert("id").when_matched_update_all().when_not_matched_insert_all().execute(rows)
+    try:
+        table.merge_insert("id").when_matched_update_all().when_not_matched_insert_all().execute(rows)
+    except (OSError, RuntimeError, ValueError) as error:
+        if "temp dir" not in str(error):
+            raise
+        # One step needs a folder for temporary files (TMPDIR), and there is none that can be written. In two steps,
+        # a process that is killed in between leaves these ids without rows, and the next run encodes them again.
+        _delete(table, rows.column("id").to_pylist())
+        table.add(rows)
 
 
 def _delete(table: Any, ids: Iterable[str]) -> None:
@@ -643,6 +738,8 @@ def _index(table: Any) -> None:
     rows = table.count_rows()
     if rows < EXACT_BELOW:
         return
+    if os.name == "posix" and not os.access(os.environ.get("TMPDIR") or "/tmp", os.W_OK):
+        return  # an index is made of temporary files; without it searches compare all rows
     existing = [index.name for index in table.list_indices()]
     if not existing:
         from lancedb.index import IvfSq
@@ -751,9 +848,9 @@ def _by_id(table: Any, size: int) -> Iterator[pa.Table]:
     numbers = places["_rowid"].combine_chunks().take(pc.sort_indices(places["id"]))
     for start in range(0, len(numbers), size):
         some = numbers[start : start + size]
-        rows = table.take_row_ids(some.to_pylist()).select(list(_COLUMNS)).with_row_id().to_arrow()
+        rows = table.take_row_ids(some.to_pylist()).select(table.schema.names).with_row_id().to_arrow()
         order = pc.index_in(some, value_set=pa.chunked_array(rows["_rowid"]).combine_chunks())
-        yield rows.select(list(_COLUMNS)).take(order)
+        yield rows.drop_columns("_rowid").take(order)
 
 
 def _line(text: str) -> str:
@@ -761,8 +858,9 @@ def _line(text: str) -> str:
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
-def _now() -> str:
-    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+def now() -> str:
+    """The time as it is stored: ISO 8601, UTC."""
+    return datetime.now(timezone.utc).isoformat(timespec="microseconds")
 
 
 @contextmanager

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import inspect
 import shutil
-import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from filelock import Timeout
+
+from image_encoders.cache import file_lock
 from image_encoders.errors import WeightsError
+
+UNFINISHED, LOCK = ".converting", "lock"  # how the name of a working folder ends, and the file in it that is locked
 
 
 class Conversion(NamedTuple):
@@ -62,12 +67,30 @@ def convert(
         raise WeightsError(f"{weights}: there is no such file or folder")
     if weights.suffix == ".safetensors":
         raise WeightsError(f"{weights}: a safetensors file already; originals are converted")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-    try:
+    _remove_leftovers(out.parent)
+    with _working_folder(out) as folder:
         return _converted(name, original, weights, out, options, folder / out.name)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _working_folder(out: Path) -> Iterator[Path]:
+    """A hidden folder beside `out`, locked while it is in use, and then removed."""
+    folder = out.with_name(f".{out.name}{UNFINISHED}")
+    try:
+        with file_lock(folder / LOCK, wait=False):
+            try:
+                yield folder
+            finally:
+                shutil.rmtree(folder, ignore_errors=True)
+    except Timeout:
+        raise WeightsError(f"{out}: another process is converting to this file; wait until it has ended") from None
+
+
+def _remove_leftovers(parent: Path) -> None:
+    """Remove what conversions that were killed left in `parent`; those that are running hold their lock."""
+    for folder in parent.glob(f".*{UNFINISHED}"):
+        with suppress(Timeout), file_lock(folder / LOCK, wait=False):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _converted(

@@ -30,7 +30,7 @@ PACKAGES = (
     "pillow",
     "simplejpeg",
 )
-# As /proc/cpuinfo spells them; what makes nets quick on a CPU.
+# As /proc/cpuinfo spells them; what makes models fast on a CPU.
 INSTRUCTIONS = (
     "avx2",
     "avx512f",
@@ -138,53 +138,53 @@ def _version(package: str) -> str | None:
 
 @dataclass(frozen=True)
 class Stages:
-    """How long one picture takes in each stage [ms]: reading and preparing on one thread, embedding in batches."""
+    """How long one image takes in each stage [ms]: reading and preprocessing on one thread, embedding in batches."""
 
     read_ms: float
-    prepare_ms: float
+    preprocess_ms: float
     embed_ms: float
-    pictures: int
+    images: int
     batch_size: int
-    workers: int  # threads that read and prepare
-    shared: bool  # whether the nets run on the same cores
+    workers: int  # threads that read and preprocess
+    shared: bool  # whether the model runs on the same cores
 
     @property
     def costs(self) -> dict[str, float]:
-        """Each stage's share of the time between two rows [ms], the threads sharing the work."""
+        """Each stage's share of the time per embedding [ms], the threads sharing the work."""
         return {
             "read": self.read_ms / self.workers,
-            "prepare": self.prepare_ms / self.workers,
+            "preprocess": self.preprocess_ms / self.workers,
             "embed": self.embed_ms,
         }
 
     @property
     def limit(self) -> str:
-        """The stage to look at first."""
+        """The stage that takes the largest share."""
         costs = self.costs
         return max(costs, key=lambda stage: costs[stage])
 
     @property
     def rate(self) -> float:
-        """Pictures per second to expect: stages on the same cores add up, those on a device of its own overlap."""
-        read, prepare, embed = self.costs.values()
-        return 1000 / (read + prepare + embed if self.shared else max(read + prepare, embed))
+        """Images per second to expect: stages on the same cores add up; those on a device of its own overlap."""
+        read, preprocess, embed = self.costs.values()
+        return 1000 / (read + preprocess + embed if self.shared else max(read + preprocess, embed))
 
 
-def stages(encoder: Encoder, pictures: Sequence[Path], batch_size: int = 32) -> Stages:
-    """How long each stage takes for these picture files; each is timed more than once, and the median is told."""
+def stages(encoder: Encoder, images: Sequence[Path], batch_size: int = 32) -> Stages:
+    """How long each stage takes for these image files: medians."""
     tower = encoder.tower("image")
-    items, read = _timed(tower.read, pictures)
-    inputs, prepare = _timed(tower.prepare, items)
+    items, read = _timed(tower.read, images)
+    inputs, preprocess = _timed(tower.prepare, items)
     batches = [inputs[i : i + batch_size] for i in range(0, len(inputs), batch_size)]
     tower.rows(batches[0])  # the first call also allocates and chooses algorithms
     embed = [one for _ in range(3) for one in _timed(tower.rows, batches)[1]]
-    per_picture = [seconds / len(batch) for seconds, batch in zip(embed, batches * 3, strict=True)]
+    per_image = [seconds / len(batch) for seconds, batch in zip(embed, batches * 3, strict=True)]
     return Stages(
         read_ms=1000 * statistics.median(read),
-        prepare_ms=1000 * statistics.median(prepare),
-        embed_ms=1000 * statistics.median(per_picture),
-        pictures=len(pictures),
-        batch_size=min(batch_size, len(pictures)),
+        preprocess_ms=1000 * statistics.median(preprocess),
+        embed_ms=1000 * statistics.median(per_image),
+        images=len(images),
+        batch_size=min(batch_size, len(images)),
         workers=cores(),
         shared=encoder.device == "cpu",
     )
@@ -199,7 +199,7 @@ def _timed(function: Callable[[Any], Any], arguments: Iterable[Any]) -> tuple[li
     return results, seconds
 
 
-def sample_pictures(folder: Path, count: int = 32, width: int = 1024, height: int = 768) -> list[Path]:
+def sample_images(folder: Path, count: int = 32, width: int = 1024, height: int = 768) -> list[Path]:
     """`count` JPEG files with shapes and grain like photographs', for measuring."""
     from PIL import Image
 

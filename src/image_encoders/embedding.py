@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from image_encoders.errors import ImageEncodersError, InputError
+from image_encoders.errors import ImageEncodersError, InputError, first_line
 
 log = logging.getLogger(__name__)
 
@@ -97,8 +97,8 @@ def as_input_error(error: Exception) -> InputError:
     """Any exception as an InputError: itself, or one with the code "unexpected" or "out-of-memory" that it caused."""
     if isinstance(error, InputError):
         return error
-    lines = str(error).strip().splitlines()
-    message = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+    name, said = type(error).__name__, first_line(error)
+    message = name if said == name else f"{name}: {said}"
     memory = isinstance(error, MemoryError) or "outofmemory" in message.lower().replace(" ", "")
     reason = InputError(message, code="out-of-memory" if memory else "unexpected")
     reason.__cause__ = error

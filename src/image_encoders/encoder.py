@@ -11,7 +11,6 @@ import copy
 import hashlib
 import json
 import os
-import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -23,11 +22,10 @@ import numpy as np
 
 from image_encoders.arrays import as_array
 from image_encoders.errors import ImageEncodersError, InputError
+from image_encoders.progress import bar
 
 Source = TypeVar("Source")
 Result = TypeVar("Result")
-
-_READING = [threading.Lock() for _ in range(61)]  # for sources by their place in memory
 
 
 @dataclass(frozen=True)
@@ -112,9 +110,10 @@ class Tower:
     def begin(self, source: Any, keep: bool) -> Callable[[], np.ndarray]:
         """What is left of `input` for another thread.
 
-        keep: the source may be other by the time that thread comes to it, as an array that a generator refills, or a
-            PIL image that moves on to its next frame. It is read here and now then, and copied; so are open files
-            always. Paths and bytes are left whole.
+        Open files and PIL images are read here and now, since they change as they are read: a PIL image decodes itself
+        once.
+        keep: the source may be other by the time that thread comes to it, as an array that a generator refills. It is
+            read here and now then, and copied. Paths and bytes are left whole.
 
         What is wrong with a source is raised by what is left.
         """
@@ -122,19 +121,13 @@ class Tower:
             source = bytes(source)
         if isinstance(source, (str, bytes, os.PathLike)):
             return partial(self.input, source)
-        if not keep and not hasattr(source, "read"):
-            return partial(self._input_alone, source)
+        if not keep and not hasattr(source, "read") and not hasattr(source, "load"):
+            return partial(self.input, source)
         try:
             item = self.read(source)
         except ImageEncodersError as error:
             return partial(_fail, error)
         return partial(self.prepare, copy.deepcopy(item) if keep else item)
-
-    def _input_alone(self, source: Any) -> np.ndarray:
-        """`input` of what no other thread reads meanwhile: a PIL image decodes itself when it is first read."""
-        with _READING[id(source) // 16 % len(_READING)]:
-            item = self.read(source)
-        return self.prepare(item)
 
     def rows(self, inputs: Sequence[np.ndarray]) -> np.ndarray:
         """Row i for input i; inputs of equal shape and type go through the net together.
@@ -219,8 +212,9 @@ class Encoder:
 
         images: paths, bytes of picture files, binary files open for reading, PIL images, uint8 arrays (H, W),
             (H, W, 1|3|4), or tensors of those shapes. Files and bytes are turned upright (EXIF) and put on white where
-            transparent; arrays are taken as they are. They are read on threads, ahead of the net; but what comes from
-            a generator is read as it is drawn, unless it is a path or bytes: it may use one array again and again.
+            transparent; arrays are taken as they are. Paths, bytes and arrays are read on threads, ahead of the net;
+            PIL images and open files as they are drawn. So is all else that a generator gives: it may use one array
+            again and again.
         batch_size: how many go through the net at once; rows do not depend on it
         progress: show a bar on standard error
         returns: (N, dim) float32, row i for picture i; N may be 0
@@ -244,6 +238,8 @@ class Encoder:
 
     def embed_image(self, prepared: np.ndarray | Sequence[np.ndarray], batch_size: int = 32) -> np.ndarray:
         """Rows of pictures that are already preprocessed: straight to the net, as the original code takes them.
+
+        They are computed in the encoder's precision; where that is int8, in float32.
 
         prepared: (N, 3, H, W) or (N, H, W, 3) floats, an array or a tensor, or a sequence of such without the first
             axis
@@ -303,18 +299,17 @@ class Encoder:
 
         total = len(sources) if isinstance(sources, Sized) else None
         rows: list[np.ndarray] = []
-        with _bar(progress, total, f"encoding {modality}") as advance:
+        with bar(f"encoding {modality}", progress) as show:
             batch: list[np.ndarray] = []
             begun = enumerate(tower.begin(source, keep) for source in sources)
             for one in ordered(prepared, begun, ahead=2 * batch_size):
                 batch.append(one)
                 if len(batch) == batch_size:
                     rows.append(tower.rows(batch))
-                    advance(len(batch))
+                    show(len(rows) * batch_size, total)
                     batch = []
             if batch:
                 rows.append(tower.rows(batch))
-                advance(len(batch))
         return _finite(np.concatenate(rows) if rows else np.empty((0, self.dim), np.float32), modality)
 
 
@@ -381,12 +376,20 @@ def _finite(rows: np.ndarray, label: str) -> np.ndarray:
 
 def _many(sources: Any, modality: str) -> Iterable[Any]:
     """`sources` if it is a collection of sources, else InputError: a single one is the commonest slip."""
-    one = isinstance(sources, (str, bytes, os.PathLike, Mapping)) or not hasattr(sources, "__iter__")
-    ndim = getattr(sources, "ndim", None)
-    if modality == "image" and isinstance(ndim, int):
-        one = ndim < 3 or (ndim == 3 and sources.shape[-1] in (1, 3, 4))
-    elif ndim == 0 or (modality != "text" and hasattr(sources, "read")):  # the lines of an open file may be texts
+    shape = getattr(sources, "shape", None)
+    if isinstance(sources, (str, bytes, bytearray, memoryview, os.PathLike, Mapping)) or not hasattr(
+        sources, "__iter__"
+    ):
         one = True
+    elif shape is not None and not _holds_objects(sources):  # numbers
+        if modality == "image" and len(shape) == 1:
+            raise InputError(
+                f"encode_image got numbers of shape {tuple(shape)}; a list of images is accepted", code="not-a-list"
+            )
+        image = len(shape) < 3 or (len(shape) == 3 and shape[-1] in (1, 3, 4))
+        one = len(shape) == 0 or (modality == "image" and image)
+    else:
+        one = modality != "text" and hasattr(sources, "read")  # the lines of an open file may be texts
     if one:
         raise InputError(
             f"encode_{modality} takes a list; wrap a single one: encode_{modality}([{modality}])",
@@ -395,23 +398,6 @@ def _many(sources: Any, modality: str) -> Iterable[Any]:
     return sources
 
 
-class _bar:
-    """A progress bar on standard error, or nothing."""
-
-    def __init__(self, wanted: bool, total: int | None, label: str):
-        self._wanted, self._total, self._label = wanted, total, label
-
-    def __enter__(self) -> Callable[[int], None]:
-        if not self._wanted:
-            return lambda count: None
-        from rich.console import Console
-        from rich.progress import Progress
-
-        self._progress = Progress(console=Console(stderr=True))
-        self._progress.start()
-        task = self._progress.add_task(self._label, total=self._total)
-        return lambda count: self._progress.advance(task, count)
-
-    def __exit__(self, *exception: object) -> None:
-        if self._wanted:
-            self._progress.stop()
+def _holds_objects(array: Any) -> bool:
+    """Whether an array, or the column of a table, holds paths, texts or other objects, not numbers."""
+    return getattr(getattr(array, "dtype", None), "kind", "") in ("O", "U", "S", "T") and len(array.shape) > 0

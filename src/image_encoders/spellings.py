@@ -43,6 +43,7 @@ ALIASES = {
     "batch_size": "default_batch_size",
     "traversal_paths": "default_traversal_paths",
     "traversal_path": "default_traversal_paths",
+    "default_traversal_path": "default_traversal_paths",
     "use_preprocessing": "use_default_preprocessing",
     "path": "model_path",
 }
@@ -51,8 +52,21 @@ SERVING = {"default_batch_size": 32, "default_traversal_paths": ("r",), "metas":
 
 def spell(class_name: str, parameters: dict[str, Any]) -> Spelled:
     """The meaning of `class_name(**parameters)`; TypeError for a parameter that the class does not have."""
-    defaults, build = CLASSES[class_name]
-    accepted = {"device": "cpu", **SERVING, **defaults}
+    values, extra = completed(class_name, parameters)
+    build = CLASSES[class_name][1]
+    spelled = build(values, extra) if class_name == "CustomImageTorchEncoder" else build(values)
+    paths = values["default_traversal_paths"]
+    return Spelled(
+        **spelled,
+        device=values["device"] or "auto",
+        batch_size=values["default_batch_size"],
+        traversal_paths=("r",) if paths is None else paths,
+    )
+
+
+def completed(class_name: str, parameters: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """All parameters of a class under their documented names, and those that are its model class's own."""
+    accepted = {"device": "cpu", **SERVING, **CLASSES[class_name][0]}
     given: dict[str, Any] = {}
     for name, value in parameters.items():
         meant = name if name in accepted else ALIASES.get(name, name)
@@ -62,15 +76,14 @@ def spell(class_name: str, parameters: dict[str, Any]) -> Spelled:
     extra = {name: given.pop(name) for name in list(given) if name not in accepted}
     if extra and class_name != "CustomImageTorchEncoder":  # whose other parameters are its model class's own
         raise TypeError(f"{class_name} has no parameter {next(iter(extra))!r}; it has: {', '.join(sorted(accepted))}")
-    values = {**accepted, **given}
-    spelled = build(values, extra) if class_name == "CustomImageTorchEncoder" else build(values)
-    batch_size, paths = values["default_batch_size"], values["default_traversal_paths"]
-    return Spelled(
-        **spelled,
-        device=values["device"] or "auto",
-        batch_size=None if batch_size is None else int(batch_size),
-        traversal_paths=("r",) if paths is None else paths,
-    )
+    return {**accepted, **given}, extra
+
+
+def spelled_both_ways(class_name: str, parameters: dict[str, Any]) -> dict[str, Any]:
+    """The value of every parameter under each of its names, for those who read them back."""
+    values, _ = completed(class_name, parameters)
+    values.pop("metas")
+    return values | {alias: values[meant] for alias, meant in ALIASES.items() if meant in values}
 
 
 def _big_transfer(given: dict[str, Any]) -> dict[str, Any]:

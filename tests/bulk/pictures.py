@@ -30,7 +30,7 @@ def draw(folder: Path, numbers: range | list[int]) -> list[Path]:
 
 def rows(collection: Collection) -> dict[str, dict]:
     """Every row by its id, the embedding as bytes; an id that is there twice is an error."""
-    columns = ["id", "embedding", "width", "height", "sha256", "path", "size", "mtime_ns"]
+    columns = ["id", "embedding", "width", "height", "sha256", "path", "size", "state", "taken"]
     found: dict[str, dict] = {}
     for batch in collection.scan(ITEMS, columns):
         for row in batch.to_pylist():

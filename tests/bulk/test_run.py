@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +20,15 @@ from pictures import draw, picture, rows
 from PIL import Image
 
 from fake_encoder import DIM, FakeEncoder
+from image_encoders.bulk import commit
+from image_encoders.bulk import encode as encode_module
 from image_encoders.bulk import run as run_module
 from image_encoders.bulk.run import Report, run
 from image_encoders.bulk.sources import SourceFile, find
-from image_encoders.collection import Collection
+from image_encoders.collection import Collection, Locator
 from image_encoders.encoder import Encoder, InputSpec, Tower
 from image_encoders.errors import CollectionError, InputError
-from image_encoders.inputs.image import read_image
+from image_encoders.inputs.image import ImageLimits, read_image
 from image_encoders.inputs.preprocessing import channels_first
 
 
@@ -53,6 +60,10 @@ def counts(report: Report) -> dict[str, int]:
     assert report.total == report.encoded + report.reused + report.unchanged + report.failed
     names = ("encoded", "reused", "unchanged", "failed", "ignored", "pruned")
     return {name: getattr(report, name) for name in names if getattr(report, name)}
+
+
+def state_of(path: Path) -> str:
+    return f"{path.stat().st_size} {path.stat().st_mtime_ns}"
 
 
 def touch(path: Path) -> None:
@@ -87,7 +98,7 @@ def test_every_picture_gets_the_row_that_the_library_gives_it(encode, index, pho
         one = stored[str(path)]
         np.testing.assert_allclose(np.frombuffer(one["embedding"], np.float32), row, rtol=1e-6)
         assert (one["width"], one["height"]) == (12, 9 + int(path.stem) % 5)
-        assert (one["size"], one["mtime_ns"]) == (path.stat().st_size, path.stat().st_mtime_ns)
+        assert (one["size"], one["state"]) == (path.stat().st_size, state_of(path))
     assert len(stored) == 20
 
 
@@ -106,10 +117,10 @@ def test_a_second_run_reads_nothing(encode, index, monkeypatch: pytest.MonkeyPat
     encode()
     before = rows(index())
 
-    def read_bytes(*_: object) -> bytes:
+    def read(self: SourceFile, limits: object) -> bytes:
         raise AssertionError("a file was read")
 
-    monkeypatch.setattr(run_module, "read_bytes", read_bytes)
+    monkeypatch.setattr(SourceFile, "read", read)
     encoder = FakeEncoder()
     assert counts(encode(encoder)) == {"unchanged": 20}
     assert encoder.batches == []
@@ -133,8 +144,8 @@ def test_a_touched_file_keeps_its_embedding_and_gets_its_new_time(encode, index,
     assert counts(encode(encoder)) == {"unchanged": 20}
     assert encoder.embedded == 0
     after = rows(index())
-    assert after[str(touched)].pop("mtime_ns") == touched.stat().st_mtime_ns
-    assert before[str(touched)].pop("mtime_ns") != touched.stat().st_mtime_ns
+    assert after[str(touched)].pop("state") == state_of(touched)
+    assert before[str(touched)].pop("state") != state_of(touched)
     assert after == before
 
 
@@ -191,7 +202,8 @@ def test_equal_bytes_are_embedded_once_in_a_batch_in_a_run_and_between_runs(enco
 
 
 def test_thousands_of_copies_wait_for_no_full_batch(photos: Path, encode, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run_module, "COMMIT_ROWS", 16)
+    monkeypatch.setattr(encode_module, "OUTCOMES", 16)
+    monkeypatch.setattr(commit, "COMMIT_ROWS", 16)
     for number in range(100):
         (photos / f"copy {number}.png").write_bytes(picture(19))
     assert counts(encode(batch_size=16)) == {"encoded": 20, "reused": 100}
@@ -216,7 +228,7 @@ def test_bytes_whose_row_was_replaced_meanwhile_are_embedded_after_all(
     encode, index, photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     encode()
-    monkeypatch.setattr(run_module, "COMMIT_ROWS", 1)  # the old row of 0 is gone before 19 asks for it
+    monkeypatch.setattr(commit, "COMMIT_ROWS", 1)  # the old row of 0 is gone before 19 asks for it
     (photos / "00000.png").write_bytes(picture(500))
     (photos / "00019.png").write_bytes(picture(0))
     assert counts(encode(batch_size=1)) == {"encoded": 2, "unchanged": 18}
@@ -262,7 +274,7 @@ def test_broken_files_fail_alone_and_are_listed_with_stage_and_reason(encode, in
         "text.jpg": ("read", "not-an-image"),
         "nowhere.jpg": ("read", "not-found"),
     }
-    assert failures["text.jpg"].size == len("not a picture")
+    assert failures["text.jpg"].state == state_of(photos / "text.jpg")
     listed = (photos.parent / "index" / "failures.txt").read_text()
     assert all(one.id in listed and one.message in listed for one in failures.values())
 
@@ -477,51 +489,113 @@ def test_pruning_keeps_what_cannot_be_looked_at(encode, index, photos: Path, mon
 # ------------------------------------------------------------------ order, memory, progress
 
 
-def sources(count: int) -> Iterator[SourceFile]:
-    for number in range(count):
-        yield SourceFile(f"/p/{number}", f"/p/{number}", number, number)
+@dataclass(frozen=True)
+class Drawn:
+    """An item that is no file: a grey image of 4 x 4 pixels."""
+
+    number: int
+    state: str = "1"
+    metadata: dict[str, Any] | None = None
+    error: InputError | None = None
+
+    @property
+    def id(self) -> str:
+        return f"drawn:{self.number}"
+
+    @property
+    def locator(self) -> Locator:
+        return Locator("/archive.tar", f"{self.number}.png", self.number / 4)
+
+    def read(self, limits: ImageLimits) -> bytes:
+        return self.id.encode()
+
+
+def grey(content: bytes) -> np.ndarray:
+    return np.full((4, 4, 3), int(content.rpartition(b":")[2]) % 256, np.uint8)
 
 
 def test_what_is_held_does_not_grow_with_the_number_of_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    begun = held = 0
-    monkeypatch.setattr(run_module, "COMMIT_ROWS", 1000)
-    monkeypatch.setattr(run_module, "read_bytes", lambda path, limits: path.encode())
+    begun = 0
+    monkeypatch.setattr(commit, "COMMIT_ROWS", 500)
 
-    def read(content: bytes) -> np.ndarray:
-        return np.full((4, 4, 3), int(content.rpartition(b"/")[2]) % 256, np.uint8)
-
-    class Counted(run_module._Run):
-        def _take(self, one: Any) -> None:
-            nonlocal held
-            super()._take(one)
-            held = max(held, len(self.waiting) + len(self.batch) + len(self.embedded))
-
-    monkeypatch.setattr(run_module, "_Run", Counted)
-
-    def counted() -> Iterator[SourceFile]:
+    def counted() -> Iterator[Drawn]:
         nonlocal begun
-        for one in sources(10_000):
+        for number in range(10_000):
             begun += 1
-            assert begun - encoder.embedded <= 3 * 16 + 4 + 1
-            yield one
+            ahead = 3 * 16 + 4 + 1
+            assert begun - encoder.embedded <= ahead
+            if number % 100 == 0:
+                assert begun - collection.count() <= 2 * (500 + 16) + ahead
+            yield Drawn(number)
 
-    encoder = FakeEncoder(read=read)
+    encoder = FakeEncoder(read=grey)
     collection = Collection.create(tmp_path / "index", encoder)
     assert run(counted(), encoder, collection, batch_size=16, workers=4).encoded == 10_000
     assert encoder.most_alive <= 3 * 16 + 4
-    assert held <= 2 * (1000 + 16)
     assert collection.count() == 10_000
 
 
-def test_progress_counts_up_to_the_total_that_is_soon_known(encode, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run_module, "SHOW_S", 0.0)
-    calls: list[tuple[int, int | None, float]] = []
-    encode(progress=lambda *call: calls.append(call), batch_size=4)
-    done = [call[0] for call in calls]
-    assert done == sorted(done)
-    assert calls[-1][:2] == (20, 20)
-    assert {call[1] for call in calls} <= {None, 20}
-    assert all(call[2] >= 0 for call in calls)
+def test_items_need_not_be_files(tmp_path: Path) -> None:
+    """What a source says about them comes into the collection; a state says whether they must be read again."""
+    encoder = FakeEncoder(read=grey)
+    collection = Collection.create(tmp_path / "index", encoder)
+    items = [Drawn(number, metadata={"caption": f"grey \ud800 {number}"}) for number in range(5)]
+    assert counts(run(items, encoder, collection)) == {"encoded": 5}
+    assert counts(run(items, encoder, collection)) == {"unchanged": 5}
+    table = collection.to_arrow().to_pylist()
+    assert [(one["path"], one["member"], one["time_s"]) for one in table] == [
+        ("/archive.tar", f"{number}.png", number / 4) for number in range(5)
+    ]
+    assert [json.loads(one["metadata"])["caption"] for one in table] == [f"grey \ud800 {number}" for number in range(5)]
+    changed = [dataclasses.replace(items[0], state="2"), dataclasses.replace(items[1], state=""), *items[2:]]
+    assert counts(run(changed, FakeEncoder(read=grey), collection)) == {"unchanged": 5}
+    assert {one["state"] for one in rows(collection).values()} == {"1", "2", ""}
+    again = dataclasses.replace(items[1], state="")
+    assert again.read(ImageLimits()) == b"drawn:1"
+    assert counts(run([again], FakeEncoder(read=grey), collection)) == {"unchanged": 1}
+
+
+def test_the_date_an_image_was_taken_is_stored_where_the_camera_says_it(encode, index, photos: Path) -> None:
+    image, exif = Image.new("RGB", (12, 9), "red"), Image.Exif()
+    exif.get_ifd(0x8769)[0x9003] = "2021:07:04 18:30:05"
+    image.save(photos / "dated.jpg", exif=exif)
+    (photos / "copy.jpg").write_bytes((photos / "dated.jpg").read_bytes())
+    encode()
+    (photos / "later.jpg").write_bytes((photos / "dated.jpg").read_bytes())
+    encode()
+    taken = {Path(id).name: row["taken"] for id, row in rows(index()).items()}
+    for name in ("dated.jpg", "copy.jpg", "later.jpg"):
+        assert taken[name] == datetime(2021, 7, 4, 18, 30, 5)
+    assert taken["00001.png"] is None
+
+
+def test_progress_counts_up_to_the_total(encode, photos: Path) -> None:
+    calls: list[tuple[int, int]] = []
+    encode(progress=lambda done, read: calls.append((done, read)), batch_size=4)
+    assert calls == sorted(calls)
+    assert calls[-1] == (20, 20)
+    calls.clear()
+    draw(photos, [20])
+    encode(progress=lambda done, read: calls.append((done, read)))
+    assert calls[-1] == (21, 1)
+
+
+def test_a_collection_remembers_its_runs(encode, index, photos: Path) -> None:
+    encode()
+    (photos / "broken.png").write_bytes(b"x")
+    encode()
+    first, second = index().runs()
+    assert first.sources == second.sources == [str(photos)]
+    assert (first.encoded, first.failed, second.unchanged, second.failed) == (20, 0, 20, 1)
+    assert first.began <= first.ended <= second.began <= second.ended
+    assert index().info()["sources"] == [str(photos)]
+
+
+def test_paths_are_enough_for_a_run(photos: Path, tmp_path: Path) -> None:
+    encoder = FakeEncoder()
+    assert counts(run(photos, encoder, tmp_path / "index")) == {"encoded": 20}
+    both = [photos / "00001.png", str(photos / "00002.png")]
+    assert counts(run(both, encoder, str(tmp_path / "index"))) == {"unchanged": 2}
 
 
 def test_an_empty_folder_is_a_run_of_nothing(tmp_path: Path) -> None:
@@ -535,32 +609,53 @@ def test_an_empty_folder_is_a_run_of_nothing(tmp_path: Path) -> None:
 # ------------------------------------------------------------------ interrupts and refusals
 
 
-def test_ctrl_c_stores_the_batch_that_is_being_embedded(encode, index) -> None:
+@pytest.fixture(autouse=True)
+def ctrl_c() -> Iterator[None]:
+    """Ctrl-C as Python has it, also where the tests were started in the background, which ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_ctrl_c_stores_what_has_been_embedded(encode, index) -> None:
     def before(inputs: np.ndarray) -> None:
-        if len(encoder.batches) == 1:
+        if len(encoder.batches) == 2:
             signal.raise_signal(signal.SIGINT)
 
     encoder = FakeEncoder(before=before)
-    handler = signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
         encode(encoder, batch_size=4)
-    assert signal.getsignal(signal.SIGINT) is handler
     assert len(rows(index())) == encoder.embedded == 8
+    assert [one.encoded for one in index().runs()] == [8]
     assert counts(encode()) == {"encoded": 12, "unchanged": 8}
 
 
-def test_a_second_ctrl_c_ends_the_run_at_once(encode, index) -> None:
-    def before(inputs: np.ndarray) -> None:
-        if len(encoder.batches) == 1:
-            signal.raise_signal(signal.SIGINT)
-            signal.raise_signal(signal.SIGINT)
-            raise AssertionError("still running")
+def test_a_second_ctrl_c_does_not_wait_until_all_is_stored(
+    encode, index, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    append, go_on = Collection.append, threading.Event()
 
+    def before(inputs: np.ndarray) -> None:
+        if len(encoder.batches) == 2:
+            signal.raise_signal(signal.SIGINT)
+
+    def slow(self: Collection, rows: list, **options: Any) -> None:
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+        assert go_on.wait(60)
+        append(self, rows, **options)
+
+    monkeypatch.setattr(Collection, "append", slow)
     encoder = FakeEncoder(before=before)
     with pytest.raises(KeyboardInterrupt):
         encode(encoder, batch_size=4)
-    assert len(rows(index())) == 0
-    assert counts(encode()) == {"encoded": 20}
+    with pytest.raises(CollectionError, match="another process"):
+        encode(FakeEncoder())  # it is still being written
+    go_on.set()
+    while any(thread.name == "commit" for thread in threading.enumerate()):
+        time.sleep(0.01)
+    monkeypatch.undo()
+    assert len(rows(index())) == 8
+    assert counts(encode()) == {"encoded": 12, "unchanged": 8}
 
 
 def test_ctrl_c_while_waiting_for_a_source_ends_the_run(photos: Path, tmp_path: Path) -> None:
@@ -592,7 +687,7 @@ def test_a_full_disk_ends_the_run_and_the_next_one_goes_on(encode, index, monkey
             raise CollectionError("the disk is full")
         append(self, rows, **options)
 
-    monkeypatch.setattr(run_module, "COMMIT_ROWS", 4)
+    monkeypatch.setattr(commit, "COMMIT_ROWS", 4)
     monkeypatch.setattr(Collection, "append", full)
     with pytest.raises(CollectionError, match="disk is full"):
         encode(batch_size=4)
@@ -603,8 +698,8 @@ def test_a_full_disk_ends_the_run_and_the_next_one_goes_on(encode, index, monkey
 
 def test_another_encoder_and_a_collection_in_use_are_refused_before_anything_is_read(encode, index) -> None:
     encode()
-    read: list[SourceFile] = []
-    watched = (read.append(one) or one for one in sources(3))
+    read: list[Drawn] = []
+    watched = (read.append(one) or one for one in map(Drawn, range(3)))
     with pytest.raises(CollectionError, match=r"f{32}.*b{32}"):
         run(watched, FakeEncoder(fingerprint="b" * 32), index())
     with index().writing(), pytest.raises(CollectionError, match="another process"):

@@ -12,8 +12,9 @@ import pytest
 
 from image_encoders.bulk import sources
 from image_encoders.bulk.sources import SourceFile, find
-from image_encoders.collection import id_of, path_of
+from image_encoders.collection import Locator, id_of, path_of
 from image_encoders.errors import InputError
+from image_encoders.inputs.image import ImageLimits
 
 
 @pytest.fixture
@@ -77,8 +78,9 @@ def test_the_order_does_not_depend_on_the_disk(photos: Path, monkeypatch: pytest
 def test_ids_are_absolute_paths_and_size_and_time_come_along(photos: Path) -> None:
     first = next(find(["photos"]))
     assert first.id == first.path == str(photos / "a.PNG")
-    assert first.size == len("a.PNG")
-    assert first.mtime_ns == os.stat(photos / "a.PNG").st_mtime_ns
+    assert first.state == f"{len('a.PNG')} {os.stat(photos / 'a.PNG').st_mtime_ns}"
+    assert first.read(ImageLimits()) == (photos / "a.PNG").read_bytes()
+    assert first.locator == Locator(first.path)
     assert first.error is None
 
 
@@ -152,7 +154,28 @@ def test_a_name_in_a_null_separated_list_may_hold_line_ends(photos: Path) -> Non
     (photos / "two\nlines.jpg").write_bytes(b"x")
     [one] = find(["-"], stdin=io.BytesIO(b"photos/two\nlines.jpg\0"))
     assert one.error is None
-    assert one.size == 1
+    assert one.state.startswith("1 ")
+
+
+def test_names_that_no_file_can_have_fail_alone_and_a_file_that_is_no_list_is_one_error(photos: Path) -> None:
+    odd = b"photos/b.jpg\n" * 10_000 + b"../a\0b\nphotos/\xed\xa0\x80.jpg\n" + b"q" * 100_000 + b"\n"
+    there, *others = find(["-"], stdin=io.BytesIO(odd))
+    assert there.error is None
+    assert [one.error and one.error.code for one in others] == ["unreadable", "not-found", "unreadable"]
+    for one in others:
+        one.id.encode()
+    with pytest.raises(InputError, match="no list of paths"):
+        list(find(["-"], stdin=io.BytesIO(bytes(range(1, 10)) * 200_000)))
+    for argument in ("\ud800", "@\ud800", "a\0b", "@a\0b"):
+        with pytest.raises(InputError):
+            find([argument])
+
+
+def test_arguments_are_described_so_that_they_can_be_understood_elsewhere(photos: Path) -> None:
+    (photos.parent / "names.txt").write_text("photos/b.jpg")
+    found = find(["photos", "photos/*.jpg", "@names.txt", "-"], stdin=io.BytesIO(b""))
+    here = os.getcwd()
+    assert found.described == [f"{here}/photos", f"{here}/photos/*.jpg", f"@{here}/names.txt", "-"]
 
 
 def test_a_folder_in_a_list_is_searched(photos: Path) -> None:
@@ -199,7 +222,7 @@ def test_an_address_is_named_as_it_was_given_and_told_from_a_path(photos: Path, 
         find([address])
     assert (raised.value.item, raised.value.code) == (address, "url")
     [listed] = find(["-"], stdin=io.BytesIO(address.encode()))
-    assert (listed.id, listed.path, listed.size) == (address, address, -1)
+    assert (listed.id, listed.path, listed.state) == (address, address, "")
     assert listed.error is not None
     assert (listed.error.code, listed.error.message) == ("url", raised.value.message)
 
@@ -214,7 +237,7 @@ def test_a_file_whose_name_looks_like_an_address_is_that_file(photos: Path) -> N
 def test_a_missing_path_in_a_list_comes_out_with_its_error(photos: Path) -> None:
     missing, there = find(["-"], stdin=io.BytesIO(b"photos/gone.jpg\nphotos/b.jpg"))
     assert missing.error is not None
-    assert (missing.error.code, missing.size, missing.mtime_ns) == ("not-found", -1, -1)
+    assert (missing.error.code, missing.state) == ("not-found", "")
     assert there.error is None
 
 

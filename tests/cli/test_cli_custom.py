@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 
@@ -60,3 +62,37 @@ def test_a_net_that_exits_at_one_image_fails_for_that_image(where, code, command
     assert ran.status == 3
     assert (ran.json["encoded"], ran.json["failed"]) == (6, 1)
     assert "SystemExit: 0" in ran.json["failures"][0]["message"]
+
+
+@pytest.mark.parametrize("where", ["top", "made", "run", "prepared"])
+def test_what_a_definition_prints_is_not_among_the_results(where, command, photos, custom, tmp_path):
+    ran = command("encode", photos, "-o", tmp_path / "c", *custom(**{where: "print('hello')"}), "--json")
+    assert ran.status == 0
+    assert ran.json["encoded"] == 6
+    assert "hello" in ran.err
+
+
+def test_what_a_definition_prints_is_not_in_the_summary_either(command, photos, custom, tmp_path):
+    ran = command("encode", photos, "-o", tmp_path / "c", *custom(run="sys.stdout.write('hello')"))
+    assert ran.status == 0
+    assert ran.out.startswith("6 ")
+    assert "hello" not in ran.out
+
+
+def test_standard_output_is_as_it_was_after_a_command(command, photos, custom, tmp_path):
+    import sys
+
+    before = sys.stdout
+    command("encode", photos, "-o", tmp_path / "c", *custom(top="sys.exit(0)"))
+    assert sys.stdout is before
+
+
+def test_every_command_prints_its_results_where_nothing_else_is_printed():
+    from pathlib import Path
+
+    from image_encoders import cli
+
+    for module in Path(cli.__file__).parent.glob("*.py"):
+        text = module.read_text()
+        if module.stem not in ("__init__", "printing") and re.search(r"(?<![\w.])print\(", text):
+            assert re.search(r"cli\.printing import [^)]*\bprint\b", text), module.name

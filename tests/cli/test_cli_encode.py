@@ -32,6 +32,13 @@ def test_again_encodes_nothing_and_needs_no_model_named(command, photos, tmp_pat
     assert again.json["model"] == "colours/plain"
 
 
+def test_again_with_the_model_named_goes_on_with_the_collections_options(command, photos, tmp_path):
+    command("encode", photos, "-o", tmp_path / "c", "-m", "colours/plain", "-O", "scale=0.5", "--precision", "bfloat16")
+    again = command("encode", photos, "-o", tmp_path / "c", "-m", "colours/plain", "--json")
+    assert again.status == 0
+    assert (again.json["unchanged"], again.json["precision"]) == (6, "bfloat16")
+
+
 def test_what_is_new_is_added_and_the_same_bytes_are_not_embedded_twice(command, photos, tmp_path):
     command("encode", photos, "-o", tmp_path / "c", "-m", "colours/plain")
     Image.new("RGB", (5, 5), "white").save(photos / "new.png")
@@ -214,7 +221,7 @@ def test_with_debug_an_error_shows_where_it_comes_from(photos, tmp_path, monkeyp
 def nothing_is_loaded(monkeypatch):
     """Fails the test that loads or downloads a model."""
     monkeypatch.setattr(models, "load", lambda *names, **options: pytest.fail("a model was loaded"))
-    monkeypatch.setattr("image_encoders.weights.fetch.hub_folder", from_the_cache)
+    monkeypatch.setattr("image_encoders.weights.hub.hub_folder", from_the_cache)
 
 
 def from_the_cache(repo_id, *, offline=None, **options):
@@ -310,9 +317,7 @@ def test_the_summary_counts_the_models_time(command, photos, tmp_path, monkeypat
 
     monkeypatch.setattr(models, "load", slowly)
     ran = command("encode", photos, "-o", tmp_path / "c", "-m", "colours/plain")
-    seconds, of_the_model = map(
-        float, re.search(r"6 images in ([\d.]+) s, ([\d.]+) s of them to load", ran.out).groups()
-    )
+    seconds, of_the_model = map(float, re.search(r"6 images in ([\d.]+) s \(([\d.]+) s to load", ran.out).groups())
     assert seconds >= of_the_model >= 0.3
     told = command("encode", photos, "-o", tmp_path / "c", "--json").json
     assert told["load_seconds"] >= 0.3

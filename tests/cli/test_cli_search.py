@@ -180,7 +180,7 @@ def test_export_says_what_it_wrote(command, collection, tmp_path, name):
     assert ran.status == 0
     assert ran.json == {"path": str(tmp_path / name), "rows": 6, "dim": 3, "model": "colours/plain"}
     assert (tmp_path / name).stat().st_size > 0
-    assert "6 rows of 3 numbers" in command("export", "c", name, "--overwrite").out
+    assert "6 embeddings of 3 numbers" in command("export", "c", name, "--overwrite").out
 
 
 def test_export_does_not_replace_a_file_unless_told(command, collection, tmp_path):
@@ -206,24 +206,6 @@ def test_failures_of_a_clean_run_are_none(command, collection):
     assert (ran.status, ran.out) == (0, "")
     assert "no failures" in ran.err
     assert json.loads(command("failures", "c", "--json").out) == Collection.open(collection).failures() == []
-
-
-# ---- info ----
-
-
-def test_info_says_whose_images_a_collection_holds(command, collection):
-    ran = command("info", "c", "--json")
-    assert ran.status == 0
-    assert (ran.json["model"], ran.json["images"], ran.json["failures"]) == ("colours/plain", 6, 0)
-    shown = command("info", "c").out
-    for words in ("colours/plain", "6 images", "no index", "float32", ran.json["fingerprint"], ran.json["created"]):
-        assert words in shown
-
-
-def test_info_of_what_is_no_collection_is_one_sentence(command, tmp_path):
-    ran = command("info", tmp_path / "missing")
-    assert ran.status == 2
-    assert "no such folder" in ran.err
 
 
 # ---- copies ----
@@ -254,3 +236,21 @@ def test_every_copy_has_a_line_of_its_own_if_all_are_wanted(command, copies):
         "red.png",
         "dark-red.jpg",
     ]
+
+
+# ---- info ----
+
+
+def test_info_says_whose_images_a_collection_holds(command, collection):
+    ran = command("info", "c", "--json")
+    assert ran.status == 0
+    assert (ran.json["model"], ran.json["images"], ran.json["failures"]) == ("colours/plain", 6, 0)
+    shown = command("info", "c").out
+    for words in ("colours/plain", "6 images", "no index", "float32", ran.json["fingerprint"], ran.json["created"]):
+        assert words in shown
+
+
+def test_info_of_what_is_no_collection_is_one_sentence(command, tmp_path):
+    ran = command("info", tmp_path / "missing")
+    assert ran.status == 2
+    assert "no such folder" in ran.err

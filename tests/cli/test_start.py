@@ -60,3 +60,21 @@ def test_the_library_is_left_as_it_is():
     )
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
     assert ran.stdout.strip() == "True"
+
+
+def test_what_pillow_warns_of_is_not_shown():
+    program = """
+import warnings
+from image_encoders import cli
+
+def warn(prog_name):
+    warnings.warn_explicit("Corrupt EXIF data", UserWarning, "TiffImagePlugin.py", 9, module="PIL.TiffImagePlugin")
+    warnings.warn_explicit("another's", UserWarning, "other.py", 9, module="other")
+
+cli.app = warn
+cli.main()
+"""
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    assert ran.returncode == 0
+    assert "another's" in ran.stderr
+    assert "EXIF" not in ran.stderr

@@ -13,7 +13,9 @@ from PIL import Image
 from image_encoders import models
 from image_encoders.encoder import Encoder, Tower
 from image_encoders.engines import Runtime
-from image_encoders.errors import InputError
+from image_encoders.engines.copies import multiplies_bfloat16
+from image_encoders.engines.precision import closeness, probes
+from image_encoders.errors import DeviceError, InputError
 
 MODALITIES = ("image", "text", "audio")
 RATE = 44_100  # Hz
@@ -34,6 +36,8 @@ TOWERS = [
 
 
 ENGINES = ("torch", "openvino")
+TORCH_ALONE = [("audioclip", "text"), ("audioclip", "audio")]  # what these nets do depends on what is in a batch
+PLACES = [(*tower, engine) for engine in ENGINES for tower in TOWERS if engine == "torch" or tower not in TORCH_ALONE]
 
 
 @lru_cache(None)
@@ -46,20 +50,49 @@ def encoder(request: pytest.FixtureRequest) -> Encoder:
     return tiny(request.param)
 
 
-@pytest.fixture(params=[(*tower, engine) for engine in ENGINES for tower in TOWERS], ids="-".join)
+@pytest.fixture(params=PLACES, ids="-".join)
 def place(request: pytest.FixtureRequest) -> Place:
     """An encoder and one of its towers."""
     family, modality, engine = request.param
     return tiny(family, engine), tiny(family, engine).tower(modality)
 
 
-@pytest.mark.parametrize(("family", "modality"), TOWERS)
+@pytest.mark.parametrize(("family", "modality"), TORCH_ALONE)
+def test_an_engine_that_was_asked_for_and_cannot_run_a_tower_is_an_error(family: str, modality: str):
+    with pytest.raises(DeviceError, match=r"OpenVINO cannot run it.*with engine='auto' torch runs it"):
+        encode(tiny(family, "openvino"), modality, sources(modality))
+
+
+@pytest.mark.parametrize(("family", "modality"), [tower for tower in TOWERS if tower not in TORCH_ALONE])
 def test_every_engine_gives_the_same_rows(family: str, modality: str):
     some = sources(modality)
     rows = [encode(tiny(family, engine), modality, some) for engine in ENGINES]
     assert np.abs(rows[0] - rows[1]).max() <= 1e-4 * np.abs(rows[0]).max()
     assert tiny(family, "openvino").fingerprint == tiny(family).fingerprint
     assert tiny(family, "openvino").engine == "openvino"
+
+
+@pytest.mark.skipif(not multiplies_bfloat16(), reason="OpenVINO has no instructions for bfloat16 here")
+@pytest.mark.parametrize("family", FAMILIES)
+def test_in_bfloat16_engines_give_comparable_embeddings(family: str):
+    """The bounds of docs/decisions/0003."""
+    low = [models.family(family).tiny(Runtime(precision="bfloat16", engine=engine)) for engine in ENGINES]
+    by_torch, by_openvino = (encoder.encode_image(probes(24)) for encoder in low)
+    assert low[0].fingerprint == low[1].fingerprint != tiny(family).fingerprint
+    assert closeness(by_openvino, by_torch).cosine >= 1 - 5e-3
+    assert np.abs(by_openvino - by_torch).max() <= 0.1 * np.abs(by_torch).max()
+
+
+@pytest.mark.usefixtures("bfloat16")
+@pytest.mark.parametrize("family", FAMILIES)
+def test_prepared_images_are_embedded_in_the_encoders_precision(family: str):
+    encoder = models.family(family).tiny(Runtime())
+    same = models.family(family).tiny(Runtime(precision=encoder.precision, engine="torch"))
+    images = sources("image")
+    inputs = [encoder.tower("image").input(image).astype(np.float32) / 128 - 1 for image in images]
+    limit = {"float32": CLOSE, "bfloat16": 0.1}[encoder.precision]
+    found, wanted = encoder.embed_image(inputs), same.embed_image(inputs)
+    assert np.abs(found - wanted).max() <= limit * np.abs(wanted).max()
 
 
 def sources(modality: str) -> list[Any]:

@@ -18,10 +18,11 @@ import torch
 from small_net import Small, small_input
 from torch import Tensor, nn
 
-from image_encoders.engines import Net, Runtime, copies, openvino
+from image_encoders.engines import Net, Runtime, copies, openvino, select_embedder
 from image_encoders.engines.copies import ABOUT, BIN
 from image_encoders.engines.openvino import ALONE, OpenVinoEmbedder
 from image_encoders.engines.precision import closeness, probes
+from image_encoders.engines.torch import TorchEmbedder
 from image_encoders.errors import DeviceError, InputError, WeightsError
 
 Make = Callable[..., Net]
@@ -227,6 +228,12 @@ def test_other_types_and_shapes_go_through_torch(net: Make, inputs, rows):
     assert close(embed(inputs), rows)
 
 
+def test_other_types_are_computed_in_the_same_precision(net: Make, inputs):
+    floats = inputs.astype(np.float32)
+    found = OpenVinoEmbedder(net(), "bfloat16")(floats)
+    assert np.array_equal(found, TorchEmbedder(Small(), "cpu", "bfloat16")(floats))
+
+
 def test_sides_of_any_length_stay_so(inputs):
     class Pooled(nn.Module):
         def __init__(self) -> None:
@@ -260,7 +267,7 @@ def test_a_copy_that_would_give_other_rows_is_refused(net: Make):
 
 
 def test_auto_says_so_and_takes_torch_where_no_copy_can_be_had(net: Make, inputs, caplog):
-    embed = Runtime.resolve("cpu").embedder(net(Moody))
+    embed = select_embedder(Runtime.resolve("cpu"), net(Moody))
     assert (embed.engine, embed.precision) == ("torch", "float32")
     assert embed(inputs).shape == (21, 5)
     assert "torch runs it instead" in caplog.text
@@ -268,7 +275,7 @@ def test_auto_says_so_and_takes_torch_where_no_copy_can_be_had(net: Make, inputs
 
 def test_an_engine_that_was_asked_for_is_never_replaced(net: Make):
     with pytest.raises(DeviceError, match="engine='torch'"):
-        Runtime.resolve("cpu", engine="openvino").embedder(net(Moody))
+        select_embedder(Runtime.resolve("cpu", engine="openvino"), net(Moody))
 
 
 # ---------------------------------------------------------------- int8

@@ -300,7 +300,7 @@ def test_a_preprocessing_shows_every_step(name: str):
     assert "RGB" in shown
     assert ("smaller scale" in shown) == steps.scaled_decoding
     if steps.crop:
-        assert f"central {steps.crop[0]} x {steps.crop[1]} ({steps.corner})" in shown
+        assert f"central {steps.crop[0]} x {steps.crop[1]} (corner: {steps.corner})" in shown
     assert "\n" not in shown
 
 

@@ -7,6 +7,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import wait
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -15,7 +16,7 @@ import pytest
 
 from image_encoders.errors import InputError
 from image_encoders.inputs import urls
-from image_encoders.inputs.urls import UrlLimits, read_url
+from image_encoders.inputs.urls import UrlFetcher, UrlLimits, read_url
 
 BODY = bytes(range(256)) * 40
 HERE = UrlLimits(private=True, max_seconds=5)
@@ -263,7 +264,7 @@ def test_an_address_is_sent_in_plain_ascii(at: Callable[[str], str], server: Thr
         ("to?file:///etc/passwd", "unsupported URL scheme"),
         ("to?ftp://ftp.example/a", "unsupported URL scheme"),
         ("to?http://user:secret@127.0.0.1/", "password"),
-        ("to?http://[::1", "could not be fetched"),
+        ("to?http://[::1", "not a valid URL"),
         ("cut", "could not be fetched"),
     ],
 )
@@ -350,6 +351,7 @@ def test_a_name_that_nobody_knows_is_told(monkeypatch: pytest.MonkeyPatch) -> No
         "http://example.org:99999/",
         "http://example.org:a/",
         "http://[::1/",
+        "http://example.org:0/",
         "http://exa mple.org/",
         "http://a.example\r\nX: y/",
         "http://" + "a" * 300 + ".example/",
@@ -361,6 +363,82 @@ def test_other_addresses_are_refused(url: str) -> None:
     error = refused(url)
     assert error.code == "url"
     assert "secret" not in error.message
+
+
+@pytest.mark.parametrize("port", ["99999", "a", "-1", "0", "80a", "1e3"])
+def test_a_port_that_cannot_be_is_named(port: str) -> None:
+    assert "1 to 65535 are accepted" in refused(f"http://example.org:{port}/").message
+
+
+def test_a_fetcher_gives_each_address_its_bytes_or_its_error(at: Callable[[str], str]) -> None:
+    fetcher = UrlFetcher(HERE, threads=3, of_one=2)
+    futures = fetcher.fetch([at("body"), at("missing"), at("relative"), "ftp://example.org/a", at("body")] * 5)
+    wait(futures, 30)
+    for position, future in enumerate(futures):
+        if position % 5 in (1, 3):
+            with pytest.raises(InputError, match=r"answered 404|URL scheme"):
+                fetcher.outcome(future)
+        else:
+            assert fetcher.outcome(future) == BODY
+    assert fetcher.fetch([]) == []
+    fetcher.close()
+
+
+class Stalling(UrlFetcher):
+    """Reads stand still, those of addresses that begin with "slow" until they are let go."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, **arguments: Any):
+        super().__init__(**arguments)
+        self.go = threading.Event()
+        self.begun: list[str] = []
+        self.enough = threading.Semaphore(0)
+        monkeypatch.setattr(urls, "read_url", self.read)
+
+    def read(self, url: str, limits: UrlLimits, deadline: float) -> bytes:
+        self.begun.append(url)
+        self.enough.release()
+        if url.startswith("slow"):
+            assert self.go.wait(30)
+        return url.encode()
+
+
+def test_one_request_does_not_take_all_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    fetcher = Stalling(monkeypatch, threads=3, of_one=2)
+    slow = fetcher.fetch([f"slow {i}" for i in range(20)])
+    for _ in range(2):
+        assert fetcher.enough.acquire(timeout=30)
+    (good,) = fetcher.fetch(["good"])
+    assert good.result(30) == b"good"
+    assert len([url for url in fetcher.begun if url != "good"]) == 2
+    fetcher.go.set()
+    assert [future.result(30) for future in slow] == [f"slow {i}".encode() for i in range(20)]
+    fetcher.close()
+
+
+def test_what_is_not_there_in_time_has_the_reason_and_is_not_begun(monkeypatch: pytest.MonkeyPatch) -> None:
+    fetcher = Stalling(monkeypatch, limits=UrlLimits(max_seconds_together=7), threads=1)
+    first, second = fetcher.fetch(["slow 1", "slow 2"])
+    assert fetcher.enough.acquire(timeout=30)
+    for future in (first, second):
+        with pytest.raises(InputError, match="its request took longer than 7 s"):
+            fetcher.outcome(future)
+    fetcher.go.set()
+    assert first.result(30) == b"slow 1"
+    (third,) = fetcher.fetch(["third"])
+    assert third.result(30) == b"third"
+    assert fetcher.begun == ["slow 1", "third"]
+    fetcher.close()
+
+
+def test_the_deadline_of_a_request_ends_what_has_begun(at: Callable[[str], str]) -> None:
+    limits = UrlLimits(private=True, max_seconds=60, max_seconds_together=0.5)
+    fetcher = UrlFetcher(limits)
+    futures = fetcher.fetch([at("drip")] * 3)
+    wait(futures, 20)
+    for future in futures:
+        with pytest.raises(InputError, match=r"took longer than 0\.5 s"):
+            future.result(0)
+    fetcher.close()
 
 
 def test_data_addresses_are_decoded() -> None:

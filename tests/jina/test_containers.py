@@ -5,6 +5,7 @@ from __future__ import annotations
 import filecmp
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -69,16 +70,57 @@ def test_the_dockerfiles_hold_together(name: str) -> None:
     assert entry[entry.index("--port") + 1] == port
     (health,) = [argument for instruction, argument in found if instruction == "HEALTHCHECK"]
     assert f"127.0.0.1:{port}" in health
-    (executor,) = [argument.split("=")[1] for instruction, argument in found if instruction == "ARG"]
-    assert (CONFIGS / f"{executor}.yml").is_file()
+    arguments = dict(argument.split("=", 1) for instruction, argument in found if instruction == "ARG")
+    assert (CONFIGS / f"{arguments['EXECUTOR']}.yml").is_file()
+    assert all(stage.startswith("${BASE_IMAGE}") for stage in stages)
+    assert arguments["BASE_IMAGE"] == "python:3.11-slim"
 
 
 def test_the_two_dockerfiles_differ_only_in_torch_and_device() -> None:
     cpu, gpu = (instructions(CONTAINERS / f"{kind}.Dockerfile") for kind in ("cpu", "gpu"))
+    cpu.remove(("ARG", "TORCH_INDEX=https://download.pytorch.org/whl/cpu"))
     different = [(one, other) for one, other in zip(cpu, gpu, strict=True) if one != other]
     assert len(different) == 1
     assert "torch==2.13.0+cpu" in different[0][0][1]
     assert "cpu" not in different[0][1][1]
+
+
+def test_compose_and_kubernetes_check_health_and_not_all_the_time() -> None:
+    for service in yaml.safe_load((CONTAINERS / "compose.yml").read_text())["services"].values():
+        assert service["healthcheck"]["test"].startswith("jina ping ")
+        assert service["healthcheck"]["interval"] == "30s"
+    for path in (CONTAINERS / "kubernetes").rglob("*.yml"):
+        (deployed,) = [
+            one for one in yaml.safe_load_all(path.read_text()) if one["kind"] in ("StatefulSet", "Deployment")
+        ]
+        (container,) = deployed["spec"]["template"]["spec"]["containers"]
+        for probe in ("startupProbe", "livenessProbe"):
+            assert container[probe]["exec"]["command"][:2] == ["jina", "ping"]
+        assert container["livenessProbe"]["periodSeconds"] == 30
+
+
+@pytest.mark.parametrize(
+    ("there", "said"),
+    [
+        ({}, "podman is not installed"),
+        ({"podman": "exit 1"}, "the base image nowhere/at-all:1 is neither here nor can it be pulled"),
+        ({"podman": '[ "$1" != run ]'}, "podman cannot run containers here, and buildah is not installed"),
+        ({"podman": '[ "$1" != build ]'}, "a build here reaches no package index with jina"),
+    ],
+)
+def test_the_container_check_says_why_it_is_skipped(there: dict[str, str], said: str, tmp_path: Path) -> None:
+    for tool in ("bash", "dirname", "mktemp", "rm", "timeout", "tail", "env"):
+        (tmp_path / tool).symlink_to(shutil.which(tool))
+    for tool, script in there.items():
+        (tmp_path / tool).write_text(f"#!/usr/bin/env bash\n{script}\n")
+        (tmp_path / tool).chmod(0o755)
+    check = [str(CONTAINERS / "check.sh")]
+    for required, status in (("0", 0), ("1", 1)):
+        environment = {"PATH": str(tmp_path), "BASE_IMAGE": "nowhere/at-all:1", "REQUIRED": required}
+        ran = subprocess.run(check, env=environment, capture_output=True, text=True, timeout=60)
+        assert (ran.returncode, ran.stderr) == (status, "")
+        assert ran.stdout.startswith(f"container check skipped: {said}")
+        assert ran.stdout.count("\n") == 1
 
 
 def test_jina_finds_the_configuration_along_the_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import io
 import threading
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Sequence
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -15,10 +17,12 @@ import pytest
 from PIL import Image
 
 import image_encoders as ie
-from image_encoders.errors import ImageEncodersError, InputError
-from image_encoders.integrations.jina import CLIPImageEncoder, CLIPTextEncoder, DocList, Document
+from image_encoders.batching import Batcher
+from image_encoders.errors import ImageEncodersError, InputError, Overloaded
+from image_encoders.inputs.urls import UrlLimits
+from image_encoders.integrations.jina import CLIPImageEncoder, CLIPTextEncoder, DocList, Document, executors
 from image_encoders.integrations.jina.executors import EncoderExecutor
-from image_encoders.spellings import CLASSES
+from image_encoders.spellings import ALIASES, CLASSES, SERVING
 
 
 @pytest.fixture(scope="module")
@@ -114,11 +118,76 @@ def test_inputs_can_be_left_out_of_the_answer(executor: CLIPImageEncoder, pictur
 
 
 @pytest.mark.parametrize(
-    "parameters", [{"batch_size": 0}, {"batch_size": 2.5}, {"batch_size": "8"}, {"traversal_paths": "x"}]
+    ("parameters", "said"),
+    [
+        ({"batch_size": 0}, "batch_size 0;"),
+        ({"batch_size": 2.5}, "batch_size"),
+        ({"batch_size": "8"}, "batch_size"),
+        ({"batch_size": True}, "batch_size"),
+        ({"batch_size": float("nan")}, "batch_size nan"),
+        ({"batch_size": float("inf")}, "batch_size inf"),
+        ({"traversal_paths": "x"}, "traversal path"),
+        ({"traversal_paths": []}, "traversal path"),
+        ({"traversal_paths": {"r": 1}}, "traversal path"),
+        ({"traversal_paths": 3}, "traversal path"),
+        ({"strip": "no"}, "strip 'no'; true and false are accepted"),
+        ({"strip": 1.0}, "strip"),
+        ({"strip": None}, "strip"),
+        ({"batchsize": 4}, "unknown parameter 'batchsize'; accepted: traversal_paths, batch_size, strip"),
+        ({"limit": 10}, "under its name"),
+    ],
 )
-def test_a_wrong_parameter_is_an_error(executor: CLIPImageEncoder, parameters: dict[str, object]) -> None:
-    with pytest.raises(InputError, match=r"batch_size|traversal path"):
+def test_a_wrong_parameter_is_an_error(executor: CLIPImageEncoder, parameters: dict[str, object], said: str) -> None:
+    with pytest.raises(InputError, match=said):
         executor.encode([Document()], parameters=parameters)
+
+
+@pytest.mark.parametrize("batch_size", [0, 2.5, "8", float("nan"), float("inf"), -1])
+def test_a_wrong_batch_size_stops_the_start(demo: str, batch_size: object) -> None:
+    with pytest.raises(InputError, match="batch_size"):
+        CLIPImageEncoder(pretrained_model_name_or_path=demo, batch_size=batch_size)
+
+
+def test_parameters_of_other_executors_are_none_of_ours(executor: CLIPImageEncoder, pictures: list[np.ndarray]) -> None:
+    docs = [Document(blob=pictures[0])]
+    executor.encode(docs, parameters={"indexer": {"limit": 3}, "__results__": {}, "traversal_path": "r", "strip": True})
+    assert docs[0].embedding is not None
+    assert docs[0].blob is None
+
+
+def test_success_removes_the_error_of_an_earlier_attempt(
+    executor: CLIPImageEncoder, pictures: list[np.ndarray]
+) -> None:
+    doc = Document(buffer=b"no picture", tags={"mine": 1})
+    executor.encode([doc])
+    assert doc.tags["error"]
+    doc.buffer = png(pictures[0])
+    executor.encode([doc])
+    assert doc.embedding is not None
+    assert doc.tags == {"mine": 1}
+    doc.buffer = b"no picture again"
+    executor.encode([doc])
+    assert doc.embedding is None
+    assert doc.tags["error_code"]
+
+
+@pytest.mark.parametrize("shape", [(0, 0, 3), (0,), (4, 0, 3)])
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
+def test_an_array_without_elements_is_called_empty(
+    executor: CLIPImageEncoder, shape: tuple[int, ...], dtype: type
+) -> None:
+    doc = Document(blob=np.zeros(shape, dtype))
+    executor.encode([doc])
+    assert doc.tags["error_code"] == "empty"
+    assert "empty" in doc.tags["error"]
+
+
+def test_floats_are_refused_with_what_an_executor_can_do_about_it(executor: CLIPImageEncoder) -> None:
+    doc = Document(blob=np.zeros((8, 8, 3), np.float64))
+    executor.encode([doc])
+    assert doc.tags["error"] == (
+        "an array of float64; uint8 pixels are accepted, and prepared floats with use_default_preprocessing=False"
+    )
 
 
 def test_prepared_pictures_go_straight_to_the_net(demo: str) -> None:
@@ -128,13 +197,86 @@ def test_prepared_pictures_go_straight_to_the_net(demo: str) -> None:
     docs = [
         Document(blob=prepared),
         Document(blob=prepared.transpose(1, 2, 0)),
-        Document(blob=np.zeros((3, size, size), np.uint8)),
         Document(blob=np.zeros((3, size + 1, size), np.float32)),
+        Document(blob=np.array(["a", "b"])),
     ]
     executor.encode(docs)
     np.testing.assert_allclose(docs[0].embedding, executor.encoder.embed_image([prepared])[0], atol=1e-5)
     np.testing.assert_allclose(docs[1].embedding, docs[0].embedding, atol=1e-6)
-    assert [doc.tags.get("error_code") for doc in docs] == [None, None, "dtype", "shape"]
+    assert [doc.tags.get("error_code") for doc in docs] == [None, None, "shape", "dtype"]
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int8, np.int64, np.uint16, bool])
+def test_whole_numbers_go_to_the_net_unscaled_where_preprocessing_is_off(demo: str, dtype: type) -> None:
+    executor = CLIPImageEncoder(pretrained_model_name_or_path=demo, use_default_preprocessing=False)
+    size = executor.encoder.tower("image").shape[1]
+    numbers = np.random.default_rng(2).integers(0, 100, (3, size, size)).astype(dtype)
+    docs = [Document(blob=numbers), Document(blob=numbers.astype(np.float32))]
+    executor.encode(docs)
+    assert not docs[0].tags
+    np.testing.assert_allclose(docs[0].embedding, docs[1].embedding, atol=1e-5)
+
+
+def test_an_array_of_the_other_layout_fails_alone(demo: str, pictures: list[np.ndarray]) -> None:
+    """The original raises ValueError and fails the whole request."""
+    for parameters, good, wrong in (
+        ({}, pictures[0], pictures[0].transpose(2, 0, 1)),
+        ({"use_default_preprocessing": False}, np.ones((3, 60, 60), np.uint8), np.ones((100, 100, 3), np.uint8)),
+    ):
+        docs = [Document(blob=wrong), Document(blob=good)]
+        CLIPImageEncoder(pretrained_model_name_or_path=demo, **parameters).encode(docs, parameters={})
+        assert docs[0].embedding is None
+        assert docs[0].tags["error_code"] == "shape"
+        assert docs[1].embedding is not None
+        assert not docs[1].tags
+
+
+def test_a_call_without_documents_returns_quietly(executor: CLIPImageEncoder) -> None:
+    assert executor.encode(docs=None, parameters={}) is None
+    assert executor.encode(None) is None
+
+
+def test_parameters_can_be_read_back_under_both_of_their_names(demo: str) -> None:
+    executor = CLIPImageEncoder(pretrained_model_name_or_path=demo)
+    assert executor.pretrained_model_name_or_path == demo
+    assert executor.device == "cpu"
+    assert executor.batch_size == executor.default_batch_size == 32
+    assert executor.traversal_paths == executor.default_traversal_paths == ("r",)
+    assert executor.default_traversal_path == executor.traversal_path == ("r",)
+    assert executor.use_default_preprocessing is executor.use_preprocessing is True
+    assert executor.base_feature_extractor is None
+    assert (executor.precision, executor.engine, executor.private_urls) == ("float32", "auto", False)
+    given = CLIPImageEncoder(demo, batch_size=8, default_traversal_path="@c", use_preprocessing=False, device="/CPU:0")
+    assert given.pretrained_model_name_or_path == demo
+    assert given.batch_size == given.default_batch_size == 8
+    assert given.traversal_paths == given.default_traversal_paths == "@c"
+    assert given.use_default_preprocessing is given.use_preprocessing is False
+    assert given.device == "/CPU:0"
+
+
+@pytest.mark.parametrize("name", sorted(CLASSES))
+def test_every_class_has_its_parameters_as_attributes(name: str, demo: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the model: here the small one stands behind all of them."""
+    encoder = ie.load("clip/demo", precision="float32")
+    monkeypatch.setattr(executors, "load", lambda *arguments, **more: encoder)
+    monkeypatch.setattr(type(encoder), "tower", lambda self, modality: self.towers["image"])
+    needed = {"model_state_dict_path": "w.pth", "model_definition_file": "m.py", "model_class_name": "M"}
+    own = CLASSES[name][0]
+    executor = getattr(executors, name)(**{key: value for key, value in needed.items() if key in own})
+    for parameter, default in {"device": "cpu", **SERVING, **own}.items():
+        if parameter != "metas":
+            assert getattr(executor, parameter) == needed.get(parameter, default)
+    for alias, parameter in ALIASES.items():
+        if parameter in own or parameter in SERVING:
+            assert getattr(executor, alias) == getattr(executor, parameter)
+
+
+def test_executors_compute_in_float32_unless_told_otherwise(demo: str) -> None:
+    executor = CLIPImageEncoder(pretrained_model_name_or_path=demo)
+    assert executor.encoder.precision == "float32"
+    assert executor.encoder.recipe["precision"] == "float32"
+    asked = CLIPImageEncoder(pretrained_model_name_or_path=demo, precision="auto")
+    assert asked.encoder.recipe["precision"] == "auto"
 
 
 def test_texts_longer_than_the_context_are_cut_as_the_original_does(demo: str) -> None:
@@ -175,6 +317,164 @@ def test_a_start_that_fails_says_why(
     with pytest.raises((ImageEncodersError, TypeError), match=said):
         CLIPImageEncoder(**{"pretrained_model_name_or_path": demo, **parameters})
     assert said in capfd.readouterr().err
+
+
+class Stalled:
+    """A resolver that does not answer until it is let go."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch):
+        self.asked, self.go = threading.Semaphore(0), threading.Event()
+        monkeypatch.setattr("image_encoders.inputs.urls._checked", self.checked)
+
+    def checked(self, *_: object) -> list[str]:
+        self.asked.release()
+        assert self.go.wait(60)
+        raise OSError("nobody is there")
+
+
+def test_other_requests_do_not_wait_for_slow_addresses(
+    demo: str, pictures: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More requests are held up by an address than there are threads of any kind."""
+    executor = CLIPImageEncoder(pretrained_model_name_or_path=demo)
+    resolver = Stalled(monkeypatch)
+
+    async def ask() -> None:
+        slow = [
+            asyncio.ensure_future(
+                executor.answer([Document(uri="http://slow.example/a.png"), Document(blob=pictures[0])])
+            )
+            for _ in range(executors.REQUESTS + 70)
+        ]
+        await asyncio.to_thread(resolver.asked.acquire)
+        good = await asyncio.wait_for(executor.answer([Document(blob=pictures[0])]), 60)
+        assert good[0].embedding is not None
+        assert not any(one.done() for one in slow)
+        resolver.go.set()
+        for docs in await asyncio.wait_for(asyncio.gather(*slow), 60):
+            assert docs[0].tags["error_code"] == "url"
+            assert docs[1].embedding is not None
+
+    asyncio.run(ask())
+    executor.close()
+
+
+def test_what_a_client_that_has_gone_waits_for_is_never_embedded(
+    executor: CLIPImageEncoder, pictures: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started, go = threading.Semaphore(0), threading.Event()
+    sizes: list[int] = []
+
+    def stall(inputs: Sequence[np.ndarray]) -> np.ndarray:
+        sizes.append(len(inputs))
+        started.release()
+        assert go.wait(60)
+        return np.ones((len(inputs), 4), np.float32)
+
+    batcher = Batcher(stall)
+    submitted = threading.Semaphore(0)
+    submit = batcher.submit
+    monkeypatch.setattr(executor, "_batcher", batcher)
+    monkeypatch.setattr(batcher, "submit", lambda *given, **more: (submit(*given, **more), submitted.release())[0])
+
+    def docs(count: int) -> list[Document]:
+        return [Document(blob=pictures[0]) for _ in range(count)]
+
+    async def ask() -> None:
+        first = asyncio.ensure_future(executor.answer(docs(1)))
+        await asyncio.to_thread(started.acquire)
+        gone = asyncio.ensure_future(executor.answer(docs(40)))
+        for _ in range(2):
+            await asyncio.to_thread(submitted.acquire)
+        kept = asyncio.ensure_future(executor.answer(docs(2)))
+        await asyncio.to_thread(submitted.acquire)
+        gone.cancel()
+        await asyncio.wait([gone])
+        go.set()
+        for answer in await asyncio.gather(first, kept):
+            assert all(doc.embedding is not None for doc in answer)
+
+    asyncio.run(ask())
+    batcher.close()
+    assert sizes == [1, 2]
+
+
+def test_more_than_may_wait_fail_their_request_with_when_to_come_back(
+    executor: CLIPImageEncoder, pictures: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise Overloaded(limit=10, waiting=9, retry_s=2.5)
+
+    monkeypatch.setattr(executor._batcher, "submit", full)
+    with pytest.raises(ImageEncodersError, match=r"come back in about 2\.5 seconds") as caught:
+        asyncio.run(executor.answer([Document(blob=pictures[0])]))
+    assert type(caught.value).__name__ == "Overloaded"
+
+
+def test_an_input_that_the_model_cannot_bear_fails_alone_and_tells_no_path(
+    executor: CLIPImageEncoder, pictures: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def picky(inputs: Sequence[np.ndarray]) -> np.ndarray:
+        if any(np.ptp(one.reshape(len(one), -1), axis=1).max() < 1e-6 for one in inputs):  # of one colour
+            raise RuntimeError("/secret/path.py fails")
+        return np.ones((len(inputs), 4), np.float32)
+
+    monkeypatch.setattr(executor, "_batcher", Batcher(picky))
+    docs = [Document(blob=one) for one in (pictures[0], np.zeros((70, 70, 3), np.uint8), pictures[1])]
+    executor.encode(docs)
+    assert docs[0].embedding is not None
+    assert docs[2].embedding is not None
+    assert docs[1].tags == {"error": "the model fails for it: RuntimeError", "error_code": "unexpected"}
+
+
+def test_a_request_ends_when_its_addresses_have_had_their_time(
+    demo: str, pictures: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(executors, "UrlLimits", lambda private: UrlLimits(private=private, max_seconds_together=0.2))
+    monkeypatch.setattr(executors, "GRACE_S", 0.2)
+    executor = CLIPImageEncoder(pretrained_model_name_or_path=demo)
+    resolver = Stalled(monkeypatch)
+    docs = [Document(uri="http://slow.example/"), Document(blob=pictures[0]), Document(uri="http://slow.example/")]
+    asyncio.run(executor.answer(docs))
+    again = [Document(doc) for doc in docs]
+    executor.encode(again)
+    late = "the addresses of its request took longer than 0.2 s"
+    for found in (docs, again):
+        said = [doc.tags.get("error") for doc in found]
+        assert said == [late, None, late]
+        assert found[1].embedding is not None
+    resolver.go.set()
+    executor.close()
+
+
+@pytest.mark.parametrize(
+    ("parameters", "said"), [({"batch_size": 0}, "batch_size 0;"), ({"traversal_paths": "r"}, "RuntimeError")]
+)
+def test_a_request_that_fails_tells_no_path_of_this_machine(
+    executor: CLIPImageEncoder, parameters: dict[str, object], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("/secret/path.py fails")
+
+    monkeypatch.setattr(executors, "traverse", broken)
+    with pytest.raises(ImageEncodersError, match=said) as caught:
+        asyncio.run(executor.answer([Document()], parameters))
+    told = traceback.format_exception(type(caught.value), caught.value, caught.value.__traceback__)
+    assert len(told) == 1
+    assert "secret" not in told[0]
+
+
+def test_embeddings_in_the_precision_that_is_fastest_stay_close(
+    demo: str, pictures: list[np.ndarray], rows: np.ndarray, bfloat16: bool
+) -> None:
+    """Whoever asks for `auto` gets closeness, not digits."""
+    executor = CLIPImageEncoder(demo, precision="auto")
+    docs = [Document(blob=one) for one in pictures]
+    executor.encode(docs)
+    found = np.stack([doc.embedding for doc in docs])
+    cosines = (found * rows).sum(axis=1) / np.linalg.norm(found, axis=1) / np.linalg.norm(rows, axis=1)
+    assert cosines.min() > 0.99
+    assert executor.encoder.precision in ({"float32", "bfloat16"} if bfloat16 else {"float32"})
 
 
 @pytest.fixture

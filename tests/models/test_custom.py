@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import textwrap
@@ -198,7 +199,7 @@ def test_the_net_stops_after_the_layer(net, ran, tmp_path, pictures):
     for _ in range(3):
         one.embed_image(pictures)
         one.embed_image(pictures[:2])
-    assert ran == [2, 5]  # the trial at load, and the first pass over another shape
+    assert ran == [2, 2, 1, 5]  # the trial and the probes at load, and the first pass over another shape
 
 
 def test_a_net_that_is_wanted_whole_runs_whole(net, ran, tmp_path, pictures):
@@ -207,7 +208,7 @@ def test_a_net_that_is_wanted_whole_runs_whole(net, ran, tmp_path, pictures):
     one = encoder(tmp_path, whole=True)
     for _ in range(3):
         assert np.array_equal(one.embed_image(pictures), rows)
-    assert ran == [2, 5, 5, 5]
+    assert ran == [2, 2, 1, 1, 5, 5, 5]
 
 
 def test_what_follows_the_layer_may_fail(tmp_path):
@@ -316,25 +317,179 @@ def test_what_a_net_keeps_of_its_first_pass_is_of_the_first_picture(kept, tmp_pa
         assert np.allclose(one.embed_image(x), hooked(net, "features", x), atol=1e-6)
 
 
-def test_a_net_that_settles_itself_in_its_first_pass_settles_on_the_first_picture(tmp_path):
+UNSTEADY = {
+    "dropout": ("x = F.dropout(self.conv(x), 0.5, training=True)", "is another one in each pass"),
+    "little dropout": ("x = F.dropout(self.conv(x), 0.01, training=True)", "is another one in each pass"),
+    "noise": ("x = self.conv(x + 0.01 * torch.randn_like(x))", "is another one in each pass"),
+    "a counter": ("self.calls += 1; x = self.conv(x) * self.calls", "is another one in each pass"),
+    "batch statistics": (
+        "x = F.batch_norm(self.conv(x), None, None, training=True)",
+        "depends on the other images of its batch",
+    ),
+    "the batch's largest": ("x = self.conv(x); x = x / x.max()", "depends on the other images of its batch"),
+    "the batch's order": ("x = self.conv(x) + torch.arange(len(x))[:, None, None, None]", "depends on the other"),
+    "the first image": (
+        "self.offset = self.offset if self.calls else x.mean(); self.calls = 1; x = self.conv(x - self.offset)",
+        "depends on the images that the net has seen before",
+    ),
+}
+
+
+# A net that cannot be copied has always seen the probes first, so that this does not show in it.
+@pytest.mark.parametrize(
+    ("kind", "copied"),
+    [(kind, copied) for kind in UNSTEADY for copied in (True, False) if copied or "first" not in kind],
+)
+def test_a_net_whose_embedding_is_not_the_images_alone_is_refused(kind, copied, tmp_path):
+    forward, reason = UNSTEADY[kind]
+    definition = f"""
+    import threading, torch
+    from torch import nn
+    import torch.nn.functional as F
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 16, 3)
+            self.features = nn.Identity()
+            self.calls = self.offset = 0
+            self.lock = {None if copied else "threading.Lock()"}
+        def forward(self, x):
+            {forward}
+            return self.features(x)
+    """
+    write(tmp_path, definition)
+    with pytest.raises(WeightsError, match=rf"model.py: the embedding of an image {reason}.* \(by [\d.e-]+ of its"):
+        encoder(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("layers", "said"),
+    [
+        ("nn.BatchNorm2d(16, track_running_stats=False)", "without running statistics: norm"),
+        ("nn.BatchNorm2d(16)", "in training mode after eval(): the net itself, conv, norm"),
+        ("nn.Dropout(0.3)", "in training mode after eval(): the net itself, conv, norm"),
+    ],
+)
+def test_a_net_that_stays_in_training_mode_says_which_layers_do(layers, said, tmp_path):
+    overridden = "def eval(self): return self" if "training" in said else "pass"
+    definition = f"""
+    from torch import nn
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 16, 3)
+            self.norm = {layers}
+            self.features = nn.Identity()
+        def forward(self, x):
+            return self.features(self.norm(self.conv(x)))
+        {overridden}
+    """
+    write(tmp_path, definition)
+    with pytest.raises(WeightsError, match=rf"the embedding of an image .*{re.escape(said)}"):
+        encoder(tmp_path)
+
+
+def test_a_preprocess_that_draws_is_refused(net, tmp_path):
+    drawn = "def drawn(pixels):\n    return torch.from_numpy(pixels).permute(2, 0, 1) * torch.rand(())\n"
+    (tmp_path / "model.py").write_text(f"{NET}\n\n{drawn}")
+    with pytest.raises(WeightsError, match="preprocess= gives another input for the same image each time"):
+        encoder(tmp_path, preprocess="drawn")
+
+
+HELD = """
+import torch
+from torch import nn
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.features = nn.Identity()
+        self.weight = nn.Parameter(torch.ones(1))
+        {held}
+    def forward(self, x):
+        return self.features(x * self.weight * {used})
+"""
+
+
+@pytest.mark.parametrize(
+    "held",
+    [
+        "self.register_buffer('held', torch.randn(3, 1, 1), persistent=False)",
+        "self.held = torch.randn(3, 1, 1)",
+    ],
+)
+def test_random_numbers_that_no_checkpoint_holds_are_refused(held, tmp_path):
+    write(tmp_path, HELD.format(held=held, used="self.held"))
+    with pytest.raises(WeightsError, match="is another one each time that the class is made"):
+        encoder(tmp_path)
+
+
+def test_random_numbers_that_change_nothing_are_no_matter(tmp_path):
+    held = "self.register_buffer('held', torch.empty(3, 1, 1).normal_(), persistent=False)"
+    write(tmp_path, HELD.format(held=held, used="1"))
+    assert encoder(tmp_path).fingerprint == encoder(tmp_path).fingerprint
+
+
+@pytest.mark.parametrize("kind", ["register_buffer('held', {}, persistent=False)", "held = {}"])
+def test_what_a_net_holds_and_no_checkpoint_does_is_in_the_fingerprint(kind, tmp_path):
+    beside = "torch.load(__import__('pathlib').Path(__file__).with_name('held.pt'))"
+    held = f"self.{kind.format(beside)}"
+    torch.save(torch.ones(3, 1, 1), tmp_path / "held.pt")
+    (tmp_path / "model.py").write_text(HELD.format(held=held, used="self.held"))
+    torch.save({"weight": torch.ones(1)}, tmp_path / "state.pth")
+    first = encoder(tmp_path)
+    assert encoder(tmp_path).fingerprint == first.fingerprint
+    torch.save(torch.full((3, 1, 1), 2.0), tmp_path / "held.pt")
+    assert encoder(tmp_path).fingerprint != first.fingerprint
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated")
+def test_weights_that_are_made_anew_in_each_pass_are_no_random_numbers(tmp_path):
     definition = """
     import torch
     from torch import nn
     class Net(nn.Module):
         def __init__(self):
             super().__init__()
-            self.features = nn.Conv2d(3, 4, 1)
-            self.register_buffer("offset", torch.zeros(1), persistent=False)
-            self.register_buffer("ready", torch.zeros(1, dtype=torch.bool), persistent=False)
+            self.features = nn.utils.weight_norm(nn.Conv2d(3, 4, 1))
         def forward(self, x):
-            if not self.ready:
-                self.offset.copy_(x.mean())
-                self.ready.fill_(True)
-            return self.features(x - self.offset)
+            return self.features(x)
     """
     net = write(tmp_path, definition)
-    x = RNG.random((2, 3, 8, 40), np.float32)
-    assert np.allclose(encoder(tmp_path).embed_image(x), hooked(net, "features", x), atol=1e-6)
+    x = RNG.random((2, 3, 8, 8), np.float32)
+    one = encoder(tmp_path)
+    assert np.allclose(one.embed_image(x), hooked(net, "features", x), atol=1e-6)
+    assert encoder(tmp_path).fingerprint == one.fingerprint
+
+
+@pytest.mark.filterwarnings("ignore:Lazy modules are a new feature")
+@pytest.mark.parametrize("side", [32, 224])
+def test_lazy_layers_become_the_checkpoints(side, tmp_path):
+    definition = """
+    from torch import nn
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.features = nn.Sequential(nn.LazyConv2d(6, 5, stride=4), nn.LazyBatchNorm2d(), nn.ReLU())
+            self.head = nn.Sequential(nn.Flatten(), nn.LazyLinear(4))
+        def forward(self, x):
+            return self.head(self.features(x))
+    """
+    (tmp_path / "model.py").write_text(textwrap.dedent(definition))
+    scope: dict = {}
+    exec(textwrap.dedent(definition), scope)
+    net = scope["Net"]().eval()
+    x = RNG.random((2, 3, side, side), np.float32)
+    net(torch.from_numpy(x))
+    torch.save(net.state_dict(), tmp_path / "state.pth")
+    for layer in ("features", "head"):
+        with torch.no_grad():
+            wanted = (
+                net(torch.from_numpy(x)) if layer == "head" else net.features(torch.from_numpy(x)).mean((2, 3))
+            ).numpy()
+        assert np.allclose(encoder(tmp_path, layer=layer).embed_image(x), wanted, atol=1e-5)
+    torch.save({**net.state_dict(), "head.1.weight": torch.zeros(4, 5)}, tmp_path / "state.pth")
+    with pytest.raises(WeightsError, match=r"state.pth: the net has lazy layers, which do not become .* input_shape="):
+        encoder(tmp_path)
 
 
 CLOSURES = {

@@ -45,7 +45,14 @@ def block(entries: list[tuple[bytes, bytes]], restart_every: int = 4) -> bytes:
     return out + b"".join(struct.pack("<I", r) for r in restarts or [0]) + struct.pack("<I", len(restarts or [0]))
 
 
-def table(entries: list[tuple[bytes, bytes]], per_block: int = 5, compressed: bool = False) -> bytes:
+def table(
+    entries: list[tuple[bytes, bytes]],
+    per_block: int = 5,
+    compressed: bool = False,
+    restart_every: int = 4,
+    repeated: int = 1,
+) -> bytes:
+    """repeated: how often the index names each block"""
     out, index = b"", []
 
     def place(content: bytes) -> bytes:
@@ -57,7 +64,7 @@ def table(entries: list[tuple[bytes, bytes]], per_block: int = 5, compressed: bo
 
     for at in range(0, len(entries), per_block):
         part = entries[at : at + per_block]
-        index.append((part[-1][0], place(block(part))))
+        index += [(part[-1][0], place(block(part, restart_every)))] * repeated
     meta = place(block([]))
     footer = meta + place(block(index, restart_every=1))
     return out + footer.ljust(40, b"\x00") + struct.pack("<Q", 0xDB4775248B80FB57)
@@ -80,13 +87,13 @@ def text_tensor(text: bytes) -> tuple[bytes, int]:
 
 def trackable_graph(nodes: list[tuple[dict[str, int], str, str]]) -> bytes:
     """nodes: children, the variable's full name, its key ("" where the node is none)"""
-    out = b""
+    out = bytearray()
     for children, name, key in nodes:
         node = b"".join(field(1, field(1, child) + field(2, local)) for local, child in children.items())
         if key:
             node += field(2, field(1, "VARIABLE_VALUE") + field(2, name) + field(3, key))
         out += field(1, node)
-    return out
+    return bytes(out)
 
 
 def program(nodes: list[tuple[dict[str, int], str]]) -> bytes:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import json
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -64,6 +66,7 @@ class Server:
     def __init__(self) -> None:
         self.http = ThreadingHTTPServer(("127.0.0.1", 0), Request)
         self.http.daemon_threads = True
+        self.http.handle_error = lambda *_: None  # type: ignore[method-assign]  # of askers that hang up
         self.http.asked = []  # type: ignore[attr-defined]
         self.url = f"http://127.0.0.1:{self.http.server_address[1]}/weights/model.npz"
         threading.Thread(target=self.http.serve_forever, args=(0.01,), daemon=True).start()
@@ -320,7 +323,7 @@ def test_a_body_without_a_length_is_checked_against_the_published_size(server: S
         return answer
 
     server.answers(chunked(CONTENT + b"more"))
-    with pytest.raises(WeightsError, match="bytes came, published are 1024000"):
+    with pytest.raises(WeightsError, match="sends more than the 1024000 bytes that the file has"):
         fetch(server.url, size=len(CONTENT), progress=False)
     server.answers(chunked(CONTENT[:HALF]))
     with pytest.raises(WeightsError, match="ends after 512000 of 1024000 bytes"):
@@ -451,6 +454,100 @@ def test_progress_is_shown_on_stderr(server: Server, capsys: pytest.CaptureFixtu
     assert captured.out == ""
 
 
-def test_an_empty_file_is_a_file(server: Server) -> None:
-    server.answers(lambda r: r.reply(b""))
-    assert fetch(server.url, progress=False).read_bytes() == b""
+# ---------------------------------------------------------------- servers that mean no good
+
+
+def head(request: Request, *lines: str, status: int = 200) -> None:
+    """An answer's head with nothing added, to be followed by whatever a test writes."""
+    raw = "".join(f"{line}\r\n" for line in (f"HTTP/1.1 {status} Said", *lines, ""))
+    request.wfile.write(raw.encode("latin-1"))
+
+
+def endless(request: Request) -> None:
+    head(request, "Connection: close")
+    with suppress(OSError):
+        while True:
+            request.wfile.write(bytes(1 << 16))
+
+
+def drip(request: Request, pieces: Iterable[bytes]) -> None:
+    with suppress(OSError):
+        for piece in pieces:
+            request.wfile.write(piece)
+            request.wfile.flush()
+            time.sleep(0.02)
+
+
+def drips_body(request: Request) -> None:
+    head(request, f"Content-Length: {len(CONTENT)}")
+    drip(request, [CONTENT[at : at + 1] for at in range(200)])
+
+
+def drips_head(request: Request) -> None:
+    head_of = f"HTTP/1.1 200 OK\r\nContent-Length: {len(CONTENT)}\r\nX-Long: ".encode()
+    drip(request, [head_of, *[b"x"] * 200])
+
+
+def breaks(request: Request, etag: str) -> None:
+    head(request, f"Content-Length: {len(CONTENT)}", f"ETag: {etag}")
+    request.wfile.write(CONTENT[:HALF])
+
+
+def continues(request: Request, span: str, body: bytes = CONTENT[HALF:]) -> None:
+    """Half of the file, then the rest as `span` says."""
+    if request.offset():
+        head(request, f"Content-Range: {span}", 'ETag: "1"', "Connection: close", status=206)
+        request.wfile.write(body)
+    else:
+        request.rest(until=HALF)
+
+
+HOSTILE: dict[str, tuple[Callable[[Request], None], str]] = {
+    "an endless body": (endless, "at most 2000000 are expected"),
+    "a length beyond the maximum": (lambda r: head(r, f"Content-Length: {1 << 40}"), "at most 2000000 are expected"),
+    "a length of 5,000 digits": (lambda r: head(r, "Content-Length: " + "9" * 5000), "5 times in a row"),
+    "a negative length": (lambda r: head(r, "Content-Length: -5"), "5 times in a row"),
+    "two lengths": (lambda r: head(r, "Content-Length: 5", "Content-Length: 6"), "5 times in a row"),
+    "an empty body": (lambda r: r.reply(b""), "sends an empty file"),
+    "an empty body of no length": (lambda r: head(r, "Connection: close"), "sends an empty file"),
+    "a compressed body": (lambda r: r.reply(gzip.compress(CONTENT), Content_Encoding="gzip"), r"compressed \(gzip\)"),
+    "a body byte by byte": (drips_body, r"only \d+ bytes came in 0.2 s"),
+    "a head byte by byte": (drips_head, "no answer within 0.5 s"),
+    "a tag that is no ASCII": (lambda r: breaks(r, '"gr\xfc\xdfe"'), "the connection broke"),
+    "a tag of control characters": (lambda r: breaks(r, '"\x01"'), "5 times in a row"),
+    "a tag of 60,000 characters": (lambda r: breaks(r, f'"{"x" * 60_000}"'), "the connection broke"),
+    "a head of 2 MB": (lambda r: head(r, *[f"X-{i}: {'x' * 1000}" for i in range(2000)]), "5 times in a row"),
+    "a range of 5,000 digits": (lambda r: continues(r, f"bytes {'5' * 5000}-6/7"), "5 times in a row"),
+    "a range that begins elsewhere": (lambda r: continues(r, f"bytes 5-9/{len(CONTENT)}"), "5 times in a row"),
+    "a range that is none": (lambda r: continues(r, "bytes nonsense"), "5 times in a row"),
+    "a range and then too much": (
+        lambda r: continues(r, f"bytes {HALF}-{len(CONTENT) - 1}/{len(CONTENT)}", CONTENT),
+        "more than the 1024000 bytes",
+    ),
+    "a part that nobody asked for": (lambda r: head(r, "Content-Range: bytes 0-4/9", status=206), "sends a part"),
+    "chunks of a size that is no number": (
+        lambda r: (head(r, "Transfer-Encoding: chunked"), r.wfile.write(b"zz\r\nxx\r\n"))[0],
+        "5 times in a row",
+    ),
+    "no HTTP": (lambda r: r.wfile.write(b"\x16\x03\x01 nothing of the kind") and None, "5 times in a row"),  # type: ignore[func-returns-value]
+    "a pause of 5,000 digits": (lambda r: head(r, "Retry-After: " + "9" * 5000, status=503), "answers 503"),
+}
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_a_hostile_server_neither_installs_a_file_nor_spoils_the_next_download(
+    server: Server, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    answer, said = HOSTILE[kind]
+    server.answers(answer)
+    with monkeypatch.context() as patience:
+        if "byte by byte" in kind:
+            patience.setattr(module, "SLOW_S", 0.2)
+            patience.setattr(module, "HEAD_S", 0.5)
+        with pytest.raises(WeightsError, match=said):
+            fetch(server.url, max_bytes=2_000_000, progress=False)
+    path = cache_folder() / "127.0.0.1/weights/model.npz"
+    assert not path.exists()
+    server.answers(lambda r: r.rest())
+    assert fetch(server.url, progress=False).read_bytes() == CONTENT
+    assert files(path) == {"", ".json"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tracemalloc
+import warnings
 import zipfile
 from contextlib import suppress
 from pathlib import Path
@@ -13,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from image_encoders.errors import WeightsError
-from image_encoders.weights.mapped import let_go
+from image_encoders.weights.files import let_go
 from image_encoders.weights.npz import read
 
 ARRAYS = {
@@ -106,6 +107,19 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
             read(path)
     with pytest.raises(WeightsError, match="No such file"):
         read(tmp_path / "none.npz")
+
+
+def test_a_name_twice_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.npz"
+    np.savez(path, a=np.arange(3.0))
+    for other in ("a.npy", "a"):
+        twice = tmp_path / "b.npz"
+        twice.write_bytes(path.read_bytes())
+        with warnings.catch_warnings(), zipfile.ZipFile(twice, "a") as archive:
+            warnings.simplefilter("ignore")
+            archive.writestr(other, archive.read("a.npy"))
+        with pytest.raises(WeightsError, match=r"two (records|arrays) are called a"):
+            read(twice)
 
 
 def test_a_bomb_is_refused(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ scalars = (
     | st.text()
     | st.binary()
 )
-keys = st.none() | st.integers(-(2**60), 2**60) | st.text() | st.binary() | st.tuples(st.integers(0, 9), st.text())
+keys = st.none() | st.integers(-(2**60), 2**60) | st.text() | st.binary()
 values = st.recursive(
     scalars | st.sets(keys) | st.frozensets(keys),
     lambda inner: st.lists(inner) | st.tuples(inner, inner) | st.dictionaries(keys, inner),
@@ -146,12 +146,12 @@ def test_keys_that_multiply_are_refused_before_they_are_hashed() -> None:
 
 
 def test_one_large_value_can_not_be_handed_to_many_calls(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("image_encoders.weights.plain_pickle.CALLED_AT_LEAST", 1000)
+    monkeypatch.setattr("image_encoders.weights.plain_pickle.COPIED_AT_LEAST", 1000)
     large = b"C\xff" + bytes(255) + b"q\x000"
     calls = b"ca\nf\nh\x00\x85R0"
     names = {"a.f": Name("a.f", lambda raw: raw + raw)}
     assert load(large + calls * 3 + b"N.", names=names)[0] is None
-    with pytest.raises(Malformed, match="hands far more to its calls than it holds"):
+    with pytest.raises(Malformed, match="hands on far more than it holds"):
         load(large + calls * 100 + b"N.", names=names)
 
 

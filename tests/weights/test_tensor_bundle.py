@@ -183,19 +183,63 @@ def test_a_partitioned_variable_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("entry", "said"),
     [
-        (writer.entry(1, (3,), 0, 0, bytes(8), 0), r"shape \(3,\) and type float32 has 8 bytes"),
+        (writer.entry(1, (3,), 0, 16, bytes(8), 0), r"shape \(3,\) and type float32 has 8 bytes"),
         (writer.entry(1, (1 << 62, 4), 0, 0, b"", 0), "has the shape"),
         (writer.entry(1, (1,) * 40, 0, 0, bytes(4), 0), "has the shape"),
         (writer.entry(1, (1,), 7, 0, bytes(4), 0), "lies in data file 7 of 1"),
-        (writer.entry(20, (1,), 0, 0, bytes(4), 0), "data type 20; numbers were expected"),
+        (writer.entry(20, (1,), 0, 16, bytes(4), 0), "data type 20; numbers were expected"),
         (writer.entry(1, (1,), 0, (1 << 63) - 1, bytes(4), 0), "the file has"),
         (b"\xff\xff\xff", "does not end"),
         (writer.field(1, "text"), "is not a number"),
     ],
 )
 def test_an_impossible_entry_is_refused(tmp_path: Path, entry: bytes, said: str) -> None:
+    folder = writer.write(tmp_path / "model", {"b": np.ones(4, np.float32)}, extra={"a": entry})
+    shard(folder).write_bytes(shard(folder).read_bytes() + bytes(8))
     with pytest.raises(WeightsError, match=said):
-        read(writer.write(tmp_path / "model", {"b": np.ones(4, np.float32)}, extra={"a": entry}))
+        read(folder)
+
+
+def bomb(folder: Path, entries: list[tuple[bytes, bytes]], **options: int) -> Path:
+    """A SavedModel whose table has these entries."""
+    (folder / "variables").mkdir(parents=True)
+    index(folder).write_bytes(writer.table([(b"", writer.field(1, 1)), *entries], **options))
+    shard(folder).write_bytes(bytes(1000))
+    return folder
+
+
+def test_tensors_that_overlap_are_refused(tmp_path: Path) -> None:
+    entry = writer.entry(1, (250,), 0, 0, bytes(1000), writer.masked(bytes(1000)))
+    folder = bomb(tmp_path, [(f"{i:05}".encode(), entry) for i in range(1000)])
+    with pytest.raises(WeightsError, match="overlaps another tensor"):
+        read(folder)
+
+
+def test_keys_far_longer_than_their_table_are_refused(tmp_path: Path) -> None:
+    entry = writer.entry(1, (0,), 0, 0, b"", writer.masked(b""))
+    keys = [b"x" * 2000 + f"{i:05}".encode() for i in range(500)]
+    folder = bomb(tmp_path, [(key, entry) for key in keys], per_block=5000, restart_every=5000)
+    with pytest.raises(WeightsError, match=r"\d+ bytes whose keys have more than"):
+        read(folder)
+
+
+def test_a_block_named_many_times_is_refused(tmp_path: Path) -> None:
+    folder = bomb(tmp_path, [], repeated=3000)
+    with pytest.raises(WeightsError, match="overlaps the one before it"):
+        read(folder)
+
+
+def test_keys_out_of_order_or_twice_are_refused(tmp_path: Path) -> None:
+    entry = writer.entry(1, (0,), 0, 0, b"", writer.masked(b""))
+    for number, keys in enumerate(([b"b", b"a"], [b"a", b"a"])):
+        with pytest.raises(WeightsError, match="not in order"):
+            read(bomb(tmp_path / str(number), [(key, entry) for key in keys]))
+
+
+def test_a_graph_that_is_one_long_chain_is_refused(tmp_path: Path) -> None:
+    chain = writer.trackable_graph([*(({"x" * 20: i + 1}, "", "") for i in range(60_000)), ({}, "", "")])
+    with pytest.raises(WeightsError, match="an object graph of more than 200 levels"):
+        read(writer.write(tmp_path / "model", TENSORS, chain))
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -15,6 +15,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import ClassVar
 
+import hostile_checkpoints
 import numpy as np
 import pytest
 import torch
@@ -459,6 +460,32 @@ def test_a_zip_bomb_is_refused_unread(tmp_path: Path) -> None:
         archive.writestr("a/data.pkl", b"\x80\x02N.")
         archive.writestr("a/data/0", bytes(100 << 20))
     with pytest.raises(WeightsError, match="would inflate to"):
+        read(path)
+
+
+@BOTH
+@pytest.mark.parametrize("view", [lambda z: z.conj(), lambda z: z.conj().imag], ids=["conjugated", "negated"])
+def test_values_that_torch_negates_on_use_are_refused(tmp_path: Path, zipped: bool, view: Callable) -> None:
+    path = save(tmp_path / "a.pt", {"w": view(torch.tensor([1 + 2j, 3 - 4j]))}, zipped)
+    with pytest.raises(WeightsError, match=r"a.pt: holds a tensor .*save tensor.resolve_conj\(\).resolve_neg\(\)"):
+        read(path)
+
+
+@BOTH
+def test_tensors_that_repeat_the_file_over_and_over_are_refused(tmp_path: Path, zipped: bool) -> None:
+    base = torch.ones(1)
+    path = save(tmp_path / "a.pt", {str(i): base.expand(1 << 20) for i in range(30)}, zipped)
+    with pytest.raises(WeightsError, match="repeat the file's bytes too often"):
+        read(path)
+
+
+def test_zip_records_that_overlap_or_share_a_name_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.pt"
+    path.write_bytes(hostile_checkpoints.overlapping(times=3))
+    with pytest.raises(WeightsError, match=r"record archive/data/\d (overlaps|is called otherwise)"):
+        read(path)
+    path.write_bytes(hostile_checkpoints.twice(False))
+    with pytest.raises(WeightsError, match="two records are called archive/data"):
         read(path)
 
 

@@ -14,24 +14,49 @@ import os
 import random
 import stat
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
+from typing import Any, Protocol
 
-from image_encoders.collection import ITEMS, MARK, id_of
+from image_encoders.collection import ITEMS, MARK, Locator, id_of
 from image_encoders.errors import InputError
 from image_encoders.inputs.files import address_error
+from image_encoders.inputs.formats import SUFFIXES
+from image_encoders.inputs.image import ImageLimits, read_bytes
 
-# What is taken from a folder, in lower or upper case.
-PICTURES = frozenset(
-    (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".dib", ".tif", ".tiff", ".avif")
-    + (".heic", ".heif")
-)
 LISTS = frozenset({".txt", ".lst"})
 CHUNK = 1 << 16  # bytes of a list read at a time
+LONGEST = 1 << 20  # bytes of a name in a list; far more than a path may have
 NAMED = 3  # names of what was passed over that are kept
 ACCEPTED = "accepted: a folder, a picture file, a quoted glob, a list of paths (@list.txt), - for standard input"
+
+
+class SourceItem(Protocol):
+    """One thing to encode, wherever its bytes are.
+
+    id: unique, valid Unicode
+    locator: where its bytes are
+    state: text that changes whenever the bytes may have changed, such as a size and a time, or an etag; "" where nobody
+        knows: then they are read
+    metadata: what its source says about it, as JSON can hold it; None: nothing
+    error: why it cannot be read, where that is known already
+    """
+
+    @property
+    def id(self) -> str: ...
+    @property
+    def locator(self) -> Locator: ...
+    @property
+    def state(self) -> str: ...
+    @property
+    def metadata(self) -> Mapping[str, Any] | None: ...
+    @property
+    def error(self) -> InputError | None: ...
+
+    def read(self, limits: ImageLimits) -> bytes:
+        """Its bytes, on any thread; InputError where they cannot be read or are too many."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -40,16 +65,24 @@ class SourceFile:
 
     id: its absolute path as text; a name that is not UTF-8 is escaped, see `collection.id_of`
     path: its absolute path as `open` takes it
-    size: bytes; -1 where there is no such file
-    mtime_ns: when it was last changed; -1 where there is no such file
-    error: why it cannot be read, where that is known already
+    state: its size in bytes and the time of its last change in nanoseconds; "" where there is no such file
     """
 
     id: str
     path: str
-    size: int
-    mtime_ns: int
+    state: str
     error: InputError | None = None
+    metadata: Mapping[str, Any] | None = None
+
+    @property
+    def locator(self) -> Locator:
+        return Locator(self.path)
+
+    def read(self, limits: ImageLimits) -> bytes:
+        """Its bytes."""
+        if self.error is not None:
+            raise self.error
+        return read_bytes(self.path, limits)
 
 
 def find(arguments: Sequence[str | os.PathLike[str]], *, stdin: Any = None, all_files: bool = False) -> Sources:
@@ -129,6 +162,16 @@ class Sources(Iterator[SourceFile]):
         return kept
 
     @property
+    def described(self) -> list[str]:
+        """The arguments as they can be understood later, in another folder."""
+        return [
+            argument
+            if argument == "-"
+            else "@" * argument.startswith("@") + os.path.abspath(argument.removeprefix("@"))
+            for argument in self.arguments
+        ]
+
+    @property
     def _once(self) -> bool:
         """Whether what names the files is gone once it has been read."""
         return any(argument == "-" or _is_stream(_list_name(argument)) for argument in self.arguments)
@@ -148,8 +191,9 @@ class Sources(Iterator[SourceFile]):
             try:
                 with open(name, "rb"):
                     return
-            except OSError as error:
-                reason = "no such list" if isinstance(error, FileNotFoundError) else f"cannot be read: {error.strerror}"
+            except (OSError, ValueError) as error:
+                reason = f"cannot be read: {getattr(error, 'strerror', None) or error}"
+                reason = "no such list" if isinstance(error, FileNotFoundError) else reason
                 raise InputError(f"{reason}; a text file with one path a line is accepted", item=argument) from error
         if os.path.exists(argument):
             return
@@ -213,7 +257,7 @@ class Sources(Iterator[SourceFile]):
                     yield os.path.join(folder, name), None
 
     def _wanted(self, name: str) -> bool:
-        wanted = self._all_files or os.path.splitext(name)[1].lower() in PICTURES
+        wanted = self._all_files or os.path.splitext(name)[1].lower() in SUFFIXES
         if not wanted:
             self.ignored += 1
             if len(self.passed_over) < NAMED:
@@ -313,6 +357,8 @@ def _entries(stream: Any) -> Iterator[bytes]:
         if separator:
             *names, rest = rest.split(separator)
             yield from filter(None, (_line(name, separator) for name in names))
+        if len(rest) > LONGEST:
+            raise InputError(f"no list of paths: a name of more than {LONGEST:,} bytes", code="list")
     if rest:
         yield _line(rest, separator)
 
@@ -331,17 +377,17 @@ def _absolute(path: str) -> str:
 
 def _source_file(path: str, error: InputError | None) -> SourceFile:
     """What the disk says about a path."""
-    size = mtime_ns = -1
+    state = ""
     try:
         found = os.stat(path)
-        size, mtime_ns = found.st_size, min(max(found.st_mtime_ns, -(2**63)), 2**63 - 1)  # as it can be stored
+        state = f"{found.st_size} {found.st_mtime_ns}"
         if error is None and not stat.S_ISREG(found.st_mode):
             kind = "a folder" if stat.S_ISDIR(found.st_mode) else "a pipe or a device"
-            error = InputError(f"{kind}; a picture file is accepted", code="not-a-file")
+            error = InputError(f"{kind}; an image file is accepted", code="not-a-file")
     except FileNotFoundError:
         what = "a symbolic link to a file that does not exist" if os.path.islink(path) else "no such file"
         error = error or InputError(what, code="not-found")
     except (OSError, ValueError) as problem:
         reason = getattr(problem, "strerror", None) or str(problem)
         error = error or InputError(f"cannot be read: {reason}", code="unreadable")
-    return SourceFile(id_of(path), path, size, mtime_ns, error)
+    return SourceFile(id_of(path), path, state, error)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Annotated, Any
@@ -29,11 +30,11 @@ from image_encoders.cli import (
     info,
     models,
     search,
-    unused,
+    skipped_imports,
     verify,
 )
-from image_encoders.cli.endings import discard, give_up, hold_interrupts_while_importing, interrupted
-from image_encoders.cli.printing import say
+from image_encoders.cli.printing import keeps_results_apart, say
+from image_encoders.cli.shutdown import discard_output, exit_with_error, hold_interrupts_while_importing, interrupted
 from image_encoders.errors import ImageEncodersError
 
 
@@ -41,29 +42,29 @@ class Commands(TyperGroup):
     """The commands, with every expected error turned into one sentence and an exit status."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        with _ended(ctx):  # --help and --version are written here
+        with _exit_statuses(ctx):  # --help and --version are written here
             return super().parse_args(ctx, args)
 
     def invoke(self, ctx: Any) -> Any:
-        with _ended(ctx):
+        with _exit_statuses(ctx):
             return super().invoke(ctx)
 
 
 @contextmanager
-def _ended(ctx: Any) -> Iterator[None]:
-    """What goes wrong in the block, as one sentence and an exit status."""
+def _exit_statuses(ctx: Any) -> Iterator[None]:
+    """Turns what is raised in the block into one sentence and an exit status."""
     try:
         try:
             yield
         finally:
             sys.stdout.flush()  # here, where a closed pipe is still an error that can be caught
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
-        discard(sys.stdout)
+        discard_output(sys.stdout)
         raise typer.Exit(141) from None  # what a shell reports for SIGPIPE
     except (ImageEncodersError, OSError) as error:
         if (ctx.obj or {}).get("debug"):
             raise
-        give_up(error)
+        exit_with_error(error)
     except KeyboardInterrupt:
         with interrupted():
             say("interrupted")
@@ -104,7 +105,7 @@ for command in (
     flow.flow,
     demo.demo,
 ):
-    app.command(epilog=command.__globals__["EXAMPLES"])(command)
+    app.command(epilog=command.__globals__["EXAMPLES"])(keeps_results_apart(command))
 
 
 def _version(wanted: bool) -> None:
@@ -114,7 +115,7 @@ def _version(wanted: bool) -> None:
 
 
 @app.callback()
-def options(
+def all_commands(
     context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", help="Show the version and exit.", callback=_version, is_eager=True)
@@ -131,7 +132,9 @@ def main() -> None:
     _open_streams()
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # file names need not be text
-    unused.leave_out()
+    skipped_imports.skip()
+    # Pillow warns of metadata it cannot read and of images above a limit of its own; neither decides here.
+    warnings.filterwarnings("ignore", module=r"PIL\.")
     app(prog_name="image-encoders")
 
 

@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from image_encoders.cli.arguments import Json, Offline, Options, go_offline, parsed
-from image_encoders.cli.printing import print_json, shown
+from image_encoders.cli.options import Json, Offline, Options, go_offline, parse_options
+from image_encoders.cli.printing import print, print_json, shown
 
 EXAMPLES = """\b
 Examples:
@@ -35,7 +35,7 @@ def convert(
         go_offline()
     from image_encoders import conversion
 
-    done = conversion.convert(name, weights.expanduser(), out.expanduser(), parsed(options), overwrite=overwrite)
+    done = conversion.convert(name, weights.expanduser(), out.expanduser(), parse_options(options), overwrite=overwrite)
     if as_json:
         print_json({"model": name, **done._asdict()})
         return

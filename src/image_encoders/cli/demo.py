@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from image_encoders.cli.arguments import local_path
+from image_encoders.cli.options import local_path
 from image_encoders.cli.printing import console, counted, shown
 
 EXAMPLES = """\b

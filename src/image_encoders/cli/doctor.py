@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from image_encoders.cli.arguments import (
+from image_encoders.cli.loading import check_paths, load
+from image_encoders.cli.options import (
     Calibration,
     Device,
     Engine,
@@ -19,14 +20,14 @@ from image_encoders.cli.arguments import (
     Precision,
     Weights,
     local_path,
-    parsed,
+    parse_options,
 )
-from image_encoders.cli.loading import check_paths, load
-from image_encoders.cli.printing import counted, print_json, print_table, say
+from image_encoders.cli.printing import counted, print, print_json, print_table, say
 
 if TYPE_CHECKING:
     from image_encoders.doctor import Stages
-    from image_encoders.engines.precision import Choice
+    from image_encoders.encoder import Encoder
+    from image_encoders.engines import Choice
 
 EXAMPLES = """\b
 Examples:
@@ -77,7 +78,7 @@ def doctor(
         return
     encoder = load(
         model,
-        parsed(options),
+        parse_options(options),
         offline=offline,
         weights=weights,
         device=device,
@@ -86,25 +87,25 @@ def doctor(
         calibration=calibration,
     )
     with tempfile.TemporaryDirectory() as folder:
-        measured = diagnosis.stages(encoder, images or diagnosis.sample_pictures(Path(folder)), batch_size)
-    ran = {
+        measured = diagnosis.stages(encoder, images or diagnosis.sample_images(Path(folder)), batch_size)
+    if as_json:
+        print_json({**machine, "stages": _fields(encoder, measured)})
+    else:
+        _show_model(encoder, measured)
+
+
+def _fields(encoder: Encoder, measured: Stages) -> dict[str, Any]:
+    return {
         "model": encoder.name,
         "device": encoder.device,
         "engine": encoder.engine,
         "precision": encoder.precision,
         "preprocessing": dict(encoder.tower("image").inputs.facts),
         "choice": None if encoder.choice is None else asdict(encoder.choice),
+        **asdict(measured),
+        "limit": measured.limit,
+        "rate": measured.rate,
     }
-    if as_json:
-        print_json({**machine, "stages": {**ran, **asdict(measured), "limit": measured.limit, "rate": measured.rate}})
-    else:
-        how = f"{encoder.precision} by {encoder.engine} on {encoder.device}"
-        print(f"\n{encoder.name}: {how}, {counted(measured.pictures, 'image')}")
-        if summary := encoder.tower("image").inputs.summary:
-            print(f"preprocessing: {summary}")
-        if encoder.choice is not None:
-            _show_choice(encoder.choice)
-        _show_stages(measured)
 
 
 def _show_machine(machine: dict[str, Any]) -> None:
@@ -137,6 +138,16 @@ def _show_machine(machine: dict[str, Any]) -> None:
     print_table((), rows)
 
 
+def _show_model(encoder: Encoder, measured: Stages) -> None:
+    how = f"{encoder.precision} by {encoder.engine} on {encoder.device}"
+    print(f"\n{encoder.name}: {how}, {counted(measured.images, 'image')}")
+    if summary := encoder.tower("image").inputs.summary:
+        print(f"preprocessing: {summary}")
+    if encoder.choice is not None:
+        _show_choice(encoder.choice)
+    _show_stages(measured)
+
+
 def _show_choice(choice: Choice) -> None:
     """What precision="auto" came to, and why."""
     near = choice.closeness
@@ -151,16 +162,16 @@ def _show_choice(choice: Choice) -> None:
 
 def _show_stages(measured: Stages) -> None:
     costs = measured.costs
-    whole = sum(costs.values())
+    total = sum(costs.values())
     notes = {
         "read": f"one thread; {measured.workers} share the work",
-        "prepare": f"one thread; {measured.workers} share the work",
+        "preprocess": f"one thread; {measured.workers} share the work",
         "embed": f"batches of {measured.batch_size}",
     }
     print_table(
         ("stage", "ms per image", "share", "measured on"),
         [
-            (stage, f"{getattr(measured, f'{stage}_ms'):.2f}", f"{100 * cost / whole:.0f} %", notes[stage])
+            (stage, f"{getattr(measured, f'{stage}_ms'):.2f}", f"{100 * cost / total:.0f} %", notes[stage])
             for stage, cost in costs.items()
         ],
     )

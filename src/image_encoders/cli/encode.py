@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from image_encoders.cli.arguments import (
+from image_encoders.cli.loading import check_goes_on, check_paths, load, load_again
+from image_encoders.cli.options import (
     Calibration,
     Device,
     Engine,
@@ -21,11 +24,11 @@ from image_encoders.cli.arguments import (
     Precision,
     Weights,
     local_path,
-    parsed,
+    parse_options,
 )
-from image_encoders.cli.endings import interrupted
-from image_encoders.cli.loading import check_goes_on, check_paths, load, load_again
-from image_encoders.cli.printing import bar, counted, print_json, say, shown, visible
+from image_encoders.cli.printing import bar, counted, escape_controls, print, print_json, say, shown
+from image_encoders.cli.shutdown import interrupted, terminations
+from image_encoders.errors import ImageEncodersError
 
 if TYPE_CHECKING:
     from image_encoders.bulk.run import Report
@@ -49,6 +52,7 @@ Stopping: Ctrl-C (SIGINT) or `kill` (SIGTERM) stores what is embedded and exits 
 Started with `nohup`, or with `&` in a script, SIGINT is ignored, as the shell asked; SIGTERM still stops it cleanly."""
 
 SHOWN = 5  # failures in the summary
+SHOW_S = 0.1  # seconds between two looks at how far it is
 CALIBRATED = 300  # images that int8 is calibrated on, unless --calibration names others
 
 
@@ -138,11 +142,11 @@ def encode(
     if precision == "int8" or calibration is not None:
         wishes["calibration"] = calibration or (begun and begun.recipe.get("calibration")) or files.sample(CALIBRATED)
     began = time.monotonic()
-    encoder = _encoder(begun, model, parsed(options), offline=offline, quiet=quiet, **wishes)
+    encoder = _encoder(begun, model, parse_options(options), offline=offline, quiet=quiet, **wishes)
     load_seconds = time.monotonic() - began
     collection = Collection.open_or_create(output, encoder)
     try:
-        with bar("encoding", shown=not quiet) as progress:
+        with terminations(), bar("encoding", shown=not quiet) as told:
             report = run.run(
                 files,
                 encoder,
@@ -151,12 +155,11 @@ def encode(
                 workers=workers,
                 retry_failed=retry_failed,
                 prune=prune,
-                progress=progress,
+                progress=told and Meter(files, told),
             )
     except KeyboardInterrupt:
         with interrupted():
-            kept = f"{counted(collection.count(), 'embedding')} kept in {shown(output)}"
-            say(f"interrupted: {kept}; the same command goes on from there")
+            _say_what_is_kept(output, collection)
         raise typer.Exit(130) from None
     if not report.total:
         say(_nothing(source, files))
@@ -166,6 +169,32 @@ def encode(
         summarize(report, output, collection, load_seconds)
     if report.failed:
         raise typer.Exit(3)
+
+
+def _say_what_is_kept(output: Path, collection: Collection) -> None:
+    kept = f"{counted(collection.count(), 'embedding')} kept in {shown(output)}"
+    say(f"interrupted: {kept}; the same command goes on from there")
+
+
+class Meter:
+    """Shows now and then how far a run is, and counts on a thread of its own how many files there will be."""
+
+    def __init__(self, files: Sources, show: Callable[[int, int | None, float], None]):
+        self.show = show
+        self.total: int | None = None
+        self.began, self.shown = time.monotonic(), 0.0
+        threading.Thread(target=self._count, args=(files,), daemon=True, name="count").start()
+
+    def _count(self, files: Sources) -> None:
+        with suppress(OSError, ImageEncodersError):  # a list that vanished: the run itself will say so
+            self.total = files.count()
+
+    def __call__(self, done: int, read: int) -> None:
+        """done: files that are done; read: those of them that had to be read."""
+        now = time.monotonic()
+        if now - self.shown >= SHOW_S:
+            self.shown = now
+            self.show(done, self.total, read / max(now - self.began, SHOW_S))
 
 
 def _begun(output: Path) -> Collection | None:
@@ -181,10 +210,10 @@ def _begun(output: Path) -> Collection | None:
 
 
 def _encoder(begun: Collection | None, model: str | None, options: dict[str, Any], **wishes: Any) -> Encoder:
-    """The model asked for, or the one that the collection was begun with, or the default."""
+    """The collection's encoder where nothing else was asked for, or the model asked for, or the default."""
     from image_encoders.models import DEFAULT
 
-    if model is None and begun is not None:
+    if begun is not None and model in (None, begun.name):
         return load_again(begun, options, **wishes)
     return load(model or DEFAULT, options, **wishes)
 
@@ -207,15 +236,15 @@ def _some(names: Sequence[str], count: int) -> str:
 
 def summarize(report: Report, output: Path, collection: Collection, load_seconds: float) -> None:
     """What a run did, with the first failures and how to see the others."""
-    seconds = f"{load_seconds + report.seconds:.1f} s, {load_seconds:.1f} s of them to load the model"
     rate = f", then {report.encoded / report.seconds:.0f} images/s" if report.encoded and report.seconds else ""
+    seconds = f"{load_seconds + report.seconds:.1f} s ({load_seconds:.1f} s to load the model{rate})"
     stored = counted(collection.count(), "embedding")
-    print(f"{counted(report.total, 'image')} in {seconds}{rate} -> {shown(output)}, {stored}")
+    print(f"{counted(report.total, 'image')} in {seconds} -> {shown(output)}, {stored}")
     counts = {name: getattr(report, name) for name in ("encoded", "reused", "unchanged", "failed", "pruned", "ignored")}
     print("  " + ", ".join(f"{count:,} {name}" for name, count in counts.items() if count or name == "encoded"))
     if report.failed:
         for failure in collection.failures()[:SHOWN]:
-            print(visible(f"  {shown(failure.id)}: {failure.message}"))
+            print(escape_controls(f"  {shown(failure.id)}: {failure.message}"))
         print(f"  all failures: image-encoders failures {shown(output)}; to try them again: --retry-failed")
 
 

@@ -1,4 +1,4 @@
-"""`image-encoders export`: a collection's rows in one file."""
+"""`image-encoders export`: a collection's embeddings in one file."""
 
 from __future__ import annotations
 
@@ -7,21 +7,24 @@ from typing import Annotated
 
 import typer
 
-from image_encoders.cli.arguments import Json
-from image_encoders.cli.printing import counted, print_json, shown
+from image_encoders.cli.options import CollectionFolder, Json, local_path
+from image_encoders.cli.printing import counted, print, print_json, shown
 
 EXAMPLES = """\b
 Examples:
-  image-encoders export my-photos rows.parquet     # paths, sizes, sha256 and rows; for pandas, polars, DuckDB
+  image-encoders export my-photos rows.parquet     # paths, sizes, sha256 and embeddings; for pandas, polars, DuckDB
   image-encoders export my-photos rows.npy         # the embeddings alone, float32; rows.ids.jsonl names them
   image-encoders export my-photos rows.csv         # a column for each number; also rows.arrow and rows.feather
   image-encoders export my-photos rows.parquet --overwrite"""
 
 
 def export(
-    collection: Annotated[Path, typer.Argument(metavar="COLLECTION", help="The folder that `encode -o` made.")],
+    collection: CollectionFolder,
     out: Annotated[
-        Path, typer.Argument(metavar="OUT", help="A file that ends in .parquet, .arrow, .feather, .csv or .npy.")
+        Path,
+        typer.Argument(
+            metavar="OUT", help="A file that ends in .parquet, .arrow, .feather, .csv or .npy.", parser=local_path
+        ),
     ],
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT if it is there.")] = False,
     as_json: Json = False,
@@ -37,4 +40,4 @@ def export(
     if as_json:
         print_json({"path": str(out.resolve()), "rows": count, "dim": opened.dim, "model": opened.name})
     else:
-        print(f"{counted(count, 'row')} of {opened.dim} numbers: {shown(out)}")
+        print(f"{counted(count, 'embedding')} of {opened.dim} numbers: {shown(out)}")

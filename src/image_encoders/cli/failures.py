@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 
-from image_encoders.cli.arguments import CollectionFolder, Json
+from image_encoders.cli.options import CollectionFolder, Json
 from image_encoders.cli.printing import print_json, print_table, say, shown
 
 EXAMPLES = """\b

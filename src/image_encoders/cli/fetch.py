@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
-from image_encoders.cli.arguments import Json, Offline
-from image_encoders.cli.printing import print_json, shown
+from image_encoders.cli.options import Json, Offline
+from image_encoders.cli.printing import print, print_json, shown
 from image_encoders.errors import WeightsError
 
 EXAMPLES = """\b
@@ -21,9 +21,9 @@ def fetch(
     offline: Offline = False,
     as_json: Json = False,
 ) -> None:
-    """Download a model's files, so that it can be used without a network.
+    """Download a model's files.
 
-    They are kept in the cache; what has been downloaded is not downloaded again.
+    From then on it can be used without a network. What has been downloaded is not downloaded again.
     """
     from image_encoders import models
 

@@ -8,8 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
-from image_encoders.cli.arguments import local_path
-from image_encoders.cli.printing import say, sentence
+from image_encoders.cli.options import local_path
+from image_encoders.cli.printing import error_sentence, say
 from image_encoders.errors import ImageEncodersError
 
 EXAMPLES = """\b
@@ -61,7 +61,7 @@ def _loaded(path: Path) -> Any:
     except (ImageEncodersError, OSError):
         raise
     except Exception as error:  # of the YAML parser or of Jina
-        raise ImageEncodersError(f"{path}: {sentence(error)}") from error
+        raise ImageEncodersError(f"{path}: {error_sentence(error)}") from error
 
 
 def _start(flow: Any, path: Path) -> None:

@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated
-
-import typer
-
-from image_encoders.cli.arguments import Json
+from image_encoders.cli.options import CollectionFolder, Json
 from image_encoders.cli.printing import counted, print_json, print_table, shown
 
 EXAMPLES = """\b
@@ -17,10 +12,13 @@ Examples:
 
 
 def info(
-    collection: Annotated[Path, typer.Argument(metavar="COLLECTION", help="The folder that `encode -o` made.")],
+    collection: CollectionFolder,
     as_json: Json = False,
 ) -> None:
-    """Show what a collection is: its model, how many images, how large, when made and from where."""
+    """Show a collection's model, size and age.
+
+    Also its precision, how many images and failures it has, and whether searches use an index.
+    """
     from image_encoders.collection import Collection
 
     found = Collection.open(collection).info()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from image_encoders.cli.arguments import go_offline
+from image_encoders.cli.options import go_offline
 from image_encoders.cli.printing import notice
 from image_encoders.errors import CollectionError, ImageEncodersError, InputError, WeightsError
 
@@ -23,7 +23,7 @@ def load(
 ) -> Encoder:
     """The encoder called `name`; wishes that are None are left to the library.
 
-    options: the family's own, as `parsed` gives them; a usage error where the family has no such option
+    options: the family's own, as `parse_options` gives them; a usage error where the family has no such option
     offline: keep the network out of it
     quiet: say nothing, however long it takes
     """

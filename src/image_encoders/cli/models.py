@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from image_encoders.cli.arguments import Json
+from image_encoders.cli.options import Json
 from image_encoders.cli.printing import print_json, print_table, say
 
 EXAMPLES = """\b
@@ -24,9 +24,10 @@ def models(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """List the models: what they encode, the size of their embeddings, and the licence of their weights.
+    """List the models.
 
-    With NAME also where the weights come from, and the options that -O takes.
+    What they encode, the size of their embeddings, and the licence of their weights; with NAME also where the weights
+    come from, and the options that -O takes.
     """
     from image_encoders.models import DEFAULT, unknown, variants
 

@@ -1,7 +1,12 @@
-"""What the commands print: results on standard output, everything else on standard error."""
+"""What the commands print: results on standard output, everything else on standard error.
+
+While a command runs, `sys.stdout` is standard error too, so that whatever a custom model's own code or a library prints
+does not end up among the results: `print` of this module is for those.
+"""
 
 from __future__ import annotations
 
+import builtins
 import errno
 import json
 import os
@@ -9,10 +14,13 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, redirect_stdout, suppress
 from datetime import timedelta
+from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
+
+from image_encoders import progress
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -22,21 +30,49 @@ QUIET_S = 10.0  # seconds between two lines of progress where there is no termin
 NOTICE_S = 1.0  # after which something slow is said to be going on
 
 
+_results: list[TextIO] = []  # standard output, of the command that runs
+
+
+def results() -> TextIO:
+    """The stream that results go to."""
+    return _results[-1] if _results else sys.stdout
+
+
+def print(*words: Any) -> None:
+    """A result, on standard output."""
+    builtins.print(*words, file=results())
+
+
+def keeps_results_apart(command: Callable[..., None]) -> Callable[..., None]:
+    """The command, during which only `print` of this module writes on standard output."""
+
+    @wraps(command)
+    def run(*arguments: Any, **options: Any) -> None:
+        _results.append(results())  # of the outer command, where one runs another
+        try:
+            with redirect_stdout(sys.stderr):
+                command(*arguments, **options)
+        finally:
+            _results.pop()
+
+    return run
+
+
 def console(stream: Any = None) -> Console:
     """A rich console on a stream, standard output if not told; coloured only on a terminal that wants it."""
     from rich.console import Console
 
-    stream = stream or sys.stdout
+    stream = stream or results()
     return Console(file=stream, width=None if stream.isatty() else ENDLESS, highlight=False, markup=False, emoji=False)
 
 
 def say(words: str, style: str | None = None) -> None:
     """A line for people, on standard error, after what is on standard output already."""
-    sys.stdout.flush()
+    results().flush()
     if style is None or not sys.stderr.isatty():
-        print(visible(words), file=sys.stderr)
+        builtins.print(escape_controls(words), file=sys.stderr)
     else:
-        console(sys.stderr).print(visible(words), style=style, soft_wrap=True)
+        console(sys.stderr).print(escape_controls(words), style=style, soft_wrap=True)
 
 
 def print_json(value: Any) -> None:
@@ -55,7 +91,7 @@ def print_table(headings: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
         heading = headings[position] if headings else ""
         table.add_column(heading, justify="right" if numbers else "left", overflow="fold")
     for row in rows:
-        table.add_row(*(f"{cell:.3f}" if isinstance(cell, float) else visible(str(cell)) for cell in row))
+        table.add_row(*(f"{cell:.3f}" if isinstance(cell, float) else escape_controls(str(cell)) for cell in row))
     printer = console()
     with printer.capture() as captured:
         printer.print(table)
@@ -86,24 +122,10 @@ def bar(label: str, shown: bool = True) -> Iterator[Callable[[int, int | None, f
     if not shown:
         yield None
     elif sys.stderr.isatty():
-        with _live(label) as told:
-            yield told
+        with progress.bar(label) as show:
+            yield lambda done, total, rate: show(done, total, _standing(done, total, rate))
     else:
         yield _lines(label)
-
-
-@contextmanager
-def _live(label: str) -> Iterator[Callable[[int, int | None, float], None]]:
-    from rich.progress import BarColumn, Progress, TextColumn
-
-    columns = (TextColumn(label), BarColumn(), TextColumn("{task.description}"))
-    with Progress(*columns, console=console(sys.stderr), transient=True) as live:
-        task = live.add_task("", total=None)
-
-        def told(done: int, total: int | None, rate: float) -> None:
-            live.update(task, completed=done, total=total, description=_standing(done, total, rate))
-
-        yield told
 
 
 def _lines(label: str) -> Callable[[int, int | None, float], None]:
@@ -113,22 +135,21 @@ def _lines(label: str) -> Callable[[int, int | None, float], None]:
         nonlocal last
         if time.monotonic() - last >= QUIET_S:
             last = time.monotonic()
-            say(f"{label}: {_standing(done, total, rate)}")
+            left = f", {timedelta(seconds=round((total - done) / rate))} left" if total is not None and rate > 0 else ""
+            say(f"{label}: {_standing(done, total, rate)}{left}")
 
     return told
 
 
 def _standing(done: int, total: int | None, rate: float) -> str:
-    """How far it is: 1,200 of 5,000, 80/s, 0:47 left."""
+    """How far it is: 1,200 of 5,000, 80/s."""
     parts = [f"{done:,}" if total is None else f"{done:,} of {total:,}"]
     if rate > 0:
         parts.append(f"{rate:,.1f}/s" if rate < 10 else f"{rate:,.0f}/s")
-        if total is not None:
-            parts.append(f"{timedelta(seconds=round((total - done) / rate))} left")
     return ", ".join(parts)
 
 
-def visible(words: str) -> str:
+def escape_controls(words: str) -> str:
     """`words` with what a terminal would obey or cannot show spelled out, line ends apart."""
     return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in words)
 
@@ -146,7 +167,7 @@ def counted(count: int, noun: str, plural: str = "") -> str:
     return f"{count:,} {noun if count == 1 else plural or f'{noun}s'}"
 
 
-def sentence(error: Exception) -> str:
+def error_sentence(error: Exception) -> str:
     """What an error says, in one line; for an operating system's error also which file, and what next."""
     if not isinstance(error, OSError) or error.strerror is None:
         return " ".join(str(error).split())

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from image_encoders.cli.arguments import CollectionFolder, Device, Json, Offline, Weights, local_path
 from image_encoders.cli.loading import load_again, loading
+from image_encoders.cli.options import CollectionFolder, Device, Json, Offline, Weights, local_path
 from image_encoders.cli.printing import counted, print_json, print_table, say, shown
 from image_encoders.errors import CollectionError, InputError
 

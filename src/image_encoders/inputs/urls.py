@@ -14,7 +14,9 @@ import ipaddress
 import socket
 import ssl
 import time
-from collections.abc import Iterable
+from collections import deque
+from collections.abc import Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -36,18 +38,69 @@ class UrlLimits:
 
     max_bytes: int = 64 << 20
     max_seconds: float = 20.0  # for all of it, redirects too; the time to look up a name is the resolver's own
+    max_seconds_together: float = 30.0  # for all addresses of one request
     max_redirects: int = 5
     private: bool = False
 
 
-def read_url(url: str, limits: UrlLimits = UrlLimits()) -> bytes:
-    """What a `data:`, `http:` or `https:` address holds; InputError otherwise."""
+def read_url(url: str, limits: UrlLimits = UrlLimits(), deadline: float = float("inf")) -> bytes:
+    """What a `data:`, `http:` or `https:` address holds; InputError otherwise.
+
+    deadline: on the monotonic clock, where it comes before the end of `max_seconds`
+    """
     scheme = url.split(":", 1)[0].lower()
     if scheme == "data":
         return _data(url, limits)
     if scheme not in ("http", "https"):
         raise InputError("unsupported URL scheme; data:, http: and https: are accepted", code="url")
-    return _fetch(url, limits)
+    return _fetch(url, limits, min(deadline, time.monotonic() + limits.max_seconds))
+
+
+class UrlFetcher:
+    """Addresses read on threads of their own, so that slow servers hold up nothing but their own documents.
+
+    threads: addresses at a time
+    of_one: of these for one call of `fetch`, so that no request takes all
+    """
+
+    def __init__(self, limits: UrlLimits = UrlLimits(), threads: int = 64, of_one: int = 16):
+        self._limits, self._of_one = limits, of_one
+        self._threads = ThreadPoolExecutor(threads, thread_name_prefix="fetch")
+
+    def fetch(self, urls: Sequence[str]) -> list[Future[bytes]]:
+        """What each address holds, or InputError, within `max_seconds_together`; cancelled ones are not begun."""
+        futures: list[Future[bytes]] = [Future() for _ in urls]
+        waiting = deque(zip(urls, futures))
+        deadline = time.monotonic() + self._limits.max_seconds_together
+        for _ in range(min(self._of_one, len(futures))):
+            self._threads.submit(self._read, waiting, deadline)
+        return futures
+
+    def outcome(self, future: Future[bytes]) -> bytes:
+        """What a future of `fetch` holds by now; InputError where that is nothing."""
+        if not future.done() or future.cancelled():  # a resolver that does not answer, or many who came before
+            future.cancel()
+            raise InputError(
+                f"the addresses of its request took longer than {self._limits.max_seconds_together:g} s", code="url"
+            )
+        return future.result()
+
+    def close(self) -> None:
+        """Begin nothing more."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    def _read(self, waiting: deque[tuple[str, Future[bytes]]], deadline: float) -> None:
+        while waiting:
+            try:
+                url, future = waiting.popleft()
+            except IndexError:  # another thread was faster
+                return
+            if not future.set_running_or_notify_cancel():
+                continue
+            try:
+                future.set_result(read_url(url, self._limits, deadline))
+            except BaseException as error:
+                future.set_exception(error)
 
 
 def _data(url: str, limits: UrlLimits) -> bytes:
@@ -66,8 +119,9 @@ def _data(url: str, limits: UrlLimits) -> bytes:
     return found
 
 
-def _fetch(url: str, limits: UrlLimits) -> bytes:
-    guard = _Guard(limits, time.monotonic() + limits.max_seconds)
+def _fetch(url: str, limits: UrlLimits, deadline: float) -> bytes:
+    began = time.monotonic()
+    guard = _Guard(limits, deadline)
     try:
         with httpcore.ConnectionPool(network_backend=guard, ssl_context=_certificates()) as pool:
             for _ in range(limits.max_redirects + 1):
@@ -78,8 +132,10 @@ def _fetch(url: str, limits: UrlLimits) -> bytes:
                         continue
                     return _body(response, limits)
     except httpcore.TimeoutException as error:
-        raise InputError(f"took longer than {limits.max_seconds:g} s", code="url") from error
-    except (httpcore.NetworkError, httpcore.ProtocolError, OSError, ValueError) as error:
+        raise InputError(f"took longer than {max(round(deadline - began, 1), 0):g} s", code="url") from error
+    except (ValueError, httpcore.LocalProtocolError) as error:
+        raise InputError("not a valid URL", code="url") from error
+    except (httpcore.NetworkError, httpcore.ProtocolError, OSError) as error:
         raise InputError(f"could not be fetched: {_said(error)}", code="url") from error
     raise InputError(f"more than {limits.max_redirects} redirects", code="url")
 
@@ -94,12 +150,18 @@ def _plain(url: str) -> tuple[str, str]:
     """(host as the Host header names it, the address in plain ASCII); InputError for one that is not accepted."""
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https"):
-        raise InputError("redirected to an unsupported URL scheme", code="url")
+        raise InputError("redirected to an unsupported URL scheme; http: and https: are accepted", code="url")
     if not parts.hostname or "@" in parts.netloc:
         raise InputError("an address without a host, or with a password in it", code="url")
+    try:
+        port = parts.port
+    except ValueError as error:
+        raise InputError("a URL with an invalid port; 1 to 65535 are accepted", code="url") from error
+    if port == 0:
+        raise InputError("a URL with the port 0; 1 to 65535 are accepted", code="url")
     host = parts.hostname if parts.hostname.isascii() else parts.hostname.encode("idna").decode()
     host = f"[{host}]" if ":" in host else host
-    netloc = host if parts.port is None else f"{host}:{parts.port}"
+    netloc = host if port is None else f"{host}:{port}"
     path, query = (
         quote(parts.path or "/", safe="/%:@!$&'()*+,;=~-._"),
         quote(parts.query, safe="/?%:@!$&'()*+,;=~-._[]"),

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from image_encoders.weights.tensor_bundle import Bundle
 
 PUBLISHED = "https://storage.googleapis.com/bit_models"  # neither sizes nor digests are stated: pinned on first use
+MAX_BYTES = 8 << 30  # of a published file; the largest, R152x4, has 3.8 GB
 DATASETS = {"Imagenet21k": "BiT-M", "Imagenet1k": "BiT-S"}
 RANGES = ("unit", "symmetric")
 HALF = (0.5, 0.5, 0.5)  # mean and deviation, which make [0, 1] [-1, 1]
@@ -148,7 +149,9 @@ def fetch(
     """The local copies of a variant's published files, downloaded unless they are there."""
     from image_encoders.weights.fetch import fetch as fetch_file
 
-    return [fetch_file(url, offline=offline, progress=progress) for url in published(variant, source)]
+    return [
+        fetch_file(url, max_bytes=MAX_BYTES, offline=offline, progress=progress) for url in published(variant, source)
+    ]
 
 
 def published(variant: str, source: str = "npz") -> list[str]:
@@ -326,7 +329,7 @@ def _folded(variables: Mapping[str, np.ndarray], names: dict[str, str], path: Pa
     import torch
 
     from image_encoders.nets.bit import standardize
-    from image_encoders.weights.mapped import let_go
+    from image_encoders.weights.files import let_go
 
     tensors = {}
     room = np.empty(0, np.float32)  # for one tensor in the file's order: turning it there, not in the file, is fast

@@ -19,22 +19,26 @@ Differs: the net stops after the layer, so what follows cannot fail; `layer` may
 from __future__ import annotations
 
 import inspect
-import types
+import logging
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from image_encoders.arrays import as_array, is_tensor
 from image_encoders.definition import Definition
 from image_encoders.encoder import Encoder, InputSpec, Tower, fingerprint
-from image_encoders.engines import PLAIN, Net, Runtime, described, identity, net_key
+from image_encoders.engines import PLAIN, Embedder, Net, Runtime, described, identity, net_key, select_embedder
+from image_encoders.engines.precision import probes
 from image_encoders.errors import ImageEncodersError, InputError, WeightsError
+from image_encoders.inputs.preprocessing import BICUBIC, BILINEAR, Preprocessing, ShortSide, channels_first
 from image_encoders.models import Variant, unknown
 
 if TYPE_CHECKING:
@@ -43,6 +47,8 @@ if TYPE_CHECKING:
 
     from image_encoders.nets.custom import Tapped
 
+logger = logging.getLogger(__name__)
+
 VARIANTS = (
     Variant(
         "", ("image",), None, "weights=PATH to a state_dict, definition=PATH to a python file, class_name=NAME", "yours"
@@ -50,6 +56,12 @@ VARIANTS = (
 )
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CLIP = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+PRESETS = {  # the last two as torchvision's Resize, CenterCrop(224), ToTensor and Normalize
+    "pixels": None,
+    "unit": Preprocessing(None, "", None, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
+    "imagenet": Preprocessing(ShortSide(256), BILINEAR, (224, 224), *IMAGENET, corner="round"),
+    "clip": Preprocessing(ShortSide(224), BICUBIC, (224, 224), *CLIP, corner="round"),
+}
 TRIED_SIDES = (224, 32, 28, 64, 96, 128, 256, 299, 384, 512)  # [px] of the zeros from which `dim` is learnt
 
 
@@ -93,60 +105,47 @@ def load(
 
     Raises WeightsError for whatever is wrong with the files or the layer; InputError for an option's value.
     """
-    from image_encoders.nets.custom import POOLINGS, Tapped
+    from image_encoders.nets.custom import POOLINGS, Tapped, unsaved
 
     if variant:
         raise unknown(f"custom/{variant}")
-    given = {"weights": weights, "definition": definition, "class_name": class_name}
-    lacking = [f"{name}=" for name, value in given.items() if not value]
-    if lacking:
-        raise WeightsError(f"custom needs {', '.join(lacking)}: a state_dict file, a python file, a class in it")
-    assert weights is not None
-    assert definition is not None
-    assert class_name is not None
+    if not weights or not definition or not class_name:
+        given = {"weights": weights, "definition": definition, "class_name": class_name}
+        lacking = ", ".join(f"{name}=" for name, value in given.items() if not value)
+        raise WeightsError(f"custom needs {lacking}: a state_dict file, a python file, a class in it")
     pooling = "none" if pooling is None else pooling
     if pooling not in POOLINGS:
         raise InputError(f"pooling is {pooling!r}; accepted: {', '.join(POOLINGS)}", code="option")
-    defined = _defined(Path(definition).expanduser())
-    with _blamed(defined, "cannot be loaded"):
-        module = _run(defined)
-        to_input = _preparation(preprocess, module, defined)
-        net = _loaded(_made(module, class_name, class_args, defined), weights)
-        weakref.finalize(net, defined.forget).atexit = False
-        layer = _layer(net, str(layer), f"{defined.path}: {class_name}")
-        tapped = Tapped(net, layer, pooling, whole=whole)
-        shape, dim = _tried(tapped, input_shape, defined)
-        defined.seal()
-        return _encoder(
-            "custom",
-            tapped,
-            dim,
-            runtime,
-            defined.located,
-            to_input,
-            shape=shape if pooling == "none" else None,
-            example=shape,
-            facts={
-                "definition": defined.digests,
-                "class": [class_name, repr(class_args)],
-                "layer": layer,
-                "pooling": pooling,
-                "preprocess": preprocess,
-            },
-        )
+    if input_shape is not None and not all(type(size) is int and size > 0 for size in input_shape):
+        raise InputError(f"input_shape is {input_shape!r}; such as (3, 224, 224) is accepted", code="option")
 
+    source = _open(Path(definition).expanduser())
+    with _blamed(source, "cannot be loaded"):
+        module = _run(source)
+        inputs = _inputs(preprocess, module, source)
+        make = partial(_make, source, module, class_name, class_args)
 
-@contextmanager
-def _blamed(defined: Definition, what: str) -> Iterator[None]:
-    """Whatever somebody's code raises in the block, an exit of the process too, as a WeightsError."""
-    try:
-        yield
-    except (ImageEncodersError, KeyboardInterrupt):
-        defined.forget()
-        raise
-    except BaseException as error:
-        defined.forget()
-        raise WeightsError(f"{defined.path}: {what}: {defined.located(error)}") from error
+        def tapped() -> Tapped:
+            net = _load_checkpoint(make, weights, input_shape)
+            return Tapped(net, _checked_layer(net, str(layer), source, class_name), pooling, whole=whole)
+
+        net = tapped()
+        weakref.finalize(net.net, source.forget).atexit = False
+        held = unsaved(net.net)
+        twin = tapped() if held else None  # made again, so that it shows whether what it holds is random
+        trial = _try_shapes(net, input_shape, source)
+        _check_steady(net, twin, inputs, trial.shape, source)
+        source.seal()
+        facts = {
+            "family": "custom",
+            "definition": source.digests,
+            "class": [class_name, repr(class_args)],
+            "layer": net.layer,
+            "pooling": pooling,
+            "unsaved": _digest_of_both(held, unsaved(twin.net)) if twin else None,
+        }
+        inputs = replace(inputs, shape=trial.shape if pooling == "none" else None)
+        return _assemble("custom", net, trial, inputs, facts, source.located, runtime)
 
 
 def original(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
@@ -165,163 +164,15 @@ def tiny(runtime: Runtime = PLAIN) -> Encoder:
         torch.manual_seed(0)
         features = nn.Sequential(nn.Conv2d(3, 16, 7, stride=4), nn.ReLU(), nn.Conv2d(16, 24, 3, stride=2), nn.ReLU())
         net = nn.Sequential(OrderedDict(features=features, pool=nn.AdaptiveAvgPool2d(1), classifier=nn.Linear(1, 10)))
-    facts = {"definition": "tiny", "class": ["tiny", ""], "layer": "features", "pooling": "mean"}
     tapped = Tapped(net.eval(), "features")
-    return _encoder(
-        "custom/tiny",
-        tapped,
-        24,
-        runtime,
-        repr,
-        PRESETS["imagenet"],
-        shape=None,
-        example=(3, 224, 224),
-        facts=facts,
-    )
+    trial = Trial((3, 224, 224), 24)
+    return _assemble("custom/tiny", tapped, trial, _preset_inputs("imagenet"), {"family": "custom"}, repr, runtime)
 
 
-def _encoder(
-    name: str,
-    tapped: Tapped,
-    dim: int,
-    runtime: Runtime,
-    located: Callable[[BaseException], str],
-    to_input: Callable[[np.ndarray], Any] | None,
-    *,
-    shape: tuple[int, ...] | None,
-    example: tuple[int, ...],
-    facts: dict[str, Any],
-) -> Encoder:
-    """example: the shape of an input that the net takes"""
-    from image_encoders.weights.digest import weights_digest
-
-    digest = weights_digest(tapped.net.state_dict())
-    read, prepare = partial(_read, arrays=to_input is None), partial(_prepare, to_input=to_input)
-    key = net_key(family="custom", weights=digest, whole=tapped.whole, **facts)
-    embedder = runtime.embedder(
-        Net(
-            name, key, lambda: tapped, lambda source: _fitting(prepare(read(source)), example), example, traceable=False
-        )
-    )
-
-    def embed(inputs: np.ndarray) -> np.ndarray:
-        try:
-            rows = embedder(inputs)
-        except (ImageEncodersError, KeyboardInterrupt, MemoryError):
-            raise
-        except BaseException as error:  # the net is not ours, and takes what it takes, or ends the process
-            # torch's own error for too little memory is a RuntimeError like any other
-            if isinstance(error, RuntimeError) and "memory" in str(error):
-                raise
-            raise InputError(
-                f"the net fails for inputs of shape {inputs.shape[1:]}: {located(error)}", code="net"
-            ) from error
-        if rows.shape[1] != dim:
-            raise InputError(
-                f"inputs of shape {inputs.shape[1:]} give rows of {rows.shape[1]} numbers; others give {dim}",
-                code="shape",
-            )
-        return rows
-
-    return Encoder(
-        name=name,
-        dim=dim,
-        towers={"image": Tower(InputSpec("image", read, prepare, shape), embed)},
-        fingerprint=fingerprint(family="custom", weights=digest, **identity(embedder), **facts),
-        **described(embedder),
-    )
+# ---------------------------------------------------------------- the definition
 
 
-def _fitting(prepared: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """A probe of the shape that the net was tried with; InputError where pictures become another one."""
-    if prepared.shape != shape:
-        raise InputError(f"a prepared picture of {prepared.shape}; the net was tried with {shape}", code="shape")
-    return prepared
-
-
-# ---------------------------------------------------------------- pictures
-
-
-def _read(source: Any, arrays: bool) -> np.ndarray:
-    """An array or tensor of floats as it is; so is any other where `arrays`; else a picture's pixels."""
-    if is_tensor(source):
-        source = as_array(source)
-    if isinstance(source, np.ndarray) and (arrays or source.dtype.kind == "f"):
-        if source.dtype.kind not in "biuf":
-            raise InputError(f"an array of {source.dtype}; numbers are accepted", code="dtype")
-        return source.astype(np.float32, copy=False)
-    if arrays:
-        raise InputError(
-            f"a {type(source).__name__}; without preprocess= this model takes arrays that its net takes. "
-            f"For pictures load it with preprocess=, one of {', '.join(PRESETS)} or a function in the definition file",
-            code="type",
-        )
-    from image_encoders.inputs.image import read_image
-
-    return read_image(source)
-
-
-def _prepare(item: np.ndarray, to_input: Callable[[np.ndarray], Any] | None) -> np.ndarray:
-    """The net's input, float32: from pixels by `to_input`, from floats as they are."""
-    if to_input is None or item.dtype == np.float32:
-        return np.ascontiguousarray(item)
-    return np.ascontiguousarray(to_input(item), np.float32)
-
-
-def _own(pixels: np.ndarray, function: Callable[[np.ndarray], Any], defined: Definition) -> np.ndarray:
-    """What a function of the definition file makes of a picture."""
-    try:
-        result = function(pixels.copy())  # which it may write to
-        return np.asarray(as_array(result), np.float32)
-    except KeyboardInterrupt:
-        raise
-    except BaseException as error:  # the function is not ours
-        raise InputError(f"{function.__name__} fails: {defined.located(error)}", code="preprocess") from error
-
-
-def _scaled(pixels: np.ndarray, scale: float) -> np.ndarray:
-    from image_encoders.inputs.preprocessing import channels_first
-
-    return channels_first(pixels).astype(np.float32) / np.float32(scale)
-
-
-def _cropped(
-    pixels: np.ndarray, target: int, filter: str, colours: tuple[Sequence[float], Sequence[float]]
-) -> np.ndarray:
-    """As torchvision's Resize(target), CenterCrop(224), ToTensor and Normalize(mean, std) make it."""
-    from image_encoders.inputs.preprocessing import Preprocessing, ShortSide
-
-    mean, std = map(tuple, colours)
-    steps = Preprocessing(ShortSide(target), filter, (224, 224), mean, std, corner="round")
-    return steps.normalised(steps.prepare(pixels).astype(np.float32) / np.float32(255))
-
-
-PRESETS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
-    "pixels": partial(_scaled, scale=1),
-    "unit": partial(_scaled, scale=255),
-    "imagenet": partial(_cropped, target=256, filter="bilinear", colours=IMAGENET),
-    "clip": partial(_cropped, target=224, filter="bicubic", colours=CLIP),
-}
-
-
-def _preparation(name: str | None, module: types.ModuleType, defined: Definition) -> Callable[[np.ndarray], Any] | None:
-    if name is None:
-        return None
-    own = getattr(module, name, None)
-    if callable(own):
-        return partial(_own, function=own, defined=defined)
-    if name not in PRESETS:
-        raise InputError(
-            f"preprocess is {name!r}; accepted: {', '.join(PRESETS)}, or the name of a function in {defined.path}",
-            code="option",
-        )
-    return PRESETS[name]
-
-
-# ---------------------------------------------------------------- the definition file
-
-
-def _defined(path: Path) -> Definition:
+def _open(path: Path) -> Definition:
     """The definition file, which can be read."""
     try:
         with path.open("rb"):
@@ -332,32 +183,36 @@ def _defined(path: Path) -> Definition:
         ) from error
 
 
-def _run(defined: Definition) -> types.ModuleType:
+@contextmanager
+def _blamed(definition: Definition, what: str) -> Iterator[None]:
+    """Whatever the definition's code raises in the block, an exit of the process too, as a WeightsError."""
+    try:
+        yield
+    except BaseException as error:
+        definition.forget()
+        if isinstance(error, (ImageEncodersError, KeyboardInterrupt)):
+            raise
+        raise WeightsError(f"{definition.path}: {what}: {definition.located(error)}") from error
+
+
+def _run(definition: Definition) -> ModuleType:
     """The definition file as a module."""
-    with _blamed(defined, "fails when run"):
-        return defined.run()
+    with _blamed(definition, "fails when run"):
+        return definition.run()
 
 
-def _made(
-    module: types.ModuleType,
+def _make(
+    definition: Definition,
+    module: ModuleType,
     class_name: str,
     class_args: Mapping[str, Any] | Sequence[Any] | None,
-    defined: Definition,
 ) -> nn.Module:
     """The net that the class, called with `class_args`, makes."""
     from torch import nn
 
-    from image_encoders.nets.custom import closest
-
-    path = defined.path
     make = getattr(module, class_name, None)
     if not callable(make):
-        classes = [
-            name
-            for name, value in vars(module).items()
-            if isinstance(value, type) and issubclass(value, nn.Module) and value.__module__ == module.__name__
-        ]
-        raise WeightsError(f"{path}: defines no class {class_name!r}; {closest(class_name, classes, 'nets in it')}")
+        raise _no_class(definition, module, class_name)
     if class_args is not None and not isinstance(class_args, (Mapping, list, tuple)):
         raise InputError(f"class_args is {class_args!r}; a mapping or a list is accepted", code="option")
     keywords = dict(class_args) if isinstance(class_args, Mapping) else {}
@@ -369,37 +224,43 @@ def _made(
         pass
     except TypeError as error:
         raise WeightsError(
-            f"{path}: {class_name}{signature} is called with other arguments: {error}; "
+            f"{definition.path}: {class_name}{signature} is called with other arguments: {error}; "
             'give them as class_args={"name": value}'
         ) from error
-    with _blamed(defined, f"{class_name} cannot be made"):
+    with _blamed(definition, f"{class_name} cannot be made"):
         net = make(*positions, **keywords)
     if not isinstance(net, nn.Module):
-        raise WeightsError(f"{path}: {class_name} makes a {type(net).__name__}; a torch.nn.Module is needed")
+        raise WeightsError(f"{definition.path}: {class_name} makes a {type(net).__name__}; a torch.nn.Module is needed")
     return net
 
 
-def _layer(net: nn.Module, layer: str, whose: str) -> str:
-    """`layer`, when the net has it."""
+def _no_class(definition: Definition, module: ModuleType, class_name: str) -> WeightsError:
+    from torch import nn
+
     from image_encoders.nets.custom import closest
 
-    try:
-        net.get_submodule(layer)
-    except AttributeError as error:
-        layers = [name for name, _ in net.named_modules() if name]
-        raise WeightsError(f"{whose} has no layer {layer!r}; {closest(layer, layers, 'it has')}") from error
-    return layer
+    nets = [
+        name
+        for name, value in vars(module).items()
+        if isinstance(value, type) and issubclass(value, nn.Module) and value.__module__ == module.__name__
+    ]
+    return WeightsError(
+        f"{definition.path}: defines no class {class_name!r}; {closest(class_name, nets, 'nets in it')}"
+    )
 
 
-# ---------------------------------------------------------------- weights
+# ---------------------------------------------------------------- the net
 
 
-def _loaded(net: nn.Module, path: Path) -> nn.Module:
-    """The net with a checkpoint's tensors; its own initial ones are given up before those are read."""
+def _load_checkpoint(make: Callable[[], nn.Module], path: Path, input_shape: Sequence[int] | None) -> nn.Module:
+    """A net with a checkpoint's tensors; its own initial ones are given up before those are read."""
     import torch
 
     from image_encoders.weights.assign import assign
 
+    net = make()
+    if _is_lazy(net):
+        net = _materialized(make, path, input_shape)
     initial = []
     for module in net.modules():
         for name, parameter in list(module.named_parameters(recurse=False)):
@@ -413,6 +274,30 @@ def _loaded(net: nn.Module, path: Path) -> nn.Module:
             held.requires_grad_(False).copy_(getattr(module, name))
             setattr(module, name, held)
     return net
+
+
+def _is_lazy(net: nn.Module) -> bool:
+    from torch.nn.parameter import is_lazy
+
+    return any(is_lazy(tensor) for tensor in (*net.parameters(), *net.buffers()))
+
+
+def _materialized(make: Callable[[], nn.Module], path: Path, input_shape: Sequence[int] | None) -> nn.Module:
+    """A net with lazy layers after a pass over zeros of a shape for which they become the checkpoint's."""
+    import torch
+
+    wanted = {name: tuple(value.shape) for name, value in _state(path).items()}
+    shapes = list(_likely_shapes(make())) if input_shape is None else [tuple(input_shape)]
+    for shape in shapes:
+        made = make().eval()
+        with suppress(Exception), torch.no_grad():  # after the last lazy layer it may fail for other reasons
+            made(torch.zeros(2, *shape))
+        if not _is_lazy(made) and {name: tuple(value.shape) for name, value in made.state_dict().items()} == wanted:
+            return made
+    raise WeightsError(
+        f"{path}: the net has lazy layers, which do not become the checkpoint's for inputs of shape {_some(shapes)}. "
+        "Give the shape of one input as input_shape=, such as (3, 224, 224)"
+    )
 
 
 def _state(path: Path) -> dict[str, torch.Tensor]:
@@ -442,28 +327,50 @@ def _is_safetensors(path: Path) -> bool:
         return file.read(9)[8:] == b"{"
 
 
-# ---------------------------------------------------------------- the length of a row
+def _checked_layer(net: nn.Module, layer: str, definition: Definition, class_name: str) -> str:
+    """`layer`, when the net has it."""
+    from image_encoders.nets.custom import closest
+
+    try:
+        net.get_submodule(layer)
+    except AttributeError as error:
+        layers = [name for name, _ in net.named_modules() if name]
+        raise WeightsError(
+            f"{definition.path}: {class_name} has no layer {layer!r}; {closest(layer, layers, 'it has')}"
+        ) from error
+    return layer
 
 
-def _tried(tapped: Tapped, input_shape: Sequence[int] | None, defined: Definition) -> tuple[tuple[int, ...], int]:
-    """A shape that the net takes, and the length of the row that it gives for it."""
-    if input_shape is not None and not all(type(size) is int and size > 0 for size in input_shape):
-        raise InputError(f"input_shape is {input_shape!r}; such as (3, 224, 224) is accepted", code="option")
-    shapes = list(_likely_shapes(tapped.net)) if input_shape is None else [tuple(input_shape)]
+# ---------------------------------------------------------------- probes
+
+
+class Trial(NamedTuple):
+    """The shape of an input that a net takes, and the length of the embedding that it gives for it."""
+
+    shape: tuple[int, ...]
+    dim: int
+
+
+def _try_shapes(net: Tapped, input_shape: Sequence[int] | None, definition: Definition) -> Trial:
+    """A shape that the net takes, the likeliest first, or the one that is given."""
+    shapes = list(_likely_shapes(net.net)) if input_shape is None else [tuple(input_shape)]
     failure: Exception | None = None
     for shape in shapes:
         try:
-            return shape, tapped.dim(shape)
+            return Trial(shape, net.dim(shape))
         except WeightsError as error:
-            raise WeightsError(f"{defined.path}: {error}") from error
+            raise WeightsError(f"{definition.path}: {error}") from error
         except Exception as error:  # the net is not ours, and takes what it takes
             failure = failure or error
     assert failure is not None
-    tried = str(shapes[0]) if len(shapes) == 1 else f"{shapes[0]} and {len(shapes) - 1} other shapes"
     raise WeightsError(
-        f"{defined.path}: the net fails on zeros of shape {tried}, tried to learn the length of a row: "
-        f"{defined.located(failure)}. Give the shape of one input as input_shape=, such as (3, 224, 224)"
+        f"{definition.path}: the net fails on zeros of shape {_some(shapes)}, tried to learn the length of an "
+        f"embedding: {definition.located(failure)}. Give the shape of one input as input_shape=, such as (3, 224, 224)"
     ) from failure
+
+
+def _some(shapes: Sequence[tuple[int, ...]]) -> str:
+    return str(shapes[0]) if len(shapes) == 1 else f"{shapes[0]} and {len(shapes) - 1} other shapes"
 
 
 def _likely_shapes(net: nn.Module) -> Iterator[tuple[int, ...]]:
@@ -477,6 +384,204 @@ def _likely_shapes(net: nn.Module) -> Iterator[tuple[int, ...]]:
             if channels * side * side == first.in_features:
                 yield channels, side, side
         yield (first.in_features,)
-    channels = first.in_channels if isinstance(first, nn.Conv2d) else 3
+    channels = (first.in_channels if isinstance(first, nn.Conv2d) else 0) or 3  # 0: lazy
     for side in TRIED_SIDES:
         yield channels, side, side
+
+
+def _check_steady(
+    net: Tapped, twin: Tapped | None, inputs: InputSpec, shape: tuple[int, ...], definition: Definition
+) -> None:
+    """Raise WeightsError where the embedding of an image depends on more than the image.
+
+    twin: made and loaded as `net` was; None where a net holds nothing but its checkpoint
+    shape: of an input that the net takes
+    """
+    import torch
+
+    from image_encoders.nets.custom import why_unsteady
+
+    failure: Exception | None = None
+    for pair in _probe_pairs(inputs, shape, definition):
+        try:
+            reason = why_unsteady(net, torch.from_numpy(pair), twin)
+        except Exception as error:  # the net is not ours, and takes what it takes
+            failure = failure or error
+            continue
+        if reason:
+            raise WeightsError(f"{definition.path}: the embedding of an image {reason}; it has to be the image's alone")
+        return
+    assert failure is not None
+    logger.warning(
+        "%s: whether an image always has the same embedding is not known: the net fails on images, on noise and "
+        "on zeros of shape %s: %s",
+        definition.path,
+        shape,
+        definition.located(failure),
+    )
+
+
+def _probe_pairs(inputs: InputSpec, shape: tuple[int, ...], definition: Definition) -> Iterator[np.ndarray]:
+    """Two inputs (2, ...) of the shape that the net takes: images where they become such, noise, zeros."""
+    with suppress(InputError):
+        images = probes(2)
+        first, second, repeated = (inputs.input(image) for image in (*images, images[1]))
+        if second.shape != repeated.shape or not np.allclose(second, repeated, equal_nan=True):
+            raise WeightsError(f"{definition.path}: preprocess= gives another input for the same image each time")
+        for one in (first, second):
+            replace(inputs, shape=shape).check(one)
+        yield np.stack([first, second])
+    yield np.random.default_rng(0).random((2, *shape), np.float32)
+    yield np.zeros((2, *shape), np.float32)
+
+
+def _digest_of_both(tensors: Mapping[str, torch.Tensor], others: Mapping[str, torch.Tensor]) -> str:
+    """The digest of the tensors that are the same in two nets."""
+    import torch
+
+    from image_encoders.weights.digest import weights_digest
+
+    return weights_digest(
+        {
+            name: value
+            for name, value in tensors.items()
+            if name in others
+            and value.shape == others[name].shape
+            and torch.equal(value.nan_to_num(), others[name].nan_to_num())
+        }
+    )
+
+
+# ---------------------------------------------------------------- inputs
+
+
+def _inputs(preprocess: str | None, module: ModuleType, definition: Definition) -> InputSpec:
+    """Sources to inputs: arrays as they come, and images as `preprocess` says."""
+    if preprocess is None:
+        facts = {"preprocess": None}
+        return InputSpec("image", _read_array, np.ascontiguousarray, facts=facts, summary="arrays as they come")
+    own = getattr(module, preprocess, None)
+    if callable(own):
+        prepare = partial(_prepared, to_input=partial(_own, function=own, definition=definition))
+        summary = f"by {preprocess} of {definition.path.name}"
+        return InputSpec("image", _read_image, prepare, facts={"preprocess": preprocess}, summary=summary)
+    if preprocess not in PRESETS:
+        raise InputError(
+            f"preprocess is {preprocess!r}; accepted: {', '.join(PRESETS)}, or the name of a function in "
+            f"{definition.path}",
+            code="option",
+        )
+    return _preset_inputs(preprocess)
+
+
+def _preset_inputs(name: str) -> InputSpec:
+    steps = PRESETS[name]
+    prepare = partial(_prepared, to_input=partial(_preset, steps=steps))
+    facts = {"preprocess": name, "steps": None if steps is None else steps.facts()}
+    return InputSpec("image", _read_image, prepare, facts=facts, summary="RGB" if steps is None else str(steps))
+
+
+def _read_array(source: Any) -> np.ndarray:
+    """An array or tensor of numbers, as float32."""
+    array = as_array(source) if is_tensor(source) else source
+    if not isinstance(array, np.ndarray):
+        raise InputError(
+            f"a {type(source).__name__}; without preprocess= this model takes arrays that its net takes. "
+            f"For images load it with preprocess=, one of {', '.join(PRESETS)} or a function in the definition file",
+            code="type",
+        )
+    if array.dtype.kind not in "biuf":
+        raise InputError(f"an array of {array.dtype}; numbers are accepted", code="dtype")
+    return array.astype(np.float32, copy=False)
+
+
+def _read_image(source: Any) -> np.ndarray:
+    """An image's pixels; an array or tensor of floats as float32."""
+    source = as_array(source) if is_tensor(source) else source
+    if isinstance(source, np.ndarray) and source.dtype.kind == "f":
+        return source.astype(np.float32, copy=False)
+    from image_encoders.inputs.image import read_image
+
+    return read_image(source)
+
+
+def _prepared(item: np.ndarray, to_input: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+    """The net's input, float32: from pixels by `to_input`, from floats as they are."""
+    return np.ascontiguousarray(item if item.dtype == np.float32 else to_input(item), np.float32)
+
+
+def _preset(pixels: np.ndarray, steps: Preprocessing | None) -> np.ndarray:
+    if steps is None:
+        return channels_first(pixels)
+    return steps.normalised(steps.prepare(pixels).astype(np.float32) / np.float32(255))
+
+
+def _own(pixels: np.ndarray, function: Callable[[np.ndarray], Any], definition: Definition) -> np.ndarray:
+    """What a function of the definition makes of an image."""
+    try:
+        result = function(pixels.copy())  # which it may write to
+        return np.asarray(as_array(result), np.float32)
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # the function is not ours
+        raise InputError(f"{function.__name__} fails: {definition.located(error)}", code="preprocess") from error
+
+
+# ---------------------------------------------------------------- the encoder
+
+
+def _assemble(
+    name: str,
+    net: Tapped,
+    trial: Trial,
+    inputs: InputSpec,
+    facts: Mapping[str, Any],
+    located: Callable[[BaseException], str],
+    runtime: Runtime,
+) -> Encoder:
+    """The encoder of a net.
+
+    trial: engines try it with inputs of that shape too
+    located: what went wrong in the net, and where
+    """
+    from image_encoders.weights.digest import weights_digest
+
+    facts = {**facts, "weights": weights_digest(net.net.state_dict())}
+    key = net_key(**facts, whole=net.whole, inputs=inputs.facts)
+    probe = partial(_fitting, inputs, trial.shape)
+    embedder = select_embedder(runtime, Net(name, key, lambda: net, probe, trial.shape, traceable=False))
+    embed = partial(_embed, embedder=embedder, dim=trial.dim, located=located)
+    return Encoder(
+        name=name,
+        dim=trial.dim,
+        towers={"image": Tower(inputs, embed)},
+        fingerprint=fingerprint(**facts, inputs={"image": inputs.facts}, **identity(embedder)),
+        **described(embedder),
+    )
+
+
+def _fitting(inputs: InputSpec, shape: tuple[int, ...], source: Any) -> np.ndarray:
+    """The input for a source; InputError where it has another shape."""
+    prepared = inputs.input(source)
+    replace(inputs, shape=shape).check(prepared)
+    return prepared
+
+
+def _embed(inputs: np.ndarray, embedder: Embedder, dim: int, located: Callable[[BaseException], str]) -> np.ndarray:
+    """Embeddings (B, dim) of inputs (B, ...); InputError where the net fails for them."""
+    try:
+        embeddings = embedder(inputs)
+    except (ImageEncodersError, KeyboardInterrupt, MemoryError):
+        raise
+    except BaseException as error:  # the net is not ours, and takes what it takes, or ends the process
+        if isinstance(error, RuntimeError) and "memory" in str(error):  # torch's own error for too little of it
+            raise
+        raise InputError(
+            f"the net fails for inputs of shape {inputs.shape[1:]}: {located(error)}", code="net"
+        ) from error
+    if embeddings.shape[1] != dim:
+        raise InputError(
+            f"inputs of shape {inputs.shape[1:]} give embeddings of {embeddings.shape[1]} numbers; others give {dim}",
+            code="shape",
+        )
+    return embeddings

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import difflib
 import logging
+import math
 import threading
 from typing import Any
 
@@ -17,6 +18,10 @@ from image_encoders.errors import WeightsError
 logger = logging.getLogger(__name__)
 
 POOLINGS = ("mean", "max", "cls", "mean-tokens", "none")
+# How far embeddings of one image may be apart, in units of their length:
+REPEATED = 1e-6  # in two passes over the same input; float32 kernels repeat themselves to the bit, or nearly
+BATCHED = 1e-4  # alone and beside another image; twenty ordinary nets: 2e-7 at most
+NUDGE = 1e-6  # of an input: about ten times what float32 rounds off
 
 
 class _Stop(BaseException):
@@ -106,8 +111,8 @@ class Tapped(nn.Module):
         meta = {name: _moved(value) for name, value in (*self.named_parameters(), *self.named_buffers())}
         nothing, zeros = torch.zeros(2, *shape, device="meta"), torch.zeros(2, *shape)
         for rows in (
-            lambda: self._copied(meta=True)(nothing),
-            lambda: self._copied(meta=False)(zeros),
+            lambda: self.copied(meta=True)(nothing),
+            lambda: self.copied()(zeros),
             lambda: torch.func.functional_call(self, meta, nothing),
         ):
             try:
@@ -118,7 +123,7 @@ class Tapped(nn.Module):
             return found
         return self(zeros).shape[1]
 
-    def _copied(self, meta: bool) -> Tapped:
+    def copied(self, meta: bool = False) -> Tapped:
         """Another one, with the same parameters and with buffers of its own; or with all of them without content."""
         memo: dict[int, Any] = {id(one): _moved(one) if meta else one.clone() for one in self.buffers()}
         memo |= {id(one): _moved(one) if meta else one for one in self.parameters()}
@@ -209,6 +214,80 @@ def _moved(tensor: Tensor) -> Tensor:
     """One like it, without content."""
     moved = tensor.detach().to("meta")
     return nn.Parameter(moved, requires_grad=False) if isinstance(tensor, nn.Parameter) else moved
+
+
+def why_unsteady(tapped: Tapped, images: Tensor, twin: Tapped | None = None) -> str | None:
+    """Why the embedding of an image is not a function of the image; None where it is, as far as three passes show.
+
+    One is embedded beside another one of stronger contrast, alone, and once more.
+
+    images: (2, ...), two different inputs
+    twin: the same class made again, with the same checkpoint; None where all that a net holds is in its checkpoint
+
+    Raises whatever the net raises for these inputs.
+    """
+    with torch.inference_mode():
+        one, two = images[1:], torch.cat([2 * images[:1], images[1:]])
+        try:  # copies, as nets may keep something of what they see, which then would be of these images
+            first = tapped.copied()
+            beside = first(two)[1:]
+            second = tapped.copied() if twin is None else twin
+        except Exception:  # functions may hold on to the net that they were made for
+            first = tapped
+            beside = first(two)[1:]
+            second = tapped if twin is None else twin
+        alone, again = second(one), second(one)
+        length = max(_length(beside), _length(alone))
+
+        def said(reason: str, apart: float) -> str:
+            return f"{reason} (by {apart / length:.2g} of its length){_suspects(tapped.net)}"
+
+        if (apart := _length(alone - again)) > REPEATED * length:
+            return said(
+                "is another one in each pass: something in the net is random, or changes with every pass", apart
+            )
+        if (apart := _length(beside - alone)) <= BATCHED * length:
+            return None
+        if apart <= 10 * _length(alone - second(one * (1 + NUDGE))):  # as a rounded input changes it, in this net
+            return None
+        if _length(first(one) - alone) <= BATCHED * length:
+            return said("depends on the other images of its batch", apart)
+        if twin is not None:
+            return said("is another one each time that the class is made, or depends on earlier images", apart)
+        return said("depends on the images that the net has seen before", apart)
+
+
+def _length(embedding: Tensor) -> float:
+    """0 where a number is not finite: such embeddings are refused later."""
+    length = float(embedding.float().norm())
+    return length if math.isfinite(length) else 0.0
+
+
+def _suspects(net: nn.Module) -> str:
+    """Modules that are known to give what depends on chance or on the batch, as the end of a message."""
+    training = [f"{name or 'the net itself'}" for name, module in net.named_modules() if module.training]
+    batch = [
+        name
+        for name, module in net.named_modules()
+        if getattr(module, "track_running_stats", True) is False and getattr(module, "running_mean", 0) is None
+    ]
+    found = [
+        f"; {what}: {', '.join(names[:3])}{', ...' if len(names) > 3 else ''}"
+        for what, names in (("in training mode after eval()", training), ("without running statistics", batch))
+        if names
+    ]
+    return "".join(found)
+
+
+def unsaved(net: nn.Module) -> dict[str, Tensor]:
+    """The tensors that a net holds and no checkpoint of it has: buffers that are not persistent, plain attributes."""
+    saved = net.state_dict()
+    found = {name: buffer for name, buffer in net.named_buffers() if name not in saved}
+    for prefix, module in net.named_modules():
+        for name, value in vars(module).items():
+            if isinstance(value, Tensor):
+                found[f"{prefix}.{name}".lstrip(".")] = value
+    return {name: value.to_dense() if value.layout != torch.strided else value for name, value in found.items()}
 
 
 def pool(x: Tensor, pooling: str) -> Tensor:

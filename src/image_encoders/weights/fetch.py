@@ -15,17 +15,18 @@ import json
 import logging
 import os
 import shutil
-import sys
+import socket
+import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from fnmatch import fnmatch
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
 from image_encoders.cache import atomic_write, cache_folder, file_lock, running_sha256
-from image_encoders.errors import UnknownModel, WeightsError
+from image_encoders.errors import WeightsError
+from image_encoders.progress import Show, bar
 
 if TYPE_CHECKING:
     import httpx
@@ -33,6 +34,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 TIMEOUT_S = 30.0  # to connect, and between two pieces of an answer
+HEAD_S = 120.0  # for the head of an answer, redirects included
+SLOW_S, SLOW_BYTES = 60.0, 60 << 10  # a body that brings fewer bytes in this time has stalled
+MAX_BYTES = 32 << 30  # of a file whose table entry says nothing smaller
 ATTEMPTS = 5  # in a row that bring nothing new
 BACKOFF_S = 0.5  # before the second attempt; doubled before each further one
 LONGEST_PAUSE_S = 60.0  # that a server may ask for
@@ -40,9 +44,6 @@ PROGRESS = 1 << 20  # an attempt that brings fewer new bytes counts as one that 
 REDIRECTS = 10
 TRANSIENT = {408, 425, 429, 500, 502, 503, 504}
 YES = {"1", "true", "yes", "on"}
-HUB_FILES = ("*.json", "*.txt", "*.model")  # configuration and tokenizer
-SAFE_WEIGHTS = "model*.safetensors"
-REACHABLE = "These work without it: clip/demo, which is bundled, and local checkpoints (weights=PATH)"
 
 
 def is_offline(asked: bool | None = None) -> bool:
@@ -56,6 +57,7 @@ def fetch(
     *,
     sha256: str | None = None,
     size: int | None = None,
+    max_bytes: int = MAX_BYTES,
     name: str | None = None,
     folder: str | Path | None = None,
     offline: bool | None = None,
@@ -69,6 +71,7 @@ def fetch(
 
     url: http or https
     sha256, size: what is published of it [hexadecimal, bytes]
+    max_bytes: how large it may be where no size is published
     name: the file's name in `folder`, may have folders of its own; default: the URL's host and path
     folder: default: the cache folder
     offline: never use the network, as the environment may say as well
@@ -86,7 +89,7 @@ def fetch(
         )
     with _writing(target), file_lock(_beside(target, ".lock")):
         if not _present(target, url, sha256, size, verify):  # another process may have been faster
-            _Download(url, target, sha256, size, progress).run()
+            _Download(url, target, sha256, size, max_bytes, progress).run()
     return target
 
 
@@ -189,10 +192,12 @@ class _Again(Exception):
 class _Download:
     """One file on its way: `<file>.part` holds what came, `<file>.part.json` which version of the file that is."""
 
-    def __init__(self, url: str, target: Path, sha256: str | None, size: int | None, progress: bool | None) -> None:
+    def __init__(
+        self, url: str, target: Path, sha256: str | None, size: int | None, max_bytes: int, progress: bool | None
+    ) -> None:
         self.url, self.target = url, target
-        self.sha256, self.size = sha256 and sha256.lower(), size
-        self.progress = sys.stderr.isatty() if progress is None else progress
+        self.sha256, self.size, self.max_bytes = sha256 and sha256.lower(), size, max_bytes
+        self.progress = progress
         self.part, self.notes = _beside(target, ".part"), _beside(target, ".part.json")
         self.have = 0
         self.digest = hashlib.sha256()
@@ -206,13 +211,18 @@ class _Download:
         self.continued = self.restore()
         failures, furthest = 0, self.have
         with (
-            httpx.Client(timeout=TIMEOUT_S, follow_redirects=True, max_redirects=REDIRECTS) as client,
-            _bar(self.target.name, self.progress) as advance,
+            httpx.Client(
+                timeout=TIMEOUT_S,
+                follow_redirects=True,
+                max_redirects=REDIRECTS,
+                limits=httpx.Limits(max_keepalive_connections=0),
+            ) as client,
+            bar(self.target.name, self.progress) as show,
         ):
             while True:
                 try:
                     if not self.complete():
-                        self.receive(client, advance)
+                        self.receive(client, show)
                     return self.finish()
                 except _Again as error:
                     reason, pause = str(error), error.pause
@@ -240,7 +250,7 @@ class _Download:
         """Take up what an earlier download left, if it says which version of the file that is."""
         try:
             version = json.loads(self.notes.read_bytes())
-            usable = version["url"] == self.url and (self.sha256 or version["validator"])
+            usable = version["url"] == self.url and (self.sha256 or _validator(version["validator"]))
         except (OSError, ValueError, KeyError, TypeError):
             usable = False
         if not usable or not self.part.exists():
@@ -261,7 +271,7 @@ class _Download:
     def complete(self) -> bool:
         return self.have > 0 and self.have == self.total()
 
-    def receive(self, client: httpx.Client, advance: Any) -> None:
+    def receive(self, client: httpx.Client, show: Show) -> None:
         import httpx
 
         if self.have and not (self.sha256 or self.version.get("validator")):
@@ -271,24 +281,36 @@ class _Download:
             headers["Range"] = f"bytes={self.have}-"
             if self.version.get("validator"):
                 headers["If-Range"] = self.version["validator"]
-        with client.stream("GET", _mirrored(self.url), headers=headers) as response:
+        with ExitStack() as stack:
+            with _Deadline(HEAD_S) as deadline:
+                stream = client.stream("GET", _mirrored(self.url), headers=headers, extensions=deadline.extensions)
+                response = stack.enter_context(stream)
             self.check(response)
             with self.part.open("ab" if self.have else "wb") as file:
-                advance(self.have, self.total())
+                self.tell(show)
+                since, then = time.monotonic(), self.have
                 try:
                     for piece in response.iter_raw():
                         file.write(piece)
                         self.digest.update(piece)
                         self.have += len(piece)
-                        advance(self.have, self.total())
-                        if self.have > (self.total() or self.have):
+                        self.tell(show)
+                        if self.have > min(self.total() or self.have, self.max_bytes):
                             break  # more than the file has: `finish` says so
+                        if time.monotonic() > since + SLOW_S:
+                            if self.have < then + SLOW_BYTES:
+                                raise _Again(f"only {self.have - then} bytes came in {SLOW_S:g} s")
+                            since, then = time.monotonic(), self.have
                 except httpx.TransportError as error:
                     came = f"{self.have} of {self.total() or 'unknown'} bytes"
                     raise _Again(f"the connection broke after {came} ({type(error).__name__})") from error
                 finally:
                     file.flush()
                     os.fsync(file.fileno())
+
+    def tell(self, show: Show) -> None:
+        have, total = self.have, self.total()
+        show(have, total, f"{have / 1e6:,.1f} MB" if total is None else f"{have / 1e6:,.1f} of {total / 1e6:,.1f} MB")
 
     def check(self, response: httpx.Response) -> None:
         """Decide by the answer's head whether its body starts the file, continues it, or is none of it."""
@@ -310,6 +332,11 @@ class _Download:
             raise WeightsError(f"{self.url}: redirected from https to http, and there is no sha256 to check it by")
         if self.sha256 is None and response.headers.get("Content-Type", "").startswith("text/html"):
             raise WeightsError(f"{self.url}: the server answers with a web page; is a login or a proxy in the way?")
+        encoding = response.headers.get("Content-Encoding", "identity").strip().lower()
+        if self.sha256 is None and encoding not in ("", "identity"):
+            raise WeightsError(
+                f"{self.url}: the server sends the file compressed ({encoding}), which was not asked for"
+            )
         version = self.describe(response)
         if status == 206 and self.have:
             start, _ = _range(response.headers.get("Content-Range", ""))
@@ -325,6 +352,8 @@ class _Download:
         self.continued = False
         if self.size is not None and version["total"] not in (None, self.size):
             raise WeightsError(f"{self.url}: the server's file has {version['total']} bytes, published are {self.size}")
+        if (version["total"] or 0) > self.max_bytes:
+            raise self.too_large(version["total"])
         if (version["total"] or 0) > shutil.disk_usage(self.part.parent).free:
             raise OSError(errno.ENOSPC, "no space")
         self.version = version
@@ -337,19 +366,26 @@ class _Download:
         if response.status_code == 206:
             total = _range(response.headers.get("Content-Range", ""))[1]
         else:
-            total = int(length) if (length := response.headers.get("Content-Length", "")).isdecimal() else None
-        return {"url": self.url, "validator": response.headers.get("Last-Modified") if weak else tag, "total": total}
+            total = _count(response.headers.get("Content-Length", ""))
+        validator = _validator(response.headers.get("Last-Modified") if weak else tag)
+        return {"url": self.url, "validator": validator, "total": total}
 
     def finish(self) -> None:
         """The complete part, checked, becomes the file."""
-        if self.total() not in (None, self.have):
-            if self.have < self.total():  # type: ignore[operator]
-                raise _Again(f"the server ends after {self.have} of {self.total()} bytes")
+        have, total = self.have, self.total()
+        if total is not None and have < total:
+            raise _Again(f"the server ends after {have} of {total} bytes")
+        if total is not None and have > total:
             self.discard()
-            raise WeightsError(f"{self.url}: {self.have} bytes came, published are {self.total()}")
+            raise WeightsError(f"{self.url}: the server sends more than the {total} bytes that the file has")
+        if have > self.max_bytes:
+            self.discard()
+            raise self.too_large(have)
+        if not have and not self.sha256:
+            raise _Again("the server sends an empty file")
         actual = self.digest.hexdigest()
         if self.sha256 and actual != self.sha256:
-            have, continued = self.have, self.continued
+            continued = self.continued
             self.discard()
             if continued:
                 raise _Again("the continued file has another sha256; starting over")
@@ -361,10 +397,55 @@ class _Download:
         self.notes.unlink(missing_ok=True)
         _record(self.target, self.url, self.have, actual, self.sha256 is not None)
 
+    def too_large(self, size: int) -> WeightsError:
+        return WeightsError(f"{self.url}: the server sends {size} bytes or more; at most {self.max_bytes} are expected")
+
+
+class _Deadline:
+    """Ends the connection of a request whose block takes longer: each byte that comes starts httpx's own timeout anew.
+
+    extensions: of the request, by which httpx says which connection it uses
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds, self.passed = seconds, False
+        self.extensions = {"trace": self._note}
+        self._socket: Any = None
+        self._timer = threading.Timer(seconds, self._end)
+        self._timer.daemon = True
+
+    def __enter__(self) -> _Deadline:
+        self._timer.start()
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        self._timer.cancel()
+        if self.passed and isinstance(error, Exception):
+            raise _Again(f"no answer within {self.seconds:g} s") from error
+
+    def _note(self, event: str, facts: dict[str, Any]) -> None:
+        if event.endswith((".connect_tcp.complete", ".start_tls.complete")):
+            self._socket = facts["return_value"].get_extra_info("socket")
+
+    def _end(self) -> None:
+        self.passed = True
+        with suppress(OSError, AttributeError):  # closed already, or not connected yet, which has a timeout of its own
+            self._socket.shutdown(socket.SHUT_RDWR)
+
 
 def _seconds(value: str | None) -> float:
     """A Retry-After header's pause; 0 where it gives a date."""
-    return float(value) if value and value.isdecimal() else 0.0
+    return float(_count(value or "") or 0)
+
+
+def _count(value: str) -> int | None:
+    """A header's number; None where it is none, or larger than any file."""
+    return int(value) if value.isdecimal() and len(value) <= 18 else None
+
+
+def _validator(value: Any) -> str | None:
+    """An ETag or a date that can be sent back to ask for the rest of the same file."""
+    return value if isinstance(value, str) and value.isascii() and value.isprintable() and len(value) <= 1000 else None
 
 
 def _range(value: str) -> tuple[int | None, int | None]:
@@ -372,113 +453,6 @@ def _range(value: str) -> tuple[int | None, int | None]:
     unit, _, rest = value.partition(" ")
     span, _, total = rest.partition("/")
     start = span.partition("-")[0]
-    if unit != "bytes" or not start.isdecimal():
+    if unit != "bytes" or _count(start) is None:
         return None, None
-    return int(start), int(total) if total.isdecimal() else None
-
-
-@contextmanager
-def _bar(name: str, shown: bool) -> Iterator[Any]:
-    """A function that is told how far the file has come."""
-    if not shown:
-        yield lambda have, total: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
-
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task(name, total=None)
-        yield lambda have, total: bar.update(task, completed=have, total=total)
-
-
-def hub_folder(
-    repo_id: str, *, revision: str | None = None, offline: bool | None = None, progress: bool | None = None
-) -> Path:
-    """The local folder of a Hugging Face checkpoint: its configuration, tokenizer and weights.
-
-    Weights are safetensors; pickled ones are fetched only where there are no others. Kept in Hugging Face's own cache.
-
-    repo_id: such as "openai/clip-vit-base-patch32"
-    revision: branch, tag or commit; default: the main branch as it is now
-    offline: never use the network, as the environment may say as well
-    progress: show a bar; default: when stderr is a terminal
-
-    Raises UnknownModel when the hub has no such repository, WeightsError when it can not be had.
-    """
-    from huggingface_hub import errors, snapshot_download
-
-    if sys.stderr.isatty() if progress is None else progress:
-        bar: dict[str, Any] = {}
-    else:
-        bar = {"tqdm_class": _silent_bar()}
-    why = "the network is switched off"
-    try:
-        if not is_offline(offline):
-            try:
-                return _complete(_from_hub(repo_id, revision, bar), repo_id)
-            except errors.GatedRepoError as error:
-                raise WeightsError(
-                    f"{repo_id}: its owner grants access one by one; ask at https://huggingface.co/{repo_id}, "
-                    "then log in with `hf auth login`"
-                ) from error
-            except errors.RevisionNotFoundError as error:
-                raise UnknownModel(f"{repo_id}: the hub knows it, but not its revision {revision}") from error
-            except errors.RepositoryNotFoundError as error:
-                raise UnknownModel(
-                    f"{repo_id}: Hugging Face has no such public repository; see https://huggingface.co/models"
-                ) from error
-            except (WeightsError, errors.HFValidationError):
-                raise
-            except Exception as error:  # of whichever HTTP library this release of the hub's client is built on
-                if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
-                    raise WeightsError(
-                        f"{repo_id}: {error}; set HF_HOME to a folder with room that you may write"
-                    ) from error
-                said = str(error).partition("\n")[0][:120]
-                why = f"Hugging Face cannot be reached ({type(error).__name__}: {said})"
-        patterns = [*HUB_FILES, SAFE_WEIGHTS]  # with them the client can tell whether all were fetched
-        folder = snapshot_download(repo_id, revision=revision, allow_patterns=patterns, local_files_only=True)
-        return _complete(Path(folder), repo_id)
-    except errors.LocalEntryNotFoundError as error:
-        raise WeightsError(f"{repo_id} is not completely downloaded, and {why}. {REACHABLE}") from error
-    except errors.HFValidationError as error:
-        raise UnknownModel(f"{repo_id}: not a Hugging Face id such as openai/clip-vit-base-patch32") from error
-
-
-def _from_hub(repo_id: str, revision: str | None, bar: dict[str, Any]) -> Path:
-    from huggingface_hub import HfApi, snapshot_download
-
-    found = HfApi().model_info(repo_id, revision=revision, timeout=TIMEOUT_S)
-    patterns = _hub_patterns([file.rfilename for file in found.siblings or []])
-    # by the branch's name, not found.sha: only then does the cache remember which commit the branch is
-    return Path(snapshot_download(repo_id, revision=revision, allow_patterns=patterns, **bar))
-
-
-def _hub_patterns(files: list[str]) -> list[str]:
-    return [*HUB_FILES, SAFE_WEIGHTS if any(fnmatch(file, SAFE_WEIGHTS) for file in files) else "pytorch_model*.bin"]
-
-
-def _complete(folder: Path, repo_id: str) -> Path:
-    """`folder`, when a model can be loaded from it."""
-    weights = [*folder.glob("*.safetensors"), *folder.glob("pytorch_model*.bin")]
-    if not (folder / "config.json").is_file() or not weights:
-        raise WeightsError(f"{repo_id}: {folder} lacks config.json or weights; fetch it again with the network on")
-    return folder
-
-
-def _silent_bar() -> Any:
-    """A progress bar's class that shows nothing."""
-    from tqdm.auto import tqdm
-
-    class Silent(tqdm):
-        def __init__(self, *arguments: Any, **options: Any) -> None:
-            super().__init__(*arguments, **{**options, "disable": True})
-
-    return Silent
+    return _count(start), _count(total)

@@ -17,7 +17,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from image_encoders.errors import ImageEncodersError, MissingExtra, WeightsError
+from image_encoders.errors import ImageEncodersError, MissingExtra, WeightsError, first_line
 
 CONFIG = "config.json"
 # Keys of configs, at any depth, that no embedding depends on: where a checkpoint came from, what wrote it, how it was
@@ -54,7 +54,7 @@ def checkpoint_folder(
         return local_folder(local, revision)
     if where.startswith((".", "/", "~")):
         raise _not_a_folder(local)
-    from image_encoders.weights.fetch import hub_folder
+    from image_encoders.weights.hub import hub_folder
 
     return hub_folder(where, revision=revision, offline=offline, progress=progress)
 
@@ -275,8 +275,7 @@ def _reading(folder: Path) -> Iterator[None]:
     except ImageEncodersError:
         raise
     except Exception as error:
-        said = str(error).strip().split("\n")[0] or type(error).__name__
-        raise WeightsError(f"{folder}: transformers cannot load it: {said}") from error
+        raise WeightsError(f"{folder}: transformers cannot load it: {first_line(error)}") from error
 
 
 @contextlib.contextmanager

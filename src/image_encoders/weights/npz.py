@@ -32,9 +32,11 @@ class Archive(Mapping[str, np.ndarray]):
         mapped = map_file(path)
         try:
             self._records = ZipRecords(path, mapped)
+            self._names = [name.removesuffix(".npy") for name in self._records.entries]
+            if len(set(self._names)) < len(self._names):
+                raise Malformed(f"two arrays are called {max(self._names, key=self._names.count)}")
         except Exception as error:  # untrusted bytes
             raise WeightsError(f"{path}: not a numpy archive, or a damaged one: {reason(error)}") from error
-        self._names = [name.removesuffix(".npy") for name in self._records.entries]
 
     def __getitem__(self, name: str) -> np.ndarray:
         if name not in self._names:

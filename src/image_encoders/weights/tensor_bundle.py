@@ -32,6 +32,10 @@ FOOTER = 48  # two block handles and the magic number [bytes]
 TRAILER = 5  # after each block: how it is compressed and its checksum [bytes]
 MAX_AXES = 32
 MAX_AXIS = 1 << 40
+KEYS_RATIO = (
+    16  # keys share beginnings, and together have 2 to 4 times the bytes of their table: beyond this it is a bomb
+)
+MAX_DEPTH = 200  # of the object graph; those of BiT have 8
 STRING = 7
 BFLOAT16 = 14  # numpy has no such type: read as float32, which holds every value
 # DataType in types.proto -> numpy
@@ -154,6 +158,8 @@ def read(folder: str | Path) -> Bundle:
     if not graph and program.is_file():
         with _reading(program):
             graph = _program_graph(memoryview(map_file(program)), tensors)
+    with _reading(index):
+        _check_depth(graph)
     names = {key: node.names[a] for node in graph for a, key in node.keys.items() if node.names.get(a)}
     return Bundle(tensors, names, graph)
 
@@ -186,9 +192,20 @@ def _table(raw: memoryview) -> Iterator[tuple[str, memoryview]]:
     footer = raw[-FOOTER:]
     _, at = _handle(footer, 0)  # the meta index: empty in these files
     where, _ = _handle(footer, at)
+    keys, last, end = 0, b"", 0
     for _, handle in _block(raw, where):
-        for key, value in _block(raw, _handle(handle, 0)[0]):
+        (offset, size), _ = _handle(handle, 0)
+        if offset < end:
+            raise Malformed(f"the block at {offset} overlaps the one before it")
+        end = offset + size
+        for key, value in _block(raw, (offset, size)):
+            keys += len(key)
+            if keys > KEYS_RATIO * len(raw):
+                raise Malformed(f"{len(raw)} bytes whose keys have more than {keys}")
+            if key <= last and last:
+                raise Malformed(f"the keys of the block at {offset} are not in order")
             yield key.decode(), value
+            last = key
 
 
 def _handle(raw: memoryview, at: int) -> tuple[tuple[int, int], int]:
@@ -259,11 +276,27 @@ def _entries(table: dict[str, memoryview], shards: int) -> dict[str, _Entry]:
             size=protobuf.number(entry, 5),
             checksum=protobuf.number(entry, 6),
         )
+    end = dict.fromkeys(range(shards), 0)
+    for key, found in sorted(entries.items(), key=lambda item: item[1].offset):
+        if found.size and found.offset < end[found.shard]:
+            raise Malformed(f"{key} overlaps another tensor")
+        end[found.shard] = max(end[found.shard], found.offset + found.size)
     return entries
 
 
 def _axes(shape: memoryview) -> list[memoryview]:
     return protobuf.parts(protobuf.message(shape), 2)
+
+
+def _check_depth(graph: tuple[Node, ...]) -> None:
+    """Raise Malformed for a graph in which some node is far from the root: as many long paths as nodes lead there."""
+    seen, level = {0}, [0] if graph else []
+    for _ in range(MAX_DEPTH):
+        level = list({child for number in level for child in graph[number].children.values()} - seen)
+        seen.update(level)
+        if not level:
+            return
+    raise Malformed(f"an object graph of more than {MAX_DEPTH} levels")
 
 
 # ---------------------------------------------------------------- the data files

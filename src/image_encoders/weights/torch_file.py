@@ -21,7 +21,7 @@ import numpy as np
 
 from image_encoders.errors import WeightsError
 from image_encoders.weights import plain_pickle
-from image_encoders.weights.files import ALIGNMENT, Malformed, map_file, reason
+from image_encoders.weights.files import ALIGNMENT, Malformed, Unsupported, map_file, reason
 from image_encoders.weights.plain_pickle import Name, Record, Refused, Unbuilt, record
 from image_encoders.weights.zip_records import ZipRecords
 
@@ -32,7 +32,8 @@ LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 LEGACY_PROTOCOL = 1001
 BIG_ENDIAN = "tensors in big-endian order; load and save it once with torch"
 MAX_AXES = 64
-REPEATED_AT_MOST = 1 << 24  # elements of a tensor that repeats its storage; larger ones are bombs, not weights
+EXPANDED_AT_LEAST = 64 << 20  # a file's tensors, which may share storages and repeat elements, may have this many bytes
+EXPANDED_RATIO = 4  # together, or this many times the file's size: beyond that they are a bomb and not weights
 
 # storage class -> torch dtype; Untyped storages are counted in bytes
 DTYPES = {
@@ -76,6 +77,8 @@ def read(path: str | Path) -> Any:
             f"{path}: holds a pickled {error}, refused because unpickling it would run code. "
             "A state_dict is accepted: where that class is at hand, torch.save(model.state_dict(), FILE)"
         ) from error
+    except Unsupported as error:
+        raise WeightsError(f"{path}: holds {error}") from error
     except RecursionError as error:
         raise WeightsError(f"{path}: the values in it are nested too deeply") from error
     except Exception as error:  # the bytes are not to be trusted, and a parser trips over them in many ways
@@ -126,19 +129,27 @@ def _what(head: bytes) -> str:
 class _Storage:
     """`count` elements of a dtype: one flat tensor that any number of tensors view."""
 
-    def __init__(self, dtype: str, count: int, flat: torch.Tensor | None) -> None:
-        self.dtype, self.count, self.flat = dtype, count, flat
+    def __init__(self, dtype: str, count: int, flat: torch.Tensor | None, among: _Storages) -> None:
+        self.dtype, self.count, self.flat, self.among = dtype, count, flat, among
 
 
 class _Storages:
     """The storages that a pickle refers to, each read once.
 
+    size: of the file [bytes]
     find: key, dtype, count -> the flat tensor; None while only the storages' sizes are being collected
     """
 
-    def __init__(self, find: Callable[[str, str, int], torch.Tensor] | None) -> None:
+    def __init__(self, size: int, find: Callable[[str, str, int], torch.Tensor] | None = None) -> None:
         self.find = find
         self.known: dict[str, _Storage] = {}
+        self.may_expand = max(EXPANDED_AT_LEAST, EXPANDED_RATIO * size)
+
+    def expand(self, size: int) -> None:
+        """Count the bytes of one more tensor."""
+        self.may_expand -= size
+        if self.may_expand < 0:
+            raise Malformed("the tensors repeat the file's bytes too often")
 
     def __call__(self, identity: object) -> _Storage:
         if type(identity) is not tuple or len(identity) not in (5, 6) or identity[0] != "storage":
@@ -154,7 +165,7 @@ class _Storages:
 
     def _whole(self, key: str, dtype: str, count: int) -> _Storage:
         if key not in self.known:
-            self.known[key] = _Storage(dtype, count, self.find(key, dtype, count) if self.find else None)
+            self.known[key] = _Storage(dtype, count, self.find(key, dtype, count) if self.find else None, self)
         storage = self.known[key]
         if (storage.dtype, storage.count) != (dtype, count):
             raise Malformed(f"storage {key} is described in two different ways")
@@ -168,7 +179,7 @@ class _Storages:
         if offset + count > storage.count:
             raise Malformed(f"a view of elements {offset} to {offset + count} of {storage.count}")
         part = None if storage.flat is None else storage.flat[offset : offset + count]
-        return _Storage(storage.dtype, count, part)
+        return _Storage(storage.dtype, count, part, self)
 
 
 def _is_size(value: object) -> TypeGuard[int]:
@@ -182,11 +193,23 @@ def _sizes(value: object) -> tuple[int, ...]:
 
 
 def _tensor(
-    storage: object, offset: object, shape: object, strides: object, *_: object, dtype: Any = None
+    storage: object,
+    offset: object,
+    shape: object,
+    strides: object,
+    requires_grad: object = False,
+    hooks: object = None,
+    metadata: object = None,
+    dtype: Any = None,
 ) -> torch.Tensor | None:
     """A view of a storage, checked against the storage's end. None while sizes are being collected."""
     import torch
 
+    if metadata:
+        raise Unsupported(
+            "a tensor whose values have to be negated or conjugated when they are used; "
+            "save tensor.resolve_conj().resolve_neg() instead"
+        )
     if type(storage) is not _Storage or not _is_size(offset):
         raise Malformed("a tensor without a storage or an offset")
     shape, strides = _sizes(shape), _sizes(strides)
@@ -201,8 +224,7 @@ def _tensor(
     end = offset + 1 + sum((size - 1) * stride for size, stride in zip(shape, strides)) if count else offset
     if end > available:
         raise Malformed(f"a tensor of shape {shape} needs {end} elements of a storage that has {available}")
-    if count > max(available, REPEATED_AT_MOST):
-        raise Malformed(f"a tensor of shape {shape} repeats a storage of {available} elements")
+    storage.among.expand(count * (dtype or getattr(torch, storage.dtype)).itemsize)
     if flat is None:
         return None
     if dtype is not None:
@@ -210,9 +232,17 @@ def _tensor(
     return flat.as_strided(shape, strides, flat.storage_offset() + offset)
 
 
-def _tensor_of_bytes(*arguments: Any) -> torch.Tensor | None:
-    storage, offset, shape, strides, _, _, dtype = arguments[:7]
-    return _tensor(storage, offset, shape, strides, dtype=dtype)
+def _tensor_of_bytes(
+    storage: object,
+    offset: object,
+    shape: object,
+    strides: object,
+    requires_grad: object,
+    hooks: object,
+    dtype: object,
+    metadata: object = None,
+) -> torch.Tensor | None:
+    return _tensor(storage, offset, shape, strides, metadata=metadata, dtype=dtype)
 
 
 def _parameter(tensor: object, *_: object) -> object:
@@ -352,7 +382,6 @@ def _torch_names() -> dict[str, Any]:
                 _called("torch._utils._rebuild_tensor_v2", _tensor),
                 _called("torch._utils._rebuild_tensor_v3", _tensor_of_bytes),
                 _called("torch._utils._rebuild_parameter", _parameter),
-                _called("torch._utils._rebuild_parameter_with_state", _parameter),
                 _called("torch.Size", _size),
                 _called("torch.device", _device),
             ]
@@ -406,7 +435,7 @@ def _read_zip(path: Path, mapped: mmap.mmap) -> Any:
         return _flat(path, content, 0, dtype, count) if at is None else _flat(path, mapped, at, dtype, count)
 
     pickled = records.read(f"{folder}data.pkl")
-    value, _ = plain_pickle.load(pickled, names=_torch_names(), persistent=_Storages(find))
+    value, _ = plain_pickle.load(pickled, names=_torch_names(), persistent=_Storages(len(mapped), find))
     return value
 
 
@@ -426,10 +455,10 @@ def _read_legacy(path: Path, mapped: mmap.mmap) -> Any:
         raise Malformed(BIG_ENDIAN)
 
     # The storages lie after the pickle that refers to them, so it is read twice: for their sizes, then with their data.
-    sizes = _Storages(None)
+    sizes = _Storages(len(mapped))
     _, at = plain_pickle.load(mapped, start, names=names, persistent=sizes)
     keys, at = plain_pickle.load(mapped, at, names={})
-    if not isinstance(keys, list) or {str(key) for key in keys} != set(sizes.known):
+    if not isinstance(keys, list) or sorted(map(str, keys)) != sorted(sizes.known):
         raise Malformed("the list of storages does not match the tensors")
     places: dict[str, int] = {}
     for key in map(str, keys):
@@ -445,7 +474,7 @@ def _read_legacy(path: Path, mapped: mmap.mmap) -> Any:
     def find(key: str, dtype: str, count: int) -> torch.Tensor:
         return _flat(path, mapped, places[key], dtype, count)
 
-    value, _ = plain_pickle.load(mapped, start, names=names, persistent=_Storages(find))
+    value, _ = plain_pickle.load(mapped, start, names=names, persistent=_Storages(len(mapped), find))
     return value
 
 

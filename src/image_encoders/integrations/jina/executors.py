@@ -3,35 +3,81 @@
 # No `from __future__ import annotations` here: with it, Jina's start-up hangs for ever.
 import asyncio
 import inspect
+import logging
+import math
 import os
 import sys
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
 from typing import Any, Optional, Union
 
 import numpy as np
 from docarray import DocList
 
+from image_encoders.batching import Batcher
 from image_encoders.encoder import Encoder, cores
 from image_encoders.errors import ImageEncodersError, InputError
-from image_encoders.inputs.urls import UrlLimits, read_url
-from image_encoders.integrations.jina.batcher import Batcher, reason
+from image_encoders.inputs.urls import UrlFetcher, UrlLimits, read_url
 from image_encoders.integrations.jina.documents import Document, traversal, traverse
 from image_encoders.models import load
-from image_encoders.spellings import CLASSES, SERVING, spell
+from image_encoders.spellings import ALIASES, CLASSES, SERVING, spell, spelled_both_ways
 from jina import Executor, requests
+
+log = logging.getLogger(__name__)
 
 # Jina's own arguments of an Executor
 RUNTIME = ("metas", "requests", "runtime_args", "workspace", "dynamic_batching")
-REQUESTS = 64  # at a time; those that wait for a slow address leave room for others
-FETCHES = 16  # addresses of one request at a time
+REQUESTS = 64  # at a time
+MAX_WAITING = 4096  # inputs; with batches of 32 the requests at a time never come to so many
+GRACE_S = 1.0  # for an address that is late; after that it is not waited for
+ABOUT_FLOATS = {  # what lets a class take floats
+    "use_default_preprocessing": "prepared floats with use_default_preprocessing=False",
+    "target_dim": "floats in [0, 1] without target_dim",
+}
+PARAMETERS = ("traversal_paths", "batch_size", "strip")  # of a request
+
+Source = Callable[[], Optional[np.ndarray]]  # gives the net's input for a document, None where it has nothing
+
+
+@dataclass
+class _Call:
+    """A request on its way, in a `with` block: what it still waits for when that ends, as its client went, is dropped.
+
+    documents: those that the paths lead to
+    remote, fetched: those at other machines' addresses, and what comes from there
+    embedding: what waits to be embedded just now
+    """
+
+    documents: list[Document]
+    remote: list[Document]
+    fetched: list["Future[bytes]"]
+    batch_size: Optional[int]
+    strip: bool
+    embedding: Sequence["Future[Any]"] = ()
+    left: bool = False
+
+    def __enter__(self) -> "_Call":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.leave()
+
+    def leave(self) -> None:
+        """Wait for nothing more."""
+        self.left = True
+        for future in (*self.fetched, *self.embedding):
+            future.cancel()  # which does nothing to those that are done
 
 
 class EncoderExecutor(Executor):
     """Gives documents their embeddings.
 
-    parameters: those of the class in its documentation, and
-        precision, engine: as for `load`
+    parameters: those of the class in its documentation, which are attributes too, under both spellings, and
+        precision, engine: as for `load`, but float32 by default: the original's embeddings, on every processor
         private_urls: fetch addresses that are not public too
 
     A document that has nothing to encode is left as it is. One that cannot be encoded gets the reason in
@@ -46,13 +92,14 @@ class EncoderExecutor(Executor):
         if cls.__name__ in CLASSES:
             cls.__init__ = _constructor(cls.__name__)  # type: ignore[method-assign]
 
-    def __init__(self, precision: str = "auto", engine: str = "auto", private_urls: bool = False, **parameters: Any):
+    def __init__(self, precision: str = "float32", engine: str = "auto", private_urls: bool = False, **parameters: Any):
         super().__init__(**{name: parameters.pop(name) for name in RUNTIME if name in parameters})
+        self.precision, self.engine, self.private_urls = precision, engine, private_urls
         try:
             documented = next(cls.__name__ for cls in type(self).__mro__ if cls.__name__ in CLASSES)
             self._spelled = spell(documented, parameters)
-            self._paths = traversal(self._spelled.traversal_paths)
-            self._size = _batch_size(self._spelled.batch_size)
+            self.__dict__.update(spelled_both_ways(documented, parameters))
+            self._defaults = traversal(self._spelled.traversal_paths), _batch_size(self._spelled.batch_size)
             _share_cores(self.runtime_args)
             self._encoder = _load(self._spelled, precision, engine)
             self._tower = self._encoder.tower(self._spelled.modality)
@@ -60,8 +107,12 @@ class EncoderExecutor(Executor):
             # Jina reports only that the start failed.
             print(f"{type(self).__name__} cannot start: {error}", file=sys.stderr, flush=True)
             raise
-        self._urls = UrlLimits(private=private_urls)
-        self._batcher = Batcher(self._tower.rows)
+        about = [hint for parameter, hint in ABOUT_FLOATS.items() if parameter in CLASSES[documented][0]]
+        self._about_floats = about[0] if about else ""
+        self._limits = UrlLimits(private=private_urls)
+        self._fetcher = UrlFetcher(self._limits)
+        self._patience = self._limits.max_seconds_together + GRACE_S
+        self._batcher = Batcher(self._tower.rows, max_waiting=MAX_WAITING)
         self._callers = ThreadPoolExecutor(REQUESTS, thread_name_prefix="request")
 
     @property
@@ -71,72 +122,123 @@ class EncoderExecutor(Executor):
 
     @requests
     async def answer(self, docs: DocList[Document], parameters: Optional[dict] = None, **_: Any) -> DocList[Document]:
-        """What a Flow calls, for every endpoint: `encode` on a thread of its own.
+        """What a Flow calls, for every endpoint: `encode` on threads of its own, none of which waits for an address.
 
         Jina runs a plain function for one request at a time, and its own dynamic batching never answers a request
         without documents.
         """
-        return await asyncio.get_running_loop().run_in_executor(self._callers, self.encode, docs, parameters)
+        on_thread = partial(asyncio.get_running_loop().run_in_executor, self._callers)
+        try:
+            with self._call(docs, parameters) as call:
+                await on_thread(self._begin, call)
+                arriving = asyncio.gather(*map(asyncio.wrap_future, call.fetched), return_exceptions=True)
+                with suppress(asyncio.TimeoutError):
+                    await asyncio.wait_for(arriving, self._patience)
+                await on_thread(self._finish, call)
+        except Exception as error:
+            raise _without_traceback(error) from None
+        return docs
 
-    def encode(self, docs: Sequence[Document], parameters: Optional[dict] = None, **_: Any) -> Sequence[Document]:
+    def encode(
+        self, docs: Optional[Sequence[Document]] = None, parameters: Optional[dict] = None, **_: Any
+    ) -> Optional[Sequence[Document]]:
         """The documents, with embeddings (dim,) float32 where the paths lead; from any thread."""
-        given = parameters or {}
-        paths = traversal(given["traversal_paths"]) if given.get("traversal_paths") is not None else self._paths
-        size = _batch_size(given["batch_size"]) if "batch_size" in given else self._size
-        found = list(traverse(docs, paths))
-        for start in range(0, len(found), size or max(len(found), 1)):
-            self._encode(found[start : start + size] if size else found, size)
-        if given.get("strip"):
-            for doc in found:
-                doc.blob = doc.tensor = doc.buffer = None
-                if (doc.uri or "").startswith("data:"):
-                    doc.uri = None
+        if docs is not None:
+            with self._call(docs, parameters) as call:
+                self._begin(call)
+                wait(call.fetched, self._patience)
+                self._finish(call)
         return docs
 
     def close(self) -> None:
-        """End the threads."""
+        """End the threads, when they have answered what they have begun."""
+        self._fetcher.close()
         self._callers.shutdown(wait=False, cancel_futures=True)
+        self._batcher.close()
         super().close()
 
-    def _encode(self, docs: list[Document], limit: Optional[int]) -> None:
-        """Embeddings, or reasons why not, for the documents of one batch."""
-        pending: list[tuple[Document, np.ndarray]] = []
-        for doc, one in zip(docs, self._inputs(docs)):
-            if isinstance(one, InputError):
-                _fail(doc, one)
-            elif one is not None:
-                pending.append((doc, one))
-        for (doc, _), row in zip(pending, self._batcher([one for _, one in pending], limit)):
-            if isinstance(row, InputError):
-                _fail(doc, row)
-            else:
-                doc.embedding = row
+    def _call(self, docs: Sequence[Document], parameters: Optional[dict]) -> _Call:
+        """A request understood, and its addresses being fetched."""
+        paths, batch_size, strip = _read_parameters(parameters, self._defaults)
+        documents = list(traverse(docs, paths))
+        remote = [doc for doc in documents if self._is_remote(doc)]
+        return _Call(documents, remote, self._fetcher.fetch([str(doc.uri) for doc in remote]), batch_size, strip)
 
-    def _inputs(self, docs: list[Document]) -> list[Union[np.ndarray, InputError, None]]:
+    def _begin(self, call: _Call) -> None:
+        """Embed the documents that bring everything along."""
+        remote = set(map(id, call.remote))
+        self._embed(call, [(doc, partial(self._input, doc)) for doc in call.documents if id(doc) not in remote])
+
+    def _finish(self, call: _Call) -> None:
+        """Embed what has been fetched."""
+        self._embed(call, [(doc, partial(self._fetched, future)) for doc, future in zip(call.remote, call.fetched)])
+        if call.strip:
+            for doc in call.documents:
+                doc.blob = doc.tensor = doc.buffer = None
+                if _is_data(doc.uri):
+                    doc.uri = None
+
+    def _embed(self, call: _Call, sources: Sequence[tuple[Document, Source]]) -> None:
+        """Embeddings, or reasons why not, for documents whose inputs the sources give."""
+        size = call.batch_size or max(len(sources), 1)
+        for start in range(0, len(sources), size):
+            some = sources[start : start + size]
+            began = time.monotonic()
+            pending: list[tuple[Document, np.ndarray]] = []
+            for (doc, _), one in zip(some, self._inputs([source for _, source in some])):
+                if isinstance(one, InputError):
+                    _fail(doc, one)
+                elif one is not None:
+                    pending.append((doc, one))
+            call.embedding = self._batcher.submit(
+                [one for _, one in pending], batch_size=call.batch_size, prepare_s=time.monotonic() - began
+            )
+            if call.left:  # perhaps just before these futures could be cancelled
+                call.leave()
+                return
+            for (doc, _), future in zip(pending, call.embedding):
+                try:
+                    doc.embedding = future.result().embedding
+                except InputError as error:
+                    _fail(doc, _reason(error))
+                else:
+                    for tag in ("error", "error_code"):  # of an earlier attempt
+                        doc.tags.pop(tag, None)
+
+    def _inputs(self, sources: Sequence[Source]) -> list[Union[np.ndarray, InputError, None]]:
         """What the net takes for each document, or why there is nothing; None where there is nothing to encode."""
 
-        def one(doc: Document) -> Union[np.ndarray, InputError, None]:
+        def one(source: Source) -> Union[np.ndarray, InputError, None]:
             try:
-                return self._input(doc)
+                return source()
             except Exception as error:
-                return reason(error)
+                return _reason(error)
 
-        if len(docs) < 2:
-            return [one(doc) for doc in docs]
-        fetching = any(doc.uri for doc in docs)
-        with ThreadPoolExecutor(FETCHES if fetching else cores(), thread_name_prefix="prepare") as pool:
-            return list(pool.map(one, docs))
+        if len(sources) < 2:
+            return [one(source) for source in sources]
+        with ThreadPoolExecutor(cores(), thread_name_prefix="prepare") as pool:
+            return list(pool.map(one, sources))
+
+    def _is_remote(self, doc: Document) -> bool:
+        """Whether what a document has to encode is at another machine's address."""
+        here = self._spelled.modality == "text" or doc.array is not None or doc.buffer or not doc.uri
+        return not here and not _is_data(doc.uri)
+
+    def _fetched(self, future: Future[bytes]) -> np.ndarray:
+        return self._tower.input(self._fetcher.outcome(future))
 
     def _input(self, doc: Document) -> Optional[np.ndarray]:
-        """What the net takes for a document; None where there is nothing to encode."""
+        """What the net takes for a document that is here; None where there is nothing to encode."""
         if self._spelled.modality == "text":
             return self._tower.input(doc.text) if doc.text else None
         if doc.array is not None:
             array = np.asarray(doc.array)
+            if not array.size:
+                raise InputError(f"an empty array of shape {array.shape}", code="empty")
             return self._sound(doc, array) if self._spelled.modality == "audio" else self._picture(array)
         if doc.buffer:
             return self._tower.input(doc.buffer)
-        return self._tower.input(read_url(doc.uri, self._urls)) if doc.uri else None
+        return self._tower.input(read_url(doc.uri, self._limits)) if doc.uri else None
 
     def _sound(self, doc: Document, samples: np.ndarray) -> np.ndarray:
         rate = doc.tags.get("sample_rate")
@@ -146,24 +248,38 @@ class EncoderExecutor(Executor):
 
     def _picture(self, array: np.ndarray) -> np.ndarray:
         prepared, axis = self._spelled.prepared, self._spelled.channel_axis
+        if prepared is False and array.dtype.kind == "f" and self._about_floats:
+            raise InputError(
+                f"an array of {array.dtype}; uint8 pixels are accepted, and {self._about_floats}", code="dtype"
+            )
         if prepared is False or (prepared is None and array.dtype == np.uint8):
             return self._tower.input(array)
         if array.ndim == 3 and axis is not None:
             array = np.moveaxis(array, axis - 1 if axis > 0 else axis, 0)
+        if prepared and array.dtype.kind in "biu":  # as the originals do: their numbers, unscaled
+            array = array.astype(np.float32)
         return self._encoder.prepared_image(array)
 
 
 def _constructor(name: str) -> Callable[..., None]:
     """The `__init__` of the class `name`, with its parameters by name."""
 
-    def __init__(self: EncoderExecutor, **parameters: Any) -> None:
-        EncoderExecutor.__init__(self, **parameters)
+    defaults = {**CLASSES[name][0], **SERVING, "precision": "float32", "engine": "auto", "private_urls": False}
+    first = next(iter(defaults))  # the only one that is commonly given by its place
 
-    own = {"device": "cpu", **SERVING, **CLASSES[name][0], "precision": "auto", "engine": "auto", "private_urls": False}
-    of_self = inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    of_jina = inspect.Parameter("kwargs", inspect.Parameter.VAR_KEYWORD)
-    named = [inspect.Parameter(key, inspect.Parameter.KEYWORD_ONLY, default=value) for key, value in own.items()]
-    __init__.__signature__ = inspect.Signature([of_self, *named, of_jina])  # type: ignore[attr-defined]
+    def __init__(self: EncoderExecutor, *model: Any, **parameters: Any) -> None:
+        signature.bind(self, *model, **parameters)
+        EncoderExecutor.__init__(self, **dict(zip([first], model)), **parameters)
+
+    kinds = inspect.Parameter
+    named = [
+        kinds(key, kinds.POSITIONAL_OR_KEYWORD if key == first else kinds.KEYWORD_ONLY, default=value)
+        for key, value in {first: None, "device": "cpu", **defaults}.items()
+    ]
+    signature = inspect.Signature(
+        [kinds("self", kinds.POSITIONAL_OR_KEYWORD), *named, kinds("kwargs", kinds.VAR_KEYWORD)]
+    )
+    __init__.__signature__ = signature  # type: ignore[attr-defined]
     return __init__
 
 
@@ -268,13 +384,62 @@ def _load(spelled: Any, precision: str, engine: str) -> Encoder:
     )
 
 
+def _read_parameters(
+    given: Optional[Mapping[str, Any]], defaults: tuple[list[str], Optional[int]]
+) -> tuple[list[str], Optional[int], bool]:
+    """Paths, batch size and whether to strip, from a request's parameters; InputError for what is wrong with them."""
+    (paths, batch_size), strip = defaults, False
+    for name, value in (given or {}).items():
+        meant = ALIASES.get(name, name).removeprefix("default_")
+        if meant == "traversal_paths":
+            paths = paths if value is None else traversal(value)
+        elif meant == "batch_size":
+            batch_size = _batch_size(value)
+        elif meant == "strip":
+            if not isinstance(value, bool):
+                raise InputError(f"strip {value!r}; true and false are accepted", code="option")
+            strip = value
+        elif not isinstance(value, Mapping):  # Jina's way to address one Executor, and results of those before
+            raise InputError(
+                f"unknown parameter {name!r}; accepted: {', '.join(PARAMETERS)}. What is meant for another Executor "
+                f"goes under its name: {{'its_name': {{{name!r}: ...}}}}",
+                code="option",
+            )
+    return paths, batch_size, strip
+
+
 def _batch_size(value: Any) -> Optional[int]:
     """A whole number of at least 1, which arrives as a float; None: all at once."""
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or value != int(value) or value < 1:
+    number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    if not number or value != int(value) or value < 1:
         raise InputError(f"batch_size {value!r}; a whole number from 1 on is accepted, or none for all", code="option")
     return int(value)
+
+
+def _reason(error: Exception) -> InputError:
+    """What a client may know: our own reasons as they are; others are for the log, as they may name paths."""
+    if isinstance(error, InputError) and error.code not in ("unexpected", "out-of-memory"):
+        return error
+    log.error("a document could not be encoded", exc_info=error)
+    code = error.code if isinstance(error, InputError) else "unexpected"
+    return InputError(f"the model fails for it: {type(error.__cause__ or error).__name__}", code=code)
+
+
+def _without_traceback(error: Exception) -> Exception:
+    """What a client may know of a request that failed: Jina sends the traceback too, with the paths of this machine."""
+    if isinstance(error, ImageEncodersError):
+        said, kind = str(error), type(error).__name__
+    else:
+        log.error("a request failed", exc_info=error)
+        said, kind = f"the request failed: {type(error).__name__}", "RequestError"
+    told = type(kind, (ImageEncodersError,), {"__traceback__": property(lambda _: None)})
+    return told(said)
+
+
+def _is_data(uri: Optional[str]) -> bool:
+    return (uri or "")[:5].lower() == "data:"
 
 
 def _fail(doc: Document, error: InputError) -> None:

@@ -1,22 +1,29 @@
 """A `Flow` that understands what the executors' documentation says: names of a hub that is gone, `pods:`, `image=`."""
 
+import json
+import os
 import re
+import subprocess
+import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from io import StringIO
 from pathlib import Path
-from typing import Any, TextIO, Union
+from typing import Any, Optional, TextIO, Union
 
 import yaml
 from docarray import DocList
 from jina.jaml import JAML
 
 import jina
-from image_encoders.errors import UnknownModel
+from image_encoders.errors import InputError, UnknownModel
+from image_encoders.integrations.jina import watchdog
 from image_encoders.integrations.jina.documents import Document
 from image_encoders.spellings import CLASSES
 
 CONFIGS = Path(__file__).parent / "configs"
+PATIENCE_S = 60  # as long as Jina waits for a process to end; after that it would wait for ever
 ELSEWHERE = ("volumes", "gpus", "pull_latest", "force_update", "port_out")  # of containers and of older Jina
 
 _HUB = re.compile(r"jina(?:hub|ai)(?:\+\w+)?://(?P<path>.+)")
@@ -24,7 +31,12 @@ _IMAGE = re.compile(r"(?:docker://)?jinahub/pod\.encoder\.(?P<path>.+)")
 
 
 class Flow(jina.Flow):
-    """jina.Flow, on this machine's own address, with the old idioms of `add`, `post` and YAML."""
+    """jina.Flow, on this machine's own address, with the old idioms of `add`, `post` and YAML.
+
+    On Linux its processes end with the one that started them, even where that is killed.
+    """
+
+    _watchdog: Optional["subprocess.Popen[str]"] = None
 
     def __init__(self, *args: Any, **kwargs: Any):
         kwargs.setdefault("host", "127.0.0.1")
@@ -35,8 +47,13 @@ class Flow(jina.Flow):
         return super().add(*args, **executor_arguments(kwargs))
 
     def post(self, on: str, inputs: Any = None, *args: Any, return_results: bool = False, **kwargs: Any) -> Any:
-        """Sends documents; with `return_results` the answer is a list of responses whose `.docs` are ours."""
+        """Sends documents; with `return_results` the answer is a list of responses whose `.docs` are ours.
+
+        Answers come in the order of the documents, unless `results_in_order=False`: then as they are ready.
+        """
+        _check_parameters(kwargs.get("parameters"))
         kwargs.setdefault("return_type", DocList[Document])
+        kwargs.setdefault("results_in_order", True)
         if return_results:
             kwargs["return_responses"] = True
         for name in ("on_done", "on_always"):
@@ -44,11 +61,70 @@ class Flow(jina.Flow):
                 kwargs[name] = _with_documents(kwargs[name], kwargs["return_type"])
         return super().post(on, inputs, *args, **kwargs)
 
+    def enter_context(self, context: Any) -> Any:
+        """Starts a part of the Flow; its processes are watched from then on."""
+        entered = super().enter_context(context)
+        if hasattr(os, "pidfd_open"):
+            if self._watchdog is None:
+                self._watchdog = _start_watchdog()
+            self._tell_watchdog(*_processes(context))
+        return entered
+
+    def __exit__(self, *exception: Any) -> None:
+        self._tell_watchdog("close")
+        try:
+            super().__exit__(*exception)
+        finally:
+            if self._watchdog is not None:
+                self._watchdog.kill()
+                self._watchdog.communicate()
+                self._watchdog = None
+
+    def _tell_watchdog(self, *words: object) -> None:
+        if self._watchdog is not None and self._watchdog.stdin is not None:
+            with suppress(BrokenPipeError):  # somebody ended it
+                self._watchdog.stdin.write("".join(f"{word}\n" for word in words))
+                self._watchdog.stdin.flush()
+
     @classmethod
     def load_config(cls, source: Union[str, Path, TextIO, dict], **kwargs: Any) -> "Flow":
         """A Flow from YAML (a file, its text or what it holds), with `executors:` or the older `pods:`."""
         kwargs.setdefault("extra_search_paths", [str(Path(str(source)).parent)] if _is_file(source) else None)
         return super().load_config(flow_config(source), **kwargs)
+
+
+def _start_watchdog() -> "subprocess.Popen[str]":
+    parent = os.pidfd_open(os.getpid())
+    try:
+        return subprocess.Popen(
+            [sys.executable, "-I", "-S", watchdog.__file__, str(parent), str(PATIENCE_S)],
+            pass_fds=[parent],
+            stdin=subprocess.PIPE,
+            text=True,
+            start_new_session=True,  # Ctrl-C in a terminal is not for it
+        )
+    finally:
+        os.close(parent)
+
+
+def _processes(deployment: Any) -> Iterator[int]:
+    """The processes of an Executor, of each of its copies, or of the gateway."""
+    pods = [
+        getattr(deployment, name, None) for name in ("head_pod", "gateway_pod", "uses_before_pod", "uses_after_pod")
+    ]
+    pods += [pod for copies in getattr(deployment, "shards", {}).values() for pod in copies._pods]
+    for pod in pods:
+        worker = getattr(pod, "worker", None)
+        if worker is not None and worker.pid is not None:
+            yield worker.pid
+
+
+def _check_parameters(parameters: Any) -> None:
+    """Raise InputError for parameters that no message can hold: Jina finds it out while it sends them."""
+    try:
+        json.dumps(parameters, allow_nan=False, ensure_ascii=False).encode()
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InputError(f"the parameters cannot be sent: {error}", code="option") from error
 
 
 def resolve(uses: str) -> str:

@@ -68,7 +68,7 @@ def test_an_error_that_cannot_be_said_still_has_its_status(tmp_path):
 def test_ctrl_c_is_ignored_while_it_is_answered_and_ends_what_is_waited_for_after_that():
     code = """
 import os, signal, time
-from image_encoders.cli.endings import interrupted
+from image_encoders.cli.shutdown import interrupted
 with interrupted():
     os.kill(os.getpid(), signal.SIGINT)
     print("answered", flush=True)
@@ -103,7 +103,8 @@ def test_ctrl_c_while_torch_is_imported_ends_a_command_as_at_any_other_time(modu
     arguments = ("encode", photos, "-o", tmp_path / "c", "-m", "clip/demo", "--engine", "torch")
     words = [sys.executable, "-c", code, *map(str, arguments)]
     ran = subprocess.run(words, capture_output=True, text=True, timeout=120)
-    assert (ran.returncode, ran.stdout, ran.stderr) == (130, "", "interrupted\n")
+    said = [line for line in ran.stderr.splitlines() if not line.startswith("loading ")]  # which takes long here
+    assert (ran.returncode, ran.stdout, said) == (130, "", ["interrupted"])
 
 
 def test_ctrl_c_is_not_lost_in_an_import_that_takes_it_for_a_missing_package(tmp_path):
@@ -114,7 +115,7 @@ def test_ctrl_c_is_not_lost_in_an_import_that_takes_it_for_a_missing_package(tmp
     )
     code = """
 import signal
-from image_encoders.cli.endings import hold_interrupts_while_importing
+from image_encoders.cli.shutdown import hold_interrupts_while_importing
 hold_interrupts_while_importing()
 import looks
 try:
@@ -132,7 +133,7 @@ def test_ctrl_c_that_is_ignored_stays_so():
     code = """
 import signal
 signal.signal(signal.SIGINT, signal.SIG_IGN)
-from image_encoders.cli.endings import hold_interrupts_while_importing
+from image_encoders.cli.shutdown import hold_interrupts_while_importing
 hold_interrupts_while_importing()
 print(signal.getsignal(signal.SIGINT) is signal.SIG_IGN)
 """

@@ -6,19 +6,19 @@ from collections.abc import Callable
 
 import pytest
 
-from image_encoders.bulk.run import LARGEST, SMALLEST, _Pace
+from image_encoders.bulk.batch_size import LARGEST, SMALLEST, BatchSizeTuner
 
 
 def settled(seconds: Callable[[int], float], batches: int = 60, warm_up: float = 1.0) -> tuple[int, int]:
     """The size in the end, and how many inputs it took to find it, for a net that needs `seconds(n)` for n inputs."""
-    pace, seen, taken = _Pace(None), set(), 0
+    tuner, seen, taken = BatchSizeTuner(None), set(), 0
     for _ in range(batches):
-        size = pace.size
-        pace.took(size, seconds(size) + (0 if size in seen else warm_up))
-        taken += size if pace.trying else 0
+        size = tuner.size
+        tuner.took(size, seconds(size) + (0 if size in seen else warm_up))
+        taken += size if tuner.trying else 0
         seen.add(size)
-    assert not pace.trying
-    return pace.size, taken
+    assert not tuner.trying
+    return tuner.size, taken
 
 
 def test_a_net_that_gains_from_large_batches_gets_them():
@@ -41,24 +41,25 @@ def test_a_size_that_is_slower_is_left_again():
 
 
 def test_a_size_that_somebody_chose_stays():
-    pace = _Pace(5)
+    tuner = BatchSizeTuner(5)
     for _ in range(20):
-        pace.took(5, 1.0)
-    assert (pace.size, pace.most, pace.fits, pace.trying) == (5, 5, 5, False)
+        tuner.took(5, 1.0)
+    assert (tuner.size, tuner.most, tuner.fits, tuner.trying) == (5, 5, 5, False)
 
 
 def test_memory_that_ran_out_ends_the_growth():
-    pace = _Pace(None)
-    pace.fits = 8
+    tuner = BatchSizeTuner(None)
+    tuner.ran_out_of_memory(16)
+    assert tuner.fits == 8
     for _ in range(20):
-        pace.took(pace.size, 1.0)
-    assert pace.size == 8
+        tuner.took(tuner.size, 1.0)
+    assert tuner.size == 8
 
 
 @pytest.mark.parametrize("count", [1, 7, 9])
 def test_batches_of_another_size_say_nothing(count: int):
-    pace = _Pace(None)
+    tuner = BatchSizeTuner(None)
     for _ in range(50):
-        pace.took(count, 1e-6)
-    assert pace.size == SMALLEST
-    assert pace.trying
+        tuner.took(count, 1e-6)
+    assert tuner.size == SMALLEST
+    assert tuner.trying

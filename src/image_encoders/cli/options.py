@@ -12,9 +12,9 @@ import typer
 from image_encoders.inputs.files import ADDRESS
 
 
-def local_path(text: str) -> Path:
+def local_path(text: str | Path) -> Path:
     """A path as it was typed; a usage error for a URL, which `Path` would spell otherwise."""
-    if ADDRESS.match(text):
+    if ADDRESS.match(str(text)):
         raise typer.BadParameter(f"{text} is a URL; a path on this machine is accepted")
     return Path(text)
 
@@ -63,7 +63,7 @@ Json = Annotated[
 ]
 
 
-def parsed(options: list[str] | None) -> dict[str, Any]:
+def parse_options(options: list[str] | None) -> dict[str, Any]:
     """What the -O options say: KEY=VALUE, the value as JSON where it is that, else as text."""
     values: dict[str, Any] = {}
     for option in options or ():

@@ -1,4 +1,4 @@
-"""How a command ends that could not do what it was asked for."""
+"""How a command ends: by an error, by Ctrl-C, with nobody left to read what it prints."""
 
 from __future__ import annotations
 
@@ -6,28 +6,29 @@ import atexit
 import os
 import signal
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import NoReturn, TextIO
 
-from image_encoders.cli.printing import say, sentence
+from image_encoders.cli.printing import error_sentence, say
 
 
-def give_up(error: Exception) -> NoReturn:
+def exit_with_error(error: Exception) -> NoReturn:
     """One sentence about the error, and exit status 2, even where nothing can be written any more."""
     try:
         sys.stdout.flush()
     except OSError:
-        discard(sys.stdout)
+        discard_output(sys.stdout)
     try:
-        say(f"error: {sentence(error)}", style="red")
+        say(f"error: {error_sentence(error)}", style="red")
     except OSError:
-        discard(sys.stderr)
+        discard_output(sys.stderr)
     sys.exit(2)
 
 
-def discard(stream: TextIO) -> None:
+def discard_output(stream: TextIO) -> None:
     """Send what the stream still holds, and what comes after it, nowhere."""
     with suppress(ValueError):  # no file
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
@@ -69,6 +70,24 @@ def interrupted() -> Iterator[None]:
     try:
         yield
     except OSError:  # nobody listens any more
-        discard(sys.stderr)
+        discard_output(sys.stderr)
     signal.signal(signal.SIGINT, lambda number, frame: os._exit(130))  # threads may be waited for
     atexit.register(signal.signal, signal.SIGINT, signal.SIG_IGN)  # later still, Python would put the default back
+
+
+@contextmanager
+def terminations() -> Iterator[None]:
+    """SIGTERM ends the block as Ctrl-C does, unless it was to be ignored."""
+
+    def interrupt(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.getsignal(signal.SIGTERM)
+    if before == signal.SIG_IGN or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

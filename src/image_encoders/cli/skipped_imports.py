@@ -1,4 +1,4 @@
-"""What other packages import and no command uses, left out so that commands start sooner."""
+"""Modules that other packages import and no command uses: skipped, so that commands start sooner."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 UNUSED = "lance_namespace_urllib3_client.api."
 
 
-def leave_out() -> None:
+def skip() -> None:
     """Have the modules below `UNUSED` imported as empty ones. For a process that is the command's own."""
     sys.meta_path.insert(0, _Empty())
 

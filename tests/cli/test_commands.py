@@ -94,9 +94,9 @@ def test_doctor_shows_the_machine(command):
 def test_doctor_measures_a_model_and_names_the_limit(command, photos):
     told = command("doctor", "--model", "colours/plain", "--json", *photos.glob("*.png")).json
     stages = told["stages"]
-    assert (stages["model"], stages["pictures"]) == ("colours/plain", 3)
-    assert min(stages["read_ms"], stages["prepare_ms"], stages["embed_ms"]) > 0
-    assert stages["limit"] in ("read", "prepare", "embed")
+    assert (stages["model"], stages["images"]) == ("colours/plain", 3)
+    assert min(stages["read_ms"], stages["preprocess_ms"], stages["embed_ms"]) > 0
+    assert stages["limit"] in ("read", "preprocess", "embed")
     assert told["processor"]["cores"] >= 1
     assert "limits; expect about" in command("doctor", "--model", "colours/plain").out
 
@@ -108,8 +108,8 @@ def test_doctor_needs_a_model_for_pictures(command, photos):
 
 
 def stages(**changes) -> Stages:
-    measured = {"read_ms": 4.0, "prepare_ms": 2.0, "embed_ms": 10.0}
-    return Stages(**{**measured, "pictures": 8, "batch_size": 8, "workers": 2, "shared": True, **changes})
+    measured = {"read_ms": 4.0, "preprocess_ms": 2.0, "embed_ms": 10.0}
+    return Stages(**{**measured, "images": 8, "batch_size": 8, "workers": 2, "shared": True, **changes})
 
 
 def test_stages_on_the_same_cores_add_up():
@@ -125,6 +125,17 @@ def test_stages_beside_a_device_of_its_own_overlap():
 
 
 # ---- the tour ----
+
+
+def test_the_tour_needs_no_folder_named(command, tmp_path, monkeypatch):
+    def draw(images):
+        raise OSError(f"drawing in {images}")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("image_encoders.cli.demo._draw", draw)
+    monkeypatch.setattr("image_encoders.cli.demo._import_nets", lambda: None)
+    ran = command("demo")
+    assert (ran.status, ran.err) == (2, "error: drawing in image-encoders-demo/images\n")
 
 
 @pytest.mark.slow
@@ -233,7 +244,8 @@ def test_a_disk_that_is_full_ends_with_one_sentence_and_more_space_mends_it(star
 def test_a_collection_that_does_not_say_how_to_load_its_encoder_is_one_sentence(command, photos, tmp_path, recipe):
     command("encode", photos, "-o", tmp_path / "c", "-m", "colours/plain")
     mark = tmp_path / "c" / "collection.json"
-    mark.write_text(json.dumps({**json.loads(mark.read_text()), "recipe": recipe}))
+    written = json.loads(mark.read_text())
+    mark.write_text(json.dumps({**written, "encoder": {**written["encoder"], "recipe": recipe}}))
     for arguments in (("search", tmp_path / "c", "red"), ("encode", photos, "-o", tmp_path / "c")):
         ran = command(*arguments)
         assert (ran.status, ran.out) == (2, "")

@@ -1,0 +1,149 @@
+"""The only writer of a collection while a run goes on."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterable
+
+import numpy as np
+
+from image_encoders.bulk.encode import Encoded, Failed, Outcome
+from image_encoders.bulk.plan import Plan
+from image_encoders.bulk.sources import SourceItem
+from image_encoders.collection import Collection, Failure, Row, Stored, now
+
+COMMIT_S = 5.0  # seconds between commits: what a kill may cost
+COMMIT_ROWS = 2048  # outcomes, and
+COMMIT_BYTES = 1 << 23  # bytes of embeddings, that wait for a commit at most, while as many are written
+SETTLE = 64  # commits between looks at whether the database's files should be merged
+
+
+class Committer:
+    """Writes outcomes to a collection on a thread of its own, while the next batch is embedded.
+
+    encoded, reused, unchanged, failed: what was written so far, as a Report counts it
+    """
+
+    def __init__(
+        self, collection: Collection, plan: Plan, again: Callable[[list[SourceItem]], Iterable[list[Outcome]]]
+    ):
+        """again: encodes items whose bytes seemed to be known, and whose row was replaced meanwhile."""
+        self.collection, self.plan, self.again = collection, plan, again
+        self.encoded = self.reused = self.unchanged = self.failed = 0
+        self._most = max(1, min(COMMIT_ROWS, COMMIT_BYTES // (4 * collection.dim)))
+        self._pending: list[Outcome] = []
+        self._error: BaseException | None = None
+        self._ending = False
+        self._changed = threading.Condition()
+        self._thread = threading.Thread(target=self._work, name="commit")
+        self._ended = threading.Event()  # an interrupted Thread.join takes the thread for dead (Python 3.11)
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing is being written."""
+        return self._thread.ident is None or self._ended.is_set()
+
+    def add(self, outcomes: list[Outcome]) -> None:
+        """Have outcomes written, all in one commit; waits while too many wait already.
+
+        Raises what went wrong with an earlier commit.
+        """
+        if self._thread.ident is None:
+            self._thread.start()
+        with self._changed:
+            while len(self._pending) >= self._most and self._error is None:
+                self._changed.wait()
+            if self._error is not None:
+                raise self._error
+            self._pending += outcomes  # in one step, whatever interrupts this thread
+            self._changed.notify_all()
+
+    def finish(self) -> None:
+        """Write all that waits, and end; raises what went wrong."""
+        with self._changed:
+            self._ending = True
+            self._changed.notify_all()
+        while not (self.finished or self._ended.wait(0.1)):  # a signal just before it waits would not wake it
+            pass
+        if self._error is not None:
+            raise self._error
+
+    def _work(self) -> None:
+        commits = 0
+        try:
+            with self.collection.writing():  # also if the run is given up meanwhile
+                while outcomes := self._next():
+                    self._commit(outcomes)
+                    commits += 1
+                    if commits % SETTLE == 0:
+                        self.collection.settle(index=False)
+        except BaseException as error:  # is raised where somebody waits
+            with self._changed:
+                self._error = error
+                self._changed.notify_all()
+        finally:
+            self._ended.set()
+
+    def _next(self) -> list[Outcome]:
+        """What is to be written, once there is enough, or after a while; nothing at the end."""
+        due = time.monotonic() + COMMIT_S
+        with self._changed:
+            while not (self._ending or len(self._pending) >= self._most or (self._pending and time.monotonic() >= due)):
+                self._changed.wait(max(0.0, due - time.monotonic()) if self._pending else None)
+            outcomes, self._pending = self._pending, []
+            self._changed.notify_all()
+            return outcomes
+
+    def _commit(self, outcomes: list[Outcome]) -> None:
+        """Write outcomes: first what is no longer true, so that no item ever has both a row and a failure."""
+        rows, failures = self._resolved(outcomes)
+        recovered = [row.id for row in rows if row.id in self.plan.failures]
+        broken = [failure.id for failure in failures if failure.id in self.plan.rows]
+        if recovered:
+            self.collection.forget(recovered)
+        if broken:
+            self.collection.remove(broken)
+        self.collection.append(rows, new=not any(row.id in self.plan.rows for row in rows))
+        self.collection.record(failures)
+        self.failed += len(failures)
+        for row in rows:
+            self.plan.stored(row.id, row.state)
+        for failure in failures:
+            self.plan.listed(failure.id, failure.state)
+
+    def _resolved(self, outcomes: list[Outcome]) -> tuple[list[Row], list[Failure]]:
+        """Rows and failures; what has the bytes of others gets their embedding."""
+        new = {one.sha256: one for one in outcomes if isinstance(one, Encoded) and one.embedding is not None}
+        copies = [one for one in outcomes if isinstance(one, Encoded) and one.sha256 not in new]
+        stored = self.collection.stored(one.sha256 for one in copies)
+        lost = [one.item for one in copies if one.sha256 not in stored]
+        redone = {one.item.id: one for some in (self.again(lost) if lost else ()) for one in some}
+        rows, failures = [], []
+        for one in outcomes:
+            one = redone.get(one.item.id, one)
+            if isinstance(one, Failed):
+                failures.append(_failure(one))
+                continue
+            known = stored.get(one.sha256)
+            if one.embedding is None and known is not None and one.item.id in known.ids:
+                self.unchanged += 1
+            elif one.embedding is None:
+                self.reused += 1
+            else:
+                self.encoded += 1
+            rows.append(_row(one, one if one.embedding is not None else known or new[one.sha256]))
+        return rows, failures
+
+
+def _row(one: Encoded, known: Encoded | Stored) -> Row:
+    """The row of an item, with what is known of its bytes."""
+    item, embedding = one.item, known.embedding
+    assert isinstance(embedding, np.ndarray)
+    facts = known.width, known.height, one.sha256, one.size, item.state, known.taken, item.metadata
+    return Row(item.id, item.locator, embedding, *facts)
+
+
+def _failure(one: Failed) -> Failure:
+    item = one.item
+    return Failure(item.id, item.locator.path, one.stage, one.code, one.message, item.state, now())

@@ -1,0 +1,201 @@
+"""Items into embeddings: the same here and on another machine.
+
+    items ─threads: read, preprocess→ inputs ─batches→ embeddings, in order
+
+No collection, no signals, no progress: what it gives depends on the items, the encoder and the batch size alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from datetime import datetime
+from functools import partial
+
+import numpy as np
+
+from image_encoders.bulk.batch_size import BatchSizeTuner
+from image_encoders.bulk.sources import SourceItem
+from image_encoders.embedding import as_input_error, embed_each
+from image_encoders.encoder import Encoder, Tower, cores, ordered
+from image_encoders.errors import InputError
+from image_encoders.inputs.exif import date_taken
+from image_encoders.inputs.image import ImageLimits, upright_size
+
+HELD = 4  # batches of inputs that wait for others of their shape at most
+OUTCOMES = 1024  # that wait for an embedding before them at most
+LONGEST_SIDE = 2**31 - 1  # [px] that is stored
+
+
+@dataclass
+class Encoded:
+    """An item that was read.
+
+    sha256, size: digest and number of its bytes
+    width, height: of the upright image [px]; taken: when, by the camera's clock. Not known where `embedding` is None
+    embedding: (dim,) float32, finite; None where the embedding of these bytes is known already, or comes with another
+        item before it
+    """
+
+    item: SourceItem
+    sha256: str
+    size: int
+    width: int = 0
+    height: int = 0
+    taken: datetime | None = None
+    embedding: np.ndarray | None = None
+
+
+@dataclass
+class Failed:
+    """An item that cannot be encoded: at which stage ("read", "prepare", "embed"), and why, as of InputError."""
+
+    item: SourceItem
+    stage: str
+    code: str
+    message: str
+
+
+Outcome = Encoded | Failed
+
+
+def encode(
+    items: Iterable[SourceItem],
+    encoder: Encoder,
+    *,
+    batch_size: BatchSizeTuner | int | None = None,
+    workers: int | None = None,
+    known: Callable[[str], bool] = lambda sha256: False,
+) -> Iterator[list[Outcome]]:
+    """An embedding, or the reason why there is none, for each item.
+
+    batch_size: how many go through the net at once; None: what is fastest, tried on the first batches
+    workers: threads that read and preprocess; None: one for each processor
+    known: whether the embedding of the bytes with this sha256 is known, and they need no other; called on threads
+    returns: lists, to be stored each as a whole or not at all: then who goes on from there cuts the same batches.
+        The outcomes come in the order of the items, but for inputs that wait for others of their shape.
+
+    Bytes that come twice are embedded once, as far as `known` learns of those that were given back.
+    """
+    tuner = batch_size if isinstance(batch_size, BatchSizeTuner) else BatchSizeTuner(batch_size)
+    tower, workers = encoder.tower("image"), workers or cores()
+    batch = _Batch(tower, encoder.dim, tuner, known)
+    read = partial(_read, tower=tower, limits=ImageLimits.from_environment(), known=known)
+    with closing(ordered(read, items, ahead=2 * tuner.most + workers, workers=workers)) as ready:  # type: ignore[type-var]
+        for one in ready:
+            if outcomes := batch.take(one):
+                yield outcomes
+    while batch.waiting:
+        yield batch.embed()
+
+
+@dataclass
+class _Read:
+    """What became of an item on a thread; `input` is what is to be embedded yet."""
+
+    outcome: Outcome
+    input: np.ndarray | None = None
+
+
+def _read(item: SourceItem, *, tower: Tower, limits: ImageLimits, known: Callable[[str], bool]) -> _Read:
+    """Read and preprocess one item; bytes whose embedding is known are not decoded."""
+    stage = "read"
+    try:
+        content = item.read(limits)
+        encoded = Encoded(item, hashlib.sha256(content).hexdigest(), len(content))
+        if known(encoded.sha256):
+            return _Read(encoded)
+        image = tower.read(content)
+        scaled = tower.inputs.scaled
+        encoded.width, encoded.height = upright_size(content, limits=limits) if scaled else image.shape[1::-1]
+        if max(encoded.width, encoded.height) > LONGEST_SIDE:
+            raise InputError(f"a side of more than {LONGEST_SIDE:,} pixels", code="too-many-pixels")
+        encoded.taken = date_taken(content)
+        stage = "prepare"
+        prepared = tower.prepare(image)
+        tower.check(prepared)
+        return _Read(encoded, prepared)
+    except Exception as error:  # a decoder may raise anything
+        return _Read(_failed(item, stage, as_input_error(error)))
+
+
+class _Batch:
+    """Inputs that wait for enough others of their shape, and the outcomes that wait for them, in order.
+
+    waiting: everything that has not been given back
+    """
+
+    def __init__(self, tower: Tower, dim: int, tuner: BatchSizeTuner, known: Callable[[str], bool]):
+        self.tower, self.dim, self.tuner, self.known = tower, dim, tuner, known
+        self.waiting: list[_Read] = []
+        self._shapes: dict[tuple[int, ...], list[_Read]] = {}  # what is to be embedded
+        self._leaders: dict[str, _Read] = {}  # the same by sha256
+        self._count = 0
+
+    def take(self, one: _Read) -> list[Outcome]:
+        """What can be given back now that `one` has come."""
+        self.waiting.append(one)
+        if one.input is not None:
+            assert isinstance(one.outcome, Encoded)
+            sha256 = one.outcome.sha256
+            if sha256 in self._leaders or self.known(sha256):
+                one.input = None
+            else:
+                self._leaders[sha256] = one
+                self._shapes.setdefault(one.input.shape, []).append(one)
+        largest = max(map(len, self._shapes.values()), default=0)
+        if largest >= self.tuner.size or len(self._leaders) >= HELD * self.tuner.size:
+            return self.embed()
+        if not self._leaders:
+            return self._done()
+        if len(self.waiting) - len(self._leaders) >= OUTCOMES:
+            return self.embed()
+        return []
+
+    def embed(self) -> list[Outcome]:
+        """What can be given back once the inputs of the commonest shape are embedded."""
+        if self._shapes:
+            shape = max(self._shapes, key=lambda shape: len(self._shapes[shape]))
+            leaders = self._shapes.pop(shape)
+            for leader, outcome in zip(leaders, self._embed([one.input for one in leaders if one.input is not None])):
+                encoded = leader.outcome
+                assert isinstance(encoded, Encoded)
+                del self._leaders[encoded.sha256]
+                leader.input = None
+                if isinstance(outcome, InputError):
+                    leader.outcome = _failed(encoded.item, "embed", outcome)
+                    self._fail_copies(encoded.sha256, outcome)
+                else:
+                    encoded.embedding = outcome
+        return self._done()
+
+    def _embed(self, inputs: list[np.ndarray]) -> list[np.ndarray | InputError]:
+        outcomes: list[np.ndarray | InputError] = []
+        began = time.perf_counter()
+        while len(outcomes) < len(inputs):
+            some = inputs[len(outcomes) : len(outcomes) + self.tuner.fits]
+            outcomes += embed_each(self.tower.rows, some, dim=self.dim, out_of_memory=self.tuner.ran_out_of_memory)
+        self.tuner.took(len(inputs), time.perf_counter() - began)
+        return outcomes
+
+    def _fail_copies(self, sha256: str, error: InputError) -> None:
+        for one in self.waiting:
+            if isinstance(one.outcome, Encoded) and one.outcome.sha256 == sha256:
+                one.outcome = _failed(one.outcome.item, "embed", error)
+
+    def _done(self) -> list[Outcome]:
+        """What waits for no input, in order."""
+        done = [one.outcome for one in self.waiting if one.input is None and not self._follows(one)]
+        self.waiting = [one for one in self.waiting if one.input is not None or self._follows(one)]
+        return done
+
+    def _follows(self, one: _Read) -> bool:
+        """Whether it has the bytes of an input that is to be embedded yet."""
+        return isinstance(one.outcome, Encoded) and one.outcome.sha256 in self._leaders
+
+
+def _failed(item: SourceItem, stage: str, error: InputError) -> Failed:
+    return Failed(item, stage, error.code, error.message)

@@ -1,0 +1,61 @@
+"""Which items must be encoded: what there is, compared with what the collection knows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from image_encoders.bulk.digests import DigestTable
+from image_encoders.bulk.sources import SourceItem
+from image_encoders.collection import FAILURES, ITEMS, Collection
+
+
+class Plan:
+    """What a collection knows, kept up to date while a run writes into it.
+
+    total: items met so far; unchanged, failed: those of them that are not encoded, as they are stored, or failed before
+    rows: the state of each id that has a row; failures: of each on the list of failures
+    contents: the digest (sha256) of each file whose embedding is known
+    recovered: ids on the list of failures that have a row in their present state
+    """
+
+    def __init__(self, collection: Collection, retry_failed: bool = False):
+        """retry_failed: plan also what failed before and has not changed since."""
+        self.retry_failed = retry_failed
+        self.total = self.unchanged = self.failed = 0
+        self.rows, self.failures, self.contents = DigestTable(), DigestTable(), DigestTable()
+        self.recovered: list[str] = []
+        self._under_way: set[str] = set()  # ids that are being encoded
+        for rows in collection.scan(ITEMS, ["id", "state", "sha256"]):
+            for id, state, sha256 in zip(*(column.to_pylist() for column in rows.columns)):
+                self.rows.put(id, state)
+                self.contents.put(sha256)
+        for rows in collection.scan(FAILURES, ["id", "state"]):
+            for id, state in zip(*(column.to_pylist() for column in rows.columns)):
+                self.failures.put(id, state)
+
+    def changed(self, items: Iterable[SourceItem]) -> Iterator[SourceItem]:
+        """The items that must be encoded, each id once."""
+        for item in items:
+            self.total += 1
+            # An id leaves `_under_way` after it has come into one of the tables, on the committer's thread.
+            if item.id in self._under_way:
+                self.unchanged += 1
+            elif item.state and self.rows.matches(item.id, item.state):
+                self.unchanged += 1
+                if item.id in self.failures:
+                    self.recovered.append(item.id)
+            elif not self.retry_failed and item.error is None and self.failures.matches(item.id, item.state):
+                self.failed += 1
+            else:
+                self._under_way.add(item.id)
+                yield item
+
+    def stored(self, id: str, state: str) -> None:
+        """Note that an item has a row."""
+        self.rows.put(id, state)
+        self._under_way.discard(id)
+
+    def listed(self, id: str, state: str) -> None:
+        """Note that an item is on the list of failures."""
+        self.failures.put(id, state)
+        self._under_way.discard(id)

@@ -1,0 +1,101 @@
+"""Checkpoints of the Hugging Face hub, fetched into its own cache by its own client."""
+
+from __future__ import annotations
+
+import errno
+import sys
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+from image_encoders.errors import UnknownModel, WeightsError, first_line
+from image_encoders.weights.fetch import TIMEOUT_S, is_offline
+
+HUB_FILES = ("*.json", "*.txt", "*.model")  # configuration and tokenizer
+SAFE_WEIGHTS = "model*.safetensors"
+REACHABLE = "What works without it: clip/demo, which is bundled, and local folders and files (weights=PATH)"
+
+
+def hub_folder(
+    repo_id: str, *, revision: str | None = None, offline: bool | None = None, progress: bool | None = None
+) -> Path:
+    """The local folder of a Hugging Face checkpoint: its configuration, tokenizer and weights.
+
+    Weights are safetensors; pickled ones are fetched only where there are no others. Kept in Hugging Face's own cache.
+
+    repo_id: such as "openai/clip-vit-base-patch32"
+    revision: branch, tag or commit; default: the main branch as it is now
+    offline: never use the network, as the environment may say as well
+    progress: show a bar; default: when stderr is a terminal
+
+    Raises UnknownModel when the hub has no such repository, WeightsError when it can not be had.
+    """
+    from huggingface_hub import errors, snapshot_download
+
+    if sys.stderr.isatty() if progress is None else progress:
+        bar: dict[str, Any] = {}
+    else:
+        bar = {"tqdm_class": _silent_bar()}
+    why = "the network is switched off"
+    try:
+        if not is_offline(offline):
+            try:
+                return _complete(_from_hub(repo_id, revision, bar), repo_id)
+            except errors.GatedRepoError as error:
+                raise WeightsError(
+                    f"{repo_id}: its owner grants access one by one; ask at https://huggingface.co/{repo_id}, "
+                    "then log in with `hf auth login`"
+                ) from error
+            except errors.RevisionNotFoundError as error:
+                raise UnknownModel(f"{repo_id}: the hub knows it, but not its revision {revision}") from error
+            except errors.RepositoryNotFoundError as error:
+                raise UnknownModel(
+                    f"{repo_id}: Hugging Face has no such public repository; see https://huggingface.co/models"
+                ) from error
+            except (WeightsError, errors.HFValidationError):
+                raise
+            except Exception as error:  # of whichever HTTP library this release of the hub's client is built on
+                if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+                    raise WeightsError(
+                        f"{repo_id}: {error}; set HF_HOME to a folder with room that you may write"
+                    ) from error
+                why = f"Hugging Face cannot be reached ({type(error).__name__}: {first_line(error)[:120]})"
+        patterns = [*HUB_FILES, SAFE_WEIGHTS]  # with them the client can tell whether all were fetched
+        folder = snapshot_download(repo_id, revision=revision, allow_patterns=patterns, local_files_only=True)
+        return _complete(Path(folder), repo_id)
+    except errors.LocalEntryNotFoundError as error:
+        raise WeightsError(f"{repo_id} is not completely downloaded, and {why}. {REACHABLE}") from error
+    except errors.HFValidationError as error:
+        raise UnknownModel(f"{repo_id}: not a Hugging Face id such as openai/clip-vit-base-patch32") from error
+
+
+def _from_hub(repo_id: str, revision: str | None, bar: dict[str, Any]) -> Path:
+    from huggingface_hub import HfApi, snapshot_download
+
+    found = HfApi().model_info(repo_id, revision=revision, timeout=TIMEOUT_S)
+    patterns = _hub_patterns([file.rfilename for file in found.siblings or []])
+    # by the branch's name, not found.sha: only then does the cache remember which commit the branch is
+    return Path(snapshot_download(repo_id, revision=revision, allow_patterns=patterns, **bar))
+
+
+def _hub_patterns(files: list[str]) -> list[str]:
+    return [*HUB_FILES, SAFE_WEIGHTS if any(fnmatch(file, SAFE_WEIGHTS) for file in files) else "pytorch_model*.bin"]
+
+
+def _complete(folder: Path, repo_id: str) -> Path:
+    """`folder`, when a model can be loaded from it."""
+    weights = [*folder.glob("*.safetensors"), *folder.glob("pytorch_model*.bin")]
+    if not (folder / "config.json").is_file() or not weights:
+        raise WeightsError(f"{repo_id}: {folder} lacks config.json or weights; fetch it again with the network on")
+    return folder
+
+
+def _silent_bar() -> Any:
+    """A progress bar's class that shows nothing."""
+    from tqdm.auto import tqdm
+
+    class Silent(tqdm):
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            super().__init__(*arguments, **{**options, "disable": True})
+
+    return Silent

@@ -1,0 +1,33 @@
+"""The compact table of what is known."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from image_encoders.bulk import digests
+from image_encoders.bulk.digests import DigestTable
+
+
+@pytest.mark.parametrize("recent", [1, 3, 64, 10_000])
+def test_it_answers_as_a_dictionary_does(recent: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(digests, "RECENT", recent)
+    table, dictionary = DigestTable(), {}
+    for number in np.random.default_rng(0).integers(0, 500, 2000).tolist():
+        other = f"{number} {len(dictionary)}"
+        table.put(f"text {number}", other)
+        dictionary[f"text {number}"] = other
+    for number in range(600):
+        text = f"text {number}"
+        assert (text in table) == (text in dictionary)
+        assert table.matches(text, dictionary.get(text, "")) == (text in dictionary)
+        assert not table.matches(text, "something else")
+
+
+def test_without_other_texts_it_is_a_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(digests, "RECENT", 5)
+    table = DigestTable()
+    assert "0" not in table
+    for number in range(0, 100, 2):
+        table.put(str(number))
+    assert [str(number) in table for number in range(100)] == [number % 2 == 0 for number in range(100)]
