@@ -259,7 +259,7 @@ def demo() -> Encoder:
 def test_an_encoder_works_in_a_spawned_process(demo: Encoder):
     content = file_of(FRAMES[0]).getvalue()
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        rows = pool.submit(demo.encode_image, [content]).result(timeout=120)
+        rows = pool.submit(demo.encode_image, [content]).result(timeout=300)
     assert np.array_equal(rows, demo.encode_image([content]))
 
 
@@ -323,7 +323,7 @@ def test_a_process_forked_while_threads_encode_does_not_wait_for_their_locks():
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no processes are forked here")
 @pytest.mark.usefixtures("bfloat16")
 def test_an_encoder_can_be_sent_to_forked_processes():
-    done = subprocess.run([sys.executable, "-c", FORKED], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", FORKED], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
 
 

@@ -182,7 +182,7 @@ if sys.argv[2] != "only leaves":
 @pytest.mark.usefixtures("bfloat16")
 def test_a_forked_process_embeds_and_ends_as_any_other(before: str, then: str, tmp_path: Path):
     command = [sys.executable, "-c", AFTER_A_FORK, before, then, str(tmp_path / "rows.npy")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
 
 
@@ -209,7 +209,7 @@ assert np.isfinite(encoder.encode_image(probes(1))).all()
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no processes are forked here")
 def test_int8_in_a_forked_process_is_an_error_that_names_the_remedy():
     pytest.importorskip("nncf")
-    done = subprocess.run([sys.executable, "-c", INT8_AFTER_A_FORK], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", INT8_AFTER_A_FORK], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert "start processes by spawn, load only after forking" in done.stdout
 

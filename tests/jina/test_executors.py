@@ -22,7 +22,7 @@ from image_encoders.errors import ImageEncodersError, InputError, Overloaded
 from image_encoders.inputs.urls import UrlLimits
 from image_encoders.integrations.jina import CLIPImageEncoder, CLIPTextEncoder, DocList, Document, executors
 from image_encoders.integrations.jina.executors import EncoderExecutor
-from image_encoders.spellings import ALIASES, CLASSES, SERVING
+from image_encoders.legacy_names import ALIASES, CLASSES, SERVING
 
 
 @pytest.fixture(scope="module")

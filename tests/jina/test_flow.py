@@ -25,7 +25,7 @@ import jina
 from image_encoders.errors import InputError, UnknownModel
 from image_encoders.integrations.jina import DocList, Document, Flow
 from image_encoders.integrations.jina.flow import CONFIGS, executor_arguments, flow_config, resolve
-from image_encoders.spellings import CLASSES
+from image_encoders.legacy_names import CLASSES
 
 
 @pytest.fixture(scope="module")

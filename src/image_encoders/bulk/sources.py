@@ -16,7 +16,6 @@ import stat
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any, Protocol
 
 from image_encoders.collection import ITEMS, MARK, Locator, id_of
@@ -142,12 +141,6 @@ class Sources(Iterator[SourceFile]):
         if self._once:
             return None
         return sum(1 for _ in Sources(self.arguments, None, self._all_files)._unique())
-
-    def at_least(self, count: int) -> bool:
-        """Whether there are so many files; unknown numbers count as many."""
-        if self._once:
-            return True
-        return sum(1 for _ in islice(Sources(self.arguments, None, self._all_files)._unique(), count)) == count
 
     def sample(self, count: int) -> list[str]:
         """Paths of at most `count` files, from everywhere, the same every time; none where a list is read once."""

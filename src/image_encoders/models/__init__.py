@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any
 from image_encoders.encoder import Encoder, InputSpec, Tower, fingerprint
 from image_encoders.errors import InputError, UnknownModel, WeightsError
 from image_encoders.inputs.preprocessing import TORCH
-from image_encoders.spellings import CLASSES, spell
+from image_encoders.legacy_names import CLASSES, translate
 
 if TYPE_CHECKING:
     from torch import nn
@@ -162,7 +162,7 @@ def load(
     """The encoder called `name`, its nets loaded and on their device.
 
     name: family/variant, such as "clip/openai/clip-vit-base-patch32", "bit/R50x1", "custom"; `names()` lists them;
-        or an original executor's class name with its own parameters (spellings.py)
+        or an original executor's class name with its own parameters (legacy_names.py)
     weights: path to an original checkpoint, file or folder; None: the family's own source, fetched once and cached
     device: "auto" | "cpu" | "cuda" | "cuda:1"; also TensorFlow's "/CPU:0", "/GPU:0", a `torch.device`, or a number
     precision: "float32" gives the original's embeddings; "bfloat16" | "float16" (CUDA) | "int8" (CPU, with
@@ -180,15 +180,15 @@ def load(
         raise unknown(name)
     device = device_name(device)
     if name in CLASSES:
-        spelled = spell(name, options if device == "auto" else {**options, "device": device})
+        legacy = translate(name, options if device == "auto" else {**options, "device": device})
         return load(
-            spelled.name,
-            weights=weights or spelled.weights,
-            device=spelled.device,
+            legacy.name,
+            weights=weights or legacy.weights,
+            device=legacy.device,
             precision=precision,
             engine=engine,
             calibration=calibration,
-            **spelled.options,
+            **legacy.options,
         )
     module = family(name)
     check_options(name, options)

@@ -1,4 +1,4 @@
-"""The Executors: thin over `load`, with the class names and parameters of their documentation (spellings.py)."""
+"""The Executors: thin over `load`, with the class names and parameters of their documentation (legacy_names.py)."""
 
 # No `from __future__ import annotations` here: with it, Jina's start-up hangs for ever.
 import asyncio
@@ -23,8 +23,8 @@ from image_encoders.encoder import Encoder, cores
 from image_encoders.errors import ImageEncodersError, InputError
 from image_encoders.inputs.urls import UrlFetcher, UrlLimits, read_url
 from image_encoders.integrations.jina.documents import Document, traversal, traverse
+from image_encoders.legacy_names import ALIASES, CLASSES, SERVING, attributes, translate
 from image_encoders.models import load
-from image_encoders.spellings import ALIASES, CLASSES, SERVING, spell, spelled_both_ways
 from jina import Executor, requests
 
 log = logging.getLogger(__name__)
@@ -97,12 +97,19 @@ class EncoderExecutor(Executor):
         self.precision, self.engine, self.private_urls = precision, engine, private_urls
         try:
             documented = next(cls.__name__ for cls in type(self).__mro__ if cls.__name__ in CLASSES)
-            self._spelled = spell(documented, parameters)
-            self.__dict__.update(spelled_both_ways(documented, parameters))
-            self._defaults = traversal(self._spelled.traversal_paths), _batch_size(self._spelled.batch_size)
+            self._legacy = translate(documented, parameters)
+            self.__dict__.update(attributes(documented, parameters))
+            self._defaults = traversal(self._legacy.traversal_paths), _batch_size(self._legacy.batch_size)
             _share_cores(self.runtime_args)
-            self._encoder = _load(self._spelled, precision, engine)
-            self._tower = self._encoder.tower(self._spelled.modality)
+            self._encoder = load(
+                self._legacy.name,
+                weights=self._legacy.weights,
+                device=self._legacy.device,
+                precision=precision,
+                engine=engine,
+                **self._legacy.options,
+            )
+            self._tower = self._encoder.tower(self._legacy.modality)
         except (ImageEncodersError, TypeError, ValueError, OSError) as error:
             # Jina reports only that the start failed.
             print(f"{type(self).__name__} cannot start: {error}", file=sys.stderr, flush=True)
@@ -221,7 +228,7 @@ class EncoderExecutor(Executor):
 
     def _is_remote(self, doc: Document) -> bool:
         """Whether what a document has to encode is at another machine's address."""
-        here = self._spelled.modality == "text" or doc.array is not None or doc.buffer or not doc.uri
+        here = self._legacy.modality == "text" or doc.array is not None or doc.buffer or not doc.uri
         return not here and not _is_data(doc.uri)
 
     def _fetched(self, future: Future[bytes]) -> np.ndarray:
@@ -229,13 +236,13 @@ class EncoderExecutor(Executor):
 
     def _input(self, doc: Document) -> Optional[np.ndarray]:
         """What the net takes for a document that is here; None where there is nothing to encode."""
-        if self._spelled.modality == "text":
+        if self._legacy.modality == "text":
             return self._tower.input(doc.text) if doc.text else None
         if doc.array is not None:
             array = np.asarray(doc.array)
             if not array.size:
                 raise InputError(f"an empty array of shape {array.shape}", code="empty")
-            return self._sound(doc, array) if self._spelled.modality == "audio" else self._picture(array)
+            return self._sound(doc, array) if self._legacy.modality == "audio" else self._picture(array)
         if doc.buffer:
             return self._tower.input(doc.buffer)
         return self._tower.input(read_url(doc.uri, self._limits)) if doc.uri else None
@@ -247,7 +254,7 @@ class EncoderExecutor(Executor):
         return self._tower.input((samples, rate))
 
     def _picture(self, array: np.ndarray) -> np.ndarray:
-        prepared, axis = self._spelled.prepared, self._spelled.channel_axis
+        prepared, axis = self._legacy.prepared, self._legacy.channel_axis
         if prepared is False and array.dtype.kind == "f" and self._about_floats:
             raise InputError(
                 f"an array of {array.dtype}; uint8 pixels are accepted, and {self._about_floats}", code="dtype"
@@ -371,17 +378,6 @@ def _share_cores(runtime_args: Any) -> None:
         import torch
 
         torch.set_num_threads(max(cores() // copies, 1))
-
-
-def _load(spelled: Any, precision: str, engine: str) -> Encoder:
-    return load(
-        spelled.name,
-        weights=spelled.weights,
-        device=spelled.device,
-        precision=precision,
-        engine=engine,
-        **spelled.options,
-    )
 
 
 def _read_parameters(
