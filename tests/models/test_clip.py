@@ -434,7 +434,7 @@ def test_a_net_without_two_towers_is_refused(tmp_path: Path):
 def test_preprocessing_that_does_not_fit_the_net_is_refused(clip_folder: Path):
     path = clip_folder / "preprocessor_config.json"
     write_json(path, {**json.loads(path.read_text()), "crop_size": {"height": 160, "width": 160}})
-    with pytest.raises(WeightsError, match="gives pictures of 160 x 160, its net takes 224 x 224"):
+    with pytest.raises(WeightsError, match="gives images of 160 x 160, its net takes 224 x 224"):
         load(clip_folder)
 
 

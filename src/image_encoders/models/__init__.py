@@ -47,7 +47,7 @@ class Variant:
 
     name: after the family's, such as "R50x1"; "" where the family has just one
     towers: the modalities
-    dim: length of a row; None where the checkpoint decides
+    dim: length of an embedding; None where the checkpoint decides
     weights: what `weights=` takes, or where the weights come from
     licence: of the weights, as their authors state it
     """
@@ -166,8 +166,8 @@ def load(
         or an original executor's class name with its own parameters (legacy_names.py)
     weights: path to an original checkpoint, file or folder; None: the family's own source, fetched once and cached
     device: "auto" | "cpu" | "cuda" | "cuda:1"; also TensorFlow's "/CPU:0", "/GPU:0", a `torch.device`, or a number
-    precision: "float32" gives the original's rows; "bfloat16" | "float16" (CUDA) | "int8" (CPU, with `calibration`) are
-        asked for as they are; "auto": the fastest that keeps the rows on this machine, judged at the first load
+    precision: "float32" gives the original's embeddings; "bfloat16" | "float16" (CUDA) | "int8" (CPU, with
+        `calibration`) are taken as asked; "auto": the fastest that stays close here, judged at the first load
     engine: "auto" | "torch" | "torch-compile" | "openvino" (CPU). "auto" with precision="auto" is OpenVINO on the CPU,
         which converts a model once and keeps the copy in the cache, and torch elsewhere
     calibration: for int8: a folder of pictures like those to be encoded, or a list of them
@@ -247,7 +247,7 @@ def _reduced(encoder: Encoder) -> tuple[Any, ...]:
 
 
 def _reloaded(recipe: dict[str, Any], precision: str, fingerprint: str) -> Encoder:
-    """The encoder of a recipe; WeightsError where its rows cannot be compared with those of the pickled one.
+    """The encoder of a recipe; WeightsError where its embeddings cannot be compared with those of the pickled one.
 
     precision: what was chosen there, should another one be chosen here
     """
