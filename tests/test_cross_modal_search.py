@@ -22,7 +22,7 @@ from image_encoders.bulk.run import run
 from image_encoders.bulk.sources import find
 from image_encoders.collection import Collection
 from image_encoders.encoder import Encoder
-from image_encoders.engines import PLAIN, Net
+from image_encoders.engines import PLAIN, Net, select_embedder
 from image_encoders.errors import CollectionError, InputError
 from image_encoders.models import vsepp
 from image_encoders.nets.vsepp import CaptionTower
@@ -82,7 +82,7 @@ def small(pictures: dict[str, Path]) -> Encoder:
     text = replace(
         tiny.tower("text"),
         inputs=vsepp._captions(vocabulary, accept_unknown=False),
-        embed=PLAIN.made(Net("small", "small", lambda: net, vocabulary.encode, (None,), "text"), "torch", "float32"),
+        embed=select_embedder(PLAIN, Net("small", "small", lambda: net, vocabulary.encode, (None,), "text")),
     )
     return replace(tiny, towers={"image": tiny.tower("image"), "text": text})
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 from image_encoders.doctor import Stages, stages
 from image_encoders.encoder import Encoder, InputSpec, Tower
-from image_encoders.engines import PLAIN, Net
+from image_encoders.engines import PLAIN, Net, select_embedder
 from image_encoders.inputs.image import read_image
 from image_encoders.inputs.preprocessing import channels_first
 from image_encoders.nets.vsepp import Vgg19
@@ -44,7 +44,7 @@ def encoder(width: int) -> Encoder:
 
     shape = (3, SIDE, SIDE)
     one = Net("vgg", f"vgg {width}", build, lambda source: prepare(read_image(source)), shape)
-    tower = Tower(InputSpec("image", read_image, prepare, shape), PLAIN.made(one, "torch", "float32"))
+    tower = Tower(InputSpec("image", read_image, prepare, shape), select_embedder(PLAIN, one))
     return Encoder("vgg", 64, {"image": tower}, "v" * 32)
 
 

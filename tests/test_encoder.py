@@ -151,7 +151,7 @@ def test_what_may_be_other_by_then_is_not_left_to_threads(given: Any, read_here:
 
 
 def test_the_first_wrong_source_is_named_though_a_later_one_is_read_before():
-    with pytest.raises(InputError, match=r"^image\[1\]: not a picture"):
+    with pytest.raises(InputError, match=r"^image\[1\]: not an image"):
         FakeEncoder().encode_image([FRAMES[0], b"no picture", np.zeros(3), None])
 
 
@@ -259,7 +259,7 @@ def demo() -> Encoder:
 def test_an_encoder_works_in_a_spawned_process(demo: Encoder):
     content = file_of(FRAMES[0]).getvalue()
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        rows = pool.submit(demo.encode_image, [content]).result(timeout=120)
+        rows = pool.submit(demo.encode_image, [content]).result(timeout=300)
     assert np.array_equal(rows, demo.encode_image([content]))
 
 
@@ -283,14 +283,14 @@ FORKED_WHILE_READING = """
 import io, os, signal, threading
 import numpy as np
 from PIL import Image
-from image_encoders.encoder import Encoder, Tower
+from image_encoders.encoder import Encoder, InputSpec, Tower
 from image_encoders.inputs.image import read_image
 
 file = io.BytesIO()
 Image.fromarray(np.random.default_rng(0).integers(0, 256, (200, 300, 3), dtype=np.uint8)).save(file, "PNG")
 content = file.getvalue()
-tower = Tower("image", read_image, lambda pixels: pixels, lambda inputs: inputs[:, 0, 0].astype(np.float32))
-encoder = Encoder("plain", 3, {"image": tower}, "f" * 32)
+spec = InputSpec("image", read_image, lambda pixels: pixels)
+encoder = Encoder("plain", 3, {"image": Tower(spec, lambda inputs: inputs[:, 0, 0].astype(np.float32))}, "f" * 32)
 
 def encode():
     encoder.encode_image([*(Image.open(io.BytesIO(content)) for _ in range(8)), content, io.BytesIO(content)])
@@ -323,7 +323,7 @@ def test_a_process_forked_while_threads_encode_does_not_wait_for_their_locks():
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no processes are forked here")
 @pytest.mark.usefixtures("bfloat16")
 def test_an_encoder_can_be_sent_to_forked_processes():
-    done = subprocess.run([sys.executable, "-c", FORKED], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", FORKED], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
 
 

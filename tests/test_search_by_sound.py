@@ -56,7 +56,7 @@ def encoder(pictures) -> Encoder:
     tiny = audioclip.tiny()
     rows = tiny.encode_image(list(pictures.values()))
     seen = {}
-    audio, text = (tiny.tower(modality).embed.made()._net for modality in ("audio", "text"))
+    audio, text = (tiny.tower(modality).embed.selected()._net for modality in ("audio", "text"))
     handles = [
         audio.fc.register_forward_hook(lambda layer, inputs, _: seen.setdefault("audio", []).append(inputs[0].clone())),
         text.ln_final.register_forward_hook(lambda *args: seen.setdefault("text", []).append(args[2].clone())),

@@ -8,8 +8,11 @@ import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from image_encoders.errors import ImageEncodersError
 
 if TYPE_CHECKING:
     from filelock import FileLock
@@ -33,6 +36,29 @@ def running_sha256(path: Path) -> Any:
         while count := file.readinto(room):
             digest.update(room[:count])
     return digest
+
+
+class NotCached(ImageEncodersError):
+    """Something that the cache does not hold, within `only_cached`; seen by nobody but whoever wrote that."""
+
+
+_only_cached: ContextVar[bool] = ContextVar("only_cached", default=False)
+
+
+@contextmanager
+def only_cached() -> Iterator[None]:
+    """In the block nothing is made for the cache: what is missing there raises NotCached."""
+    token = _only_cached.set(True)
+    try:
+        yield
+    finally:
+        _only_cached.reset(token)
+
+
+def require_cached(what: str) -> None:
+    """Said before something is made that the cache does not hold: raises NotCached within `only_cached`."""
+    if _only_cached.get():
+        raise NotCached(what)
 
 
 @contextmanager

@@ -67,7 +67,24 @@ class CollectionError(ImageEncodersError):
 
 
 class Overloaded(ImageEncodersError):
-    """More work is waiting than the limit allows."""
+    """More work is waiting than the limit allows.
+
+    limit, waiting: how many inputs may wait, and how many do
+    retry_s: when those are done, as far as it can be known, in seconds
+    """
+
+    def __init__(self, *, limit: int, waiting: int, retry_s: float):
+        super().__init__(
+            f"{waiting} inputs are waiting, of at most {limit}; come back in about {max(retry_s, 0.1):.1f} seconds"
+        )
+        self.limit, self.waiting, self.retry_s = limit, waiting, retry_s
+
+    def __reduce__(self):
+        return _rebuild_overloaded, (self.limit, self.waiting, self.retry_s)
+
+
+def _rebuild_overloaded(limit: int, waiting: int, retry_s: float) -> Overloaded:
+    return Overloaded(limit=limit, waiting=waiting, retry_s=retry_s)
 
 
 class MissingExtra(ImageEncodersError):

@@ -3,12 +3,16 @@
 import argparse
 import json
 import re
+import signal
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import torch
 
 import image_encoders as ie
+from image_encoders import conversion
 from image_encoders.conformance import bundle
 from vocabulary_file import vocabulary_bytes
 
@@ -45,7 +49,7 @@ def test_a_converted_checkpoint_gives_the_same_bits_and_needs_no_vocabulary(comm
     out = tmp_path / "out" / "vse.safetensors"
     ran = command("convert", "vsepp", "--weights", run, "-o", out, "-O", f"vocabulary={words}")
     assert ran.status == 0, ran.err
-    assert "the same fingerprint" in ran.out
+    assert "same fingerprint" in ran.out
     original = ie.load("vsepp", weights=run, vocabulary=words, **RUNTIME)
     converted = ie.load("vsepp", weights=out, **RUNTIME)
     assert converted.fingerprint == original.fingerprint
@@ -75,7 +79,7 @@ def test_a_custom_net_is_converted_with_its_definition_or_without(command, check
     assert told["converted_load_s"] > 0
     ran = command("convert", "custom", "--weights", original, "-o", tmp_path / "b.safetensors")
     assert ran.status == 0
-    assert "the same tensors" in ran.out
+    assert "same tensors" in ran.out
     assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
     pictures = bundle.float_inputs("custom-inplace", "float97x131")
     rows = [
@@ -184,3 +188,32 @@ def test_checkpoints_of_the_true_size_are_converted_bit_for_bit(
     if "text" in original.modalities:
         assert np.array_equal(converted.encode_text(["a man"]), original.encode_text(["a man"]))
     out.unlink()
+
+
+def test_what_a_killed_conversion_left_is_removed_by_the_next_one(command, run, words, tmp_path):
+    (tmp_path / "out").mkdir()
+    out, options = tmp_path / "out" / "vse.safetensors", {"vocabulary": str(words)}
+    killed = (
+        "import os; from pathlib import Path; from image_encoders import conversion\n"
+        "conversion._digest = lambda part: os.kill(os.getpid(), 9)\n"
+        f"conversion.convert('vsepp', Path({str(run)!r}), Path({str(out)!r}), {options!r})"
+    )
+    assert subprocess.run([sys.executable, "-c", killed], timeout=300).returncode == -signal.SIGKILL
+    (left,) = out.parent.iterdir()
+    assert sum(file.stat().st_size for file in left.iterdir()) > 1000
+    other = out.with_name("other.safetensors")
+    assert command("convert", "vsepp", "--weights", run, "-o", other, "-O", f"vocabulary={words}").status == 0
+    assert list(out.parent.iterdir()) == [other]
+
+
+def test_a_running_conversion_is_left_alone_by_others(command, run, words, tmp_path):
+    out = tmp_path / "out" / "vse.safetensors"
+    arguments = ["convert", "vsepp", "--weights", run, "-O", f"vocabulary={words}", "-o"]
+    with conversion._working_folder(out) as folder:
+        (folder / "part").write_text("being written")
+        assert command(*arguments, out.with_name("other.safetensors")).status == 0
+        assert (folder / "part").read_text() == "being written"
+        ran = command(*arguments, out)
+        assert ran.status == 2
+        assert "another process is converting to this file" in ran.err
+    assert [path.name for path in out.parent.iterdir()] == ["other.safetensors"]

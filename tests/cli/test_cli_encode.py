@@ -221,7 +221,7 @@ def test_with_debug_an_error_shows_where_it_comes_from(photos, tmp_path, monkeyp
 def nothing_is_loaded(monkeypatch):
     """Fails the test that loads or downloads a model."""
     monkeypatch.setattr(models, "load", lambda *names, **options: pytest.fail("a model was loaded"))
-    monkeypatch.setattr("image_encoders.weights.fetch.hub_folder", from_the_cache)
+    monkeypatch.setattr("image_encoders.weights.hub.hub_folder", from_the_cache)
 
 
 def from_the_cache(repo_id, *, offline=None, **options):

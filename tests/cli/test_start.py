@@ -31,7 +31,7 @@ def picture(tmp_path: Path) -> Path:
 
 def loaded(*arguments: str) -> set[str]:
     """Which heavy packages, or talkative ones, a command of its own process imports."""
-    ran = subprocess.run([sys.executable, "-c", MAIN, *arguments], capture_output=True, text=True, timeout=120)
+    ran = subprocess.run([sys.executable, "-c", MAIN, *arguments], capture_output=True, text=True, timeout=300)
     assert ran.returncode == 0, ran.stderr
     return set(ran.stderr.rpartition("loaded:")[2].split())
 
@@ -58,5 +58,23 @@ def test_the_library_is_left_as_it_is():
         "import image_encoders.cli, lancedb; from lance_namespace_urllib3_client.api.data_api import DataApi; "
         "print(len(vars(DataApi)) > 5)"
     )
-    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=True)
     assert ran.stdout.strip() == "True"
+
+
+def test_what_pillow_warns_of_is_not_shown():
+    program = """
+import warnings
+from image_encoders import cli
+
+def warn(prog_name):
+    warnings.warn_explicit("Corrupt EXIF data", UserWarning, "TiffImagePlugin.py", 9, module="PIL.TiffImagePlugin")
+    warnings.warn_explicit("another's", UserWarning, "other.py", 9, module="other")
+
+cli.app = warn
+cli.main()
+"""
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    assert ran.returncode == 0
+    assert "another's" in ran.stderr
+    assert "EXIF" not in ran.stderr

@@ -18,7 +18,7 @@ import torch
 from small_net import Small, small_input
 from torch import Tensor, nn
 
-from image_encoders.engines import Net, Runtime, copies, openvino
+from image_encoders.engines import Net, Runtime, copies, openvino, select_embedder
 from image_encoders.engines.copies import ABOUT, BIN
 from image_encoders.engines.openvino import ALONE, OpenVinoEmbedder
 from image_encoders.engines.precision import closeness, probes
@@ -182,7 +182,7 @@ if sys.argv[2] != "only leaves":
 @pytest.mark.usefixtures("bfloat16")
 def test_a_forked_process_embeds_and_ends_as_any_other(before: str, then: str, tmp_path: Path):
     command = [sys.executable, "-c", AFTER_A_FORK, before, then, str(tmp_path / "rows.npy")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
 
 
@@ -209,7 +209,7 @@ assert np.isfinite(encoder.encode_image(probes(1))).all()
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no processes are forked here")
 def test_int8_in_a_forked_process_is_an_error_that_names_the_remedy():
     pytest.importorskip("nncf")
-    done = subprocess.run([sys.executable, "-c", INT8_AFTER_A_FORK], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", INT8_AFTER_A_FORK], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert "start processes by spawn, load only after forking" in done.stdout
 
@@ -267,7 +267,7 @@ def test_a_copy_that_would_give_other_rows_is_refused(net: Make):
 
 
 def test_auto_says_so_and_takes_torch_where_no_copy_can_be_had(net: Make, inputs, caplog):
-    embed = Runtime.resolve("cpu").embedder(net(Moody))
+    embed = select_embedder(Runtime.resolve("cpu"), net(Moody))
     assert (embed.engine, embed.precision) == ("torch", "float32")
     assert embed(inputs).shape == (21, 5)
     assert "torch runs it instead" in caplog.text
@@ -275,7 +275,7 @@ def test_auto_says_so_and_takes_torch_where_no_copy_can_be_had(net: Make, inputs
 
 def test_an_engine_that_was_asked_for_is_never_replaced(net: Make):
     with pytest.raises(DeviceError, match="engine='torch'"):
-        Runtime.resolve("cpu", engine="openvino").embedder(net(Moody))
+        select_embedder(Runtime.resolve("cpu", engine="openvino"), net(Moody))
 
 
 # ---------------------------------------------------------------- int8

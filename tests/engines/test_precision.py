@@ -8,8 +8,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from image_encoders.engines import Net, Runtime, openvino, precision
-from image_encoders.engines.precision import CLOSEST, Choice, closeness, probes
+from image_encoders.engines import Choice, Net, Runtime, machine, openvino, precision, select, select_embedder
+from image_encoders.engines.precision import CLOSEST, closeness, probes
 from image_encoders.errors import DeviceError, InputError
 
 Make = Callable[..., Net]
@@ -25,14 +25,15 @@ def matrix_units(monkeypatch) -> None:
 @pytest.fixture
 def noisy(monkeypatch) -> Callable[[float], list[tuple[str, str]]]:
     """noisy(x): low precision adds noise of x times the rows' spread; returns the list of what was made."""
-    real = Runtime.made
+    real = select._build
 
     def set_up(noise: float) -> list[tuple[str, str]]:
         made: list[tuple[str, str]] = []
 
-        def make(self: Runtime, net: Net, engine: str, wanted: str):
-            made.append((engine, wanted))
-            embed = real(self, net, "torch", "float32")
+        def make(runtime: Runtime, net: Net, way: tuple[str, str]):
+            made.append(way)
+            engine, wanted = way
+            embed = real(runtime, net, ("torch", "float32"))
             if wanted == "float32":
                 return embed
             rng = np.random.default_rng(0)
@@ -42,7 +43,7 @@ def noisy(monkeypatch) -> Callable[[float], list[tuple[str, str]]]:
                 return rows + noise * (rows - rows.mean(0)).std() * rng.normal(size=rows.shape).astype(np.float32)
 
             class Noisy:
-                device, precision = "cpu", wanted
+                device, precision, calibration, choice = "cpu", wanted, "", None
 
                 def __init__(self) -> None:
                     self.engine = engine
@@ -52,7 +53,7 @@ def noisy(monkeypatch) -> Callable[[float], list[tuple[str, str]]]:
 
             return Noisy()
 
-        monkeypatch.setattr(Runtime, "made", make)
+        monkeypatch.setattr(select, "_build", make)
         return made
 
     return set_up
@@ -81,7 +82,7 @@ def test_probes_are_the_same_every_time_and_differ_among_themselves():
 
 
 def test_the_environment_says_whether_a_machine_computes_bfloat16(bfloat16: bool, net: Make, inputs):
-    embed = Runtime.resolve("cpu").embedder(net())
+    embed = select_embedder(Runtime.resolve("cpu"), net())
     assert embed.precision == ("bfloat16" if bfloat16 else "float32")
     assert embed(inputs).shape == (21, 12)
 
@@ -99,22 +100,22 @@ def test_the_environment_says_whether_a_machine_computes_bfloat16(bfloat16: bool
         ("1", False, "openvino", [("openvino", "float32")]),
     ],
 )
-def test_bfloat16_is_computed_by_openvino_where_it_can_be(monkeypatch, variable, instructions, wish, offered):
+def test_bfloat16_is_computed_by_openvino_where_it_can_be(net, monkeypatch, variable, instructions, wish, offered):
     monkeypatch.setenv("IMAGE_ENCODERS_BFLOAT16", variable)
     monkeypatch.setattr(openvino, "multiplies_bfloat16", lambda: instructions)
-    assert precision.candidates("cpu", wish, traceable=True) == offered
+    assert select.ways(Runtime(engine=wish), net()) == offered
 
 
 def test_another_word_in_the_environment_is_refused(net: Make, monkeypatch):
     monkeypatch.setenv("IMAGE_ENCODERS_BFLOAT16", "yes")
     with pytest.raises(DeviceError, match="IMAGE_ENCODERS_BFLOAT16 is 'yes'; accepted: 1, 0"):
-        Runtime.resolve("cpu").embedder(net())
+        select_embedder(Runtime.resolve("cpu"), net())
 
 
 @pytest.mark.usefixtures("matrix_units")
 def test_the_fast_precision_is_taken_where_it_keeps_the_rows(net: Make, noisy):
     made = noisy(0.005)
-    embed = Runtime.resolve("cpu").embedder(net())
+    embed = select_embedder(Runtime.resolve("cpu"), net())
     assert embed.precision == "bfloat16"
     assert embed.choice.closeness.centred >= CLOSEST
     assert embed.choice.closeness.pictures == precision.PROBES
@@ -124,7 +125,7 @@ def test_the_fast_precision_is_taken_where_it_keeps_the_rows(net: Make, noisy):
 @pytest.mark.usefixtures("matrix_units")
 def test_float32_stays_where_the_fast_precision_would_lose_rows_and_that_is_told(net: Make, noisy):
     noisy(0.3)
-    embed = Runtime.resolve("cpu").embedder(net())
+    embed = select_embedder(Runtime.resolve("cpu"), net())
     assert embed.precision == "float32"
     assert embed.choice.closeness is None
     assert "bfloat16: centred cosine 0." in embed.choice.refused[0]
@@ -134,29 +135,29 @@ def test_float32_stays_where_the_fast_precision_would_lose_rows_and_that_is_told
 @pytest.mark.parametrize("noise", [0.005, 0.3])
 def test_the_verdict_is_kept(net: Make, noisy, noise: float):
     noisy(noise)
-    before = Runtime.resolve("cpu").embedder(net()).choice
+    before = select_embedder(Runtime.resolve("cpu"), net()).choice
     made = noisy(noise)
-    after = Runtime.resolve("cpu").embedder(net()).choice
+    after = select_embedder(Runtime.resolve("cpu"), net()).choice
     assert after == before
     assert made == [("openvino", before.precision)] if before.precision == "bfloat16" else len(made) == 1
     noisy(noise)
-    assert Runtime.resolve("cpu").embedder(net(key="another")).choice.precision == before.precision
+    assert select_embedder(Runtime.resolve("cpu"), net(key="another")).choice.precision == before.precision
 
 
 @pytest.mark.usefixtures("matrix_units")
 def test_a_verdict_that_cannot_be_read_is_found_anew(net: Make, noisy, cache):
     noisy(0.005)
-    Runtime.resolve("cpu").embedder(net())
+    select_embedder(Runtime.resolve("cpu"), net())
     (path,) = cache.rglob("choices/*.json")
     path.write_text('{"engine": 7')
     made = noisy(0.005)
-    assert Runtime.resolve("cpu").embedder(net()).precision == "bfloat16"
+    assert select_embedder(Runtime.resolve("cpu"), net()).precision == "bfloat16"
     assert len(made) == 2
 
 
 def test_without_matrix_units_auto_is_float32(net: Make, monkeypatch):
     monkeypatch.setenv("IMAGE_ENCODERS_BFLOAT16", "0")
-    embed = Runtime.resolve("cpu").embedder(net())
+    embed = select_embedder(Runtime.resolve("cpu"), net())
     assert (embed.engine, embed.precision) == ("openvino", "float32")
     assert embed.choice == Choice("openvino", "float32")
 
@@ -165,12 +166,12 @@ def test_a_net_that_cannot_be_traced_is_torch_s(net: Make, monkeypatch):
     monkeypatch.setenv("IMAGE_ENCODERS_BFLOAT16", "0")
     one = net()
     stranger = Net(one.name, one.key, one.build, one.prepare, one.shape, traceable=False)
-    assert Runtime.resolve("cpu").embedder(stranger).engine == "torch"
+    assert select_embedder(Runtime.resolve("cpu"), stranger).engine == "torch"
 
 
 @pytest.mark.usefixtures("bfloat16")
 def test_float32_is_computed_by_the_fastest_engine_where_none_is_asked_for(net: Make, inputs, rows):
-    embed = Runtime.resolve("cpu", "float32").embedder(net())
+    embed = select_embedder(Runtime.resolve("cpu", "float32"), net())
     assert (embed.engine, embed.precision) == ("openvino", "float32")
     assert embed.choice == Choice("openvino", "float32")
     assert np.abs(embed(inputs) - rows).max() < 1e-5
@@ -178,13 +179,13 @@ def test_float32_is_computed_by_the_fastest_engine_where_none_is_asked_for(net: 
 
 @pytest.mark.usefixtures("bfloat16")
 def test_float32_by_torch_gives_torch_s_digits(net: Make, inputs, rows):
-    embed = Runtime.resolve("cpu", "float32", "torch").embedder(net())
+    embed = select_embedder(Runtime.resolve("cpu", "float32", "torch"), net())
     assert (embed.engine, embed.precision) == ("torch", "float32")
     assert np.array_equal(embed(inputs), rows)
 
 
 def test_bfloat16_by_torch_is_near(net: Make, inputs, rows):
-    embed = Runtime.resolve("cpu", "bfloat16", "torch").embedder(net())
+    embed = select_embedder(Runtime.resolve("cpu", "bfloat16", "torch"), net())
     near = closeness(embed(inputs), rows)
     assert near.centred > 0.99
     assert embed.precision == "bfloat16"
@@ -221,8 +222,6 @@ def test_int8_and_calibration_go_together():
 def test_a_driver_without_a_usable_device_is_the_cpu(monkeypatch):
     import torch
 
-    from image_encoders import engines
-
-    monkeypatch.setattr(engines, "_has_cuda_driver", lambda: True)
+    monkeypatch.setattr(machine, "_has_cuda_driver", lambda: True)
     monkeypatch.setattr(torch, "cuda", SimpleNamespace(is_available=lambda: False))
     assert Runtime.resolve().device == "cpu"

@@ -194,7 +194,7 @@ def test_a_sounds_row_is_the_same_beside_any_other(encoder, per_item, wav):
 def test_spectrograms_equal_the_originals(encoder, wav, reference, name, amplitude):
     import torch
 
-    net = encoder.tower("audio").embed.made()._net
+    net = encoder.tower("audio").embed.selected()._net
     samples = wav(name).astype(np.float32) / (1 if amplitude == "int16" else 32768)
     decibels = net.spectrograms(torch.from_numpy(samples)[None, None]).numpy()
     if amplitude == "int16":
@@ -213,7 +213,7 @@ def test_spectrograms_equal_the_originals(encoder, wav, reference, name, amplitu
 def test_every_stage_of_the_audio_net_agrees(encoder, wav, reference, stages):
     stage = [f"{kind}{i}" for i in range(1, 5) for kind in ("layer", "att")]
     names = ["bn1", "maxpool", *stage, "att5", "fc"]
-    found = stages(encoder.tower("audio").embed.made()._net, names, wav("tones").astype(np.float32)[None])
+    found = stages(encoder.tower("audio").embed.selected()._net, names, wav("tones").astype(np.float32)[None])
     for name in names:
         assert_stage_agrees(found[name], reference[f"stage/audio.{name}"], rel=5e-4)
 

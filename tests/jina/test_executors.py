@@ -7,7 +7,7 @@ import base64
 import io
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -17,11 +17,12 @@ import pytest
 from PIL import Image
 
 import image_encoders as ie
-from image_encoders.errors import ImageEncodersError, InputError
+from image_encoders.batching import Batcher
+from image_encoders.errors import ImageEncodersError, InputError, Overloaded
 from image_encoders.inputs.urls import UrlLimits
 from image_encoders.integrations.jina import CLIPImageEncoder, CLIPTextEncoder, DocList, Document, executors
 from image_encoders.integrations.jina.executors import EncoderExecutor
-from image_encoders.spellings import ALIASES, CLASSES, SERVING
+from image_encoders.legacy_names import ALIASES, CLASSES, SERVING
 
 
 @pytest.fixture(scope="module")
@@ -358,6 +359,74 @@ def test_other_requests_do_not_wait_for_slow_addresses(
     executor.close()
 
 
+def test_what_a_client_that_has_gone_waits_for_is_never_embedded(
+    executor: CLIPImageEncoder, pictures: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started, go = threading.Semaphore(0), threading.Event()
+    sizes: list[int] = []
+
+    def stall(inputs: Sequence[np.ndarray]) -> np.ndarray:
+        sizes.append(len(inputs))
+        started.release()
+        assert go.wait(60)
+        return np.ones((len(inputs), 4), np.float32)
+
+    batcher = Batcher(stall)
+    submitted = threading.Semaphore(0)
+    submit = batcher.submit
+    monkeypatch.setattr(executor, "_batcher", batcher)
+    monkeypatch.setattr(batcher, "submit", lambda *given, **more: (submit(*given, **more), submitted.release())[0])
+
+    def docs(count: int) -> list[Document]:
+        return [Document(blob=pictures[0]) for _ in range(count)]
+
+    async def ask() -> None:
+        first = asyncio.ensure_future(executor.answer(docs(1)))
+        await asyncio.to_thread(started.acquire)
+        gone = asyncio.ensure_future(executor.answer(docs(40)))
+        for _ in range(2):
+            await asyncio.to_thread(submitted.acquire)
+        kept = asyncio.ensure_future(executor.answer(docs(2)))
+        await asyncio.to_thread(submitted.acquire)
+        gone.cancel()
+        await asyncio.wait([gone])
+        go.set()
+        for answer in await asyncio.gather(first, kept):
+            assert all(doc.embedding is not None for doc in answer)
+
+    asyncio.run(ask())
+    batcher.close()
+    assert sizes == [1, 2]
+
+
+def test_more_than_may_wait_fail_their_request_with_when_to_come_back(
+    executor: CLIPImageEncoder, pictures: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise Overloaded(limit=10, waiting=9, retry_s=2.5)
+
+    monkeypatch.setattr(executor._batcher, "submit", full)
+    with pytest.raises(ImageEncodersError, match=r"come back in about 2\.5 seconds") as caught:
+        asyncio.run(executor.answer([Document(blob=pictures[0])]))
+    assert type(caught.value).__name__ == "Overloaded"
+
+
+def test_an_input_that_the_model_cannot_bear_fails_alone_and_tells_no_path(
+    executor: CLIPImageEncoder, pictures: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def picky(inputs: Sequence[np.ndarray]) -> np.ndarray:
+        if any(np.ptp(one.reshape(len(one), -1), axis=1).max() < 1e-6 for one in inputs):  # of one colour
+            raise RuntimeError("/secret/path.py fails")
+        return np.ones((len(inputs), 4), np.float32)
+
+    monkeypatch.setattr(executor, "_batcher", Batcher(picky))
+    docs = [Document(blob=one) for one in (pictures[0], np.zeros((70, 70, 3), np.uint8), pictures[1])]
+    executor.encode(docs)
+    assert docs[0].embedding is not None
+    assert docs[2].embedding is not None
+    assert docs[1].tags == {"error": "the model fails for it: RuntimeError", "error_code": "unexpected"}
+
+
 def test_a_request_ends_when_its_addresses_have_had_their_time(
     demo: str, pictures: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -393,6 +462,19 @@ def test_a_request_that_fails_tells_no_path_of_this_machine(
     told = traceback.format_exception(type(caught.value), caught.value, caught.value.__traceback__)
     assert len(told) == 1
     assert "secret" not in told[0]
+
+
+def test_embeddings_in_the_precision_that_is_fastest_stay_close(
+    demo: str, pictures: list[np.ndarray], rows: np.ndarray, bfloat16: bool
+) -> None:
+    """Whoever asks for `auto` gets closeness, not digits."""
+    executor = CLIPImageEncoder(demo, precision="auto")
+    docs = [Document(blob=one) for one in pictures]
+    executor.encode(docs)
+    found = np.stack([doc.embedding for doc in docs])
+    cosines = (found * rows).sum(axis=1) / np.linalg.norm(found, axis=1) / np.linalg.norm(rows, axis=1)
+    assert cosines.min() > 0.99
+    assert executor.encoder.precision in ({"float32", "bfloat16"} if bfloat16 else {"float32"})
 
 
 @pytest.fixture

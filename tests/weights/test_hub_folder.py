@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 import pytest
 
 from image_encoders.errors import UnknownModel, WeightsError
-from image_encoders.weights.fetch import hub_folder
+from image_encoders.weights.hub import hub_folder
 
 hub = pytest.importorskip("huggingface_hub")
 REPO = "someone/some-clip"
@@ -180,7 +180,7 @@ class Endpoint(BaseHTTPRequestHandler):
 
 
 PROGRAM = f"""
-from image_encoders.weights.fetch import hub_folder
+from image_encoders.weights.hub import hub_folder
 for repo, options in [("{REPO}", {{}}), ("{REPO}", {{"offline": True}}), ("some/other", {{}})]:
     try:
         print(sorted(one.name for one in hub_folder(repo, progress=False, **options).iterdir()))

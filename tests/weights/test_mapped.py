@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from image_encoders.weights import npz
-from image_encoders.weights.mapped import let_go
+from image_encoders.weights.files import let_go
 
 
 def resident() -> int:

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from image_encoders.errors import WeightsError
-from image_encoders.weights.mapped import let_go
+from image_encoders.weights.files import let_go
 from image_encoders.weights.npz import read
 
 ARRAYS = {

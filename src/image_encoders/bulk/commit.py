@@ -37,11 +37,12 @@ class Committer:
         self._ending = False
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._work, name="commit")
+        self._ended = threading.Event()  # an interrupted Thread.join takes the thread for dead (Python 3.11)
 
     @property
     def finished(self) -> bool:
         """Whether nothing is being written."""
-        return not self._thread.is_alive()
+        return self._thread.ident is None or self._ended.is_set()
 
     def add(self, outcomes: list[Outcome]) -> None:
         """Have outcomes written, all in one commit; waits while too many wait already.
@@ -63,8 +64,8 @@ class Committer:
         with self._changed:
             self._ending = True
             self._changed.notify_all()
-        if self._thread.ident is not None:
-            self._thread.join()
+        while not (self.finished or self._ended.wait(0.1)):  # a signal just before it waits would not wake it
+            pass
         if self._error is not None:
             raise self._error
 
@@ -81,6 +82,8 @@ class Committer:
             with self._changed:
                 self._error = error
                 self._changed.notify_all()
+        finally:
+            self._ended.set()
 
     def _next(self) -> list[Outcome]:
         """What is to be written, once there is enough, or after a while; nothing at the end."""

@@ -89,6 +89,7 @@ def run(
     if not isinstance(collection, Collection):
         collection = Collection.open_or_create(collection, encoder)
     collection.check(encoder)
+    collection.check_canaries(encoder)
     with collection.writing():
         return _Run(sources, encoder, collection, retry_failed, progress).all(
             BatchSizeTuner(batch_size), workers, prune

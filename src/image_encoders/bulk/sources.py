@@ -16,19 +16,14 @@ import stat
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any, Protocol
 
 from image_encoders.collection import ITEMS, MARK, Locator, id_of
 from image_encoders.errors import InputError
 from image_encoders.inputs.files import address_error
+from image_encoders.inputs.formats import SUFFIXES
 from image_encoders.inputs.image import ImageLimits, read_bytes
 
-# What is taken from a folder, in lower or upper case.
-PICTURES = frozenset(
-    (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".dib", ".tif", ".tiff", ".avif")
-    + (".heic", ".heif")
-)
 LISTS = frozenset({".txt", ".lst"})
 CHUNK = 1 << 16  # bytes of a list read at a time
 LONGEST = 1 << 20  # bytes of a name in a list; far more than a path may have
@@ -147,12 +142,6 @@ class Sources(Iterator[SourceFile]):
             return None
         return sum(1 for _ in Sources(self.arguments, None, self._all_files)._unique())
 
-    def at_least(self, count: int) -> bool:
-        """Whether there are so many files; unknown numbers count as many."""
-        if self._once:
-            return True
-        return sum(1 for _ in islice(Sources(self.arguments, None, self._all_files)._unique(), count)) == count
-
     def sample(self, count: int) -> list[str]:
         """Paths of at most `count` files, from everywhere, the same every time; none where a list is read once."""
         if self._once:
@@ -261,7 +250,7 @@ class Sources(Iterator[SourceFile]):
                     yield os.path.join(folder, name), None
 
     def _wanted(self, name: str) -> bool:
-        wanted = self._all_files or os.path.splitext(name)[1].lower() in PICTURES
+        wanted = self._all_files or os.path.splitext(name)[1].lower() in SUFFIXES
         if not wanted:
             self.ignored += 1
             if len(self.passed_over) < NAMED:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Annotated, Any
@@ -132,6 +133,8 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # file names need not be text
     skipped_imports.skip()
+    # Pillow warns of metadata it cannot read and of images above a limit of its own; neither decides here.
+    warnings.filterwarnings("ignore", module=r"PIL\.")
     app(prog_name="image-encoders")
 
 

@@ -26,7 +26,8 @@ from image_encoders.cli.printing import counted, print, print_json, print_table,
 
 if TYPE_CHECKING:
     from image_encoders.doctor import Stages
-    from image_encoders.engines.precision import Choice
+    from image_encoders.encoder import Encoder
+    from image_encoders.engines import Choice
 
 EXAMPLES = """\b
 Examples:
@@ -87,21 +88,23 @@ def doctor(
     )
     with tempfile.TemporaryDirectory() as folder:
         measured = diagnosis.stages(encoder, images or diagnosis.sample_images(Path(folder)), batch_size)
-    ran = {
+    if as_json:
+        print_json({**machine, "stages": _fields(encoder, measured)})
+    else:
+        _show_model(encoder, measured)
+
+
+def _fields(encoder: Encoder, measured: Stages) -> dict[str, Any]:
+    return {
         "model": encoder.name,
         "device": encoder.device,
         "engine": encoder.engine,
         "precision": encoder.precision,
         "choice": None if encoder.choice is None else asdict(encoder.choice),
+        **asdict(measured),
+        "limit": measured.limit,
+        "rate": measured.rate,
     }
-    if as_json:
-        print_json({**machine, "stages": {**ran, **asdict(measured), "limit": measured.limit, "rate": measured.rate}})
-    else:
-        how = f"{encoder.precision} by {encoder.engine} on {encoder.device}"
-        print(f"\n{encoder.name}: {how}, {counted(measured.images, 'image')}")
-        if encoder.choice is not None:
-            _show_choice(encoder.choice)
-        _show_stages(measured)
 
 
 def _show_machine(machine: dict[str, Any]) -> None:
@@ -132,6 +135,14 @@ def _show_machine(machine: dict[str, Any]) -> None:
         there = ", ".join(f"{package} {version}" for package, version in extra["packages"].items())
         rows.append((f"extra {name}", f"{' and '.join(missing)} missing: {extra['install']}" if missing else there))
     print_table((), rows)
+
+
+def _show_model(encoder: Encoder, measured: Stages) -> None:
+    how = f"{encoder.precision} by {encoder.engine} on {encoder.device}"
+    print(f"\n{encoder.name}: {how}, {counted(measured.images, 'image')}")
+    if encoder.choice is not None:
+        _show_choice(encoder.choice)
+    _show_stages(measured)
 
 
 def _show_choice(choice: Choice) -> None:

@@ -16,6 +16,7 @@ from image_encoders.cli.printing import counted, print, print_json, print_table,
 if TYPE_CHECKING:
     from image_encoders.conformance.cases import Case, Result
     from image_encoders.conformance.published import Comparison
+    from image_encoders.encoder import Encoder
 
 EXAMPLES = """\b
 Examples:
@@ -202,7 +203,7 @@ def _real(
     weights: Path,
     options: Mapping[str, Any],
     image: Path | None,
-    wishes: Mapping[str, str],
+    wishes: Mapping[str, Any],
     as_json: bool,
 ) -> None:
     from image_encoders.conformance import published
@@ -213,18 +214,10 @@ def _real(
             raise typer.BadParameter(f"--image: no embedding of an image is published for {name}")
         published.check_picture(image)
 
-    def loaded(more: Mapping[str, Any]) -> Any:
-        chosen = {**options, **more}
-        return load(
-            name,
-            chosen,
-            weights=weights,
-            device=wishes["device"],
-            precision=wishes["precision"],
-            engine=wishes["engine"],
-        )
+    def loaded(more: Mapping[str, Any]) -> Encoder:
+        return load(name, {**options, **more}, weights=weights, **wishes)
 
-    loaded({})  # which is strict: every tensor of the net comes from the file, and none is left over
+    loaded({})  # which is strict: every tensor of the model comes from the file, and none is left over
     same_file = published.is_published_file(name, weights.expanduser())
     found = list(published.compare(name, loaded, image))
     done = [one for one in found if one.found is not None]
@@ -245,25 +238,24 @@ def _real(
         )
     else:
         print(f"{shown(weights)}: loads as {name}; every tensor was used and none is missing")
-        if same_file is not None:
-            print(f"size and sha256 are {'' if same_file else 'NOT '}those of the published file")
-        if done:
-            print_table(
-                ("published embedding", "error of the first values", "error of the norm", "tolerance", ""),
-                (
-                    (
-                        str(one.row),
-                        f"{one.max_abs:.1e}",
-                        f"{one.norm_error:.1e}",
-                        f"{one.row.limit:.0e}",
-                        "ok" if one.passed else "FAIL",
-                    )
-                    for one in done
-                ),
-            )
+        _show_published(same_file, done)
     _say_what_is_not_checked(name, found)
     if asserted and not passed:
         raise typer.Exit(3)
+
+
+def _show_published(same_file: bool | None, done: Sequence[Comparison]) -> None:
+    """What was found about a checkpoint: whether it is the published file, and how near its embeddings are."""
+    if same_file is not None:
+        print(f"size and sha256 are {'' if same_file else 'NOT '}those of the published file")
+    headings = ("published embedding", "error of the first values", "error of the norm", "tolerance", "")
+    if done:
+        print_table(headings, map(_cells_of, done))
+
+
+def _cells_of(one: Comparison) -> Sequence[str]:
+    errors = f"{one.max_abs:.1e}", f"{one.norm_error:.1e}", f"{one.row.limit:.0e}"
+    return str(one.row), *errors, "ok" if one.passed else "FAIL"
 
 
 def _compared(one: Comparison) -> dict[str, Any]:

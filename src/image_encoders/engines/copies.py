@@ -9,30 +9,23 @@ torch is never imported. One that does not have the sha256 it was written with i
 
 from __future__ import annotations
 
-import ctypes
 import hashlib
-import importlib
 import json
 import logging
-import os
 import shutil
-import sys
-import threading
-import warnings
-import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from importlib import metadata
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from image_encoders.cache import atomic_write, cache_folder, file_lock, running_sha256
-from image_encoders.engines import Net, building, computed
+from image_encoders.cache import atomic_write, cache_folder, file_lock, require_cached, running_sha256
+from image_encoders.engines.embedder import Lazy, Net
 from image_encoders.engines.precision import example_inputs
+from image_encoders.engines.process import building, forked, import_openvino, openvino_uses, quiet, torch_has_computed
 from image_encoders.errors import DeviceError, ImageEncodersError, WeightsError, first_line
 from image_encoders.progress import bar
 
@@ -44,44 +37,28 @@ logger = logging.getLogger(__name__)
 FORMAT = 1  # of the copies; another one is another key
 AGREES = 1e-3  # the most that rows of a copy may differ from torch's, in units of the largest number of a row
 SPARE = 1 << 26  # bytes of the disk that stay free
-_starting = threading.Lock()
-in_use: weakref.WeakSet[Any] = weakref.WeakSet()  # what waits for its threads when it is let go
-_left_behind: list[Any] = []  # of that, what came along from the process that this one was forked from, without them
 XML, BIN, ABOUT = "net.xml", "net.bin", "about.json"
-
-
-@cache
-def library() -> ModuleType:
-    """OpenVINO. Imported as it comes, it starts a process that tells its makers."""
-    if "openvino" not in sys.modules:
-        sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
-    return importlib.import_module("openvino")
 
 
 def core() -> openvino.Core:
     """OpenVINO at work; DeviceError in a process that was forked from one where it is."""
     refuse_forked()
-    with _starting:
-        return _core()[0]
+    return _openvino()[0]
 
 
 def multiplies_bfloat16() -> bool:
     """Whether this processor has instructions for bfloat16 matrices that OpenVINO uses."""
-    with _starting:
-        return _core()[1]
+    return _openvino()[1]
 
 
-@cache
-def _core() -> tuple[openvino.Core, bool]:
+def _start() -> tuple[openvino.Core, bool]:
     """OpenVINO, and what it says of the processor: asked at once, since a forked process cannot ask."""
-    made = library().Core()
-    in_use.add(made)
+    made = import_openvino().Core()
+    openvino_uses(made)
     return made, "BF16" in made.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
-def forked() -> bool:
-    """Whether this process was forked from one that had used OpenVINO, which would wait for ever in it."""
-    return bool(_left_behind)
+_openvino = Lazy(_start)
 
 
 def refuse_forked() -> None:
@@ -91,17 +68,6 @@ def refuse_forked() -> None:
             "OpenVINO cannot be used in this process: it was forked from one that uses OpenVINO, whose threads are "
             "missing here; start processes by spawn, load only after forking, or use engine='torch' (which has no int8)"
         )
-
-
-def _forked() -> None:
-    _starting._at_fork_reinit()  # type: ignore[attr-defined]
-    for one in in_use:
-        ctypes.pythonapi.Py_IncRef(ctypes.py_object(one))  # never let go of
-        _left_behind.append(one)
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forked)
 
 
 def folder_of(net: Net, calibration: str = "") -> Path:
@@ -152,6 +118,7 @@ def _damage(folder: Path) -> str | None:
 
 def copied(net: Net, folder: Path) -> openvino.Model:
     """A new copy of the net, kept in `folder` where that can be written."""
+    require_cached(f"the converted copy of {net.name}")
     model = None
     try:
         with file_lock(lock_path(folder)):
@@ -184,7 +151,7 @@ def write(model: openvino.Model, folder: Path, name: str, **about: Any) -> None:
         shutil.rmtree(folder, ignore_errors=True)
         raise OSError(28, f"{need >> 20} MB are needed, {free >> 20} MB are free")
     try:
-        library().save_model(model, folder / XML, compress_to_fp16=False)
+        import_openvino().save_model(model, folder / XML, compress_to_fp16=False)
         about["net"] = name
         for file in (XML, BIN):
             about[file] = running_sha256(folder / file).hexdigest()
@@ -200,11 +167,11 @@ def converted(net: Net) -> openvino.Model:
     with building, said(f"converting {net.name} for OpenVINO, once"):
         import torch
 
-        computed.set()
+        torch_has_computed.set()
         module = net.build().eval()
         examples = _examples(net)
         try:
-            with torch.inference_mode(), silent():
+            with torch.inference_mode(), quiet():
                 model = _traced(module, examples[0], net.shape)
                 found, wanted = [], []
                 request = core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"}).create_infer_request()
@@ -223,7 +190,7 @@ def converted(net: Net) -> openvino.Model:
 
 def _traced(module: Any, example: np.ndarray, shape: Sequence[int | None]) -> openvino.Model:
     """The module as an OpenVINO model, of any batch size."""
-    openvino = library()
+    openvino = import_openvino()
     import torch
     from openvino.frontend import FrontEndManager
     from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
@@ -248,20 +215,6 @@ def _examples(net: Net) -> list[np.ndarray]:
         whole if side else slice(int(length * next(cut)) + 1) for side, length in zip(net.shape, inputs[0].shape)
     )
     return [np.stack(inputs[:2]), np.ascontiguousarray(np.stack(inputs)[(whole, *part)])]
-
-
-@contextmanager
-def silent() -> Iterator[None]:
-    """What tracing warns of, every copy is tested for; so is what transformers remarks."""
-    transformers = logging.getLogger("transformers")
-    level = transformers.level
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        transformers.setLevel(logging.CRITICAL)
-        try:
-            yield
-        finally:
-            transformers.setLevel(level)
 
 
 @contextmanager

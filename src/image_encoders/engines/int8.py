@@ -6,7 +6,6 @@ import hashlib
 import io
 import json
 import logging
-import os
 from collections.abc import Sequence
 from contextlib import redirect_stdout
 from dataclasses import asdict
@@ -16,10 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from image_encoders.cache import file_lock
-from image_encoders.engines import Net, system_lines
-from image_encoders.engines.copies import ABOUT, copied, core, folder_of, lock_path, read, said, silent, write
-from image_encoders.engines.precision import Choice, Closeness, closeness
+from image_encoders.cache import file_lock, require_cached
+from image_encoders.engines.copies import ABOUT, copied, core, folder_of, lock_path, read, said, write
+from image_encoders.engines.embedder import Choice, Closeness, Net
+from image_encoders.engines.machine import system_lines
+from image_encoders.engines.precision import closeness
+from image_encoders.engines.process import import_nncf, quiet
 from image_encoders.errors import InputError, MissingExtra, WeightsError
 
 if TYPE_CHECKING:
@@ -59,6 +60,7 @@ def calibrated(net: Net, calibration: Sequence[Any] | str | None) -> str:
     digest = _digest(inputs)
     folder = folder_of(net, digest)
     if not (folder / ABOUT).is_file():
+        require_cached(f"the calibrated copy of {net.name}")
         plain = folder_of(net)
         model = read(net, plain, "") if (plain / ABOUT).is_file() else copied(net, plain)
         try:
@@ -119,14 +121,12 @@ def quantized_model(model: openvino.Model, inputs: Sequence[np.ndarray], wide_su
     wide_sums: for processors that sum products in 32 bits. Without such instructions sums of products overflow 16
         bits, unless weights take half of their range
     """
-    os.environ.setdefault("NNCF_CI", "1")  # else it reports to its makers
-    import nncf
+    nncf = import_nncf()
     from nncf.quantization.advanced_parameters import OverflowFix
     from nncf.quantization.range_estimator import RangeEstimatorParametersSet
 
-    logging.getLogger("nncf").setLevel(logging.ERROR)
     attention = any(op.get_type_name() in ("ScaledDotProductAttention", "Softmax") for op in model.get_ops())
-    with silent(), redirect_stdout(io.StringIO()):  # bars of its own, where results go
+    with quiet(), redirect_stdout(io.StringIO()):  # bars of its own, where results go
         return nncf.quantize(
             model,
             nncf.Dataset([one[None] for one in inputs]),

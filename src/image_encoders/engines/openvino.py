@@ -14,20 +14,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from image_encoders.encoder import cores
-from image_encoders.engines import Net, wished_bfloat16
 from image_encoders.engines.copies import (
     ABOUT,
     converted,
     copied,
     core,
     folder_of,
-    forked,
-    in_use,
     multiplies_bfloat16,
     read,
     refuse_forked,
 )
+from image_encoders.engines.embedder import Embedder, Lazy, Net
 from image_encoders.engines.int8 import calibrated, verdict
+from image_encoders.engines.machine import wished_bfloat16
+from image_encoders.engines.process import forked, openvino_uses
 from image_encoders.errors import DeviceError, ImageEncodersError
 
 if TYPE_CHECKING:
@@ -56,8 +56,7 @@ class OpenVinoEmbedder:
         self.calibration = calibrated(net, calibration) if precision == "int8" else ""
         self.choice = verdict(net, folder_of(net, self.calibration)) if self.calibration else None
         self._net = net
-        self._lock = threading.Lock()
-        self._torch: Any = None
+        self._torch = Lazy(self._by_torch)
         folder = folder_of(net, self.calibration)
         self._opened: Future[_Compiled] = Future()
         if forked():
@@ -83,19 +82,16 @@ class OpenVinoEmbedder:
         if forked():
             if self.precision == "int8":
                 refuse_forked()  # torch has no such copy
-            if self._torch is None:
-                logger.warning(
-                    "%s: torch runs it: none of OpenVINO's threads came along into this fork", self._net.name
-                )
         elif (compiled := self._opened.result()).takes(inputs):
             return compiled(np.ascontiguousarray(inputs))
-        with self._lock:
-            if self._torch is None:
-                from image_encoders.engines.torch import TorchEmbedder
+        return self._torch()(inputs)
 
-                precision = "float32" if self.precision == "int8" else self.precision
-                self._torch = TorchEmbedder(self._net.build(), "cpu", precision)
-        return self._torch(inputs)
+    def _by_torch(self) -> Embedder:
+        from image_encoders.engines.torch import TorchEmbedder
+
+        if forked():
+            logger.warning("%s: torch runs it: none of OpenVINO's threads came along into this fork", self._net.name)
+        return TorchEmbedder(self._net.build(), "cpu", "float32" if self.precision == "int8" else self.precision)
 
 
 class _Compiled:
@@ -128,7 +124,7 @@ class _Compiled:
         self._came_alone = 0
         self._on_all_threads: _Compiled | None = None
         self._alone = threading.Lock()
-        in_use.add(self)
+        openvino_uses(self)
 
     def takes(self, inputs: np.ndarray) -> bool:
         """Whether the copy was made for such inputs."""

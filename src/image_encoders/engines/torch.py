@@ -2,46 +2,47 @@
 
 from __future__ import annotations
 
-import ctypes
-import sys
 from collections.abc import Callable
-from functools import cache
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from image_encoders.engines import computed
+from image_encoders.engines.embedder import Choice
+from image_encoders.engines.process import compute_full_float32, keep_freed_memory, torch_has_computed
 from image_encoders.errors import DeviceError
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 class TorchEmbedder:
-    """A net on a device, in inference mode: inputs (B, ...) -> rows (B, dim) float32.
+    """A net on a device, in inference mode: inputs (B, ...) -> embeddings (B, dim) float32.
 
     Low precision is autocast's: matrix products and convolutions in `precision`, what would suffer in float32.
     compiled: by torch.compile, which needs a C++ compiler and, for the first batches, patience
     """
 
+    calibration = ""
+
     def __init__(self, net: nn.Module, device: str, precision: str, compiled: bool = False):
         if precision == "float16" and device == "cpu":
             raise DeviceError("float16 is not for the CPU; use bfloat16 or float32 there")
-        computed.set()
+        torch_has_computed.set()
         self.engine = "torch-compile" if compiled else "torch"
         self.device = device
         self.precision = precision
+        self.choice: Choice | None = None
         self._cuda = device != "cpu"
         self._dtype = _DTYPES[precision]
         net = net.eval().requires_grad_(False).to(device)
         if self._cuda:
             if precision == "float32":
-                torch.backends.cudnn.allow_tf32 = False  # torch would round the inputs of convolutions to 10 bits
+                compute_full_float32()
             else:
                 net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
             self._copies = torch.cuda.Stream(device)
         else:
-            _keep_pages()
+            keep_freed_memory()
         self._net: Callable[[Tensor], Tensor] = torch.compile(net) if compiled else net
 
     def __call__(self, inputs: np.ndarray) -> np.ndarray:
@@ -62,16 +63,3 @@ class TorchEmbedder:
         now.wait_stream(self._copies)
         there.record_stream(now)
         return there
-
-
-@cache
-def _keep_pages() -> None:
-    """Have glibc keep the memory that nets give back: else every batch faults its pages in again."""
-    if not sys.platform.startswith("linux"):
-        return
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError):  # another C library
-        return
-    mallopt(-3, 1 << 25)  # M_MMAP_THRESHOLD: 32 MB, the most there is
-    mallopt(-1, 1 << 30)  # M_TRIM_THRESHOLD

@@ -16,8 +16,7 @@ import numpy as np
 
 from image_encoders.arrays import as_array
 from image_encoders.errors import InputError, MissingExtra
-from image_encoders.inputs.files import check_bytes, read_file
-from image_encoders.inputs.streams import read_stream
+from image_encoders.inputs.files import read_source, source_name
 
 MIN_RATE, MAX_RATE = 1_000, 768_000  # [Hz]
 MAX_CHANNELS = 32
@@ -68,16 +67,11 @@ def read_audio(
     """
     limits = limits or AudioLimits()
     try:
-        if isinstance(source, (str, os.PathLike)):
-            path = os.fsdecode(source)
-            item = item or path
-            samples, found = _decode(read_file(path, "sound", limits.max_bytes, accepted=f"; {ACCEPTED}"), limits)
-        elif isinstance(source, (bytes, bytearray, memoryview)):
-            samples, found = _decode(bytes(source), limits)
+        encoded = read_source(source, "sound", limits.max_bytes, accepted=f"; {ACCEPTED}")
+        if encoded is not None:
+            samples, found = _decode(encoded, limits)
         elif isinstance(source, (tuple, list)) and len(source) == 2:
             samples, found = _from_pair(source[0], source[1], limits)
-        elif hasattr(source, "read"):
-            samples, found = _decode(read_stream(source, "sound", limits.max_bytes), limits)
         else:
             hint = "; samples come with their rate" if hasattr(source, "__array__") else ""
             raise InputError(f"a {type(source).__name__}{hint}; {ACCEPTED}", code="type")
@@ -85,9 +79,9 @@ def read_audio(
         samples = samples[0] if len(samples) == 1 else samples.mean(0, dtype=np.float32) if mono else samples
         return (samples, found) if rate is None else (resample(samples, found, check_rate(rate)), int(rate))
     except InputError as error:
-        if item is None:
+        if (name := item or source_name(source)) is None:
             raise
-        raise error.named(item) from error.__cause__
+        raise error.named(name) from error.__cause__
 
 
 def resample(samples: np.ndarray, rate: int, to: int) -> np.ndarray:
@@ -178,7 +172,6 @@ def _check_size(frames: int, channels: int, rate: int, limits: AudioLimits) -> N
 
 def _decode(content: bytes, limits: AudioLimits) -> tuple[np.ndarray, int]:
     """(channels, T) float32 and the rate, from the bytes of a file."""
-    check_bytes(len(content), limits.max_bytes)
     if not content:
         raise InputError("an empty file, 0 bytes", code="empty")
     kind = _kind(content)

@@ -1,20 +1,41 @@
-"""The bytes of a file, safely: no pipe to wait for, no more than is allowed."""
+"""The bytes of a source: of a file, never waiting for a pipe, or of one that is open; no more than is allowed."""
 
 from __future__ import annotations
 
 import os
 import re
 import stat
+from typing import Any
 
 from image_encoders.errors import InputError
 
 ADDRESS = re.compile(r"(https?|ftp|s3|gs|data|file):|[a-z][a-z0-9+.-]+://", re.IGNORECASE)
+PIECE = 2**22  # bytes asked for at a time: some open files set aside all the memory that they are asked to fill
+
+
+def read_source(source: Any, what: str, max_bytes: int, hint: str = "", accepted: str = "") -> bytes | None:
+    """The bytes of a path, of bytes, or of an open file from where it stands; None for a source of another kind.
+
+    what, hint, accepted: as of `read_file`
+    """
+    if isinstance(source, (str, os.PathLike)):
+        return read_file(os.fsdecode(source), what, max_bytes, hint, accepted)
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        content = bytes(source)
+        check_bytes(len(content), max_bytes, hint)
+        return content
+    return read_stream(source, what, max_bytes, hint) if hasattr(source, "read") else None
+
+
+def source_name(source: Any) -> str | None:
+    """What errors call a source that is not given a name: its path; None where it has none."""
+    return os.fsdecode(source) if isinstance(source, (str, os.PathLike)) else None
 
 
 def read_file(path: str, what: str, max_bytes: int, hint: str = "", accepted: str = "") -> bytes:
     """The bytes of a regular file; never waits for a pipe or a device.
 
-    what: the file should be, such as "picture"
+    what: the file should be, such as "image"
     hint: how to change `max_bytes`, for the message
     accepted: what else than a path might have been meant, for the message where nothing is there
 
@@ -28,12 +49,14 @@ def read_file(path: str, what: str, max_bytes: int, hint: str = "", accepted: st
             found = os.fstat(descriptor)
             if not stat.S_ISREG(found.st_mode):
                 kind = "a folder" if stat.S_ISDIR(found.st_mode) else "a pipe or a device"
-                raise InputError(f"{kind}; a {what} file is accepted", code="not-a-file")
+                raise InputError(f"{kind}; only {what} files are accepted", code="not-a-file")
             check_bytes(found.st_size, max_bytes, hint)
             with open(descriptor, "rb", closefd=False) as file:
                 content = file.read()
             if content is None:  # some of the system's files look regular, and are waited for all the same
-                raise InputError(f"nothing to read yet, as in a pipe; a {what} file is accepted", code="not-a-file")
+                raise InputError(
+                    f"nothing to read yet, as in a pipe; only {what} files are accepted", code="not-a-file"
+                )
             return content
         finally:
             os.close(descriptor)
@@ -47,10 +70,41 @@ def read_file(path: str, what: str, max_bytes: int, hint: str = "", accepted: st
         raise InputError(f"cannot be read: {reason}", code="unreadable") from error
 
 
+def read_stream(file: Any, what: str, max_bytes: int, hint: str = "") -> bytes:
+    """What is left to read in an open binary file, or in anything with such a `read`; it is left open, at its end.
+
+    what, hint: as of `read_file`
+
+    Raises InputError with code type, empty, too-many-bytes or unreadable.
+    """
+    pieces: list[bytes] = []
+    found = 0
+    while True:
+        try:
+            piece = file.read(PIECE)
+        except Exception as error:  # closed, or not open for reading, or whatever the object's own code raises
+            raise InputError(f"an open file that cannot be read: {error}", code="unreadable") from error
+        if piece is None:
+            raise InputError("an open file that has nothing to read yet; open it without O_NONBLOCK", code="unreadable")
+        if not isinstance(piece, bytes):
+            raise InputError(
+                f"an open file whose read gives {type(piece).__name__}, not bytes; open the {what} file with mode 'rb'",
+                code="type",
+            )
+        if not piece:
+            break
+        pieces.append(piece)
+        found += len(piece)
+        check_bytes(found, max_bytes, hint)
+    if not found:
+        raise InputError("an open file with nothing left to read; seek(0) goes back to its start", code="empty")
+    return b"".join(pieces)
+
+
 def address_error(path: str, what: str) -> InputError | None:
     """What is wrong with a path that is an address, such as https://...; None where it is none.
 
-    what: the file should be, such as "picture"
+    what: the file should be, such as "image"
     """
     if not ADDRESS.match(path):
         return None

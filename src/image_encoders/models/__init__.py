@@ -14,10 +14,13 @@ import copyreg
 import difflib
 import importlib
 import inspect
+import os
 import pkgutil
 import re
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from pickle import PicklingError
 from types import ModuleType
@@ -26,7 +29,7 @@ from typing import TYPE_CHECKING, Any
 from image_encoders.encoder import Encoder, InputSpec, Tower, fingerprint
 from image_encoders.errors import InputError, UnknownModel, WeightsError
 from image_encoders.inputs.preprocessing import TORCH
-from image_encoders.spellings import CLASSES, spell
+from image_encoders.legacy_names import CLASSES, translate
 
 if TYPE_CHECKING:
     from torch import nn
@@ -76,7 +79,7 @@ def assemble(name: str, dim: int, facts: Mapping[str, Any], parts: Sequence[Part
 
     facts: what decides the nets, as plain values: the family, its weights' digest, its options
     """
-    from image_encoders.engines import Net, described, identity, net_key
+    from image_encoders.engines import Net, described, identity, net_key, select_embedder, select_side_embedder
 
     def net(part: Part) -> Net:
         inputs = part.inputs
@@ -85,11 +88,11 @@ def assemble(name: str, dim: int, facts: Mapping[str, Any], parts: Sequence[Part
         return Net(label, key, part.build, inputs.input, inputs.shape or (None,), inputs.modality, part.traceable)
 
     main, *others = parts
-    embed = runtime.embedder(net(main))
+    embed = select_embedder(runtime, net(main))
     towers = [Tower(main.inputs.at(embed.precision), embed)]
     if towers[0].inputs.facts.get("resizer") == TORCH:
         import torch  # noqa: F401  # now, while the engine loads, and not when the first image comes
-    towers += [Tower(part.inputs, runtime.later(net(part))) for part in others]
+    towers += [Tower(part.inputs, select_side_embedder(runtime, net(part))) for part in others]
     return Encoder(
         name=name,
         dim=dim,
@@ -159,7 +162,7 @@ def load(
     """The encoder called `name`, its nets loaded and on their device.
 
     name: family/variant, such as "clip/openai/clip-vit-base-patch32", "bit/R50x1", "custom"; `names()` lists them;
-        or an original executor's class name with its own parameters (spellings.py)
+        or an original executor's class name with its own parameters (legacy_names.py)
     weights: path to an original checkpoint, file or folder; None: the family's own source, fetched once and cached
     device: "auto" | "cpu" | "cuda" | "cuda:1"; also TensorFlow's "/CPU:0", "/GPU:0", a `torch.device`, or a number
     precision: "float32" gives the original's rows; "bfloat16" | "float16" (CUDA) | "int8" (CPU, with `calibration`) are
@@ -171,28 +174,33 @@ def load(
 
     Raises UnknownModel, WeightsError, DeviceError; TypeError for an option the family does not have.
     """
-    from image_encoders.engines import Runtime, device_name
+    from image_encoders.engines import Runtime, device_name, with_conversions
 
     if not isinstance(name, str):
         raise unknown(name)
     device = device_name(device)
     if name in CLASSES:
-        spelled = spell(name, options if device == "auto" else {**options, "device": device})
+        legacy = translate(name, options if device == "auto" else {**options, "device": device})
         return load(
-            spelled.name,
-            weights=weights or spelled.weights,
-            device=spelled.device,
+            legacy.name,
+            weights=weights or legacy.weights,
+            device=legacy.device,
             precision=precision,
             engine=engine,
             calibration=calibration,
-            **spelled.options,
+            **legacy.options,
         )
     module = family(name)
     check_options(name, options)
     runtime = Runtime.resolve(device, precision, engine, _pictures(calibration))
     variant = name.partition("/")[2]
     path = None if weights is None else Path(weights).expanduser()
-    encoder = module.load(variant, weights=path, runtime=runtime, **options)
+    if _converts_apart(runtime):
+        wishes = {"weights": path, "device": device, "precision": precision, "engine": engine, **options}
+        runtime = replace(runtime, convert_apart=partial(_convert_apart, name, {**wishes, "calibration": calibration}))
+    encoder: Encoder = with_conversions(
+        lambda wish: module.load(variant, weights=path, runtime=wish, **options), runtime, "image"
+    )
     encoder.recipe = {
         "name": name,
         "weights": None if path is None else str(path.resolve()),
@@ -203,6 +211,30 @@ def load(
         "options": {key: _absolute(value) if key in PATHS else value for key, value in options.items()},
     }
     return encoder
+
+
+def _converts_apart(runtime: Runtime) -> bool:
+    """Whether what this runtime converts is converted by a process of its own."""
+    from image_encoders.engines import forked
+
+    here = runtime.device != "cpu" or runtime.engine not in ("auto", "openvino") or forked()
+    return not here and bool(sys.executable) and os.environ.get("IMAGE_ENCODERS_CONVERT_APART", "1") != "0"
+
+
+def _convert_apart(name: str, wishes: dict[str, Any], modality: str) -> str:
+    """Have another process load the encoder, so that what its tower needs is in the cache; the engine that runs it."""
+    from image_encoders.engines import call_in_child
+
+    engine: str = call_in_child(f"{__name__}:_engine_of", name, wishes, modality, IMAGE_ENCODERS_CONVERT_APART="0")
+    return engine
+
+
+def _engine_of(name: str, wishes: dict[str, Any], modality: str) -> str:
+    from image_encoders.engines import LazyEmbedder
+
+    encoder = load(name, **wishes)
+    embed = encoder.tower(modality).embed
+    return embed.selected().engine if isinstance(embed, LazyEmbedder) else encoder.engine
 
 
 def _reduced(encoder: Encoder) -> tuple[Any, ...]:

@@ -329,7 +329,7 @@ def _folded(variables: Mapping[str, np.ndarray], names: dict[str, str], path: Pa
     import torch
 
     from image_encoders.nets.bit import standardize
-    from image_encoders.weights.mapped import let_go
+    from image_encoders.weights.files import let_go
 
     tensors = {}
     room = np.empty(0, np.float32)  # for one tensor in the file's order: turning it there, not in the file, is fast

@@ -19,7 +19,6 @@ Differs: files are turned upright (EXIF). A text longer than the context is an e
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -29,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from image_encoders.encoder import Encoder, InputSpec
-from image_encoders.engines import PLAIN, Runtime, Shared
+from image_encoders.engines import PLAIN, Lazy, Runtime, Shared
 from image_encoders.errors import InputError, UnknownModel, WeightsError
 from image_encoders.inputs.preprocessing import Patches, Preprocessing, ShortSide
 from image_encoders.models import Part, Variant, assemble, did_you_mean
@@ -327,19 +326,14 @@ class TextIds:
         self._left = tokens.left and not causal  # before the text padding would be seen
         # Old configs pool where the largest id is first, which padding with a larger one would move.
         self._largest = causal and facts.end == 2
-        self._make = partial(hugging_face.token_encoder, tokens, tokenizer, context, truncate)
-        self._encode: Callable[[str], list[int]] | None = None
-        self._making = threading.Lock()
+        self._encode = Lazy(partial(hugging_face.token_encoder, tokens, tokenizer, context, truncate))
 
     def facts(self) -> dict[str, Any]:
         """What decides them."""
         return {"tokenizer": self._digest, "context": self.context}
 
     def __call__(self, text: str) -> np.ndarray:
-        if self._encode is None:
-            with self._making:
-                self._encode = self._encode or self._make()
-        found = self._encode(text)
+        found = self._encode()(text)
         if len(found) > self.context:
             raise InputError(
                 f"a text of {len(found)} tokens; this model takes {self.context}: shorten it, or load with "

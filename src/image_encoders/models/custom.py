@@ -35,7 +35,7 @@ import numpy as np
 from image_encoders.arrays import as_array, is_tensor
 from image_encoders.definition import Definition
 from image_encoders.encoder import Encoder, InputSpec, Tower, fingerprint
-from image_encoders.engines import PLAIN, Embedder, Net, Runtime, described, identity, net_key
+from image_encoders.engines import PLAIN, Embedder, Net, Runtime, described, identity, net_key, select_embedder
 from image_encoders.engines.precision import probes
 from image_encoders.errors import ImageEncodersError, InputError, WeightsError
 from image_encoders.inputs.preprocessing import BICUBIC, BILINEAR, Preprocessing, ShortSide, channels_first
@@ -549,7 +549,7 @@ def _assemble(
     facts = {**facts, "weights": weights_digest(net.net.state_dict())}
     key = net_key(**facts, whole=net.whole, inputs=inputs.facts)
     probe = partial(_fitting, inputs, trial.shape)
-    embedder = runtime.embedder(Net(name, key, lambda: net, probe, trial.shape, traceable=False))
+    embedder = select_embedder(runtime, Net(name, key, lambda: net, probe, trial.shape, traceable=False))
     embed = partial(_embed, embedder=embedder, dim=trial.dim, located=located)
     return Encoder(
         name=name,

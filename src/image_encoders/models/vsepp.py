@@ -301,7 +301,7 @@ class Vocabulary:
 
 def _vocabulary(checkpoint: Facts, path: str | Path | None) -> Vocabulary | None:
     """The vocabulary given, or the checkpoint's own, or the one found near it; None when there is none."""
-    from image_encoders.weights import torch_file
+    from image_encoders.weights import pickle_file
 
     rows = checkpoint.rows
     if path is None and checkpoint.vocabulary is not None:
@@ -314,7 +314,7 @@ def _vocabulary(checkpoint: Facts, path: str | Path | None) -> Vocabulary | None
             checkpoint.options.vocabulary_file,
         )
         return None
-    pickled = torch_file.read_pickle(found, VOCABULARY_CLASSES)
+    pickled = pickle_file.read(found, VOCABULARY_CLASSES)
     return _checked(pickled.get("word2idx") if isinstance(pickled, dict) else None, found, rows)
 
 

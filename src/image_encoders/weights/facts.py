@@ -10,7 +10,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, TypeVar
 
-from image_encoders.cache import atomic_write, cache_folder
+from image_encoders.cache import atomic_write, cache_folder, require_cached
 from image_encoders.errors import WeightsError
 
 FORMAT = 5  # of what families find
@@ -39,6 +39,7 @@ def cached_facts(
         known = json.loads(path.read_text("utf-8"))
         if known["states"] == states:
             return known["facts"]
+    require_cached(f"what is known of {places[0]}")
     facts = find()
     with suppress(OSError):  # then they are found again the next time
         path.parent.mkdir(parents=True, exist_ok=True)

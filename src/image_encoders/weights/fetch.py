@@ -1,4 +1,4 @@
-"""Published files into the cache: resumed, checked, and there whole or not at all.
+"""Published files, downloaded into the cache: resumed, checked, and complete or absent.
 
 Environment:
     IMAGE_ENCODERS_CACHE    the cache folder; default: the user's cache folder of this platform
@@ -16,18 +16,16 @@ import logging
 import os
 import shutil
 import socket
-import sys
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
 from image_encoders.cache import atomic_write, cache_folder, file_lock, running_sha256
-from image_encoders.errors import UnknownModel, WeightsError, first_line
+from image_encoders.errors import WeightsError
 from image_encoders.progress import Show, bar
 
 if TYPE_CHECKING:
@@ -46,9 +44,6 @@ PROGRESS = 1 << 20  # an attempt that brings fewer new bytes counts as one that 
 REDIRECTS = 10
 TRANSIENT = {408, 425, 429, 500, 502, 503, 504}
 YES = {"1", "true", "yes", "on"}
-HUB_FILES = ("*.json", "*.txt", "*.model")  # configuration and tokenizer
-SAFE_WEIGHTS = "model*.safetensors"
-REACHABLE = "These work without it: clip/demo, which is bundled, and local checkpoints (weights=PATH)"
 
 
 def is_offline(asked: bool | None = None) -> bool:
@@ -63,37 +58,31 @@ def fetch(
     sha256: str | None = None,
     size: int | None = None,
     max_bytes: int = MAX_BYTES,
-    name: str | None = None,
-    folder: str | Path | None = None,
     offline: bool | None = None,
     progress: bool | None = None,
-    verify: bool = False,
 ) -> Path:
-    """The local copy of a published file, downloaded unless it is there already.
+    """The cached copy of a published file, downloaded unless it is there already.
 
-    A download that was interrupted goes on where it stopped. Beside the file, `<file>.json` records its URL, size and
-    sha256. Where no sha256 is published, the first download's is recorded and the file has to keep it.
+    An interrupted download continues where it stopped. Beside the file, `<file>.json` records its URL, size and
+    sha256. Where no sha256 is published, the first download's is recorded and compared from then on.
 
     url: http or https
     sha256, size: what is published of it [hexadecimal, bytes]
     max_bytes: how large it may be where no size is published
-    name: the file's name in `folder`, may have folders of its own; default: the URL's host and path
-    folder: default: the cache folder
     offline: never use the network, as the environment may say as well
     progress: show a bar; default: when stderr is a terminal
-    verify: hash a file that is already there once more, instead of comparing its size only
 
-    Raises WeightsError when the file can not be had, or is not the published one.
+    Raises WeightsError when the file is not available, or is not the published one.
     """
-    target = Path(folder or cache_folder()) / (name or _name(url))
-    if _present(target, url, sha256, size, verify):
+    target = cache_folder() / _name(url)
+    if _present(target, url, sha256, size):
         return target
     if is_offline(offline):
         raise WeightsError(
             f"{target} is not there, and the network is switched off. Fetch {url} on another machine and put it there"
         )
     with _writing(target), file_lock(_beside(target, ".lock")):
-        if not _present(target, url, sha256, size, verify):  # another process may have been faster
+        if not _present(target, url, sha256, size):  # another process may have been faster
             _Download(url, target, sha256, size, max_bytes, progress).run()
     return target
 
@@ -117,8 +106,11 @@ def _mirrored(url: str) -> str:
     return url
 
 
-def _present(target: Path, url: str, sha256: str | None, size: int | None, verify: bool) -> bool:
-    """Whether the file is there as published or recorded. Raises WeightsError when it is there but differs."""
+def _present(target: Path, url: str, sha256: str | None, size: int | None) -> bool:
+    """Whether the file is there as published or recorded. Raises WeightsError when it is there but differs.
+
+    A file that was hashed once is known by its size.
+    """
     try:
         found = target.stat().st_size
     except FileNotFoundError:
@@ -131,7 +123,7 @@ def _present(target: Path, url: str, sha256: str | None, size: int | None, verif
         if wanted is not None and found != wanted:
             raise WeightsError(f"{target}: has {found} bytes, {who} are {wanted}; {again}")
     known = recorded.get("sha256")
-    if known is None or verify or (sha256 and sha256.lower() != known):
+    if known is None or (sha256 and sha256.lower() != known):
         actual = running_sha256(target).hexdigest()
         wanted = (sha256 or known or actual).lower()
         if actual != wanted:
@@ -333,15 +325,8 @@ class _Download:
             )
         if status not in (200, 206):
             raise WeightsError(f"{self.url}: the server answers {status} {response.reason_phrase}")
-        if self.sha256 is None and response.url.scheme == "http" != urlsplit(_mirrored(self.url)).scheme:
-            raise WeightsError(f"{self.url}: redirected from https to http, and there is no sha256 to check it by")
-        if self.sha256 is None and response.headers.get("Content-Type", "").startswith("text/html"):
-            raise WeightsError(f"{self.url}: the server answers with a web page; is a login or a proxy in the way?")
-        encoding = response.headers.get("Content-Encoding", "identity").strip().lower()
-        if self.sha256 is None and encoding not in ("", "identity"):
-            raise WeightsError(
-                f"{self.url}: the server sends the file compressed ({encoding}), which was not asked for"
-            )
+        if self.sha256 is None:
+            self.check_unpublished(response)
         version = self.describe(response)
         if status == 206 and self.have:
             start, _ = _range(response.headers.get("Content-Range", ""))
@@ -353,6 +338,22 @@ class _Download:
             raise _Again("the server continues another file")
         if status == 206:
             raise WeightsError(f"{self.url}: the server sends a part although the whole was asked for")
+        self.begin(version)
+
+    def check_unpublished(self, response: httpx.Response) -> None:
+        """Refuse what is probably not the file, where no sha256 would find that out."""
+        if response.url.scheme == "http" != urlsplit(_mirrored(self.url)).scheme:
+            raise WeightsError(f"{self.url}: redirected from https to http, and there is no sha256 to check it by")
+        if response.headers.get("Content-Type", "").startswith("text/html"):
+            raise WeightsError(f"{self.url}: the server answers with a web page; is a login or a proxy in the way?")
+        encoding = response.headers.get("Content-Encoding", "identity").strip().lower()
+        if encoding not in ("", "identity"):
+            raise WeightsError(
+                f"{self.url}: the server sends the file compressed ({encoding}), which was not asked for"
+            )
+
+    def begin(self, version: dict[str, Any]) -> None:
+        """Start the part over, with a file of this version, if it is as large as it should be and there is room."""
         self.discard()
         self.continued = False
         if self.size is not None and version["total"] not in (None, self.size):
@@ -461,88 +462,3 @@ def _range(value: str) -> tuple[int | None, int | None]:
     if unit != "bytes" or _count(start) is None:
         return None, None
     return _count(start), _count(total)
-
-
-def hub_folder(
-    repo_id: str, *, revision: str | None = None, offline: bool | None = None, progress: bool | None = None
-) -> Path:
-    """The local folder of a Hugging Face checkpoint: its configuration, tokenizer and weights.
-
-    Weights are safetensors; pickled ones are fetched only where there are no others. Kept in Hugging Face's own cache.
-
-    repo_id: such as "openai/clip-vit-base-patch32"
-    revision: branch, tag or commit; default: the main branch as it is now
-    offline: never use the network, as the environment may say as well
-    progress: show a bar; default: when stderr is a terminal
-
-    Raises UnknownModel when the hub has no such repository, WeightsError when it can not be had.
-    """
-    from huggingface_hub import errors, snapshot_download
-
-    if sys.stderr.isatty() if progress is None else progress:
-        bar: dict[str, Any] = {}
-    else:
-        bar = {"tqdm_class": _silent_bar()}
-    why = "the network is switched off"
-    try:
-        if not is_offline(offline):
-            try:
-                return _complete(_from_hub(repo_id, revision, bar), repo_id)
-            except errors.GatedRepoError as error:
-                raise WeightsError(
-                    f"{repo_id}: its owner grants access one by one; ask at https://huggingface.co/{repo_id}, "
-                    "then log in with `hf auth login`"
-                ) from error
-            except errors.RevisionNotFoundError as error:
-                raise UnknownModel(f"{repo_id}: the hub knows it, but not its revision {revision}") from error
-            except errors.RepositoryNotFoundError as error:
-                raise UnknownModel(
-                    f"{repo_id}: Hugging Face has no such public repository; see https://huggingface.co/models"
-                ) from error
-            except (WeightsError, errors.HFValidationError):
-                raise
-            except Exception as error:  # of whichever HTTP library this release of the hub's client is built on
-                if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
-                    raise WeightsError(
-                        f"{repo_id}: {error}; set HF_HOME to a folder with room that you may write"
-                    ) from error
-                why = f"Hugging Face cannot be reached ({type(error).__name__}: {first_line(error)[:120]})"
-        patterns = [*HUB_FILES, SAFE_WEIGHTS]  # with them the client can tell whether all were fetched
-        folder = snapshot_download(repo_id, revision=revision, allow_patterns=patterns, local_files_only=True)
-        return _complete(Path(folder), repo_id)
-    except errors.LocalEntryNotFoundError as error:
-        raise WeightsError(f"{repo_id} is not completely downloaded, and {why}. {REACHABLE}") from error
-    except errors.HFValidationError as error:
-        raise UnknownModel(f"{repo_id}: not a Hugging Face id such as openai/clip-vit-base-patch32") from error
-
-
-def _from_hub(repo_id: str, revision: str | None, bar: dict[str, Any]) -> Path:
-    from huggingface_hub import HfApi, snapshot_download
-
-    found = HfApi().model_info(repo_id, revision=revision, timeout=TIMEOUT_S)
-    patterns = _hub_patterns([file.rfilename for file in found.siblings or []])
-    # by the branch's name, not found.sha: only then does the cache remember which commit the branch is
-    return Path(snapshot_download(repo_id, revision=revision, allow_patterns=patterns, **bar))
-
-
-def _hub_patterns(files: list[str]) -> list[str]:
-    return [*HUB_FILES, SAFE_WEIGHTS if any(fnmatch(file, SAFE_WEIGHTS) for file in files) else "pytorch_model*.bin"]
-
-
-def _complete(folder: Path, repo_id: str) -> Path:
-    """`folder`, when a model can be loaded from it."""
-    weights = [*folder.glob("*.safetensors"), *folder.glob("pytorch_model*.bin")]
-    if not (folder / "config.json").is_file() or not weights:
-        raise WeightsError(f"{repo_id}: {folder} lacks config.json or weights; fetch it again with the network on")
-    return folder
-
-
-def _silent_bar() -> Any:
-    """A progress bar's class that shows nothing."""
-    from tqdm.auto import tqdm
-
-    class Silent(tqdm):
-        def __init__(self, *arguments: Any, **options: Any) -> None:
-            super().__init__(*arguments, **{**options, "disable": True})
-
-    return Silent

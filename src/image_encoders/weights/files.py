@@ -5,6 +5,8 @@ from __future__ import annotations
 import mmap
 from pathlib import Path
 
+import numpy as np
+
 from image_encoders.errors import WeightsError
 
 ALIGNMENT = 64  # [bytes] torch's own: sums depend on it in their last bits, and rows must not depend on the file
@@ -33,6 +35,20 @@ def map_file(path: Path) -> mmap.mmap:
     if hasattr(mmap, "MADV_WILLNEED"):
         mapped.madvise(mmap.MADV_WILLNEED)  # else every 64 KB waits for the disk: 0.9 s instead of 0.35 s for 537 MB
     return mapped
+
+
+def let_go(array: np.ndarray) -> None:
+    """Give back the memory that the file behind `array` takes: a copy was made, and the file can be read again.
+
+    The array stays valid; what was written into any view of that file is lost.
+    """
+    owner: object = array
+    while isinstance(owner, np.ndarray) and owner.base is not None:
+        owner = owner.base
+    if isinstance(owner, memoryview):
+        owner = owner.obj
+    if isinstance(owner, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+        owner.madvise(mmap.MADV_DONTNEED)
 
 
 def reason(error: Exception) -> str:

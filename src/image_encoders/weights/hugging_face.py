@@ -54,7 +54,7 @@ def checkpoint_folder(
         return local_folder(local, revision)
     if where.startswith((".", "/", "~")):
         raise _not_a_folder(local)
-    from image_encoders.weights.fetch import hub_folder
+    from image_encoders.weights.hub import hub_folder
 
     return hub_folder(where, revision=revision, offline=offline, progress=progress)
 

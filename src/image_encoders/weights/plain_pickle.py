@@ -1,17 +1,15 @@
 """Pickles read as data: no import, no call, no attribute of a live object.
 
-`load` interprets the opcodes itself. A name in the pickle never becomes the thing it names; it is looked up in
-a table that the caller gives, and whatever is not in the table is refused. So a hostile file can at worst be
-refused: the standard library's Unpickler, even with its own `find_class`, still lets a pickle set attributes
-of the objects it was given.
-
-Source: the opcode list in the standard library's `pickletools`, protocols 0 to 5.
+The standard library's `pickletools` splits a pickle into opcodes; `load` interprets them. A name in the pickle never
+becomes the thing it names: it is looked up in a table of the caller's, and whatever is not there is refused. The
+standard library's Unpickler, even with its own `find_class`, lets a pickle set attributes of objects it was given.
 """
 
 from __future__ import annotations
 
-import codecs
-import struct
+import io
+import mmap
+import pickletools
 from collections.abc import Callable, Iterable, Mapping, Sized
 from types import SimpleNamespace
 from typing import Any
@@ -19,8 +17,6 @@ from typing import Any
 from image_encoders.weights.files import Malformed
 
 MAX_OPCODES = 2_000_000  # a state_dict takes about 40 per tensor, a vocabulary 10 per word
-MAX_NUMBER = 1000  # longest integer [digits in text, bytes in binary]: the largest legitimate one has 20
-MAX_LINE = 1 << 16  # longest text argument [bytes]; only protocol 0 has any
 MAX_KEY = (1 << 61) - 1  # integers below it hash to themselves; larger ones can be made to collide by the million
 COPIED_AT_LEAST = 64 << 20  # calls and states may be given this many bytes together,
 COPIED_RATIO = 4  # or this many times the pickle's size: beyond that it hands one large value to many of them
@@ -68,7 +64,7 @@ class Unbuilt:
 
 
 def load(
-    pickled: Any,
+    pickled: bytes | memoryview | mmap.mmap,
     start: int = 0,
     *,
     names: Mapping[str, Any],
@@ -76,66 +72,37 @@ def load(
 ) -> tuple[Any, int]:
     """The object in the pickle that starts at `start`, and the position after its end.
 
-    pickled: bytes-like
     names: "module.name" -> a `Name`, or the plain value that stands for it
     persistent: what a persistent id stands for; None: there may be none
 
-    Raises Refused for a name that is not in `names`, Malformed for everything else that is wrong.
+    Raises Refused for a name that is not in `names`, Malformed or ValueError for everything else that is wrong.
     """
-    return _Machine(memoryview(pickled), start, names, persistent).run()
+    file = pickled if isinstance(pickled, mmap.mmap) else io.BytesIO(pickled)
+    file.seek(start)
+    machine = _Machine(max(COPIED_AT_LEAST, COPIED_RATIO * len(pickled)), names, persistent)
+    for count, (opcode, argument, _) in enumerate(pickletools.genops(file)):  # type: ignore[arg-type]
+        if count == MAX_OPCODES:
+            raise Malformed(f"more than {MAX_OPCODES:,} opcodes")
+        if opcode.name in VALUES:
+            machine.stack.append(argument)
+        elif opcode.name in _STEPS:
+            _STEPS[opcode.name](machine, argument)
+        elif opcode.name != "STOP":
+            raise Malformed(f"opcode {opcode.name} is not one that data needs")
+    return machine.value(), file.tell()
 
 
 class _Machine:
-    """The pickle machine's stack, memo and position."""
+    """The pickle machine's stack and memo.
 
-    def __init__(
-        self,
-        pickled: memoryview,
-        start: int,
-        names: Mapping[str, Any],
-        persistent: Callable[[object], Any] | None,
-    ) -> None:
-        self.bytes, self.at = pickled, start
+    may_copy: how many bytes calls and states may be given
+    """
+
+    def __init__(self, may_copy: int, names: Mapping[str, Any], persistent: Callable[[object], Any] | None) -> None:
         self.names, self.persistent = names, persistent
         self.stack: list[Any] = []
         self.memo: dict[int, Any] = {}
-        self.may_copy = max(COPIED_AT_LEAST, COPIED_RATIO * len(pickled))
-
-    def run(self) -> tuple[Any, int]:
-        for _ in range(MAX_OPCODES):
-            opcode = self.take(1)
-            if opcode == b".":
-                value = self.pop()
-                if value is _MARK:
-                    raise Malformed("the pickle ends inside a group")
-                return value, self.at
-            step = _STEPS.get(opcode)
-            if step is None:
-                raise Malformed(f"opcode {opcode!r} at byte {self.at - 1} is not one that data needs")
-            step(self)
-        raise Malformed(f"more than {MAX_OPCODES:,} opcodes")
-
-    # reading
-
-    def take(self, count: int) -> bytes:
-        taken = bytes(self.bytes[self.at : self.at + count])
-        if count < 0 or len(taken) != count:
-            raise Malformed(f"the pickle ends at byte {len(self.bytes)}, inside a value")
-        self.at += count
-        return taken
-
-    def number(self, form: str) -> Any:
-        return struct.unpack(form, self.take(struct.calcsize(form)))[0]
-
-    def line(self) -> bytes:
-        room = 64
-        while room <= MAX_LINE:
-            line, end, _ = bytes(self.bytes[self.at : self.at + room]).partition(b"\n")
-            if end:
-                self.at += len(line) + 1
-                return line
-            room *= 4
-        raise Malformed(f"the line at byte {self.at} does not end")
+        self.may_copy = may_copy
 
     # the stack
 
@@ -152,11 +119,6 @@ class _Machine:
         if value is _MARK:
             raise Malformed("the pickle takes a mark as a value")
         return value
-
-    def top(self, kind: type) -> Any:
-        if not self.stack or type(self.stack[-1]) is not kind:
-            raise Malformed(f"the pickle adds to something that is not a {kind.__name__}")
-        return self.stack[-1]
 
     def group(self) -> list[Any]:
         """The values above the last mark."""
@@ -231,38 +193,13 @@ def pairs(values: list[Any]) -> dict[Any, Any]:
     return {key(k): v for k, v in zip(values[::2], values[1::2])}
 
 
-def text(raw: bytes) -> str | bytes:
-    """A Python 2 string: text where it is UTF-8, else the bytes."""
+def _text(argument: str) -> str | bytes:
+    """A Python 2 string, of which pickletools makes a character for each byte: text where it is UTF-8, else bytes."""
+    raw = argument.encode("latin-1")
     try:
         return raw.decode()
     except UnicodeDecodeError:
         return raw
-
-
-def _unicode(raw: bytes) -> str:
-    return raw.decode("utf-8", "surrogatepass")
-
-
-def _integer(raw: bytes) -> int | bool:
-    if raw in (b"00", b"01"):  # how protocol 0 writes False and True
-        return raw == b"01"
-    raw = raw.removesuffix(b"L")
-    if len(raw) > MAX_NUMBER:
-        raise Malformed(f"a number of {len(raw)} digits")
-    return int(raw)
-
-
-def _binary_integer(m: _Machine, size: int) -> int:
-    if not 0 <= size <= MAX_NUMBER:
-        raise Malformed(f"a number of {size} bytes")
-    return int.from_bytes(m.take(size), "little", signed=True)
-
-
-def _quoted(raw: bytes) -> bytes:
-    raw = raw.strip()
-    if len(raw) < 2 or raw[:1] != raw[-1:] or raw[:1] not in (b"'", b'"'):
-        raise Malformed("a string without quotes")
-    return codecs.escape_decode(raw[1:-1])[0]  # type: ignore[attr-defined]  # what the pickle module itself uses
 
 
 def _get(m: _Machine, index: int) -> None:
@@ -301,6 +238,13 @@ def _set_items(m: _Machine, items: dict[Any, Any]) -> None:
         raise Malformed("the pickle sets an item of something that is not a dictionary")
 
 
+def _add_items(m: _Machine, values: list[Any]) -> None:
+    if m.stack and isinstance(m.stack[-1], set):
+        m.stack[-1].update(map(key, values))
+    else:
+        raise Malformed("the pickle adds to something that is not a set")
+
+
 def _set_item(m: _Machine) -> None:
     value, name = m.value(), m.value()
     _set_items(m, {key(name): value})
@@ -313,19 +257,13 @@ def _persistent(m: _Machine) -> None:
     m.push(m.persistent(identity))
 
 
-def _global(m: _Machine) -> Any:
-    module, name = _unicode(m.line()), _unicode(m.line())
-    return m.find(module, name)
+def _global(m: _Machine, argument: str) -> Any:
+    return m.find(*argument.split(" ", 1))
 
 
 def _stack_global(m: _Machine) -> None:
     name, module = m.value(), m.value()
     m.push(m.find(module, name))
-
-
-def _instance(m: _Machine) -> None:
-    callee = _global(m)
-    m.push(m.call(callee, tuple(m.group())))
 
 
 def _object(m: _Machine) -> None:
@@ -346,70 +284,57 @@ def _new_with_keywords(m: _Machine) -> None:
     _reduce(m)
 
 
-def _bytes_of(m: _Machine, form: str) -> bytes:
-    return m.take(m.number(form))
+# opcodes that push what follows them
+VALUES = {
+    *("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT"),
+    *("UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"),
+    *("BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8"),
+}
 
-
-_STEPS: dict[bytes, Callable[[_Machine], Any]] = {
-    b"\x80": lambda m: m.take(1),  # the protocol's number; the opcodes say all
-    b"\x95": lambda m: m.take(8),  # a frame's length
-    b"(": lambda m: m.push(_MARK),
-    b"0": lambda m: m.pop(),
-    b"1": lambda m: m.group(),
-    b"2": _duplicate,
-    b"N": lambda m: m.push(None),
-    b"\x88": lambda m: m.push(True),
-    b"\x89": lambda m: m.push(False),
-    b"I": lambda m: m.push(_integer(m.line())),
-    b"J": lambda m: m.push(m.number("<i")),
-    b"K": lambda m: m.push(m.number("<B")),
-    b"M": lambda m: m.push(m.number("<H")),
-    b"L": lambda m: m.push(int(_integer(m.line()))),
-    b"\x8a": lambda m: m.push(_binary_integer(m, m.number("<B"))),
-    b"\x8b": lambda m: m.push(_binary_integer(m, m.number("<i"))),
-    b"F": lambda m: m.push(float(m.line())),
-    b"G": lambda m: m.push(m.number(">d")),
-    b"S": lambda m: m.push(text(_quoted(m.line()))),
-    b"T": lambda m: m.push(text(_bytes_of(m, "<i"))),
-    b"U": lambda m: m.push(text(_bytes_of(m, "<B"))),
-    b"V": lambda m: m.push(m.line().decode("raw-unicode-escape")),
-    b"X": lambda m: m.push(_unicode(_bytes_of(m, "<I"))),
-    b"\x8c": lambda m: m.push(_unicode(_bytes_of(m, "<B"))),
-    b"\x8d": lambda m: m.push(_unicode(_bytes_of(m, "<Q"))),
-    b"B": lambda m: m.push(_bytes_of(m, "<I")),
-    b"C": lambda m: m.push(_bytes_of(m, "<B")),
-    b"\x8e": lambda m: m.push(_bytes_of(m, "<Q")),
-    b"\x96": lambda m: m.push(_bytes_of(m, "<Q")),
-    b"]": lambda m: m.push([]),
-    b"l": lambda m: m.push(m.group()),
-    b"a": lambda m: _append(m, [m.value()]),
-    b"e": lambda m: _append(m, m.group()),
-    b")": lambda m: m.push(()),
-    b"t": lambda m: m.push(tuple(m.group())),
-    b"\x85": lambda m: _tuple(m, 1),
-    b"\x86": lambda m: _tuple(m, 2),
-    b"\x87": lambda m: _tuple(m, 3),
-    b"}": lambda m: m.push({}),
-    b"d": lambda m: m.push(pairs(m.group())),
-    b"s": _set_item,
-    b"u": lambda m: _set_items(m, pairs(m.group())),
-    b"\x8f": lambda m: m.push(set()),
-    b"\x90": lambda m: (lambda members: m.top(set).update(members))([key(v) for v in m.group()]),
-    b"\x91": lambda m: m.push(frozenset(key(v) for v in m.group())),
-    b"g": lambda m: _get(m, int(_integer(m.line()))),
-    b"h": lambda m: _get(m, m.number("<B")),
-    b"j": lambda m: _get(m, m.number("<I")),
-    b"p": lambda m: _put(m, int(_integer(m.line()))),
-    b"q": lambda m: _put(m, m.number("<B")),
-    b"r": lambda m: _put(m, m.number("<I")),
-    b"\x94": lambda m: _put(m, len(m.memo)),
-    b"Q": _persistent,
-    b"c": lambda m: m.push(_global(m)),
-    b"\x93": _stack_global,
-    b"i": _instance,
-    b"o": _object,
-    b"\x81": _reduce,  # NEWOBJ takes a class and a tuple, as REDUCE takes a function and a tuple
-    b"\x92": _new_with_keywords,
-    b"R": _reduce,
-    b"b": lambda m: m.build(),
+# every other opcode that data needs: what it does to the machine, given what follows it in the pickle
+_STEPS: dict[str, Callable[[_Machine, Any], Any]] = {
+    "PROTO": lambda m, a: None,  # the opcodes say all
+    "FRAME": lambda m, a: None,
+    "MARK": lambda m, a: m.push(_MARK),
+    "POP": lambda m, a: m.pop(),
+    "POP_MARK": lambda m, a: m.group(),
+    "DUP": lambda m, a: _duplicate(m),
+    "NONE": lambda m, a: m.push(None),
+    "NEWTRUE": lambda m, a: m.push(True),
+    "NEWFALSE": lambda m, a: m.push(False),
+    "STRING": lambda m, a: m.push(_text(a)),
+    "BINSTRING": lambda m, a: m.push(_text(a)),
+    "SHORT_BINSTRING": lambda m, a: m.push(_text(a)),
+    "EMPTY_LIST": lambda m, a: m.push([]),
+    "LIST": lambda m, a: m.push(m.group()),
+    "APPEND": lambda m, a: _append(m, [m.value()]),
+    "APPENDS": lambda m, a: _append(m, m.group()),
+    "EMPTY_TUPLE": lambda m, a: m.push(()),
+    "TUPLE": lambda m, a: m.push(tuple(m.group())),
+    "TUPLE1": lambda m, a: _tuple(m, 1),
+    "TUPLE2": lambda m, a: _tuple(m, 2),
+    "TUPLE3": lambda m, a: _tuple(m, 3),
+    "EMPTY_DICT": lambda m, a: m.push({}),
+    "DICT": lambda m, a: m.push(pairs(m.group())),
+    "SETITEM": lambda m, a: _set_item(m),
+    "SETITEMS": lambda m, a: _set_items(m, pairs(m.group())),
+    "EMPTY_SET": lambda m, a: m.push(set()),
+    "ADDITEMS": lambda m, a: _add_items(m, m.group()),
+    "FROZENSET": lambda m, a: m.push(frozenset(key(v) for v in m.group())),
+    "GET": _get,
+    "BINGET": _get,
+    "LONG_BINGET": _get,
+    "PUT": _put,
+    "BINPUT": _put,
+    "LONG_BINPUT": _put,
+    "MEMOIZE": lambda m, a: _put(m, len(m.memo)),
+    "BINPERSID": lambda m, a: _persistent(m),
+    "GLOBAL": lambda m, a: m.push(_global(m, a)),
+    "STACK_GLOBAL": lambda m, a: _stack_global(m),
+    "INST": lambda m, a: m.push(m.call(_global(m, a), tuple(m.group()))),
+    "OBJ": lambda m, a: _object(m),
+    "REDUCE": lambda m, a: _reduce(m),
+    "NEWOBJ": lambda m, a: _reduce(m),  # takes a class and a tuple, as REDUCE takes a function and a tuple
+    "NEWOBJ_EX": lambda m, a: _new_with_keywords(m),
+    "BUILD": lambda m, a: m.build(),
 }

@@ -25,7 +25,10 @@ class ZipRecords:
     def __init__(self, path: Path, mapped: mmap.mmap) -> None:
         self.mapped = mapped
         with zipfile.ZipFile(path) as archive:
-            entries = archive.infolist()
+            entries, comment = archive.infolist(), archive.comment
+        (count,) = struct.unpack("<H", mapped[-12:-10])  # in the last 22 bytes, where no comment follows them
+        if comment or count != min(len(entries), 0xFFFF):
+            raise Malformed(f"a directory of {len(entries)} records that says {count}, or has a comment")
         names = Counter(entry.filename for entry in entries)
         if len(names) < len(entries):
             raise Malformed(f"two records are called {max(names, key=lambda name: names[name])}")
@@ -68,7 +71,15 @@ class ZipRecords:
             raise Malformed(f"record {entry.filename} is not where the archive's directory says")
         if entry.flag_bits & 1:
             raise Malformed(f"record {entry.filename} is encrypted")
-        start = entry.header_offset + 30 + sum(struct.unpack("<2H", header[26:30]))
+        name, more = struct.unpack("<2H", header[26:30])
+        start = entry.header_offset + 30 + name + more
+        if self.mapped[start - name - more : start - more] != entry.orig_filename.encode(_encoding(entry)):
+            raise Malformed(f"record {entry.filename} is called otherwise in its own header")
         if start + entry.compress_size > len(self.mapped):
             raise Malformed(f"record {entry.filename} reaches beyond the end of the file")
         return start
+
+
+def _encoding(entry: zipfile.ZipInfo) -> str:
+    """In which a record's name is written."""
+    return "utf-8" if entry.flag_bits & 0x800 else "cp437"

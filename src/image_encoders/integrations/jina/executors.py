@@ -1,4 +1,4 @@
-"""The Executors: thin over `load`, with the class names and parameters of their documentation (spellings.py)."""
+"""The Executors: thin over `load`, with the class names and parameters of their documentation (legacy_names.py)."""
 
 # No `from __future__ import annotations` here: with it, Jina's start-up hangs for ever.
 import asyncio
@@ -7,23 +7,24 @@ import logging
 import math
 import os
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Optional, Union
 
 import numpy as np
 from docarray import DocList
 
+from image_encoders.batching import Batcher
 from image_encoders.encoder import Encoder, cores
 from image_encoders.errors import ImageEncodersError, InputError
 from image_encoders.inputs.urls import UrlFetcher, UrlLimits, read_url
-from image_encoders.integrations.jina.batcher import Batcher, reason
 from image_encoders.integrations.jina.documents import Document, traversal, traverse
+from image_encoders.legacy_names import ALIASES, CLASSES, SERVING, attributes, translate
 from image_encoders.models import load
-from image_encoders.spellings import ALIASES, CLASSES, SERVING, spell, spelled_both_ways
 from jina import Executor, requests
 
 log = logging.getLogger(__name__)
@@ -31,6 +32,7 @@ log = logging.getLogger(__name__)
 # Jina's own arguments of an Executor
 RUNTIME = ("metas", "requests", "runtime_args", "workspace", "dynamic_batching")
 REQUESTS = 64  # at a time
+MAX_WAITING = 4096  # inputs; with batches of 32 the requests at a time never come to so many
 GRACE_S = 1.0  # for an address that is late; after that it is not waited for
 ABOUT_FLOATS = {  # what lets a class take floats
     "use_default_preprocessing": "prepared floats with use_default_preprocessing=False",
@@ -43,17 +45,32 @@ Source = Callable[[], Optional[np.ndarray]]  # gives the net's input for a docum
 
 @dataclass
 class _Call:
-    """A request on its way.
+    """A request on its way, in a `with` block: what it still waits for when that ends, as its client went, is dropped.
 
-    remote, fetched: documents at addresses, and what comes from there
+    documents: those that the paths lead to
+    remote, fetched: those at other machines' addresses, and what comes from there
+    embedding: what waits to be embedded just now
     """
 
-    paths: list[str]
+    documents: list[Document]
+    remote: list[Document]
+    fetched: list["Future[bytes]"]
     batch_size: Optional[int]
     strip: bool
-    documents: list[Document] = field(default_factory=list)
-    remote: list[Document] = field(default_factory=list)
-    fetched: list["Future[bytes]"] = field(default_factory=list)
+    embedding: Sequence["Future[Any]"] = ()
+    left: bool = False
+
+    def __enter__(self) -> "_Call":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.leave()
+
+    def leave(self) -> None:
+        """Wait for nothing more."""
+        self.left = True
+        for future in (*self.fetched, *self.embedding):
+            future.cancel()  # which does nothing to those that are done
 
 
 class EncoderExecutor(Executor):
@@ -80,16 +97,19 @@ class EncoderExecutor(Executor):
         self.precision, self.engine, self.private_urls = precision, engine, private_urls
         try:
             documented = next(cls.__name__ for cls in type(self).__mro__ if cls.__name__ in CLASSES)
-            self._spelled = spell(documented, parameters)
-            self.__dict__.update(spelled_both_ways(documented, parameters))
-            self._defaults = {
-                "paths": traversal(self._spelled.traversal_paths),
-                "batch_size": _batch_size(self._spelled.batch_size),
-                "strip": False,
-            }
+            self._legacy = translate(documented, parameters)
+            self.__dict__.update(attributes(documented, parameters))
+            self._defaults = traversal(self._legacy.traversal_paths), _batch_size(self._legacy.batch_size)
             _share_cores(self.runtime_args)
-            self._encoder = _load(self._spelled, precision, engine)
-            self._tower = self._encoder.tower(self._spelled.modality)
+            self._encoder = load(
+                self._legacy.name,
+                weights=self._legacy.weights,
+                device=self._legacy.device,
+                precision=precision,
+                engine=engine,
+                **self._legacy.options,
+            )
+            self._tower = self._encoder.tower(self._legacy.modality)
         except (ImageEncodersError, TypeError, ValueError, OSError) as error:
             # Jina reports only that the start failed.
             print(f"{type(self).__name__} cannot start: {error}", file=sys.stderr, flush=True)
@@ -99,7 +119,7 @@ class EncoderExecutor(Executor):
         self._limits = UrlLimits(private=private_urls)
         self._fetcher = UrlFetcher(self._limits)
         self._patience = self._limits.max_seconds_together + GRACE_S
-        self._batcher = Batcher(self._tower.rows)
+        self._batcher = Batcher(self._tower.rows, max_waiting=MAX_WAITING)
         self._callers = ThreadPoolExecutor(REQUESTS, thread_name_prefix="request")
 
     @property
@@ -114,13 +134,14 @@ class EncoderExecutor(Executor):
         Jina runs a plain function for one request at a time, and its own dynamic batching never answers a request
         without documents.
         """
-        loop = asyncio.get_running_loop()
+        on_thread = partial(asyncio.get_running_loop().run_in_executor, self._callers)
         try:
-            call = await loop.run_in_executor(self._callers, self._begin, docs, parameters)
-            arriving = asyncio.gather(*map(asyncio.wrap_future, call.fetched), return_exceptions=True)
-            with suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(arriving, self._patience)
-            await loop.run_in_executor(self._callers, self._finish, call)
+            with self._call(docs, parameters) as call:
+                await on_thread(self._begin, call)
+                arriving = asyncio.gather(*map(asyncio.wrap_future, call.fetched), return_exceptions=True)
+                with suppress(asyncio.TimeoutError):
+                    await asyncio.wait_for(arriving, self._patience)
+                await on_thread(self._finish, call)
         except Exception as error:
             raise _without_traceback(error) from None
         return docs
@@ -130,58 +151,66 @@ class EncoderExecutor(Executor):
     ) -> Optional[Sequence[Document]]:
         """The documents, with embeddings (dim,) float32 where the paths lead; from any thread."""
         if docs is not None:
-            call = self._begin(docs, parameters)
-            wait(call.fetched, self._patience)
-            self._finish(call)
+            with self._call(docs, parameters) as call:
+                self._begin(call)
+                wait(call.fetched, self._patience)
+                self._finish(call)
         return docs
 
     def close(self) -> None:
-        """End the threads."""
+        """End the threads, when they have answered what they have begun."""
         self._fetcher.close()
         self._callers.shutdown(wait=False, cancel_futures=True)
+        self._batcher.close()
         super().close()
 
-    def _begin(self, docs: Sequence[Document], parameters: Optional[dict]) -> "_Call":
-        """Start fetching what is at addresses, and embed the other documents meanwhile."""
-        call = _Call(**_read_parameters(parameters, self._defaults))
-        call.documents = list(traverse(docs, call.paths))
-        call.remote = [doc for doc in call.documents if self._is_remote(doc)]
-        call.fetched = self._fetcher.fetch([str(doc.uri) for doc in call.remote])
-        remote = set(map(id, call.remote))
-        self._embed(
-            [(doc, partial(self._input, doc)) for doc in call.documents if id(doc) not in remote], call.batch_size
-        )
-        return call
+    def _call(self, docs: Sequence[Document], parameters: Optional[dict]) -> _Call:
+        """A request understood, and its addresses being fetched."""
+        paths, batch_size, strip = _read_parameters(parameters, self._defaults)
+        documents = list(traverse(docs, paths))
+        remote = [doc for doc in documents if self._is_remote(doc)]
+        return _Call(documents, remote, self._fetcher.fetch([str(doc.uri) for doc in remote]), batch_size, strip)
 
-    def _finish(self, call: "_Call") -> None:
+    def _begin(self, call: _Call) -> None:
+        """Embed the documents that bring everything along."""
+        remote = set(map(id, call.remote))
+        self._embed(call, [(doc, partial(self._input, doc)) for doc in call.documents if id(doc) not in remote])
+
+    def _finish(self, call: _Call) -> None:
         """Embed what has been fetched."""
-        found = [(doc, partial(self._fetched, future)) for doc, future in zip(call.remote, call.fetched)]
-        self._embed(found, call.batch_size)
+        self._embed(call, [(doc, partial(self._fetched, future)) for doc, future in zip(call.remote, call.fetched)])
         if call.strip:
             for doc in call.documents:
                 doc.blob = doc.tensor = doc.buffer = None
                 if _is_data(doc.uri):
                     doc.uri = None
 
-    def _embed(self, sources: Sequence[tuple[Document, Source]], size: Optional[int]) -> None:
+    def _embed(self, call: _Call, sources: Sequence[tuple[Document, Source]]) -> None:
         """Embeddings, or reasons why not, for documents whose inputs the sources give."""
-        for start in range(0, len(sources), size or max(len(sources), 1)):
-            self._embed_batch(sources[start : start + size] if size else sources, size)
-
-    def _embed_batch(self, sources: Sequence[tuple[Document, Source]], limit: Optional[int]) -> None:
-        pending: list[tuple[Document, np.ndarray]] = []
-        for (doc, _), one in zip(sources, self._inputs([source for _, source in sources])):
-            if isinstance(one, InputError):
-                _fail(doc, one)
-            elif one is not None:
-                pending.append((doc, one))
-        for (doc, _), row in zip(pending, self._batcher([one for _, one in pending], limit)):
-            if isinstance(row, InputError):
-                _fail(doc, row)
-            else:
-                doc.embedding = row
-                for tag in ("error", "error_code"):  # of an earlier attempt
-                    doc.tags.pop(tag, None)
+        size = call.batch_size or max(len(sources), 1)
+        for start in range(0, len(sources), size):
+            some = sources[start : start + size]
+            began = time.monotonic()
+            pending: list[tuple[Document, np.ndarray]] = []
+            for (doc, _), one in zip(some, self._inputs([source for _, source in some])):
+                if isinstance(one, InputError):
+                    _fail(doc, one)
+                elif one is not None:
+                    pending.append((doc, one))
+            call.embedding = self._batcher.submit(
+                [one for _, one in pending], batch_size=call.batch_size, prepare_s=time.monotonic() - began
+            )
+            if call.left:  # perhaps just before these futures could be cancelled
+                call.leave()
+                return
+            for (doc, _), future in zip(pending, call.embedding):
+                try:
+                    doc.embedding = future.result().embedding
+                except InputError as error:
+                    _fail(doc, _reason(error))
+                else:
+                    for tag in ("error", "error_code"):  # of an earlier attempt
+                        doc.tags.pop(tag, None)
 
     def _inputs(self, sources: Sequence[Source]) -> list[Union[np.ndarray, InputError, None]]:
         """What the net takes for each document, or why there is nothing; None where there is nothing to encode."""
@@ -190,7 +219,7 @@ class EncoderExecutor(Executor):
             try:
                 return source()
             except Exception as error:
-                return reason(error)
+                return _reason(error)
 
         if len(sources) < 2:
             return [one(source) for source in sources]
@@ -199,7 +228,7 @@ class EncoderExecutor(Executor):
 
     def _is_remote(self, doc: Document) -> bool:
         """Whether what a document has to encode is at another machine's address."""
-        here = self._spelled.modality == "text" or doc.array is not None or doc.buffer or not doc.uri
+        here = self._legacy.modality == "text" or doc.array is not None or doc.buffer or not doc.uri
         return not here and not _is_data(doc.uri)
 
     def _fetched(self, future: Future[bytes]) -> np.ndarray:
@@ -207,13 +236,13 @@ class EncoderExecutor(Executor):
 
     def _input(self, doc: Document) -> Optional[np.ndarray]:
         """What the net takes for a document that is here; None where there is nothing to encode."""
-        if self._spelled.modality == "text":
+        if self._legacy.modality == "text":
             return self._tower.input(doc.text) if doc.text else None
         if doc.array is not None:
             array = np.asarray(doc.array)
             if not array.size:
                 raise InputError(f"an empty array of shape {array.shape}", code="empty")
-            return self._sound(doc, array) if self._spelled.modality == "audio" else self._picture(array)
+            return self._sound(doc, array) if self._legacy.modality == "audio" else self._picture(array)
         if doc.buffer:
             return self._tower.input(doc.buffer)
         return self._tower.input(read_url(doc.uri, self._limits)) if doc.uri else None
@@ -225,7 +254,7 @@ class EncoderExecutor(Executor):
         return self._tower.input((samples, rate))
 
     def _picture(self, array: np.ndarray) -> np.ndarray:
-        prepared, axis = self._spelled.prepared, self._spelled.channel_axis
+        prepared, axis = self._legacy.prepared, self._legacy.channel_axis
         if prepared is False and array.dtype.kind == "f" and self._about_floats:
             raise InputError(
                 f"an array of {array.dtype}; uint8 pixels are accepted, and {self._about_floats}", code="dtype"
@@ -351,37 +380,28 @@ def _share_cores(runtime_args: Any) -> None:
         torch.set_num_threads(max(cores() // copies, 1))
 
 
-def _load(spelled: Any, precision: str, engine: str) -> Encoder:
-    return load(
-        spelled.name,
-        weights=spelled.weights,
-        device=spelled.device,
-        precision=precision,
-        engine=engine,
-        **spelled.options,
-    )
-
-
-def _read_parameters(given: Optional[Mapping[str, Any]], defaults: dict[str, Any]) -> dict[str, Any]:
-    """`paths`, `batch_size` and `strip` from the parameters of a request; InputError for what is wrong with them."""
-    found = dict(defaults)
+def _read_parameters(
+    given: Optional[Mapping[str, Any]], defaults: tuple[list[str], Optional[int]]
+) -> tuple[list[str], Optional[int], bool]:
+    """Paths, batch size and whether to strip, from a request's parameters; InputError for what is wrong with them."""
+    (paths, batch_size), strip = defaults, False
     for name, value in (given or {}).items():
         meant = ALIASES.get(name, name).removeprefix("default_")
         if meant == "traversal_paths":
-            found["paths"] = defaults["paths"] if value is None else traversal(value)
+            paths = paths if value is None else traversal(value)
         elif meant == "batch_size":
-            found["batch_size"] = _batch_size(value)
+            batch_size = _batch_size(value)
         elif meant == "strip":
             if not isinstance(value, bool):
                 raise InputError(f"strip {value!r}; true and false are accepted", code="option")
-            found["strip"] = value
+            strip = value
         elif not isinstance(value, Mapping):  # Jina's way to address one Executor, and results of those before
             raise InputError(
                 f"unknown parameter {name!r}; accepted: {', '.join(PARAMETERS)}. What is meant for another Executor "
                 f"goes under its name: {{'its_name': {{{name!r}: ...}}}}",
                 code="option",
             )
-    return found
+    return paths, batch_size, strip
 
 
 def _batch_size(value: Any) -> Optional[int]:
@@ -392,6 +412,15 @@ def _batch_size(value: Any) -> Optional[int]:
     if not number or value != int(value) or value < 1:
         raise InputError(f"batch_size {value!r}; a whole number from 1 on is accepted, or none for all", code="option")
     return int(value)
+
+
+def _reason(error: Exception) -> InputError:
+    """What a client may know: our own reasons as they are; others are for the log, as they may name paths."""
+    if isinstance(error, InputError) and error.code not in ("unexpected", "out-of-memory"):
+        return error
+    log.error("a document could not be encoded", exc_info=error)
+    code = error.code if isinstance(error, InputError) else "unexpected"
+    return InputError(f"the model fails for it: {type(error.__cause__ or error).__name__}", code=code)
 
 
 def _without_traceback(error: Exception) -> Exception:

@@ -1,0 +1,186 @@
+"""Inputs of many callers, through a net in batches.
+
+batcher = Batcher(tower.rows, max_waiting=1024)
+(future,) = batcher.submit([tower.input("photos/a.jpg")])
+future.result().embedding      # or, in a coroutine: await asyncio.wrap_future(future)
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from types import TracebackType
+
+import numpy as np
+
+from image_encoders.embedding import embed_each
+from image_encoders.errors import InputError, Overloaded
+
+UNKNOWN_S = 1.0  # when to come back, while no batch has been measured
+NEWEST = 0.5  # the weight of the last batch in the measured speed
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """An embedding, (dim,) float32, and what it took: to prepare its input, to wait, and to embed its batch."""
+
+    embedding: np.ndarray
+    prepare_s: float
+    wait_s: float
+    embed_s: float
+
+
+@dataclass(frozen=True)
+class _Entry:
+    input: np.ndarray
+    cost: int
+    batch_size: int | None
+    prepare_s: float
+    since: float
+    future: Future[Embedded]
+
+
+class Batcher:
+    """Embeddings for callers on many threads, one batch at a time.
+
+    An input that finds the net idle goes through it at once; what comes meanwhile makes the next batch, in the order it
+    came. There is no timer: nobody waits for company.
+
+    embed: inputs -> (N, dim), such as `Tower.rows`
+    cost: of an input, such as its pixels or tokens; each costs 1 by default
+    max_cost: of a batch; an input that costs more goes alone; None: any
+    max_waiting: how many inputs may wait; None: any number
+    clock: seconds, for the times in answers
+    """
+
+    def __init__(
+        self,
+        embed: Callable[[Sequence[np.ndarray]], np.ndarray],
+        *,
+        cost: Callable[[np.ndarray], int] = lambda _: 1,
+        max_cost: int | None = None,
+        max_waiting: int | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ):
+        self._embed, self._cost, self._clock = embed, cost, clock
+        self._max_cost, self._max_waiting = max_cost, max_waiting
+        self._waiting: deque[_Entry] = deque()
+        self._changed = threading.Condition()
+        self._thread: threading.Thread | None = None
+        self._closed = False
+        self._seconds_per_cost: float | None = None
+
+    def submit(
+        self, inputs: Sequence[np.ndarray], *, batch_size: int | None = None, prepare_s: float = 0.0
+    ) -> list[Future[Embedded]]:
+        """For each input the future of its embedding; from any thread.
+
+        batch_size: how many may share a batch with these; None: any number
+        prepare_s: how long it took to prepare them, for their answers
+
+        A future that is cancelled while it waits costs nothing. It fails with InputError where its input is to blame,
+        with what the engine raised (DeviceError, ...) where none is. Raises Overloaded, and takes none of them, where
+        others wait and `max_waiting` would be exceeded.
+        """
+        now = self._clock()
+        entries = [_Entry(one, self._cost(one), batch_size, prepare_s, now, Future()) for one in inputs]
+        with self._changed:
+            if self._closed:
+                raise RuntimeError("this batcher is closed")
+            self._make_room(len(entries))
+            self._waiting.extend(entries)
+            if entries and (self._thread is None or not self._thread.is_alive()):
+                self._thread = threading.Thread(target=self._run, name="batcher", daemon=True)
+                self._thread.start()
+            self._changed.notify()
+        return [entry.future for entry in entries]
+
+    @property
+    def waiting(self) -> int:
+        """How many inputs wait for a batch."""
+        return len(self._waiting)
+
+    def close(self) -> None:
+        """Take no more, and return when what has been taken is done."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify()
+        if self._thread is not None:
+            self._thread.join()
+
+    def __enter__(self) -> Batcher:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _make_room(self, count: int) -> None:
+        """Raise Overloaded unless so many may wait beside those who do."""
+        if self._max_waiting is None or len(self._waiting) + count <= self._max_waiting:
+            return
+        self._waiting = deque(entry for entry in self._waiting if not entry.future.cancelled())
+        waiting = len(self._waiting)
+        if waiting and waiting + count > self._max_waiting:  # where nobody waits, any number may come
+            speed = self._seconds_per_cost
+            retry_s = UNKNOWN_S if speed is None else speed * sum(entry.cost for entry in self._waiting)
+            raise Overloaded(limit=self._max_waiting, waiting=waiting, retry_s=retry_s)
+
+    def _run(self) -> None:
+        """What the thread does until the batcher is closed and nothing waits."""
+        while True:
+            with self._changed:
+                while not self._waiting:
+                    if self._closed:
+                        return
+                    self._changed.wait()
+                batch = self._next_batch()
+            if batch:
+                self._answer(batch)
+
+    def _next_batch(self) -> list[_Entry]:
+        """Those who have waited longest and are still wanted, as many as may go together."""
+        batch: list[_Entry] = []
+        cost, size = 0, None
+        while self._waiting:
+            entry = self._waiting[0]
+            if entry.future.cancelled():
+                self._waiting.popleft()
+                continue
+            size = min((n for n in (size, entry.batch_size) if n is not None), default=None)
+            too_many = size is not None and len(batch) >= size
+            if batch and (too_many or (self._max_cost is not None and cost + entry.cost > self._max_cost)):
+                break
+            self._waiting.popleft()
+            if entry.future.set_running_or_notify_cancel():
+                batch.append(entry)
+                cost += entry.cost
+        return batch
+
+    def _answer(self, batch: list[_Entry]) -> None:
+        """Give each its embedding, or why it has none: nobody may wait for ever."""
+        began = self._clock()
+        try:
+            outcomes = embed_each(self._embed, [entry.input for entry in batch])
+        except BaseException as error:
+            for entry in batch:
+                entry.future.set_exception(error)
+            return
+        embed_s = self._clock() - began
+        self._measure(embed_s / max(sum(entry.cost for entry in batch), 1))
+        for entry, outcome in zip(batch, outcomes):
+            if isinstance(outcome, InputError):
+                entry.future.set_exception(outcome)
+            else:
+                entry.future.set_result(Embedded(outcome, entry.prepare_s, began - entry.since, embed_s))
+
+    def _measure(self, seconds_per_cost: float) -> None:
+        before = self._seconds_per_cost
+        self._seconds_per_cost = (
+            seconds_per_cost if before is None else NEWEST * seconds_per_cost + (1 - NEWEST) * before
+        )

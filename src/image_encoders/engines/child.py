@@ -1,0 +1,87 @@
+"""Functions called in a Python process of their own, which may die without this one."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import threading
+from typing import Any
+
+START = "import sys; sys.path[:] = {path!r}; from image_encoders.engines.child import answer; answer()"
+
+
+class ChildDied(Exception):
+    """The process ended without an answer; the message says how."""
+
+
+def call_in_child(function: str, *arguments: Any, **environment: str) -> Any:
+    """What a function returns in a process of its own; raises what it raises, and ChildDied where the process dies.
+
+    function: "package.module:name"
+    arguments: values that can be pickled
+    environment: variables of the process beside those of this one
+
+    The process ends with this one, and at once when this call is interrupted. Ctrl-C does not reach it otherwise.
+    """
+    words = [sys.executable, "-c", START.format(path=sys.path)]
+    question = pickle.dumps((function, arguments))
+    child = subprocess.Popen(
+        words,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env={**os.environ, **environment},
+        start_new_session=True,  # the terminal's Ctrl-C is for this process, which then ends that one
+    )
+    assert child.stdin is not None
+    assert child.stdout is not None
+    with child.stdout, child.stdin:
+        try:
+            try:
+                child.stdin.write(question)
+                child.stdin.flush()
+            except BrokenPipeError:  # it has died already
+                pass
+            reply = child.stdout.read()
+            status = child.wait()
+        finally:
+            if child.poll() is None:
+                child.kill()
+                child.wait()
+    try:
+        returned, raised = pickle.loads(reply)
+    except (EOFError, pickle.UnpicklingError) as error:
+        how = signal.Signals(-status).name if status < 0 else f"exit status {status}"
+        raise ChildDied(f"the process that converts it ended with {how}") from error
+    if raised is not None:
+        raise raised
+    return returned
+
+
+def answer() -> None:
+    """The other end: call what standard input names, and write what comes of it to standard output."""
+    replies = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # whatever libraries print
+    function, arguments = pickle.load(sys.stdin.buffer)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    module, _, name = function.partition(":")
+    outcome: tuple[Any, Exception | None]
+    try:
+        outcome = (getattr(importlib.import_module(module), name)(*arguments), None)
+    except Exception as error:
+        outcome = (None, error)
+    try:
+        reply = pickle.dumps(outcome)
+    except Exception:  # an error that holds what cannot be sent
+        reply = pickle.dumps((None, RuntimeError(str(outcome[1]))))
+    replies.write(reply)
+    replies.close()
+    os._exit(0)  # without waiting for an engine's threads
+
+
+def _end_with_parent() -> None:
+    sys.stdin.buffer.read(1)  # nothing comes any more but the end
+    os._exit(1)

@@ -1,0 +1,99 @@
+"""What this machine has: devices and instructions."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+import re
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from image_encoders.errors import DeviceError
+
+DEVICES = "accepted: auto, cpu, cuda, cuda:N, /CPU:0, /GPU:N, a torch.device, the number of a CUDA device"
+
+
+def device_name(device: Any) -> str:
+    """What is written for a device, of text, a `torch.device` or the number of a CUDA device."""
+    if isinstance(device, (int, np.integer)) and not isinstance(device, bool):
+        return f"cuda:{device}"
+    if isinstance(device, str) or (hasattr(device, "type") and hasattr(device, "index")):
+        return str(device)
+    raise DeviceError(f"unknown device {device!r}; {DEVICES}")
+
+
+def find_device(name: str) -> str:
+    """`name` as torch spells it; DeviceError unless it is here."""
+    spelled = name.strip()
+    tensorflow = re.fullmatch(r"/(?:device:)?(CPU|GPU|XLA_GPU):(\d+)", spelled, re.IGNORECASE)
+    if tensorflow:
+        kind, index = tensorflow[1].lower(), tensorflow[2]
+        spelled = "cpu" if kind == "cpu" else f"cuda:{index}"
+    if spelled == "cpu":
+        return "cpu"
+    cuda = re.fullmatch(r"(?:cuda|gpu)(?::(\d+))?", spelled)
+    if spelled != "auto" and cuda is None:
+        raise DeviceError(f"unknown device {name!r}; {DEVICES}")
+    if cuda is None and not _has_cuda_driver():
+        return "cpu"
+    import torch
+
+    found = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if cuda is None:
+        return "cuda:0" if found else "cpu"
+    index = int(cuda[1] or 0)
+    if index >= found:
+        there = f"this machine has {found} CUDA device(s)" if found else "no CUDA device is usable here"
+        build = "" if torch.version.cuda else ", and this build of torch is for the CPU only"
+        raise DeviceError(f"device {name!r} is not available: {there}{build}; use device='cpu' or 'auto'")
+    return f"cuda:{index}"
+
+
+def _has_cuda_driver() -> bool:
+    """Whether torch could find a CUDA device at all: asking torch itself would import it."""
+    if metadata.version("torch").endswith("+cpu"):
+        return False
+    for library in ("libcuda.so.1", "nvcuda.dll"):
+        try:
+            ctypes.CDLL(library)
+        except OSError:
+            continue
+        return True
+    return False
+
+
+@cache
+def device_model(device: str) -> str:
+    """The name of the processor or of a GPU, as its maker calls it."""
+    if device != "cpu":
+        import torch
+
+        return torch.cuda.get_device_name(device)
+    for line in system_lines("/proc/cpuinfo"):
+        if line.startswith(("model name", "CPU part")):
+            return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def wished_bfloat16() -> bool | None:
+    """Whether IMAGE_ENCODERS_BFLOAT16 wants bfloat16 on this machine; None where the processor decides.
+
+    1: by torch where OpenVINO has no instructions for it; 0: not even where there are some
+    """
+    wish = os.environ.get("IMAGE_ENCODERS_BFLOAT16", "")
+    if wish not in ("", "0", "1"):
+        raise DeviceError(f"IMAGE_ENCODERS_BFLOAT16 is {wish!r}; accepted: 1, 0, or nothing, which asks the processor")
+    return wish == "1" if wish else None
+
+
+def system_lines(path: str) -> list[str]:
+    """The lines of a file that the system makes; none where it does not."""
+    try:
+        return Path(path).read_text(errors="replace").splitlines()
+    except OSError:
+        return []

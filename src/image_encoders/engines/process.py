@@ -1,0 +1,118 @@
+"""What this package changes in the process that uses it: all of it, each with its reason.
+
+Everything else outside cli/ leaves the process as it is.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import logging
+import os
+import sys
+import threading
+import warnings
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from types import ModuleType
+from typing import Any
+
+# ---------------------------------------------------------------- forked processes
+
+building = threading.RLock()  # held while a net is built or traced: two at once fail in transformers and in torch
+torch_has_computed = threading.Event()  # here, or in the process that this one was forked from
+_in_use: weakref.WeakSet[Any] = weakref.WeakSet()  # OpenVINO's objects, which wait for their threads at their end
+_left_behind: list[Any] = []  # those that came along from the process that this one was forked from, without threads
+
+
+def openvino_uses(one: Any) -> None:
+    """Note an object of OpenVINO's that has threads."""
+    _in_use.add(one)
+
+
+def forked() -> bool:
+    """Whether this process was forked from one that had used OpenVINO, which would wait forever in it."""
+    return bool(_left_behind)
+
+
+def _after_fork() -> None:
+    """A forked process has one thread: locks that others held stay locked in it, and pools of threads are empty."""
+    building._at_fork_reinit()  # type: ignore[attr-defined]
+    torch = sys.modules.get("torch")
+    if torch_has_computed.is_set() and torch is not None:
+        torch.set_num_threads(1)  # else it would wait forever for those that it has computed on
+    for one in _in_use:
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(one))  # a list alone is emptied at the process's end, which hangs
+        _left_behind.append(one)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
+# ---------------------------------------------------------------- libraries
+
+
+@cache
+def import_openvino() -> ModuleType:
+    """OpenVINO, without the package through which its import starts a process that reports to its makers."""
+    telemetry = "openvino_telemetry"
+    if "openvino" in sys.modules or telemetry in sys.modules:
+        return importlib.import_module("openvino")
+    sys.modules[telemetry] = None  # type: ignore[assignment]  # as where it is not installed
+    try:
+        return importlib.import_module("openvino")
+    finally:
+        sys.modules.pop(telemetry, None)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """No warnings of tracing, for which every copy is tested, and no remarks of transformers and NNCF meanwhile.
+
+    As a rule this is in a process of its own, see child.py.
+    """
+    loggers = [logging.getLogger(name) for name in ("transformers", "nncf")]
+    levels = [logger.level for logger in loggers]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for logger in loggers:
+            logger.setLevel(logging.CRITICAL)
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels):
+                logger.setLevel(level)
+
+
+def import_nncf() -> ModuleType:
+    """NNCF, told before its import not to report to its makers."""
+    os.environ.setdefault("NNCF_CI", "1")
+    return importlib.import_module("nncf")
+
+
+def compute_full_float32() -> None:
+    """Have torch compute float32 on CUDA devices in float32, which is what was asked for.
+
+    By default it rounds the inputs of convolutions to 10 bits (TF32). Both switches are torch's own, for the whole
+    process: other nets in it compute in full float32 from then on.
+    """
+    import torch
+
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = False
+
+
+@cache
+def keep_freed_memory() -> None:
+    """Have glibc keep the memory that nets give back: else every batch faults its pages in again."""
+    if not sys.platform.startswith("linux"):
+        return
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):  # another C library
+        return
+    mallopt(-3, 1 << 25)  # M_MMAP_THRESHOLD: 32 MB, the most there is
+    mallopt(-1, 1 << 30)  # M_TRIM_THRESHOLD

@@ -1,0 +1,281 @@
+"""From a wish (device, precision, engine) to what runs a net: `select_embedder`.
+
+`precision="auto"` is the fastest way to run a net on this machine that keeps its embeddings. Each way embeds a few
+drawn images, and so does float32. It is taken when every centred cosine between the two is at least `CLOSEST`. The
+verdict is kept in the cache, with the net's key, the machine and the versions.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, replace
+from importlib import metadata
+from pathlib import Path
+from typing import Any, TypeVar
+
+from image_encoders.cache import NotCached, atomic_write, cache_folder, only_cached, require_cached
+from image_encoders.engines.child import ChildDied
+from image_encoders.engines.embedder import Choice, Closeness, Embedder, LazyEmbedder, Net
+from image_encoders.engines.machine import device_model, find_device, wished_bfloat16
+from image_encoders.engines.precision import CLOSEST, PATIENCE_S, closeness, embed_probes, example_inputs
+from image_encoders.engines.process import forked
+from image_encoders.errors import DeviceError, InputError, first_line
+
+logger = logging.getLogger(__name__)
+
+PRECISIONS = ("auto", "float32", "bfloat16", "float16", "int8")
+ENGINES = ("auto", "torch", "torch-compile", "openvino")
+
+Made = TypeVar("Made")
+Way = tuple[str, str]  # engine, precision
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """A wish: where and how nets run.
+
+    device: "cpu", "cuda" or "cuda:1"
+    calibration: images for int8: sources, or the digest of earlier ones
+    convert_apart: modality -> the engine that was selected there; selects an embedder in another process, so that what
+        this one needs is in the cache. Raises ChildDied. None: what has to be made is made here.
+    """
+
+    device: str = "cpu"
+    precision: str = "auto"
+    engine: str = "auto"
+    calibration: Sequence[Any] | str | None = None
+    convert_apart: Callable[[str], str] | None = field(default=None, compare=False)
+
+    @classmethod
+    def resolve(
+        cls,
+        device: str = "auto",
+        precision: str = "auto",
+        engine: str = "auto",
+        calibration: Sequence[Any] | str | None = None,
+    ) -> Runtime:
+        """The runtime for a caller's words; DeviceError where this machine or build cannot do it.
+
+        device: "auto" | "cpu" | "cuda" | "cuda:1"; TensorFlow's "/CPU:0", "/GPU:1" mean the same
+        """
+        if precision not in PRECISIONS:
+            raise DeviceError(f"unknown precision {precision!r}; accepted: {', '.join(PRECISIONS)}")
+        if engine not in ENGINES:
+            raise DeviceError(f"unknown engine {engine!r}; accepted: {', '.join(ENGINES)}")
+        if engine == "openvino" or precision == "int8":
+            device = "cpu" if device == "auto" else device
+        device = find_device(device)
+        _check_combination(device, precision, engine)
+        if (precision == "int8") != (calibration is not None):
+            raise InputError(
+                "precision='int8' needs calibration=, a folder or list of your own pictures (--calibration FOLDER)"
+                if calibration is None
+                else f"calibration= goes with precision='int8', not with {precision!r}",
+                code="calibration",
+            )
+        return cls(device, precision, engine, calibration)
+
+
+PLAIN = Runtime(precision="float32", engine="torch")  # the original's digits, on the CPU
+
+
+def select_embedder(runtime: Runtime, net: Net) -> Embedder:
+    """`net` ready to embed batches, by the engine and in the precision that were asked for or are best here.
+
+    Raises DeviceError where that is not available.
+    """
+    offered = ways(runtime, net)
+    if len(offered) == 1:
+        embedder = _build_or_torch(runtime, net, offered[0])
+        if runtime.precision in ("auto", "float32") and runtime.engine == "auto":
+            embedder.choice = Choice(embedder.engine, embedder.precision)
+        return embedder
+    path = cache_folder() / "choices" / f"{_identity(net, runtime.device, offered)}.json"
+    known = _read_verdict(path)
+    if known is not None:
+        embedder = _build(runtime, net, (known.engine, known.precision))
+    else:
+        if any(engine == "openvino" for engine, _ in offered):
+            require_cached(f"what suits {net.name}")
+        embedder, known, sure = _judge(runtime, net, offered)
+        if sure:
+            _keep_verdict(path, known)
+    embedder.choice = known
+    return embedder
+
+
+def select_side_embedder(runtime: Runtime, net: Net) -> LazyEmbedder:
+    """The same for a tower beside the main one, selected when its first batch comes.
+
+    In float32, unless one precision was asked for: texts and sounds are few. By torch where no copy can be made; its
+    first batch raises DeviceError where another engine was asked for.
+    """
+    precision = "float32" if runtime.precision in ("auto", "int8") else runtime.precision
+    side = replace(runtime, precision=precision, calibration=None)
+
+    def select() -> Embedder:
+        if runtime.engine == "openvino" and not net.traceable:
+            raise DeviceError(
+                f"{net.name}: OpenVINO cannot run it, since what the net does depends on what is in a batch; "
+                "with engine='auto' torch runs it, and OpenVINO the images"
+            )
+        return with_conversions(lambda wish: select_embedder(wish, net), side, net.modality)
+
+    return LazyEmbedder(select)
+
+
+def ways(runtime: Runtime, net: Net) -> list[Way]:
+    """The engines and precisions that meet a wish, the first that suits is taken; where there are several, the last is
+    float32, which the others are judged by.
+    """
+    device, precision, asked = runtime.device, runtime.precision, runtime.engine
+    if precision == "int8":
+        if not net.traceable and asked == "auto":
+            raise DeviceError(
+                f"{net.name}: int8 needs a copy that follows one pass of the net, and Python may decide otherwise in "
+                "the next; engine='openvino' makes it all the same"
+            )
+        return [("openvino", "int8")]
+    if device != "cpu":
+        engine = "torch" if asked == "auto" else asked
+        low = ("bfloat16", "float16", "float32") if precision == "auto" else (precision,)
+        return [(engine, one) for one in low]
+    fastest = asked if asked != "auto" else "openvino" if net.traceable else "torch"
+    if precision == "float32":
+        return [(fastest, "float32")]
+    from image_encoders.engines.openvino import has_bfloat16
+
+    instructions = has_bfloat16()
+    for_bfloat16 = fastest if instructions or asked != "auto" else "torch"
+    if precision == "bfloat16":
+        return [(for_bfloat16, "bfloat16")]
+    if instructions or (wished_bfloat16() and asked != "openvino"):
+        return [(for_bfloat16, "bfloat16"), (fastest, "float32")]
+    return [(fastest, "float32")]
+
+
+def with_conversions(make: Callable[[Runtime], Made], runtime: Runtime, modality: str) -> Made:
+    """`make` of the runtime, what it converts being converted in another process where the runtime says how.
+
+    Where that process dies, as it does when an engine uses an instruction that the processor does not have, torch takes
+    over, and a warning says so; DeviceError where another engine was asked for.
+    """
+    if runtime.convert_apart is None:
+        return make(runtime)
+    try:
+        with only_cached():
+            return make(runtime)
+    except NotCached:
+        pass
+    try:
+        engine = runtime.convert_apart(modality)
+    except ChildDied as error:
+        if runtime.engine != "auto" or runtime.precision == "int8":
+            raise DeviceError(f"OpenVINO cannot run this model here: {error}; use engine='torch'") from error
+        logger.warning("torch runs the model instead of OpenVINO: %s", error)
+        engine = "torch"
+    if engine == "torch" and runtime.engine == "auto":
+        runtime = replace(runtime, engine="torch")
+    return make(runtime)
+
+
+def _check_combination(device: str, precision: str, engine: str) -> None:
+    """DeviceError where device, precision and engine do not go together."""
+    if engine == "openvino" and device != "cpu":
+        raise DeviceError(f"engine='openvino' runs on the CPU, not on {device!r}; use engine='torch' there")
+    if precision == "int8" and (device != "cpu" or engine in ("torch", "torch-compile")):
+        raise DeviceError("precision='int8' is OpenVINO's, on the CPU; use device='cpu' and engine='auto' with it")
+    if precision == "float16" and device == "cpu":
+        raise DeviceError("float16 is not for the CPU; use bfloat16 or float32 there")
+    if engine == "openvino" or precision == "int8":
+        from image_encoders.engines.copies import refuse_forked
+        from image_encoders.engines.openvino import has_bfloat16
+
+        refuse_forked()
+        if precision == "bfloat16" and not has_bfloat16():
+            hidden = ", or IMAGE_ENCODERS_BFLOAT16=0 hides them" if wished_bfloat16() is False else ""
+            raise DeviceError(
+                f"this processor has no instructions for bfloat16 that OpenVINO could use{hidden}; "
+                "use precision='auto' or 'float32', or engine='torch', which computes bfloat16 slowly anywhere"
+            )
+
+
+def _build(runtime: Runtime, net: Net, way: Way) -> Embedder:
+    engine, precision = way
+    if engine == "openvino":
+        from image_encoders.engines.openvino import OpenVinoEmbedder
+
+        return OpenVinoEmbedder(net, precision, runtime.calibration)
+    from image_encoders.engines.torch import TorchEmbedder
+
+    return TorchEmbedder(net.build(), runtime.device, precision, compiled=engine == "torch-compile")
+
+
+def _build_or_torch(runtime: Runtime, net: Net, way: Way) -> Embedder:
+    """The net by an engine; by torch, and a warning says so, where one that nobody asked for cannot run it."""
+    try:
+        return _build(runtime, net, way)
+    except DeviceError as error:
+        engine, precision = way
+        if runtime.engine != "auto" or engine == "torch" or precision == "int8":
+            raise
+        logger.warning("%s: torch runs it instead of OpenVINO: %s", net.name, error)
+        return _build(runtime, net, ("torch", precision))
+
+
+def _judge(runtime: Runtime, net: Net, offered: Sequence[Way]) -> tuple[Embedder, Choice, bool]:
+    """The first way whose embeddings are near enough to float32's, or float32; and whether all were judged by them."""
+    reference = _build_or_torch(runtime, net, offered[-1])
+    inputs = example_inputs(net)
+    wanted, inputs = embed_probes(reference, inputs, PATIENCE_S)
+    refused, sure = [], not forked()  # where torch computes what is said of OpenVINO
+    for way in offered[:-1]:
+        engine, precision = way
+        try:
+            embedder = _build(runtime, net, way)
+            near = closeness(embed_probes(embedder, inputs)[0], wanted)
+        except (DeviceError, MemoryError, RuntimeError) as error:  # perhaps of this moment only
+            refused.append(f"{precision}: {first_line(error)}")
+            sure = False
+            continue
+        if near.centred >= CLOSEST:
+            return embedder, Choice(engine, precision, near, tuple(refused)), sure
+        refused.append(f"{precision}: centred cosine {near.centred:.4f}, {CLOSEST} is asked for")
+    logger.info("%s stays in float32: %s", net.name, "; ".join(refused))
+    return reference, Choice(reference.engine, "float32", None, tuple(refused)), sure
+
+
+# ---------------------------------------------------------------- the verdicts kept
+
+
+def _identity(net: Net, device: str, offered: Sequence[Way]) -> str:
+    """What a verdict is for: net, machine, ways, versions."""
+    versions = [metadata.version(name) for name in ("torch", "openvino")]
+    facts = [net.key, device_model(device), list(offered), CLOSEST, *versions]
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]
+
+
+def _read_verdict(path: Path) -> Choice | None:
+    """The verdict in a file; None where there is none that can be read: then it is found anew."""
+    try:
+        found: dict[str, Any] = json.loads(path.read_text("utf-8"))
+        near = found["closeness"]
+        return Choice(
+            str(found["engine"]),
+            str(found["precision"]),
+            None if near is None else Closeness(**near),
+            tuple(map(str, found["refused"])),
+        )
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _keep_verdict(path: Path, choice: Choice) -> None:
+    with suppress(OSError):  # then the next load judges again
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_write(path) as part:
+            part.write_text(json.dumps(asdict(choice), indent=2), "utf-8")

@@ -1,0 +1,172 @@
+"""Images that Pillow decodes: files of its formats, and PIL images of any mode."""
+
+from __future__ import annotations
+
+import zlib
+from io import BytesIO
+
+import numpy as np
+from PIL import Image, ImageFile, PngImagePlugin, TiffImagePlugin
+
+from image_encoders.errors import InputError
+from image_encoders.inputs.exif import orientation
+from image_encoders.inputs.limits import ImageLimits
+
+STRIP = 2**20  # pixels of a PIL image that are converted at a time
+
+# What a PNG says beside its pixels; of an animation the first image is all that is read.
+PNG_METADATA = (b"eXIf", b"iCCP", b"tEXt", b"zTXt", b"iTXt", b"acTL", b"fcTL", b"fdAT")
+PNG_EXIF, PNG_XMP = b"Raw profile type exif\0", b"XML:com.adobe.xmp\0"
+MAX_TEXT = 2**22  # bytes of a compressed text that are expanded
+
+
+class PillowFile:
+    """A file opened by a plugin of Pillow's, its header read.
+
+    By the plugin's own class: `Image.open` would try every format that is installed, and has a limit of its own.
+    """
+
+    def __init__(self, image: ImageFile.ImageFile, limits: ImageLimits):
+        limits.check_pixels(*image.size)
+        self.image = image
+        self.size = image.size
+
+    @property
+    def exif(self) -> bytes:
+        """Its EXIF."""
+        return self.image.info.get("exif") or b""
+
+    @property
+    def orientation(self) -> int:
+        """As EXIF or XMP state it."""
+        return orientation(self.exif, self.image.info.get("xmp") or b"")
+
+    def pixels(self, short_side: int | None = None) -> np.ndarray:
+        """(H, W, 3) uint8, not turned yet, in the file's own size."""
+        return pil_pixels(self.image)
+
+
+class PngFile(PillowFile):
+    """A PNG.
+
+    Pillow is given its pixels alone: it inflates profile and texts, and gives up a sound image where that comes to more
+    than a megabyte.
+    """
+
+    def __init__(self, encoded: bytes, limits: ImageLimits):
+        plain, self._metadata = _without_metadata(encoded)
+        super().__init__(PngImagePlugin.PngImageFile(plain), limits)
+
+    @property
+    def exif(self) -> bytes:
+        """Its EXIF, in a chunk of its own or as a text of hexadecimal digits."""
+        for name, content in self._metadata:
+            if name == b"eXIf":
+                return content
+        for name, content in self._metadata:
+            if name in (b"tEXt", b"zTXt") and content.startswith(PNG_EXIF):
+                text = content[len(PNG_EXIF) :]
+                digits = (_inflated(text[1:]) if name == b"zTXt" else text).split(b"\n")[3:]  # name and length before
+                try:
+                    return bytes.fromhex(b"".join(digits).decode("latin-1"))
+                except ValueError:
+                    return b""
+        return b""
+
+    @property
+    def orientation(self) -> int:
+        """As EXIF or XMP state it."""
+        return orientation(self.exif, self._xmp())
+
+    def _xmp(self) -> bytes:
+        for name, content in self._metadata:
+            if name == b"iTXt" and content.startswith(PNG_XMP):
+                text = content[len(PNG_XMP) + 2 :].split(b"\0", 2)[-1]
+                return _inflated(text) if content.startswith(b"\1", len(PNG_XMP)) else text
+        return b""
+
+
+class TiffFile(PillowFile):
+    """A TIFF, which Pillow turns itself, and whose size it states as it is seen. It is EXIF all through."""
+
+    orientation = 1
+
+    def __init__(self, encoded: bytes, limits: ImageLimits):
+        super().__init__(TiffImagePlugin.TiffImageFile(BytesIO(encoded)), limits)
+        self._encoded = encoded
+
+    @property
+    def exif(self) -> bytes:
+        """The whole file."""
+        return self._encoded
+
+
+def _without_metadata(encoded: bytes) -> tuple[BytesIO, list[tuple[bytes, bytes]]]:
+    """A PNG's pixels, and what says how they are seen: (name, content) of its chunks of EXIF and texts."""
+    whole, plain = memoryview(encoded), BytesIO()
+    metadata = []
+    at, done = 8, 0
+    while len(head := encoded[at : at + 8]) == 8:
+        end = at + 12 + int.from_bytes(head[:4], "big")
+        if head[4:] in PNG_METADATA:
+            plain.write(whole[done:at])
+            done = end
+            if head[4:] == b"eXIf" or encoded.startswith((PNG_EXIF, PNG_XMP), at + 8):
+                metadata.append((head[4:], encoded[at + 8 : end - 4]))
+        at = end
+    if not done:
+        return BytesIO(encoded), []  # which shares the memory
+    plain.write(whole[done:])
+    plain.seek(0)
+    return plain, metadata
+
+
+def _inflated(content: bytes) -> bytes:
+    """The beginning of what was compressed; empty where that is damaged."""
+    try:
+        return zlib.decompressobj().decompress(content, MAX_TEXT)
+    except zlib.error:
+        return b""
+
+
+def pil_pixels(image: Image.Image) -> np.ndarray:
+    """(H, W, 3) uint8 of a PIL image of any mode, transparency on white.
+
+    Equals transformers 5's convert_to_rgb, but for 16-bit grey, which that clips to white, and for colours multiplied
+    by alpha (modes La, RGBa), of which it drops the alpha.
+    """
+    image.load()  # which tells some modes and key colours only then
+    rows = max(1, STRIP // image.width)
+    if rows >= image.height:
+        return np.array(_rgb(image))
+    pixels = np.empty((image.height, image.width, 3), np.uint8)
+    for top in range(0, image.height, rows):  # by strips: each step makes a copy, of up to four bytes a pixel
+        bottom = min(top + rows, image.height)
+        pixels[top:bottom] = _rgb(image.crop((0, top, image.width, bottom)))
+    return pixels
+
+
+def _rgb(image: Image.Image) -> np.ndarray:
+    if image.mode.startswith("I;16"):
+        return _grey16_pixels(image)
+    if image.mode in ("I", "F"):
+        raise InputError(
+            f"an image of 32-bit numbers (mode {image.mode}), whose black and white are not stated; "
+            "scale it to 8 bits first",
+            code="unsupported",
+        )
+    if image.mode in ("La", "RGBa"):  # colours multiplied by alpha
+        image = image.convert(image.mode.upper())
+    if "A" in image.getbands() or image.info.get("transparency") is not None:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, (255, 255, 255, 255)), image)
+    return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
+
+
+def _grey16_pixels(image: Image.Image) -> np.ndarray:
+    wide = np.asarray(image).astype(np.uint32)
+    grey = ((wide + 128) // 257).astype(np.uint8)
+    key = image.info.get("transparency")
+    if isinstance(key, int):
+        grey[wide == key] = 255
+    return np.repeat(grey[..., None], 3, axis=2)

@@ -1,0 +1,153 @@
+"""What is converted and probed is so in a process of its own, which may die without this one."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from image_encoders.engines.child import ChildDied, call_in_child
+
+
+def run(code: str, *arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
+    words = [sys.executable, "-c", code, *map(str, arguments)]
+    apart = {**os.environ, "IMAGE_ENCODERS_CONVERT_APART": "1", **environment}
+    return subprocess.run(words, capture_output=True, text=True, timeout=300, env=apart)
+
+
+def test_a_call_in_a_child_returns_and_raises_as_any_other():
+    assert call_in_child("math:hypot", 3.0, 4.0) == 5.0
+    assert call_in_child("os:getpid") != os.getpid()
+    assert call_in_child("os:getenv", "OF_THE_CHILD", OF_THE_CHILD="alone") == "alone"
+    with pytest.raises(ValueError, match="math domain error"):
+        call_in_child("math:sqrt", -1.0)
+
+
+def test_what_a_child_prints_is_no_answer(capfd):
+    assert call_in_child("builtins:print", "printed") is None
+    assert capfd.readouterr().out == ""
+
+
+@pytest.mark.parametrize(
+    ("function", "argument", "how"),
+    [("signal:raise_signal", signal.SIGFPE, "SIGFPE"), ("os:_exit", 3, "exit status 3")],
+)
+def test_a_child_that_dies_says_how(function: str, argument: int, how: str):
+    with pytest.raises(ChildDied, match=how):
+        call_in_child(function, argument)
+
+
+SLEEPS = """
+import os, sys, time
+def sleep(path):
+    with open(path + ".part", "w") as file:
+        file.write(str(os.getpid()))
+    os.rename(path + ".part", path)
+    time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_a_child_ends_with_its_parent(number: signal.Signals, tmp_path: Path):
+    (tmp_path / "sleeps.py").write_text(SLEEPS)
+    code = "import sys; sys.path.append(sys.argv[1])\n" + (
+        "from image_encoders.engines.child import call_in_child; call_in_child('sleeps:sleep', sys.argv[2])"
+    )
+    noted = tmp_path / "pid"
+    parent = subprocess.Popen([sys.executable, "-c", code, tmp_path, noted], stderr=subprocess.DEVNULL)
+    try:
+        while not noted.exists():
+            assert parent.poll() is None
+            time.sleep(0.05)
+        parent.send_signal(number)
+        parent.wait(60)
+        child = int(noted.read_text())
+        for _ in range(600):
+            if not Path(f"/proc/{child}").exists() or " Z " in Path(f"/proc/{child}/stat").read_text():
+                return
+            time.sleep(0.1)
+        pytest.fail("the child is still there")
+    finally:
+        parent.kill()
+        parent.wait()
+
+
+FIRST_LOAD = """
+import sys
+import numpy as np
+import image_encoders as ie
+
+encoder = ie.load("clip/demo", device="cpu", precision="float32")
+assert encoder.engine == "openvino"
+assert encoder.encode_image([np.zeros((40, 50, 3), np.uint8)]).shape == (1, 128)
+assert encoder.encode_text(["a red circle"]).shape == (1, 128)
+print(*sorted({"torch", "transformers"} & set(sys.modules)))
+"""
+
+
+def test_the_first_load_needs_no_torch_in_the_process_itself():
+    ran = run(FIRST_LOAD)
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.strip() == ""
+
+
+DIES = """
+import os, signal, sys
+if os.environ.get("IMAGE_ENCODERS_CONVERT_APART") == "0":
+    def die(event, arguments):
+        if event == "import" and arguments[0].startswith("openvino."):
+            os.kill(os.getpid(), signal.SIGFPE)
+    sys.addaudithook(die)
+"""
+WITHOUT_OPENVINO = """
+import numpy as np
+import image_encoders as ie
+from image_encoders.errors import DeviceError
+
+encoder = ie.load("clip/demo", device="cpu", precision="float32")
+plain = ie.load("clip/demo", device="cpu", precision="float32", engine="torch")
+images = [np.full((40, 50, 3), value, np.uint8) for value in (0, 90, 200)]
+assert encoder.engine == "torch"
+assert np.array_equal(encoder.encode_image(images), plain.encode_image(images))
+assert np.array_equal(encoder.encode_text(["a circle"]), plain.encode_text(["a circle"]))
+try:
+    ie.load("clip/demo", engine="openvino")
+except DeviceError as error:
+    print(error)
+"""
+
+
+def test_where_an_engine_kills_its_process_torch_takes_over(tmp_path: Path):
+    (tmp_path / "sitecustomize.py").write_text(DIES)
+    ran = run(WITHOUT_OPENVINO, PYTHONPATH=os.pathsep.join([str(tmp_path), *sys.path]))
+    assert ran.returncode == 0, ran.stderr
+    assert "torch runs the model instead of OpenVINO: " in ran.stderr
+    assert "SIGFPE" in ran.stderr
+    assert "OpenVINO cannot run this model here: " in ran.stdout
+    assert "SIGFPE; use engine='torch'" in ran.stdout
+
+
+def test_an_error_of_the_model_is_raised_as_it_is(tmp_path: Path):
+    code = """
+import sys
+import image_encoders as ie
+try:
+    ie.load("clip/demo", device="cpu", weights=sys.argv[1])
+except ie.WeightsError as error:
+    print(error)
+"""
+    import shutil
+
+    from image_encoders.models.clip import DEMO
+
+    folder = tmp_path / "checkpoint"
+    shutil.copytree(DEMO, folder)
+    (folder / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:1000])
+    ran = run(code, folder)
+    assert ran.returncode == 0, ran.stderr
+    assert str(folder) in ran.stdout
