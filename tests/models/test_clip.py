@@ -275,7 +275,9 @@ def test_the_demo_is_bundled(monkeypatch: pytest.MonkeyPatch):
         ("clip/./nowhere", WeightsError, "nowhere: no such folder"),
         ("clip//nowhere/at/all", WeightsError, "/nowhere/at/all: no such folder"),
         ("clip", UnknownModel, "hub id, a folder or demo"),
-        ("clip/no such id", UnknownModel, "clip/demo is bundled"),
+        ("clip/no such id", UnknownModel, "a Hugging Face id with its owner"),
+        ("clip/demoo", UnknownModel, "did you mean clip/demo?"),
+        ("clip/no such/id", UnknownModel, "clip/demo is bundled"),
         ("clip/nobody/nothing", WeightsError, "clip/demo"),
     ],
 )

@@ -55,6 +55,7 @@ START, END, UNKNOWN = "<start>", "<end>", "<unk>"
 VOCABULARY_CLASSES = ("vocab.Vocabulary",)
 
 PUBLISHED = "http://www.cs.toronto.edu/~faghri/vsepp"  # no digests are stated: pinned on first use
+MAX_BYTES = {"runs.tar": 32 << 30, "vocab.tar": 1 << 30}  # of the published archives
 CHECKPOINT = "model_best.pth.tar"
 FEATURES = {"vgg19": 4096, "resnet152": 2048}
 
@@ -149,7 +150,8 @@ def fetch(variant: str, *, offline: bool | None = None, progress: bool | None = 
     home = cache_folder() / PUBLISHED.partition("://")[2]
     for archive, member in members:
         if not (home / member).is_file():
-            local = fetch_file(f"{PUBLISHED}/{archive}", offline=offline, progress=progress)
+            url, most = f"{PUBLISHED}/{archive}", MAX_BYTES[archive]
+            local = fetch_file(url, max_bytes=most, offline=offline, progress=progress)
             _extract(local, member, home / member)
     return [home / member for _, member in members]
 
