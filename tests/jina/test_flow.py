@@ -464,6 +464,19 @@ def test_the_type_may_stand_anywhere_or_nowhere() -> None:
         assert Flow.load_config(text).num_deployments == 1
 
 
+def test_copies_share_the_cores_unless_told_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr("image_encoders.integrations.jina.flow.cores", lambda: 8)
+    for given, threads in (({"replicas": 2}, "4"), ({"replicas": 2, "shards": 2}, "2"), ({"replicas": 99}, "1")):
+        assert executor_arguments({"uses": "CLIPImageEncoder", **given})["env"] == {"OMP_NUM_THREADS": threads}
+    own = {"OMP_NUM_THREADS": "3", "A": "b"}
+    assert executor_arguments({"uses": "CLIPImageEncoder", "replicas": 2, "env": own})["env"] == own
+    assert "env" not in executor_arguments({"uses": "CLIPImageEncoder"})
+    assert "env" not in executor_arguments({"uses": "own.yml", "replicas": 2})
+    monkeypatch.setenv("OMP_NUM_THREADS", "5")
+    assert "env" not in executor_arguments({"uses": "CLIPImageEncoder", "replicas": 2})
+
+
 def test_the_address_in_yaml_wins() -> None:
     assert flow_config("jtype: Flow\nwith:\n  host: 0.0.0.0\n")["with"]["host"] == "0.0.0.0"
     assert Flow.load_config("jtype: Flow\nwith:\n  port: 12345\nexecutors: []\n").host == "127.0.0.1"

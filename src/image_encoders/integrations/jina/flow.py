@@ -18,6 +18,7 @@ from docarray import DocList
 from jina.jaml import JAML
 
 import jina
+from image_encoders.encoder import cores
 from image_encoders.errors import InputError, UnknownModel
 from image_encoders.integrations.jina import watchdog
 from image_encoders.integrations.jina.documents import Document
@@ -166,6 +167,11 @@ def executor_arguments(given: dict[str, Any]) -> dict[str, Any]:
         arguments["uses"] = resolve(arguments["uses"])
     if str(arguments.get("name") or "").replace("-", "_").isidentifier():
         arguments["name"] = arguments["name"].replace("-", "_")  # Jina takes only identifiers today
+    ours = Path(str(arguments.get("uses", ""))).parent == CONFIGS
+    copies = int(arguments.get("replicas") or 1) * int(arguments.get("shards") or 1)
+    if ours and copies > 1 and "OMP_NUM_THREADS" not in os.environ:
+        threads = str(max(cores() // copies, 1))  # for the processes of the copies alone
+        arguments["env"] = {"OMP_NUM_THREADS": threads, **(arguments.get("env") or {})}
     if not str(arguments.get("uses", "")).startswith("docker://"):
         for name in ELSEWHERE:
             if arguments.pop(name, None) is not None:
