@@ -39,7 +39,6 @@ class InputSpec:
     facts: everything that decides an input, as plain values: it goes into the fingerprint
     summary: the same for people
     smallest: the least length where any goes
-    scaled: whether files may be decoded at a smaller scale, so that an item's size is not the image's
     low_precision: the spec for a net in lower precision, whose inputs need not be the reference's to the last bit;
         None: this one
     """
@@ -51,7 +50,6 @@ class InputSpec:
     facts: Mapping[str, Any] = field(default_factory=dict)
     summary: str = ""
     smallest: int = 1
-    scaled: bool = False
     low_precision: InputSpec | None = None
 
     def input(self, source: Any) -> np.ndarray:

@@ -211,7 +211,6 @@ class Preprocessing:
             facts=self.facts(),
             summary=str(self),
             smallest=smallest,
-            scaled=self.scaled_decoding,
             low_precision=None if low == self else low.inputs(shape, smallest),
         )
 
