@@ -38,14 +38,17 @@ def call_in_child(function: str, *arguments: Any, **environment: str) -> Any:
         question = pickle.dumps((function, arguments))
     except (pickle.PicklingError, TypeError, AttributeError) as error:
         raise Unsendable(first_line(error)) from error
-    child = subprocess.Popen(
-        words,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        env={**os.environ, **environment},
-        start_new_session=True,  # the terminal's Ctrl-C is for this process, which then ends that one
-    )
+    try:
+        child = subprocess.Popen(
+            words,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env={**os.environ, **environment},
+            start_new_session=True,  # the terminal's Ctrl-C is for this process, which then ends that one
+        )
+    except OSError as error:
+        raise ChildDied(f"no process can be started: {error.strerror or error}") from error
     assert child.stdin is not None
     assert child.stdout is not None
     assert child.stderr is not None
@@ -64,8 +67,7 @@ def call_in_child(function: str, *arguments: Any, **environment: str) -> Any:
         finally:
             child.kill()  # where it has not ended
             child.wait()
-            listener.join()
-            child.stderr.close()
+            listener.join(5)  # a process of the child's own may hold the pipe
     try:
         returned, raised = pickle.loads(reply)
     except (EOFError, pickle.UnpicklingError) as error:
