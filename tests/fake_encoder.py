@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from image_encoders.canaries import canary_images
 from image_encoders.encoder import Encoder, InputSpec, Tower
 from image_encoders.inputs.image import read_image
 
@@ -56,18 +57,32 @@ class FakeEncoder(Encoder):
         height, width, _ = pixels.shape
         rows = np.arange(SIDE) * height // SIDE
         columns = np.arange(SIDE) * width // SIDE
-        with self._lock:
-            self.alive += 1
-            self.most_alive = max(self.alive, self.most_alive)
+        if not _is_canary(pixels):
+            with self._lock:
+                self.alive += 1
+                self.most_alive = max(self.alive, self.most_alive)
         return np.ascontiguousarray(pixels[rows][:, columns].transpose(2, 0, 1))
 
     def _embed(self, inputs: np.ndarray) -> np.ndarray:
-        self._before(inputs)
-        with self._lock:
-            self.alive -= len(inputs)
-            self.batches.append(len(inputs))
+        if inputs.shape != _CANARIES.shape or (inputs != _CANARIES).any():  # a new collection's are not counted
+            self._before(inputs)
+            with self._lock:
+                self.alive -= len(inputs)
+                self.batches.append(len(inputs))
         rows = (inputs.reshape(len(inputs), -1) / 255.0) @ _MIX + 0.01
         rows = np.resize(rows.T, (self.dim, len(inputs))).T
         if self._batch_sensitive:
             rows = rows + rows.mean(axis=0) * np.linspace(1e-4, 2e-4, len(inputs))[:, None]
         return rows.astype(np.float32)
+
+
+def _is_canary(pixels: np.ndarray) -> bool:
+    return any(pixels.shape == one.shape and (pixels == one).all() for one in canary_images())
+
+
+def _canary_inputs() -> np.ndarray:
+    places = np.arange(SIDE) * len(canary_images()[0]) // SIDE
+    return np.stack([image[places][:, places].transpose(2, 0, 1) for image in canary_images()])
+
+
+_CANARIES = _canary_inputs()

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from image_encoders.bulk.run import run
-    from image_encoders.collection import Collection, open_collection
+    from image_encoders.collection import Collection, Locator, open_collection
     from image_encoders.encoder import Encoder, Tower
     from image_encoders.errors import (
         CollectionError,
@@ -35,6 +35,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "Collection": "collection",
+    "Locator": "collection",
     "open_collection": "collection",
     "run": "bulk.run",
     "load": "models",
@@ -65,6 +66,7 @@ __all__ = [
     "Encoder",
     "ImageEncodersError",
     "InputError",
+    "Locator",
     "MissingExtra",
     "Overloaded",
     "Tower",

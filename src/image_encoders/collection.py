@@ -1,6 +1,7 @@
 """Stored rows: a folder that holds a LanceDB database and says whose rows they are.
 
     collection.json   the encoder: name, fingerprint, dim, what `load` was called with
+    canaries.npy      what a few fixed images gave with it
     items.lance       one row for each image
     failures.lance    one row for each image that could not be encoded
     failures.txt      the same, to be read by people
@@ -26,6 +27,7 @@ import numpy as np
 
 from image_encoders import __version__, exports
 from image_encoders.cache import atomic_write, file_lock
+from image_encoders.canaries import drift, embed_canaries
 from image_encoders.errors import CollectionError, ImageEncodersError, InputError, MissingExtra
 
 if TYPE_CHECKING:
@@ -39,7 +41,9 @@ Result = TypeVar("Result")
 FORMAT = 2  # of the folder; another one is refused
 MARK = "collection.json"  # makes a folder a collection
 ITEMS, FAILURES, RUNS = "items", "failures", "runs"
+CANARIES = "canaries.npy"
 LOCK = ".lock"
+DRIFT = 0.05  # 1 - cosine: more is another space, whatever the fingerprint says
 LOADED = ("weights", "device", "precision", "engine", "calibration")  # of a recipe, beside the family's own options
 EXACT_BELOW = 100_000  # rows: fewer are compared one by one, more through an index
 UNINDEXED = 0.1  # of the rows may be missing in the index (they are found, at the cost of comparing them)
@@ -238,7 +242,11 @@ class Collection:
             with atomic_write(folder / MARK) as part:
                 part.write_text(json.dumps(mark, indent=2, default=str) + "\n", "utf-8")
         collection = cls.open(folder)
-        with collection.writing():
+        with collection.writing(), _storage(folder, "made"):
+            embeddings = embed_canaries(encoder)
+            if embeddings is not None:
+                with atomic_write(folder / CANARIES) as part, part.open("wb") as file:
+                    np.save(file, embeddings)
             return collection
 
     @classmethod
@@ -270,6 +278,22 @@ class Collection:
         """The encoder that the collection was begun with, loaded when it is first asked for."""
         return self.load_encoder()
 
+    def check_canaries(self, encoder: Encoder) -> None:
+        """Raise CollectionError where the encoder, on this machine, gives other embeddings than those that are stored.
+
+        Nothing is computed where the engine, the device and this package are those that the collection was begun with.
+        """
+        begun = self.mark["encoder"]
+        if (self.mark["package"], begun["engine"], begun["device"]) == (__version__, encoder.engine, encoder.device):
+            return
+        found = self.drift(encoder)
+        if found is not None and found > DRIFT:
+            raise CollectionError(
+                f"{self.folder} was begun with {self.name} by {begun['engine']} on {begun['device']}, and by "
+                f"{encoder.engine} on {encoder.device} the same model gives other embeddings (1 - cosine {found:.2g} "
+                "for the same image); encode where the collection was begun, or into another folder"
+            )
+
     def load_encoder(self, **wishes: Any) -> Encoder:
         """The encoder that the collection was begun with.
 
@@ -293,6 +317,17 @@ class Collection:
             encoder = load(name, **{**passed, "precision": self.precision})  # "auto" was chosen on another machine
         self.check(encoder)
         return encoder
+
+    def drift(self, encoder: Encoder) -> float | None:
+        """How far the encoder's embeddings of the canaries lie from those of the encoder that the collection was begun
+        with: 1 - the least cosine; None where that is not known.
+        """
+        try:
+            begun = np.load(self.folder / CANARIES, allow_pickle=False)
+        except (OSError, ValueError, EOFError):  # none, or a damaged file
+            return None
+        now = embed_canaries(encoder)
+        return None if now is None or now.shape != begun.shape else drift(now, begun)
 
     # ------------------------------------------------------------------ reading
 

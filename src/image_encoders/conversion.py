@@ -1,4 +1,4 @@
-"""An original checkpoint into one file of ours, which loads faster and gives the same rows."""
+"""Converts an original checkpoint to a safetensors file, which loads faster and gives the same embeddings."""
 
 from __future__ import annotations
 
@@ -19,11 +19,10 @@ UNFINISHED, LOCK = ".converting", "lock"  # how the name of a working folder end
 
 
 class Conversion(NamedTuple):
-    """What became of a checkpoint.
+    """A converted checkpoint.
 
-    original_bytes, converted_bytes: sizes
     seconds: that converting took
-    original_load_s, converted_load_s: how long loading takes [s]; None where nothing was loaded
+    original_load_s, converted_load_s: how long loading takes; None where nothing was loaded
     fingerprint: of the encoder, the same from both files
     """
 
@@ -39,15 +38,15 @@ class Conversion(NamedTuple):
 def convert(
     name: str, weights: Path, out: Path, options: Mapping[str, Any] | None = None, *, overwrite: bool = False
 ) -> Conversion:
-    """Write the converted checkpoint; it appears whole, and only after it gave the original's fingerprint.
+    """Write the converted checkpoint, which appears complete, and only if it has the original's fingerprint.
 
-    name: the model that the checkpoint is of
+    name: the model
     weights: the original checkpoint, file or folder
     out: the file to write, .safetensors
-    options: of `load`; those that belong into the file, such as a vocabulary, are put there
+    options: of `load`; what belongs in the file, such as a vocabulary, is put there
     overwrite: replace `out` if it is there
 
-    A custom net is loaded only where `options` tell its definition and its class; otherwise tensors are compared.
+    A custom net is loaded only if `options` have its definition and class; otherwise tensors are compared.
 
     Raises WeightsError; UnknownModel; InputError for an option's value.
     """
@@ -76,21 +75,23 @@ def convert(
 def _working_folder(out: Path) -> Iterator[Path]:
     """A hidden folder beside `out`, locked while it is in use, and then removed."""
     folder = out.with_name(f".{out.name}{UNFINISHED}")
+    lock = file_lock(folder / LOCK, wait=False)
     try:
-        with file_lock(folder / LOCK, wait=False):
-            try:
-                yield folder
-            finally:
-                shutil.rmtree(folder, ignore_errors=True)
+        lock.acquire()
     except Timeout:
         raise WeightsError(f"{out}: another process is converting to this file; wait until it has ended") from None
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        lock.release()
 
 
 def _remove_leftovers(parent: Path) -> None:
     """Remove what conversions that were killed left in `parent`; those that are running hold their lock."""
-    for folder in parent.glob(f".*{UNFINISHED}"):
-        with suppress(Timeout), file_lock(folder / LOCK, wait=False):
-            shutil.rmtree(folder, ignore_errors=True)
+    for lock in parent.glob(f".*{UNFINISHED}/{LOCK}"):
+        with suppress(Timeout, OSError), file_lock(lock, wait=False):
+            shutil.rmtree(lock.parent, ignore_errors=True)
 
 
 def _converted(
@@ -99,17 +100,17 @@ def _converted(
     inside = {key: options[key] for key in inspect.signature(original).parameters if key in options}
     beside = {key: value for key, value in options.items() if key not in inside}
     loads = name != "custom" or {"definition", "class_name"} <= options.keys()
-    if loads:
-        _loaded(
-            name, weights, options
-        )  # it says what is wrong with a checkpoint, and imports what would be timed below
+    if loads:  # which says what is wrong with the checkpoint, and imports what would be timed below
+        _loaded(name, weights, options)
     started = time.perf_counter()
     digest = _write(original, weights, inside, part)
     seconds = time.perf_counter() - started
     before, original_s = _loaded(name, weights, options) if loads else (None, None)
     after, converted_s = _loaded(name, part, beside) if loads else (None, None)
     if before != after or digest != _digest(part):
-        raise WeightsError(f"{out}: not written, since what was converted differs from the original: a fault of ours")
+        raise WeightsError(
+            f"{out}: not written, since what was converted differs from the original: a bug in image-encoders"
+        )
     part.replace(out)
     return Conversion(out, _size(weights), out.stat().st_size, seconds, original_s, converted_s, after)
 

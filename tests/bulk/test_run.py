@@ -724,7 +724,9 @@ def test_inputs_of_one_shape_wait_for_each_other(tmp_path: Path) -> None:
 
     tower = Tower(InputSpec("image", read_image, channels_first), embed)
     encoder = Encoder("any/size", 2, {"image": tower}, "e" * 32, recipe={"name": "any/size", "options": {}})
-    report = run(find([str(folder)]), encoder, Collection.create(tmp_path / "index", encoder), batch_size=6)
+    collection = Collection.create(tmp_path / "index", encoder)
+    batches.clear()
+    report = run(find([str(folder)]), encoder, collection, batch_size=6)
     assert counts(report) == {"encoded": 24}
     assert [shape[0] for shape in batches] == [6, 6, 6, 6]
     stored = rows(Collection.open(tmp_path / "index"))
@@ -746,6 +748,8 @@ def test_a_rare_shape_does_not_wait_for_ever(tmp_path: Path) -> None:
 
     tower = Tower(InputSpec("image", read_image, channels_first), embed)
     encoder = Encoder("any/size", 2, {"image": tower}, "e" * 32, recipe={"name": "any/size", "options": {}})
-    report = run(find([str(folder)]), encoder, Collection.create(tmp_path / "index", encoder), batch_size=2)
+    collection = Collection.create(tmp_path / "index", encoder)
+    waiting.clear()
+    report = run(find([str(folder)]), encoder, collection, batch_size=2)
     assert counts(report) == {"encoded": 40}
     assert waiting == [1] * 40

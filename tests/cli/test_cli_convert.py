@@ -49,7 +49,7 @@ def test_a_converted_checkpoint_gives_the_same_bits_and_needs_no_vocabulary(comm
     out = tmp_path / "out" / "vse.safetensors"
     ran = command("convert", "vsepp", "--weights", run, "-o", out, "-O", f"vocabulary={words}")
     assert ran.status == 0, ran.err
-    assert "the same fingerprint" in ran.out
+    assert "same fingerprint" in ran.out
     original = ie.load("vsepp", weights=run, vocabulary=words, **RUNTIME)
     converted = ie.load("vsepp", weights=out, **RUNTIME)
     assert converted.fingerprint == original.fingerprint
@@ -79,7 +79,7 @@ def test_a_custom_net_is_converted_with_its_definition_or_without(command, check
     assert told["converted_load_s"] > 0
     ran = command("convert", "custom", "--weights", original, "-o", tmp_path / "b.safetensors")
     assert ran.status == 0
-    assert "the same tensors" in ran.out
+    assert "same tensors" in ran.out
     assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
     pictures = bundle.float_inputs("custom-inplace", "float97x131")
     rows = [

@@ -143,7 +143,7 @@ def test_the_tour_shows_what_it_says_and_can_be_taken_again(command, tmp_path, m
     monkeypatch.chdir(tmp_path)
     ran = command("demo", "tour")
     assert ran.status == 0, ran.err
-    assert "300 pictures and two broken files" in ran.out
+    assert "300 images and two broken files" in ran.out
     assert "300 encoded, 2 failed" in ran.out
     assert "breaks-off.jpg" in ran.out
     assert "a-text.jpg" in ran.out
@@ -246,7 +246,11 @@ def test_a_collection_that_does_not_say_how_to_load_its_encoder_is_one_sentence(
     mark = tmp_path / "c" / "collection.json"
     written = json.loads(mark.read_text())
     mark.write_text(json.dumps({**written, "encoder": {**written["encoder"], "recipe": recipe}}))
-    for arguments in (("search", tmp_path / "c", "red"), ("encode", photos, "-o", tmp_path / "c")):
+    for arguments in (
+        ("search", tmp_path / "c", "red"),
+        ("encode", photos, "-o", tmp_path / "c"),
+        ("encode", photos, "-o", tmp_path / "c", "-m", "colours/plain"),
+    ):
         ran = command(*arguments)
         assert (ran.status, ran.out) == (2, "")
         assert "recipe in collection.json" in ran.err

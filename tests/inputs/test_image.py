@@ -25,8 +25,8 @@ from image_encoders.errors import InputError
 from image_encoders.inputs import pillow
 from image_encoders.inputs.image import (
     ImageLimits,
+    read_header,
     read_image,
-    upright_size,
 )
 from image_encoders.inputs.preprocessing import BICUBIC, Preprocessing, ShortSide
 
@@ -48,6 +48,11 @@ def encoded(picture: np.ndarray | Image.Image, kind: str, **options: object) -> 
 
 def by_pillow(content: bytes) -> np.ndarray:
     return np.array(Image.open(io.BytesIO(content)).convert("RGB"))
+
+
+def size_of(content: bytes, **options: object) -> tuple[int, int]:
+    header = read_header(content, **options)
+    return header.width, header.height
 
 
 def on_white(image: Image.Image) -> np.ndarray:
@@ -186,7 +191,7 @@ def test_the_upright_size_is_that_of_the_pixels(kind: str, orientation: int):
     exif[0x0112] = orientation
     content = encoded(photo(), kind, exif=exif)
     height, width, _ = read_image(content).shape
-    assert upright_size(content) == (width, height)
+    assert size_of(content) == (width, height)
     assert width != height
 
 
@@ -196,7 +201,7 @@ def test_the_upright_size_is_read_from_headers_alone(kind: str, monkeypatch: pyt
     monkeypatch.setattr(Image.Image, "load", None)
     monkeypatch.setattr(ImageFile.ImageFile, "load", None)
     monkeypatch.setattr(simplejpeg, "decode_jpeg", None)
-    assert upright_size(content) == (64, 48)
+    assert size_of(content) == (64, 48)
 
 
 def test_the_upright_size_of_a_png_whose_exif_comes_last():
@@ -208,17 +213,17 @@ def test_the_upright_size_of_a_png_whose_exif_comes_last():
     late = struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk))
     content = content[:end] + late + content[end:]
     assert read_image(content).shape == (64, 48, 3)
-    assert upright_size(content) == (48, 64)
+    assert size_of(content) == (48, 64)
 
 
 def test_the_upright_size_has_the_checks_of_reading():
     content = encoded(photo(), "JPEG")
     for wrong, code in ((b"", "empty"), (b"text", "not-an-image"), (content[:60], "truncated")):
         with pytest.raises(InputError) as caught:
-            upright_size(wrong)
+            size_of(wrong)
         assert caught.value.code == code
     with pytest.raises(InputError, match="at most 3071"):
-        upright_size(content, limits=ImageLimits(max_pixels=3071))
+        size_of(content, limits=ImageLimits(max_pixels=3071))
 
 
 # ------------------------------------------------------------------ JPEGs at a smaller scale
@@ -247,7 +252,7 @@ def test_the_upright_size_has_the_checks_of_reading():
 def test_a_jpeg_is_decoded_smaller_where_enough_is_left(size: tuple, wanted: int | None, found: tuple):
     content = encoded(photo(*size), "JPEG")
     assert read_image(content, short_side=wanted).shape == (*found, 3)
-    assert upright_size(content) == size[::-1]
+    assert size_of(content) == size[::-1]
 
 
 def detailed(height: int, width: int) -> np.ndarray:
@@ -674,7 +679,7 @@ def test_pixels_are_counted_before_they_are_decoded(kind: str, monkeypatch: pyte
 def test_a_bomb_is_refused_by_its_header():
     bomb = png_chunks(np.zeros((1, 1, 3), np.uint8), depth=8, colour=2, size=(20000, 20000))
     assert code_of(bomb) == "too-many-pixels"
-    assert upright_size(bomb, limits=ImageLimits(max_pixels=4 * 10**8)) == (20000, 20000)
+    assert size_of(bomb, limits=ImageLimits(max_pixels=4 * 10**8)) == (20000, 20000)
 
 
 @pytest.mark.parametrize("kind", FORMATS)
@@ -732,7 +737,7 @@ def test_the_first_image_of_an_animated_png_is_taken():
     frames = [Image.fromarray(photo(seed=seed)) for seed in range(3)]
     content = encoded(frames[0], "PNG", save_all=True, append_images=frames[1:])
     assert np.array_equal(read_image(content), photo())
-    assert len(content) > 2 * len(pillow._plain_png(content).getvalue())
+    assert len(content) > 2 * len(pillow._without_metadata(content)[0].getvalue())
 
 
 def long_text(megabytes: float) -> bytes:
@@ -754,7 +759,7 @@ METADATA = {
 def test_a_png_is_read_whatever_else_it_tells(found: str):
     content = png_chunks(photo(), depth=8, colour=2, between=[METADATA[found]])
     assert np.array_equal(read_image(content), photo())
-    assert upright_size(content) == (64, 48)
+    assert size_of(content) == (64, 48)
     end = content.index(b"IEND") - 4
     chunk = content.index(METADATA[found][0]) - 4
     length = 12 + len(METADATA[found][1])
@@ -777,7 +782,7 @@ EXIF = b"\nexif\n      32\n" + (b"Exif\0\0II*\0\x08\0\0\0\1\0\x12\1\3\0\1\0\0\0\
 def test_the_texts_of_a_png_that_say_how_to_turn_it_are_heeded(chunk: tuple[bytes, bytes]):
     content = png_chunks(photo(), depth=8, colour=2, between=[METADATA["a profile"], chunk, METADATA["a bomb"]])
     assert np.array_equal(read_image(content), np.rot90(photo(), -1))
-    assert upright_size(content) == (48, 64)
+    assert size_of(content) == (48, 64)
 
 
 def test_a_png_cut_anywhere_in_its_metadata_is_truncated():
@@ -789,7 +794,7 @@ def test_a_png_cut_anywhere_in_its_metadata_is_truncated():
 
 def test_a_png_without_metadata_is_not_copied():
     content = png_chunks(photo(), depth=8, colour=2)
-    assert pillow._plain_png(content).getvalue() is content
+    assert pillow._without_metadata(content)[0].getvalue() is content
 
 
 def test_a_pil_image_that_ends_too_early_says_no_number_of_bytes():

@@ -430,6 +430,15 @@ def test_what_is_not_there_in_time_has_the_reason_and_is_not_begun(monkeypatch: 
     fetcher.close()
 
 
+def test_what_comes_to_its_turn_too_late_is_not_begun(monkeypatch: pytest.MonkeyPatch) -> None:
+    fetcher = Stalling(monkeypatch, limits=UrlLimits(max_seconds_together=-1))
+    for future in fetcher.fetch(["slow 1", "slow 2"]):
+        with pytest.raises(InputError, match="the URLs of its request took longer than"):
+            future.result(30)
+    assert not fetcher.begun
+    fetcher.close()
+
+
 def test_the_deadline_of_a_request_ends_what_has_begun(at: Callable[[str], str]) -> None:
     limits = UrlLimits(private=True, max_seconds=60, max_seconds_together=0.5)
     fetcher = UrlFetcher(limits)

@@ -8,21 +8,26 @@ import io
 import threading
 import traceback
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
 import image_encoders as ie
+import jina
 from image_encoders.batching import Batcher
 from image_encoders.errors import ImageEncodersError, InputError, Overloaded
 from image_encoders.inputs.urls import UrlLimits
 from image_encoders.integrations.jina import CLIPImageEncoder, CLIPTextEncoder, DocList, Document, executors
 from image_encoders.integrations.jina.executors import EncoderExecutor
-from image_encoders.spellings import ALIASES, CLASSES, SERVING
+from image_encoders.integrations.jina.flow import CONFIGS
+from image_encoders.legacy_names import ALIASES, CLASSES, SERVING
+from image_encoders.models.clip import DEMO
 
 
 @pytest.fixture(scope="module")
@@ -271,6 +276,26 @@ def test_every_class_has_its_parameters_as_attributes(name: str, demo: str, monk
             assert getattr(executor, alias) == getattr(executor, parameter)
 
 
+def test_a_configuration_file_starts_an_executor_with_its_documented_defaults(demo: str) -> None:
+    executor = jina.Executor.load_config(
+        str(CONFIGS / "CLIPImageEncoder.yml"), uses_with={"pretrained_model_name_or_path": demo, "batch_size": 4}
+    )
+    assert executor.batch_size == executor.default_batch_size == 4
+    assert executor.traversal_paths == ("r",)
+    assert executor.use_default_preprocessing
+    assert executor.metas.name == "CLIPImageEncoder"
+
+
+@pytest.mark.parametrize("dtype", [np.int64, bool, "<U3", complex])
+def test_where_the_kind_of_numbers_says_what_they_are_others_are_refused(dtype: Any) -> None:
+    """The embedding of VSE++ and BiT: uint8 are pixels, floats are prepared."""
+    executor = CLIPImageEncoder(str(DEMO))
+    executor._legacy = replace(executor._legacy, prepared=None)
+    doc = Document(blob=np.ones((3, 60, 60), dtype))
+    executor.encode([doc])
+    assert "uint8 pixels and prepared floats are accepted" in doc.tags["error"]
+
+
 def test_executors_compute_in_float32_unless_told_otherwise(demo: str) -> None:
     executor = CLIPImageEncoder(pretrained_model_name_or_path=demo)
     assert executor.encoder.precision == "float32"
@@ -438,7 +463,7 @@ def test_a_request_ends_when_its_addresses_have_had_their_time(
     asyncio.run(executor.answer(docs))
     again = [Document(doc) for doc in docs]
     executor.encode(again)
-    late = "the addresses of its request took longer than 0.2 s"
+    late = "the URLs of its request took longer than 0.2 s"
     for found in (docs, again):
         said = [doc.tags.get("error") for doc in found]
         assert said == [late, None, late]

@@ -25,7 +25,7 @@ import jina
 from image_encoders.errors import InputError, UnknownModel
 from image_encoders.integrations.jina import DocList, Document, Flow
 from image_encoders.integrations.jina.flow import CONFIGS, executor_arguments, flow_config, resolve
-from image_encoders.spellings import CLASSES
+from image_encoders.legacy_names import CLASSES
 
 
 @pytest.fixture(scope="module")
@@ -462,6 +462,19 @@ def test_the_type_may_stand_anywhere_or_nowhere() -> None:
     executors = "executors:\n  - name: e\n    uses: jinahub://VSEImageEncoder\n"
     for text in (executors, executors + "jtype: Flow\n", executors + "with: {port: 12345}\njtype: Flow\n"):
         assert Flow.load_config(text).num_deployments == 1
+
+
+def test_copies_share_the_cores_unless_told_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr("image_encoders.integrations.jina.flow.cores", lambda: 8)
+    for given, threads in (({"replicas": 2}, "4"), ({"replicas": 2, "shards": 2}, "2"), ({"replicas": 99}, "1")):
+        assert executor_arguments({"uses": "CLIPImageEncoder", **given})["env"] == {"OMP_NUM_THREADS": threads}
+    own = {"OMP_NUM_THREADS": "3", "A": "b"}
+    assert executor_arguments({"uses": "CLIPImageEncoder", "replicas": 2, "env": own})["env"] == own
+    assert "env" not in executor_arguments({"uses": "CLIPImageEncoder"})
+    assert "env" not in executor_arguments({"uses": "own.yml", "replicas": 2})
+    monkeypatch.setenv("OMP_NUM_THREADS", "5")
+    assert "env" not in executor_arguments({"uses": "CLIPImageEncoder", "replicas": 2})
 
 
 def test_the_address_in_yaml_wins() -> None:

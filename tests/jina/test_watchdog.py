@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import select
 import signal
@@ -9,10 +10,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from image_encoders.integrations.jina import watchdog
+import jina
+from image_encoders.integrations.jina import DocList, Document, flow, watchdog
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="needs Linux")
 
@@ -34,11 +37,6 @@ watching = subprocess.Popen(command, pass_fds=[me], stdin=subprocess.PIPE, text=
 watching.stdin.write("".join(f"{{one.pid}}\\n" for one in children))
 watching.stdin.flush()
 print("started", flush=True)
-for line in sys.stdin:
-    watching.stdin.write(line)
-    watching.stdin.flush()
-    children[0].terminate()
-    print(*(one.wait() for one in children), watching.wait(), flush=True)
 time.sleep(600)
 """
 ENDS_S = 60
@@ -51,7 +49,7 @@ class Family:
         self.end, held = os.pipe()  # its other end is held by parent and children as long as they live
         self.parent = subprocess.Popen(
             [sys.executable, "-c", PROGRAM, str(held), str(patience)],
-            pass_fds=[held], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            pass_fds=[held], stdout=subprocess.PIPE, text=True,
         )  # fmt: skip
         os.close(held)
         assert self.parent.stdout is not None
@@ -77,16 +75,29 @@ def test_children_end_with_their_parent_however_it_ends(stop: signal.Signals) ->
         family.close()
 
 
-def test_a_child_that_does_not_end_when_its_parent_closes_is_killed() -> None:
-    family = Family(patience=0.3)
-    try:
-        assert family.parent.stdin is not None
-        assert family.parent.stdout is not None
-        family.parent.stdin.write("close\n")
-        family.parent.stdin.flush()
-        assert family.parent.stdout.readline().split() == [str(-signal.SIGTERM), str(-signal.SIGKILL), "0"]
-    finally:
-        family.close()
+def test_a_process_that_does_not_end_when_its_flow_closes_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(flow, "PATIENCE_S", 0.3)
+    pods = [Pod("pass"), Pod(STUBBORN)]
+    flow._end(pods)
+    assert [pod.worker.exitcode for pod in pods] == [-signal.SIGTERM, -signal.SIGKILL]
+    assert all(pod.is_shutdown.is_set() for pod in pods)
+
+
+def wait_long(setup: str, ready: Any) -> None:
+    exec(setup, {"signal": signal})
+    ready.set()
+    time.sleep(600)
+
+
+class Pod:
+    """What Jina has for each process of a Flow."""
+
+    def __init__(self, setup: str):
+        spawn = multiprocessing.get_context("spawn")
+        ready, self.is_shutdown = spawn.Event(), spawn.Event()
+        self.worker = spawn.Process(target=wait_long, args=(setup, ready))
+        self.worker.start()
+        assert ready.wait(ENDS_S)
 
 
 FLOW = """
@@ -126,6 +137,21 @@ def test_nothing_of_a_flow_outlives_a_parent_that_is_killed(method: str, demo: s
     finally:
         running.kill()
         running.communicate()
+
+
+@pytest.mark.slow
+def test_a_flow_ends_after_a_request_that_its_gateway_could_not_read(
+    demo: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its gateway then turns in circles when it is to end; Jina itself would wait for ever."""
+    monkeypatch.setattr(flow, "PATIENCE_S", 3)
+    with flow.Flow().add(uses="CLIPImageEncoder", uses_with={"pretrained_model_name_or_path": demo}) as started:
+        client = jina.Client(host="127.0.0.1", port=started.port)
+        with pytest.raises(jina.excepts.BadServerFlow, match="NaN"):
+            client.post("/", DocList[Document]([Document(text="a")]), parameters={"batch_size": float("nan")})
+        workers = [pod.worker for node in started._deployment_nodes.values() for pod in flow._pods(node)]
+        assert len(workers) == 2
+    assert not any(worker.is_alive() for worker in workers)
 
 
 def descendants(process: int) -> list[int]:

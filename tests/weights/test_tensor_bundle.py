@@ -236,10 +236,14 @@ def test_keys_out_of_order_or_twice_are_refused(tmp_path: Path) -> None:
             read(bomb(tmp_path / str(number), [(key, entry) for key in keys]))
 
 
-def test_a_graph_that_is_one_long_chain_is_refused(tmp_path: Path) -> None:
-    chain = writer.trackable_graph([*(({"x" * 20: i + 1}, "", "") for i in range(60_000)), ({}, "", "")])
-    with pytest.raises(WeightsError, match="an object graph of more than 200 levels"):
-        read(writer.write(tmp_path / "model", TENSORS, chain))
+@pytest.mark.parametrize("shape", ["a chain", "a long name that many share"])
+def test_a_graph_whose_paths_would_fill_memory_is_refused(tmp_path: Path, shape: str) -> None:
+    nodes: list[tuple[dict[str, int], str, str]] = [({"x" * 20: i + 1}, "", "") for i in range(60_000)]
+    if shape != "a chain":
+        nodes = [({"x" * 100_000: 1}, "", ""), ({str(i): i + 2 for i in range(2000)}, "", ""), *[({}, "", "")] * 2000]
+    graph = writer.trackable_graph([*nodes, ({}, "", "")])
+    with pytest.raises(WeightsError, match="an object graph whose paths have more than 67108864 characters"):
+        read(writer.write(tmp_path / "model", TENSORS, graph))
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

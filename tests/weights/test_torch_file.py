@@ -24,7 +24,8 @@ from hypothesis import strategies as st
 
 from image_encoders.errors import WeightsError
 from image_encoders.weights import torch_file
-from image_encoders.weights.torch_file import read, read_pickle
+from image_encoders.weights.pickle_file import read as read_pickle
+from image_encoders.weights.torch_file import read
 
 BOTH = pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
 
@@ -601,6 +602,14 @@ def test_a_vocabulary_of_python_2_comes_back_as_text(tmp_path: Path, vocabulary:
     old_style = b"(ivocab\nVocabulary\n(dS'idx'\nI4\nsS'word2idx'\n(dS'a\\'b'\nI0\nssb."
     path.write_bytes(old_style)
     assert read_pickle(path, ["vocab.Vocabulary"]) == {"idx": 4, "word2idx": {"a'b": 0}}
+
+
+def test_a_vocabulary_far_larger_than_any_is_refused_unread(tmp_path: Path) -> None:
+    path = tmp_path / "vocab.pkl"
+    with path.open("wb") as file:
+        file.truncate(65 << 20)
+    with pytest.raises(WeightsError, match="a vocabulary of at most 67108864 is accepted"):
+        read_pickle(path, ["vocab.Vocabulary"])
 
 
 def test_a_class_that_was_not_asked_for_is_refused(tmp_path: Path, vocabulary: Vocabulary) -> None:

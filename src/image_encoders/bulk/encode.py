@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
@@ -22,8 +22,7 @@ from image_encoders.bulk.sources import SourceItem
 from image_encoders.embedding import as_input_error, embed_each
 from image_encoders.encoder import Encoder, Tower, cores, ordered
 from image_encoders.errors import InputError
-from image_encoders.inputs.exif import date_taken
-from image_encoders.inputs.image import ImageLimits, upright_size
+from image_encoders.inputs.image import ImageLimits, read_header
 
 HELD = 4  # batches of inputs that wait for others of their shape at most
 OUTCOMES = 1024  # that wait for an embedding before them at most
@@ -109,11 +108,12 @@ def _read(item: SourceItem, *, tower: Tower, limits: ImageLimits, known: Callabl
         if known(encoded.sha256):
             return _Read(encoded)
         image = tower.read(content)
-        scaled = tower.inputs.scaled
-        encoded.width, encoded.height = upright_size(content, limits=limits) if scaled else image.shape[1::-1]
+        encoded.height, encoded.width = image.shape[:2]
+        with suppress(InputError):  # of what is no image file, but what the encoder's own reader takes
+            header = read_header(content, limits=limits)  # the image may have been decoded at a smaller scale
+            encoded.width, encoded.height, encoded.taken = header.width, header.height, header.taken
         if max(encoded.width, encoded.height) > LONGEST_SIDE:
             raise InputError(f"a side of more than {LONGEST_SIDE:,} pixels", code="too-many-pixels")
-        encoded.taken = date_taken(content)
         stage = "prepare"
         prepared = tower.prepare(image)
         tower.check(prepared)
@@ -133,7 +133,7 @@ class _Batch:
         self.waiting: list[_Read] = []
         self._shapes: dict[tuple[int, ...], list[_Read]] = {}  # what is to be embedded
         self._leaders: dict[str, _Read] = {}  # the same by sha256
-        self._count = 0
+        self._followers = 0  # how many wait that have the bytes of these
 
     def take(self, one: _Read) -> list[Outcome]:
         """What can be given back now that `one` has come."""
@@ -146,14 +146,14 @@ class _Batch:
             else:
                 self._leaders[sha256] = one
                 self._shapes.setdefault(one.input.shape, []).append(one)
+        self._followers += one.input is None and self._follows(one)
+        # What is cut into a batch may depend on nothing but what has not been given back.
         largest = max(map(len, self._shapes.values()), default=0)
-        if largest >= self.tuner.size or len(self._leaders) >= HELD * self.tuner.size:
+        most = max(len(self._leaders) / HELD, largest)
+        if most >= self.tuner.size or self._followers >= OUTCOMES:
             return self.embed()
-        if not self._leaders:
-            return self._done()
-        if len(self.waiting) - len(self._leaders) >= OUTCOMES:
-            return self.embed()
-        return []
+        idle = len(self.waiting) - len(self._leaders) - self._followers
+        return self._done() if not self._leaders or idle >= OUTCOMES else []
 
     def embed(self) -> list[Outcome]:
         """What can be given back once the inputs of the commonest shape are embedded."""
@@ -190,6 +190,7 @@ class _Batch:
         """What waits for no input, in order."""
         done = [one.outcome for one in self.waiting if one.input is None and not self._follows(one)]
         self.waiting = [one for one in self.waiting if one.input is not None or self._follows(one)]
+        self._followers = len(self.waiting) - len(self._leaders)
         return done
 
     def _follows(self, one: _Read) -> bool:

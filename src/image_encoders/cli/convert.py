@@ -1,4 +1,4 @@
-"""`image-encoders convert`: an original checkpoint into one file that loads faster."""
+"""`image-encoders convert`: an original checkpoint to a file that loads faster."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Examples:
 
 
 def convert(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="The model that the checkpoint is of.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The model, such as bit/R50x1.")],
     weights: Annotated[Path, typer.Option(metavar="PATH", help="The original checkpoint, a file or a folder.")],
     out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="The file to write, .safetensors.")],
     options: Options = None,
@@ -26,10 +26,10 @@ def convert(
     offline: Offline = False,
     as_json: Json = False,
 ) -> None:
-    """Convert an original checkpoint, once.
+    """Convert an original checkpoint to safetensors.
 
-    The converted file is safetensors, holds all that loading needs, such as the vocabulary, and gives the same rows and
-    the same fingerprint. Both files are loaded and compared before it is put in its place.
+    The converted file loads faster, contains everything that loading needs, such as the vocabulary, and gives the same
+    embeddings and the same fingerprint. Both files are loaded and compared before FILE appears.
     """
     if offline:
         go_offline()
@@ -42,9 +42,9 @@ def convert(
     sizes = f"{done.original_bytes / 1e6:,.0f} MB -> {done.converted_bytes / 1e6:,.0f} MB"
     print(f"{shown(done.path)}: {sizes}, converted in {done.seconds:.1f} s")
     if done.original_load_s is None or done.converted_load_s is None:
-        print("the same tensors; to have both loaded and compared: -O definition=FILE -O class_name=NAME")
+        print("same tensors; to load and compare both nets too, add -O definition=FILE -O class_name=NAME")
     else:
         print(
             f"loads in {done.converted_load_s:.2f} s, the original in {done.original_load_s:.2f} s; "
-            f"the same fingerprint, {done.fingerprint}"
+            f"same fingerprint, {done.fingerprint}"
         )

@@ -144,22 +144,23 @@ def encode(
     began = time.monotonic()
     encoder = _encoder(begun, model, parse_options(options), offline=offline, quiet=quiet, **wishes)
     load_seconds = time.monotonic() - began
-    collection = Collection.open_or_create(output, encoder)
     try:
-        with terminations(), bar("encoding", shown=not quiet) as told:
-            report = run.run(
-                files,
-                encoder,
-                collection,
-                batch_size=batch_size,
-                workers=workers,
-                retry_failed=retry_failed,
-                prune=prune,
-                progress=told and Meter(files, told),
-            )
+        with terminations():
+            collection = Collection.open_or_create(output, encoder)
+            with bar("encoding", shown=not quiet) as told:
+                report = run.run(
+                    files,
+                    encoder,
+                    collection,
+                    batch_size=batch_size,
+                    workers=workers,
+                    retry_failed=retry_failed,
+                    prune=prune,
+                    progress=told and Meter(files, told),
+                )
     except KeyboardInterrupt:
         with interrupted():
-            _say_what_is_kept(output, collection)
+            _say_what_is_kept(output)
         raise typer.Exit(130) from None
     if not report.total:
         say(_nothing(source, files))
@@ -171,9 +172,11 @@ def encode(
         raise typer.Exit(3)
 
 
-def _say_what_is_kept(output: Path, collection: Collection) -> None:
-    kept = f"{counted(collection.count(), 'embedding')} kept in {shown(output)}"
-    say(f"interrupted: {kept}; the same command goes on from there")
+def _say_what_is_kept(output: Path) -> None:
+    from image_encoders.collection import MARK, Collection
+
+    count = Collection.open(output).count() if (output / MARK).exists() else 0
+    say(f"interrupted: {counted(count, 'embedding')} kept in {shown(output)}; the same command goes on from there")
 
 
 class Meter:

@@ -35,6 +35,7 @@ def info(
             ("embeddings", f"{found['dim']} numbers, fingerprint {found['fingerprint']}"),
             ("images", f"{counted(found['images'], 'image')}, {index}"),
             ("failures", f"{found['failures']:,}"),
+            ("from", ", ".join(map(shown, found["sources"])) or "no run has ended yet"),
             ("made", f"{found['created']} by image-encoders {found['package']}"),
             ("changed", found["changed"]),
         ],

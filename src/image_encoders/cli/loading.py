@@ -31,13 +31,10 @@ def load(
         go_offline()
     from image_encoders import models
 
-    try:
-        models.check_options(name, options)
-    except TypeError as error:
-        raise typer.BadParameter(str(error)) from error
+    _check_options(name, options)
     check_paths(wishes.get("weights"), wishes.get("calibration"))
     with loading(name, shown=not quiet):
-        return models.load(name, **{key: wish for key, wish in wishes.items() if wish is not None}, **options)
+        return models.load(name, **_given(wishes), **options)
 
 
 def load_again(
@@ -45,24 +42,28 @@ def load_again(
 ) -> Encoder:
     """The encoder that a collection was begun with, with other options, and other wishes where they are not None.
 
-    Raises CollectionError where the collection does not say how.
+    Raises CollectionError where the collection does not say how, or where another space came of the options.
     """
-    recipe = opened.recipe
-    match recipe:
-        case {"name": str(), "options": dict()}:
-            options = {**recipe["options"], **options}
-        case _:
-            raise CollectionError(
-                f"{opened.folder} does not say how its encoder was loaded (the recipe in collection.json); "
-                "restore that file from a copy, or encode again into another folder"
-            )
-    chosen = {key: recipe.get(key) for key in ("weights", "device", "precision", "engine", "calibration")}
-    chosen.update((key, wish) for key, wish in wishes.items() if wish is not None)
-    encoder = load(recipe["name"], options, offline=offline, quiet=quiet, **chosen)
-    if chosen["precision"] == "auto" and encoder.precision != opened.precision:  # chosen on another machine
-        chosen["precision"] = opened.precision
-        encoder = load(recipe["name"], options, offline=offline, quiet=quiet, **chosen)
-    return encoder
+    if offline:
+        go_offline()
+    _check_options(opened.name, options)
+    check_paths(wishes.get("weights"), wishes.get("calibration"))
+    with loading(opened.name, shown=not quiet):
+        return opened.load_encoder(**options, **_given(wishes))
+
+
+def _check_options(name: str, options: Mapping[str, Any]) -> None:
+    """A usage error for an option that the model's family does not have."""
+    from image_encoders import models
+
+    try:
+        models.check_options(name, options)
+    except TypeError as error:
+        raise typer.BadParameter(str(error)) from error
+
+
+def _given(wishes: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: wish for key, wish in wishes.items() if wish is not None}
 
 
 def loading(name: str, shown: bool = True) -> AbstractContextManager[None]:
@@ -95,22 +96,22 @@ def check_goes_on(opened: Collection, model: str | None, weights: Path | None, p
 def _differs(opened: Collection, model: str, weights: Path | None) -> bool:
     """Whether a model is not the collection's: its name says so, or it would have to be downloaded to find out."""
     from image_encoders import models
-    from image_encoders.spellings import CLASSES
+    from image_encoders.legacy_names import CLASSES
 
-    begun = str(opened.recipe.get("name", opened.name)) if isinstance(opened.recipe, dict) else opened.name
+    recipe = opened.recipe if isinstance(opened.recipe, dict) else {}
+    begun = str(recipe.get("name", opened.name))
     if model in (begun, opened.name) or model in CLASSES:
         return False
     family, (first, _, variant) = models.family(model), model.partition("/")
     if first != begun.partition("/")[0]:
         return True
-    if weights is not None or opened.recipe.get("weights") is not None:
+    if weights is not None or recipe.get("weights") is not None:
         return False
     if {model, begun} <= set(models.names()):
         return True
     try:
-        family.fetch(variant, offline=True)
+        if hasattr(family, "fetch"):
+            family.fetch(variant, offline=True)
     except ImageEncodersError:
         return True
-    except AttributeError:  # a family without files to fetch
-        return False
     return False

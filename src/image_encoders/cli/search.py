@@ -76,7 +76,6 @@ def search(
     _check(opened, modality, query, page)
     with loading(opened.name):
         encoder = load_again(opened, {}, offline=offline, quiet=True, weights=weights, device=device)
-        _check_space(opened, encoder)
         embedding = _embedding(encoder, modality, query)
     hits = opened.search(embedding, k, each_copy=each_copy)
     if as_json:
@@ -104,15 +103,6 @@ def _check(opened: Collection, modality: str, query: str | Path, page: Path | No
     if page is not None and (page.is_dir() or not page.absolute().parent.is_dir()):
         where = "is a folder" if page.is_dir() else f"there is no folder {shown(page.absolute().parent)}"
         raise InputError(f"--html {page}: {where}; name a file in a folder that exists", code="page")
-
-
-def _check_space(opened: Collection, encoder: Encoder) -> None:
-    if encoder.fingerprint != opened.fingerprint:
-        raise CollectionError(
-            f"{opened.folder} was encoded with {opened.name} of fingerprint {opened.fingerprint}, and {encoder.name} "
-            f"as loaded here ({encoder.precision} by {encoder.engine} on {encoder.device}) has {encoder.fingerprint}: "
-            "their embeddings cannot be compared; use the same weights and device, or encode the images again elsewhere"
-        )
 
 
 def _embedding(encoder: Encoder, modality: str, query: Any) -> np.ndarray:

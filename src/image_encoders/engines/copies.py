@@ -4,7 +4,7 @@
                    about.json         the sha256 of both, what the copy is of, and what was measured of it
 
 A copy is made by following one pass of the torch net, and is compared with it before it is used. Where a copy is there,
-torch is never imported. One that does not have the sha256 it was written with is made again.
+no engine imports torch. One that does not have the sha256 it was written with is made again.
 """
 
 from __future__ import annotations

@@ -1,39 +1,87 @@
-"""What a camera wrote into a file beside the image."""
+"""What a file says about its image beside the pixels: EXIF, and XMP for what EXIF leaves out.
+
+Read here, and not by Pillow: that gives up at the first damaged tag, and warns of it.
+"""
 
 from __future__ import annotations
 
-import io
+import re
 from datetime import datetime
 
-EXIF_IFD, DATE_TIME_ORIGINAL = 0x8769, 0x9003
-FRONT = 1 << 17  # bytes in which JPEG, AVIF and HEIC announce EXIF
+import numpy as np
+
+PREFIX = b"Exif\0\0"  # which may stand before the TIFF that EXIF is, even twice
+ORIENTATION, EXIF_DIRECTORY, DATE_TIME_ORIGINAL = 0x0112, 0x8769, 0x9003  # tags
+NUMBERS = {3: 2, 4: 4, 8: 2, 9: 4}  # bytes of a whole number, by its type
+TEXT = 2  # the type of texts
+XMP = re.compile(rb'tiff:Orientation(?:="|>)([0-9])')
+SIDEWAYS = (5, 6, 7, 8)  # orientations that exchange width and height
 
 
-def date_taken(encoded: bytes) -> datetime | None:
-    """When an image was taken, by the camera's own clock (EXIF's DateTimeOriginal); None where it does not say.
+def orientation(exif: bytes, xmp: bytes = b"") -> int:
+    """EXIF's orientation, of which 2 to 8 have a meaning; 1 where none is stated."""
+    tags = _Tags(exif)
+    stated = tags.number(ORIENTATION, tags.first)
+    if stated is None and (found := XMP.search(xmp)):
+        return int(found[1])
+    return 1 if stated is None else stated
 
-    Damaged EXIF is none: the image itself has been decoded by then.
-    """
-    if not _may_have_exif(encoded):
-        return None
-    from PIL import Image
 
+def date_taken(exif: bytes) -> datetime | None:
+    """When an image was taken, by the camera's own clock; None where it does not say."""
+    tags = _Tags(exif)
+    text = tags.text(DATE_TIME_ORIGINAL, tags.number(EXIF_DIRECTORY, tags.first) or 0)
     try:
-        with Image.open(io.BytesIO(encoded)) as image:
-            text = image.getexif().get_ifd(EXIF_IFD).get(DATE_TIME_ORIGINAL)
-        return datetime.strptime(str(text).strip("\0 "), "%Y:%m:%d %H:%M:%S")
-    except Exception:  # the many ways in which EXIF is damaged
+        return datetime.strptime(text.strip("\0 "), "%Y:%m:%d %H:%M:%S")
+    except ValueError:
         return None
 
 
-def _may_have_exif(encoded: bytes) -> bool:
-    """Whether it is worth while to parse the file for it."""
-    match encoded[:4]:
-        case b"\x89PNG":
-            return b"eXIf" in encoded
-        case b"RIFF":
-            return b"EXIF" in encoded
-        case b"II*\0" | b"MM\0*":
-            return True
-        case _:
-            return b"Exif" in encoded[:FRONT]
+def upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
+    """An image as it is meant to be seen, contiguous, for EXIF's orientation."""
+    if orientation in SIDEWAYS:
+        pixels = pixels.transpose(1, 0, 2)
+    if orientation in (2, 3, 6, 7):
+        pixels = pixels[:, ::-1]
+    if orientation in (3, 4, 7, 8):
+        pixels = pixels[::-1]
+    return np.ascontiguousarray(pixels)
+
+
+class _Tags:
+    """The tags of a TIFF; what cannot be read of it is not there.
+
+    first: where the first directory begins; 0 where there is none
+    """
+
+    def __init__(self, content: bytes):
+        while content.startswith(PREFIX):
+            content = content[len(PREFIX) :]
+        self.content = content
+        self.little = content.startswith(b"II")
+        self.first = self._integer(4, 4) if content[:4] in (b"II*\0", b"MM\0*") else 0
+
+    def number(self, tag: int, directory: int) -> int | None:
+        """A tag that is one whole number."""
+        kind, count, place = self._entry(tag, directory)
+        return self._integer(place, NUMBERS[kind]) if kind in NUMBERS and count == 1 else None
+
+    def text(self, tag: int, directory: int) -> str:
+        """A tag that is a text, else an empty one."""
+        kind, count, place = self._entry(tag, directory)
+        if kind != TEXT or count <= 4:
+            return ""
+        begin = self._integer(place, 4)
+        return self.content[begin : begin + count].decode("latin-1")
+
+    def _entry(self, tag: int, directory: int) -> tuple[int, int, int]:
+        """The type of a tag, how many of it there are, and where its value stands, or where that says where it is."""
+        for at in range(directory + 2, directory + 2 + 12 * self._integer(directory, 2), 12):
+            if not directory or at + 12 > len(self.content):
+                break
+            if self._integer(at, 2) == tag:
+                return self._integer(at + 2, 2), self._integer(at + 4, 4), at + 8
+        return 0, 0, 0
+
+    def _integer(self, at: int, length: int) -> int:
+        return int.from_bytes(self.content[at : at + length], "little" if self.little else "big")

@@ -18,9 +18,12 @@ from image_encoders.inputs.pillow import PillowFile, PngFile, TiffFile
 
 
 class OpenImage(Protocol):
-    """A file whose header has been read, and whose size is within the limits."""
+    """A file whose header has been read, and whose (width, height) is within the limits, not turned yet."""
 
     size: tuple[int, int]
+
+    @property
+    def exif(self) -> bytes: ...
 
     @property
     def orientation(self) -> int: ...

@@ -18,6 +18,8 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 import numpy as np
@@ -25,10 +27,10 @@ from PIL import Image
 
 from image_encoders.arrays import as_array
 from image_encoders.errors import InputError
+from image_encoders.inputs.exif import SIDEWAYS, date_taken, upright
 from image_encoders.inputs.files import read_file, read_source, source_name
 from image_encoders.inputs.formats import image_format
 from image_encoders.inputs.limits import ImageLimits
-from image_encoders.inputs.orientation import SIDEWAYS, upright
 from image_encoders.inputs.pillow import pil_pixels
 
 ACCEPTED = "accepted: a path, an image file's bytes, an open file, a PIL image, a uint8 array (H, W) or (H, W, 1|3|4)"
@@ -47,7 +49,7 @@ def read_image(
     item: its name in error messages; None: the path
     short_side: what the image's short side will be resized to [px]. A JPEG file or its bytes may then come at 1/2,
         1/4 or 1/8 of its size: only where both sides divide evenly, so that nothing shifts, and only down to `MARGIN`
-        times this. It is read whole and checked as ever; `upright_size` says how large it is.
+        times this. It is read whole and checked as ever; `read_header` says how large it is.
 
     Raises InputError: "not-found", "not-a-file", "unreadable", "url"; "too-many-bytes", "too-many-pixels",
     "too-many-scans"; "empty", "not-an-image", "unsupported", "truncated", "corrupt"; "type", "dtype", "shape".
@@ -68,18 +70,29 @@ def read_image(
         raise error.named(name) from error.__cause__
 
 
-def upright_size(encoded: bytes, *, limits: ImageLimits | None = None) -> tuple[int, int]:
-    """(width, height) of an image file as it is meant to be seen, after EXIF has turned it; from its headers only.
+@dataclass(frozen=True)
+class ImageHeader:
+    """What an image file says of itself.
 
-    But for a PNG whose EXIF or XMP follows its pixels, which are decoded to find it.
+    width, height: as it is meant to be seen [px]
+    taken: when, by the camera's own clock; None where it does not say
+    """
+
+    width: int
+    height: int
+    taken: datetime | None
+
+
+def read_header(encoded: bytes, *, limits: ImageLimits | None = None) -> ImageHeader:
+    """What an image file says of itself, without decoding its pixels.
 
     Raises InputError as `read_image` does for bytes whose header cannot be read.
     """
     format = image_format(encoded)
     with decoding(format.name, encoded, format.ends):
         file = format.open(encoded, limits or ImageLimits.from_environment())
-        width, height = file.size
-        return (height, width) if file.orientation in SIDEWAYS else (width, height)
+        width, height = file.size[::-1] if file.orientation in SIDEWAYS else file.size
+        return ImageHeader(width, height, date_taken(file.exif))
 
 
 def read_bytes(path: str, limits: ImageLimits) -> bytes:

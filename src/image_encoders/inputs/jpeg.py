@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from functools import cached_property
 from io import BytesIO
 from itertools import islice
 
@@ -18,13 +19,13 @@ import simplejpeg
 from PIL import Image, JpegImagePlugin
 
 from image_encoders.errors import InputError
+from image_encoders.inputs.exif import PREFIX, orientation
 from image_encoders.inputs.limits import ImageLimits
-from image_encoders.inputs.orientation import orientation
 from image_encoders.inputs.pillow import PillowFile
 
 SOF_SEQUENTIAL = (0xC0, 0xC1, 0xC9)
 EOI, SOS, APP0, APP1 = 0xD9, 0xDA, 0xE0, 0xE1
-EXIF, ADOBE_XMP = b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/\0"
+ADOBE_XMP = b"http://ns.adobe.com/xap/1.0/\0"
 MARGIN = 1.5  # a JPEG is decoded smaller only while its short side stays this many times what is asked for
 WITHOUT_LENGTH = (0x01, *range(0xD0, 0xDA))  # markers that no length follows
 MARKER = re.compile(rb"\xff([^\0\xff])", re.DOTALL)  # where libjpeg finds the next one
@@ -50,18 +51,23 @@ class JpegFile:
             self.size = width, height
             limits.check_pixels(width, height)
 
+    @cached_property
+    def exif(self) -> bytes:
+        """Its EXIF, which may come in parts."""
+        return b"".join(self._metadata(PREFIX))
+
     @property
     def orientation(self) -> int:
-        """EXIF's orientation."""
-        exif, xmp = b"", b""
+        """As EXIF or XMP state it."""
+        return orientation(self.exif, next(self._metadata(ADOBE_XMP), b""))
+
+    def _metadata(self, name: bytes) -> Iterator[bytes]:
+        """What stands in the header's segments of that name."""
         for marker, begin, end in segments(self.encoded):
             if marker == SOS:
                 break
-            if marker == APP1 and self.encoded.startswith(EXIF, begin + 4):
-                exif += self.encoded[begin + 4 + len(EXIF) : end]  # which may come in parts
-            elif marker == APP1 and self.encoded.startswith(ADOBE_XMP, begin + 4):
-                xmp = self.encoded[begin + 4 + len(ADOBE_XMP) : end]
-        return orientation(exif, xmp) or 1
+            if marker == APP1 and self.encoded.startswith(name, begin + 4):
+                yield self.encoded[begin + 4 + len(name) : end]
 
     def pixels(self, short_side: int | None = None) -> np.ndarray:
         """(H, W, 3) uint8, not turned yet.

@@ -19,7 +19,7 @@ class ImageLimits:
 
     max_bytes: int = 2**29
     max_pixels: int = 178_000_000
-    max_scans: int = 100
+    max_scans: int = 50
 
     @classmethod
     def from_environment(cls) -> ImageLimits:

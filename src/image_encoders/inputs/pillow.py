@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import zlib
 from io import BytesIO
 
 import numpy as np
 from PIL import Image, ImageFile, PngImagePlugin, TiffImagePlugin
 
 from image_encoders.errors import InputError
+from image_encoders.inputs.exif import orientation
 from image_encoders.inputs.limits import ImageLimits
-from image_encoders.inputs.orientation import orientation
 
 STRIP = 2**20  # pixels of a PIL image that are converted at a time
 
-# Where a PNG says how it is to be turned; a file without these words does not.
-PNG_ORIENTATION = (b"eXIf", b"Raw profile type exif", b"XML:com.adobe.xmp")
-PNG_METADATA = (b"iCCP", b"tEXt", b"zTXt", b"iTXt", b"acTL", b"fcTL", b"fdAT")
+# What a PNG says beside its pixels; of an animation the first image is all that is read.
+PNG_METADATA = (b"eXIf", b"iCCP", b"tEXt", b"zTXt", b"iTXt", b"acTL", b"fcTL", b"fdAT")
+PNG_EXIF, PNG_XMP = b"Raw profile type exif\0", b"XML:com.adobe.xmp\0"
+MAX_TEXT = 2**22  # bytes of a compressed text that are expanded
 
 
 class PillowFile:
@@ -30,68 +32,101 @@ class PillowFile:
         self.size = image.size
 
     @property
+    def exif(self) -> bytes:
+        """Its EXIF."""
+        return self.image.info.get("exif") or b""
+
+    @property
     def orientation(self) -> int:
-        """EXIF's orientation."""
-        return self._orientation() or 1
+        """As EXIF or XMP state it."""
+        return orientation(self.exif, self.image.info.get("xmp") or b"")
 
     def pixels(self, short_side: int | None = None) -> np.ndarray:
         """(H, W, 3) uint8, not turned yet, in the file's own size."""
         return pil_pixels(self.image)
 
-    def _orientation(self) -> int | None:
-        info = self.image.info
-        exif = info.get("exif") or b""
-        if not exif and "Raw profile type exif" in info:  # a name, a number of bytes, and so many hexadecimal digits
-            try:
-                exif = bytes.fromhex("".join(info["Raw profile type exif"].split("\n")[3:]))
-            except ValueError:
-                exif = b""
-        xmp = info.get("XML:com.adobe.xmp") or info.get("xmp") or b""
-        return orientation(exif, xmp.encode(errors="replace") if isinstance(xmp, str) else xmp)
-
 
 class PngFile(PillowFile):
-    """A PNG, without what Pillow would read of it and no pixel depends on."""
+    """A PNG.
+
+    Pillow is given its pixels alone: it inflates profile and texts, and gives up a sound image where that comes to more
+    than a megabyte.
+    """
 
     def __init__(self, encoded: bytes, limits: ImageLimits):
-        super().__init__(PngImagePlugin.PngImageFile(_plain_png(encoded)), limits)
-        self._may_be_turned = any(name in encoded for name in PNG_ORIENTATION)
+        plain, self._metadata = _without_metadata(encoded)
+        super().__init__(PngImagePlugin.PngImageFile(plain), limits)
+
+    @property
+    def exif(self) -> bytes:
+        """Its EXIF, in a chunk of its own or as a text of hexadecimal digits."""
+        for name, content in self._metadata:
+            if name == b"eXIf":
+                return content
+        for name, content in self._metadata:
+            if name in (b"tEXt", b"zTXt") and content.startswith(PNG_EXIF):
+                text = content[len(PNG_EXIF) :]
+                digits = (_inflated(text[1:]) if name == b"zTXt" else text).split(b"\n")[3:]  # name and length before
+                try:
+                    return bytes.fromhex(b"".join(digits).decode("latin-1"))
+                except ValueError:
+                    return b""
+        return b""
 
     @property
     def orientation(self) -> int:
-        """EXIF's orientation, which may follow the pixels: they are decoded to find it then."""
-        if self._may_be_turned and self._orientation() is None:
-            self.image.load()
-        return super().orientation
+        """As EXIF or XMP state it."""
+        return orientation(self.exif, self._xmp())
+
+    def _xmp(self) -> bytes:
+        for name, content in self._metadata:
+            if name == b"iTXt" and content.startswith(PNG_XMP):
+                text = content[len(PNG_XMP) + 2 :].split(b"\0", 2)[-1]
+                return _inflated(text) if content.startswith(b"\1", len(PNG_XMP)) else text
+        return b""
 
 
 class TiffFile(PillowFile):
-    """A TIFF, which Pillow turns itself, and whose size it states as it is seen."""
+    """A TIFF, which Pillow turns itself, and whose size it states as it is seen. It is EXIF all through."""
 
     orientation = 1
 
     def __init__(self, encoded: bytes, limits: ImageLimits):
         super().__init__(TiffImagePlugin.TiffImageFile(BytesIO(encoded)), limits)
+        self._encoded = encoded
+
+    @property
+    def exif(self) -> bytes:
+        """The whole file."""
+        return self._encoded
 
 
-def _plain_png(encoded: bytes) -> BytesIO:
-    """A PNG without its colour profile, its animation, and those of its texts that cannot say how it is to be turned.
-
-    Pillow inflates profile and texts, and gives up a sound image where that comes to more than a megabyte.
-    """
+def _without_metadata(encoded: bytes) -> tuple[BytesIO, list[tuple[bytes, bytes]]]:
+    """A PNG's pixels, and what says how they are seen: (name, content) of its chunks of EXIF and texts."""
     whole, plain = memoryview(encoded), BytesIO()
+    metadata = []
     at, done = 8, 0
     while len(head := encoded[at : at + 8]) == 8:
         end = at + 12 + int.from_bytes(head[:4], "big")
-        if head[4:] in PNG_METADATA and encoded[at + 8 : at + 88].split(b"\0")[0] not in PNG_ORIENTATION:
+        if head[4:] in PNG_METADATA:
             plain.write(whole[done:at])
             done = end
+            if head[4:] == b"eXIf" or encoded.startswith((PNG_EXIF, PNG_XMP), at + 8):
+                metadata.append((head[4:], encoded[at + 8 : end - 4]))
         at = end
     if not done:
-        return BytesIO(encoded)  # which shares the memory
+        return BytesIO(encoded), []  # which shares the memory
     plain.write(whole[done:])
     plain.seek(0)
-    return plain
+    return plain, metadata
+
+
+def _inflated(content: bytes) -> bytes:
+    """The beginning of what was compressed; empty where that is damaged."""
+    try:
+        return zlib.decompressobj().decompress(content, MAX_TEXT)
+    except zlib.error:
+        return b""
 
 
 def pil_pixels(image: Image.Image) -> np.ndarray:

@@ -1,6 +1,6 @@
-"""Bytes behind an address that somebody else chose, without lending them this machine's eyes.
+"""Bytes behind a URL that somebody else chose, without lending them this machine's eyes.
 
-`data:` addresses are decoded. `http(s):` ones are fetched only from public addresses: for each connection the name is
+`data:` URLs are decoded. `http(s):` ones are fetched only from public addresses: for each connection the name is
 resolved once, every answer is checked, and the connection goes to an address that was checked (so a name cannot change
 its mind); redirects are connections like others. Bytes and time are limited. Nothing else is opened, files least of
 all. What an error says may be shown to whoever chose the address: it tells nothing about this machine's network.
@@ -38,13 +38,13 @@ class UrlLimits:
 
     max_bytes: int = 64 << 20
     max_seconds: float = 20.0  # for all of it, redirects too; the time to look up a name is the resolver's own
-    max_seconds_together: float = 30.0  # for all addresses of one request
+    max_seconds_together: float = 30.0  # for all URLs of one request
     max_redirects: int = 5
     private: bool = False
 
 
 def read_url(url: str, limits: UrlLimits = UrlLimits(), deadline: float = float("inf")) -> bytes:
-    """What a `data:`, `http:` or `https:` address holds; InputError otherwise.
+    """What a `data:`, `http:` or `https:` URL holds; InputError otherwise.
 
     deadline: on the monotonic clock, where it comes before the end of `max_seconds`
     """
@@ -57,9 +57,9 @@ def read_url(url: str, limits: UrlLimits = UrlLimits(), deadline: float = float(
 
 
 class UrlFetcher:
-    """Addresses read on threads of their own, so that slow servers hold up nothing but their own documents.
+    """URLs read on threads of their own, so that slow servers hold up nothing but their own documents.
 
-    threads: addresses at a time
+    threads: URLs at a time
     of_one: of these for one call of `fetch`, so that no request takes all
     """
 
@@ -68,7 +68,7 @@ class UrlFetcher:
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="fetch")
 
     def fetch(self, urls: Sequence[str]) -> list[Future[bytes]]:
-        """What each address holds, or InputError, within `max_seconds_together`; cancelled ones are not begun."""
+        """What each URL holds, or InputError, within `max_seconds_together`; cancelled ones are not begun."""
         futures: list[Future[bytes]] = [Future() for _ in urls]
         waiting = deque(zip(urls, futures))
         deadline = time.monotonic() + self._limits.max_seconds_together
@@ -80,9 +80,7 @@ class UrlFetcher:
         """What a future of `fetch` holds by now; InputError where that is nothing."""
         if not future.done() or future.cancelled():  # a resolver that does not answer, or many who came before
             future.cancel()
-            raise InputError(
-                f"the addresses of its request took longer than {self._limits.max_seconds_together:g} s", code="url"
-            )
+            raise self._late()
         return future.result()
 
     def close(self) -> None:
@@ -98,22 +96,29 @@ class UrlFetcher:
             if not future.set_running_or_notify_cancel():
                 continue
             try:
+                if time.monotonic() > deadline:
+                    raise self._late()
                 future.set_result(read_url(url, self._limits, deadline))
             except BaseException as error:
                 future.set_exception(error)
+
+    def _late(self) -> InputError:
+        return InputError(
+            f"the URLs of its request took longer than {self._limits.max_seconds_together:g} s", code="url"
+        )
 
 
 def _data(url: str, limits: UrlLimits) -> bytes:
     head, comma, body = url[5:].partition(",")
     if not comma:
-        raise InputError("a data: address without a comma", code="url")
+        raise InputError("a data: URL without a comma", code="url")
     if len(body) > 3 * limits.max_bytes:
         raise _too_big(limits)
     try:
         raw = unquote_to_bytes(body)
         found = base64.b64decode(raw, validate=True) if head.lower().endswith(";base64") else raw
     except (binascii.Error, ValueError) as error:
-        raise InputError(f"a data: address that is not base64: {error}", code="url") from error
+        raise InputError(f"a data: URL that is not base64: {error}", code="url") from error
     if len(found) > limits.max_bytes:
         raise _too_big(limits)
     return found
@@ -152,7 +157,7 @@ def _plain(url: str) -> tuple[str, str]:
     if parts.scheme not in ("http", "https"):
         raise InputError("redirected to an unsupported URL scheme; http: and https: are accepted", code="url")
     if not parts.hostname or "@" in parts.netloc:
-        raise InputError("an address without a host, or with a password in it", code="url")
+        raise InputError("a URL without a host, or with a password in it", code="url")
     try:
         port = parts.port
     except ValueError as error:

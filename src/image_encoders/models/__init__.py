@@ -29,8 +29,8 @@ from typing import TYPE_CHECKING, Any
 from image_encoders.encoder import Encoder, InputSpec, Tower, fingerprint
 from image_encoders.errors import InputError, UnknownModel, WeightsError
 from image_encoders.inputs.preprocessing import TORCH
+from image_encoders.legacy_names import CLASSES, translate
 from image_encoders.progress import bar
-from image_encoders.spellings import CLASSES, spell
 
 if TYPE_CHECKING:
     from torch import nn
@@ -47,7 +47,7 @@ class Variant:
 
     name: after the family's, such as "R50x1"; "" where the family has just one
     towers: the modalities
-    dim: length of a row; None where the checkpoint decides
+    dim: length of an embedding; None where the checkpoint decides
     weights: what `weights=` takes, or where the weights come from
     licence: of the weights, as their authors state it
     """
@@ -163,11 +163,11 @@ def load(
     """The encoder called `name`, its nets loaded and on their device.
 
     name: family/variant, such as "clip/openai/clip-vit-base-patch32", "bit/R50x1", "custom"; `names()` lists them;
-        or an original executor's class name with its own parameters (spellings.py)
+        or an original executor's class name with its own parameters (legacy_names.py)
     weights: path to an original checkpoint, file or folder; None: the family's own source, fetched once and cached
     device: "auto" | "cpu" | "cuda" | "cuda:1"; also TensorFlow's "/CPU:0", "/GPU:0", a `torch.device`, or a number
-    precision: "float32" gives the original's rows; "bfloat16" | "float16" (CUDA) | "int8" (CPU, with `calibration`) are
-        asked for as they are; "auto": the fastest that keeps the rows on this machine, judged at the first load
+    precision: "float32" gives the original's embeddings; "bfloat16" | "float16" (CUDA) | "int8" (CPU, with
+        `calibration`) are taken as asked; "auto": the fastest that stays close here, judged at the first load
     engine: "auto" | "torch" | "torch-compile" | "openvino" (CPU). "auto" with precision="auto" is OpenVINO on the CPU,
         which converts a model once and keeps the copy in the cache, and torch elsewhere
     calibration: for int8: a folder of pictures like those to be encoded, or a list of them
@@ -181,15 +181,15 @@ def load(
         raise unknown(name)
     device = device_name(device)
     if name in CLASSES:
-        spelled = spell(name, options if device == "auto" else {**options, "device": device})
+        legacy = translate(name, options if device == "auto" else {**options, "device": device})
         return load(
-            spelled.name,
-            weights=weights or spelled.weights,
-            device=spelled.device,
+            legacy.name,
+            weights=weights or legacy.weights,
+            device=legacy.device,
             precision=precision,
             engine=engine,
             calibration=calibration,
-            **spelled.options,
+            **legacy.options,
         )
     module = family(name)
     check_options(name, options)
@@ -247,7 +247,7 @@ def _reduced(encoder: Encoder) -> tuple[Any, ...]:
 
 
 def _reloaded(recipe: dict[str, Any], precision: str, fingerprint: str) -> Encoder:
-    """The encoder of a recipe; WeightsError where its rows cannot be compared with those of the pickled one.
+    """The encoder of a recipe; WeightsError where its embeddings cannot be compared with those of the pickled one.
 
     precision: what was chosen there, should another one be chosen here
     """

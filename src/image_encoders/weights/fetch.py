@@ -1,4 +1,4 @@
-"""Published files into the cache: resumed, checked, and there whole or not at all.
+"""Published files, downloaded into the cache: resumed, checked, and complete or absent.
 
 Environment:
     IMAGE_ENCODERS_CACHE    the cache folder; default: the user's cache folder of this platform
@@ -58,37 +58,31 @@ def fetch(
     sha256: str | None = None,
     size: int | None = None,
     max_bytes: int = MAX_BYTES,
-    name: str | None = None,
-    folder: str | Path | None = None,
     offline: bool | None = None,
     progress: bool | None = None,
-    verify: bool = False,
 ) -> Path:
-    """The local copy of a published file, downloaded unless it is there already.
+    """The cached copy of a published file, downloaded unless it is there already.
 
-    A download that was interrupted goes on where it stopped. Beside the file, `<file>.json` records its URL, size and
-    sha256. Where no sha256 is published, the first download's is recorded and the file has to keep it.
+    An interrupted download continues where it stopped. Beside the file, `<file>.json` records its URL, size and
+    sha256. Where no sha256 is published, the first download's is recorded and compared from then on.
 
     url: http or https
     sha256, size: what is published of it [hexadecimal, bytes]
     max_bytes: how large it may be where no size is published
-    name: the file's name in `folder`, may have folders of its own; default: the URL's host and path
-    folder: default: the cache folder
     offline: never use the network, as the environment may say as well
     progress: show a bar; default: when stderr is a terminal
-    verify: hash a file that is already there once more, instead of comparing its size only
 
-    Raises WeightsError when the file can not be had, or is not the published one.
+    Raises WeightsError when the file is not available, or is not the published one.
     """
-    target = Path(folder or cache_folder()) / (name or _name(url))
-    if _present(target, url, sha256, size, verify):
+    target = cache_folder() / _name(url)
+    if _present(target, url, sha256, size):
         return target
     if is_offline(offline):
         raise WeightsError(
             f"{target} is not there, and the network is switched off. Fetch {url} on another machine and put it there"
         )
     with _writing(target), file_lock(_beside(target, ".lock")):
-        if not _present(target, url, sha256, size, verify):  # another process may have been faster
+        if not _present(target, url, sha256, size):  # another process may have been faster
             _Download(url, target, sha256, size, max_bytes, progress).run()
     return target
 
@@ -112,8 +106,11 @@ def _mirrored(url: str) -> str:
     return url
 
 
-def _present(target: Path, url: str, sha256: str | None, size: int | None, verify: bool) -> bool:
-    """Whether the file is there as published or recorded. Raises WeightsError when it is there but differs."""
+def _present(target: Path, url: str, sha256: str | None, size: int | None) -> bool:
+    """Whether the file is there as published or recorded. Raises WeightsError when it is there but differs.
+
+    A file that was hashed once is known by its size.
+    """
     try:
         found = target.stat().st_size
     except FileNotFoundError:
@@ -126,7 +123,7 @@ def _present(target: Path, url: str, sha256: str | None, size: int | None, verif
         if wanted is not None and found != wanted:
             raise WeightsError(f"{target}: has {found} bytes, {who} are {wanted}; {again}")
     known = recorded.get("sha256")
-    if known is None or verify or (sha256 and sha256.lower() != known):
+    if known is None or (sha256 and sha256.lower() != known):
         actual = running_sha256(target).hexdigest()
         wanted = (sha256 or known or actual).lower()
         if actual != wanted:
@@ -328,15 +325,8 @@ class _Download:
             )
         if status not in (200, 206):
             raise WeightsError(f"{self.url}: the server answers {status} {response.reason_phrase}")
-        if self.sha256 is None and response.url.scheme == "http" != urlsplit(_mirrored(self.url)).scheme:
-            raise WeightsError(f"{self.url}: redirected from https to http, and there is no sha256 to check it by")
-        if self.sha256 is None and response.headers.get("Content-Type", "").startswith("text/html"):
-            raise WeightsError(f"{self.url}: the server answers with a web page; is a login or a proxy in the way?")
-        encoding = response.headers.get("Content-Encoding", "identity").strip().lower()
-        if self.sha256 is None and encoding not in ("", "identity"):
-            raise WeightsError(
-                f"{self.url}: the server sends the file compressed ({encoding}), which was not asked for"
-            )
+        if self.sha256 is None:
+            self.check_unpublished(response)
         version = self.describe(response)
         if status == 206 and self.have:
             start, _ = _range(response.headers.get("Content-Range", ""))
@@ -348,6 +338,22 @@ class _Download:
             raise _Again("the server continues another file")
         if status == 206:
             raise WeightsError(f"{self.url}: the server sends a part although the whole was asked for")
+        self.begin(version)
+
+    def check_unpublished(self, response: httpx.Response) -> None:
+        """Refuse what is probably not the file, where no sha256 would find that out."""
+        if response.url.scheme == "http" != urlsplit(_mirrored(self.url)).scheme:
+            raise WeightsError(f"{self.url}: redirected from https to http, and there is no sha256 to check it by")
+        if response.headers.get("Content-Type", "").startswith("text/html"):
+            raise WeightsError(f"{self.url}: the server answers with a web page; is a login or a proxy in the way?")
+        encoding = response.headers.get("Content-Encoding", "identity").strip().lower()
+        if encoding not in ("", "identity"):
+            raise WeightsError(
+                f"{self.url}: the server sends the file compressed ({encoding}), which was not asked for"
+            )
+
+    def begin(self, version: dict[str, Any]) -> None:
+        """Start the part over, with a file of this version, if it is as large as it should be and there is room."""
         self.discard()
         self.continued = False
         if self.size is not None and version["total"] not in (None, self.size):

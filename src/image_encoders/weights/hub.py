@@ -13,7 +13,7 @@ from image_encoders.weights.fetch import TIMEOUT_S, is_offline
 
 HUB_FILES = ("*.json", "*.txt", "*.model")  # configuration and tokenizer
 SAFE_WEIGHTS = "model*.safetensors"
-REACHABLE = "What works without it: clip/demo, which is bundled, and local folders and files (weights=PATH)"
+REACHABLE = "These work without it: clip/demo, which is bundled, and local checkpoints (weights=PATH)"
 
 
 def hub_folder(
@@ -28,45 +28,66 @@ def hub_folder(
     offline: never use the network, as the environment may say as well
     progress: show a bar; default: when stderr is a terminal
 
-    Raises UnknownModel when the hub has no such repository, WeightsError when it can not be had.
+    Raises UnknownModel when the hub has no such repository, WeightsError when it is not available.
+    """
+    why = "the network is switched off"
+    if not is_offline(offline):
+        try:
+            return _complete(_downloaded(repo_id, revision, progress), repo_id)
+        except _Unreachable as error:
+            why = str(error)
+    return _complete(_cached(repo_id, revision, why), repo_id)
+
+
+class _Unreachable(Exception):
+    """The hub could not be reached."""
+
+
+def _downloaded(repo_id: str, revision: str | None, progress: bool | None) -> Path:
+    """The folder, brought up to date; _Unreachable where only the network is in the way."""
+    from huggingface_hub import errors
+
+    shown = sys.stderr.isatty() if progress is None else progress
+    try:
+        return _from_hub(repo_id, revision, {} if shown else {"tqdm_class": _silent_bar()})
+    except errors.GatedRepoError as error:
+        raise WeightsError(
+            f"{repo_id}: its owner grants access one by one; ask at https://huggingface.co/{repo_id}, "
+            "then log in with `hf auth login`"
+        ) from error
+    except errors.RevisionNotFoundError as error:
+        raise UnknownModel(f"{repo_id}: the hub knows it, but not its revision {revision}") from error
+    except errors.RepositoryNotFoundError as error:
+        raise UnknownModel(
+            f"{repo_id}: Hugging Face has no such public repository; see https://huggingface.co/models"
+        ) from error
+    except errors.HFValidationError as error:
+        raise _not_an_id(repo_id) from error
+    except Exception as error:  # of whichever HTTP library this release of the hub's client is built on
+        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+            raise WeightsError(f"{repo_id}: {error}; set HF_HOME to a folder with room that you may write") from error
+        said = f"{type(error).__name__}: {first_line(error)[:120]}"
+        raise _Unreachable(f"Hugging Face cannot be reached ({said})") from error
+
+
+def _cached(repo_id: str, revision: str | None, why: str) -> Path:
+    """The folder as the cache has it.
+
+    why: the hub is not asked
     """
     from huggingface_hub import errors, snapshot_download
 
-    if sys.stderr.isatty() if progress is None else progress:
-        bar: dict[str, Any] = {}
-    else:
-        bar = {"tqdm_class": _silent_bar()}
-    why = "the network is switched off"
+    patterns = [*HUB_FILES, SAFE_WEIGHTS]  # with them the client can tell whether all were fetched
     try:
-        if not is_offline(offline):
-            try:
-                return _complete(_from_hub(repo_id, revision, bar), repo_id)
-            except errors.GatedRepoError as error:
-                raise WeightsError(
-                    f"{repo_id}: its owner grants access one by one; ask at https://huggingface.co/{repo_id}, "
-                    "then log in with `hf auth login`"
-                ) from error
-            except errors.RevisionNotFoundError as error:
-                raise UnknownModel(f"{repo_id}: the hub knows it, but not its revision {revision}") from error
-            except errors.RepositoryNotFoundError as error:
-                raise UnknownModel(
-                    f"{repo_id}: Hugging Face has no such public repository; see https://huggingface.co/models"
-                ) from error
-            except (WeightsError, errors.HFValidationError):
-                raise
-            except Exception as error:  # of whichever HTTP library this release of the hub's client is built on
-                if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
-                    raise WeightsError(
-                        f"{repo_id}: {error}; set HF_HOME to a folder with room that you may write"
-                    ) from error
-                why = f"Hugging Face cannot be reached ({type(error).__name__}: {first_line(error)[:120]})"
-        patterns = [*HUB_FILES, SAFE_WEIGHTS]  # with them the client can tell whether all were fetched
-        folder = snapshot_download(repo_id, revision=revision, allow_patterns=patterns, local_files_only=True)
-        return _complete(Path(folder), repo_id)
+        return Path(snapshot_download(repo_id, revision=revision, allow_patterns=patterns, local_files_only=True))
     except errors.LocalEntryNotFoundError as error:
         raise WeightsError(f"{repo_id} is not completely downloaded, and {why}. {REACHABLE}") from error
     except errors.HFValidationError as error:
-        raise UnknownModel(f"{repo_id}: not a Hugging Face id such as openai/clip-vit-base-patch32") from error
+        raise _not_an_id(repo_id) from error
+
+
+def _not_an_id(repo_id: str) -> UnknownModel:
+    return UnknownModel(f"{repo_id}: not a Hugging Face id such as openai/clip-vit-base-patch32")
 
 
 def _from_hub(repo_id: str, revision: str | None, bar: dict[str, Any]) -> Path:

@@ -35,7 +35,7 @@ MAX_AXIS = 1 << 40
 KEYS_RATIO = (
     16  # keys share beginnings, and together have 2 to 4 times the bytes of their table: beyond this it is a bomb
 )
-MAX_DEPTH = 200  # of the object graph; those of BiT have 8
+MAX_PATHS = 1 << 26  # characters of the shortest paths to all objects; those of BiT R50x1 have 240,000
 STRING = 7
 BFLOAT16 = 14  # numpy has no such type: read as float32, which holds every value
 # DataType in types.proto -> numpy
@@ -159,7 +159,7 @@ def read(folder: str | Path) -> Bundle:
         with _reading(program):
             graph = _program_graph(memoryview(map_file(program)), tensors)
     with _reading(index):
-        _check_depth(graph)
+        _check_paths(graph)
     names = {key: node.names[a] for node in graph for a, key in node.keys.items() if node.names.get(a)}
     return Bundle(tensors, names, graph)
 
@@ -288,15 +288,19 @@ def _axes(shape: memoryview) -> list[memoryview]:
     return protobuf.parts(protobuf.message(shape), 2)
 
 
-def _check_depth(graph: tuple[Node, ...]) -> None:
-    """Raise Malformed for a graph in which some node is far from the root: as many long paths as nodes lead there."""
-    seen, level = {0}, [0] if graph else []
-    for _ in range(MAX_DEPTH):
-        level = list({child for number in level for child in graph[number].children.values()} - seen)
-        seen.update(level)
-        if not level:
-            return
-    raise Malformed(f"an object graph of more than {MAX_DEPTH} levels")
+def _check_paths(graph: tuple[Node, ...]) -> None:
+    """Raise Malformed for a graph whose paths from the root are together far longer than those of any real one."""
+    lengths, total = {0: 0}, 0
+    waiting = deque(lengths if graph else ())
+    while waiting:
+        number = waiting.popleft()
+        for name, child in graph[number].children.items():
+            if child not in lengths:
+                lengths[child] = lengths[number] + len(name) + 1
+                total += lengths[child]
+                waiting.append(child)
+        if total > MAX_PATHS:
+            raise Malformed(f"an object graph whose paths have more than {MAX_PATHS} characters")
 
 
 # ---------------------------------------------------------------- the data files

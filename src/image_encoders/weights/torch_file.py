@@ -9,20 +9,18 @@ Source: the layouts in torch/serialization.py and torch/_utils.py, v2.13 (BSD-3-
 
 from __future__ import annotations
 
-import collections
 import math
 import mmap
 import struct
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeGuard
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from image_encoders.errors import WeightsError
 from image_encoders.weights import plain_pickle
 from image_encoders.weights.files import ALIGNMENT, Malformed, Unsupported, map_file, reason
-from image_encoders.weights.plain_pickle import Name, Record, Refused, Unbuilt, record
+from image_encoders.weights.pickle_file import PLAIN_NAMES, callables, is_size, sizes
+from image_encoders.weights.plain_pickle import Name, Refused
 from image_encoders.weights.zip_records import ZipRecords
 
 if TYPE_CHECKING:
@@ -31,7 +29,6 @@ if TYPE_CHECKING:
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 LEGACY_PROTOCOL = 1001
 BIG_ENDIAN = "tensors in big-endian order; load and save it once with torch"
-MAX_AXES = 64
 EXPANDED_AT_LEAST = 64 << 20  # a file's tensors, which may share storages and repeat elements, may have this many bytes
 EXPANDED_RATIO = 4  # together, or this many times the file's size: beyond that they are a bomb and not weights
 
@@ -86,30 +83,6 @@ def read(path: str | Path) -> Any:
     raise WeightsError(f"{path}: {_what(head)}, not a torch checkpoint")
 
 
-def read_pickle(path: str | Path, classes: Iterable[str]) -> Any:
-    """The plain value in a pickle, or the attributes of the one instance in it.
-
-    classes: the classes whose instances may occur, such as "vocab.Vocabulary"; inside other values they come back
-        as namespaces of their attributes
-
-    Raises WeightsError when the file is missing or damaged, or names anything else.
-    """
-    path = Path(path)
-    pickled = map_file(path)
-    classes = list(classes)
-    names = {**_PLAIN_NAMES, **{name: Name(name, record) for name in classes}}
-    try:
-        value, _ = plain_pickle.load(pickled, names=names)
-    except Refused as error:
-        raise WeightsError(
-            f"{path}: holds a pickled {error}, refused because unpickling it would run code; "
-            f"accepted here: plain values and {', '.join(classes) or 'no class'}"
-        ) from error
-    except Exception as error:  # as in `read`
-        raise WeightsError(f"{path}: a damaged pickle: {reason(error)}; get the file again") from error
-    return vars(value) if type(value) is Record else value
-
-
 def _what(head: bytes) -> str:
     """A guess at what a file is, from its first bytes."""
     start = head.lstrip()[:40].lower()
@@ -156,7 +129,7 @@ class _Storages:
             raise Malformed("a reference to data that is not a storage")
         _, kind, key, _, count = identity[:5]
         dtype = kind.name if type(kind) is Name else ""
-        if dtype not in DTYPES.values() or not isinstance(key, (str, int)) or not _is_size(count):
+        if dtype not in DTYPES.values() or not isinstance(key, (str, int)) or not is_size(count):
             raise Malformed("a storage without a proper type, key and size")
         storage = self._whole(str(key), dtype, count)
         if len(identity) == 6 and identity[5] is not None:
@@ -173,23 +146,13 @@ class _Storages:
 
     def _view(self, storage: _Storage, view: object) -> _Storage:
         """Part of a storage, as releases before 0.4 wrote it: (key, offset, count)."""
-        if type(view) is not tuple or len(view) != 3 or not all(_is_size(n) for n in view[1:]):
+        if type(view) is not tuple or len(view) != 3 or not all(is_size(n) for n in view[1:]):
             raise Malformed("a view of a storage without a proper offset and size")
         _, offset, count = view
         if offset + count > storage.count:
             raise Malformed(f"a view of elements {offset} to {offset + count} of {storage.count}")
         part = None if storage.flat is None else storage.flat[offset : offset + count]
         return _Storage(storage.dtype, count, part, self)
-
-
-def _is_size(value: object) -> TypeGuard[int]:
-    return type(value) is int and 0 <= value < 1 << 62
-
-
-def _sizes(value: object) -> tuple[int, ...]:
-    if not isinstance(value, tuple) or len(value) > MAX_AXES or not all(_is_size(n) for n in value):
-        raise Malformed("a tensor's shape or strides are not a tuple of sizes")
-    return tuple(value)
 
 
 def _tensor(
@@ -210,9 +173,9 @@ def _tensor(
             "a tensor whose values have to be negated or conjugated when they are used; "
             "save tensor.resolve_conj().resolve_neg() instead"
         )
-    if type(storage) is not _Storage or not _is_size(offset):
+    if type(storage) is not _Storage or not is_size(offset):
         raise Malformed("a tensor without a storage or an offset")
-    shape, strides = _sizes(shape), _sizes(strides)
+    shape, strides = sizes(shape), sizes(strides)
     if len(shape) != len(strides):
         raise Malformed(f"a tensor with {len(shape)} axes and {len(strides)} strides")
     flat, available = storage.flat, storage.count
@@ -256,135 +219,31 @@ def _parameter(tensor: object, *_: object) -> object:
 def _size(shape: object = ()) -> Any:
     import torch
 
-    return torch.Size(_sizes(tuple(shape) if isinstance(shape, list) else shape))
+    return torch.Size(sizes(tuple(shape) if isinstance(shape, list) else shape))
 
 
 def _device(kind: object, index: object = None) -> torch.device:
     import torch
 
-    if not isinstance(kind, str) or not (index is None or _is_size(index)):
+    if not isinstance(kind, str) or not (index is None or is_size(index)):
         raise Malformed("a device without a proper name and number")
     return torch.device(kind) if index is None else torch.device(kind, index)
-
-
-def _ordered(items: object = ()) -> collections.OrderedDict:
-    if not isinstance(items, (list, tuple)) or not all(type(i) in (list, tuple) and len(i) == 2 for i in items):
-        raise Malformed("an OrderedDict of something that is not pairs")
-    return collections.OrderedDict((plain_pickle.key(k), v) for k, v in items)
-
-
-def _members(items: object = ()) -> list[Any]:
-    if not isinstance(items, (list, tuple)):
-        raise Malformed("a set of something that is not a list")
-    return [plain_pickle.key(item) for item in items]
-
-
-def _encoded(value: object, encoding: object = "utf-8") -> bytes:
-    if not isinstance(value, str) or encoding not in ("latin1", "latin-1", "utf-8", "ascii"):
-        raise Malformed("bytes that are not encoded text")
-    return value.encode(encoding)
-
-
-def _bytes(value: object = b"", encoding: object = None) -> bytes:
-    if encoding is not None:
-        return _encoded(value, encoding)
-    if not isinstance(value, (bytes, list)):
-        raise Malformed("bytes made of something else")  # bytes(n) would be as large as the pickle likes
-    return bytes(value)
-
-
-def _reconstructed(kind: object, base: object, state: object) -> Record:
-    """An instance as protocols 0 and 1 make it."""
-    if type(kind) is not Name or kind.call is not record:
-        raise Refused(kind.name if type(kind) is Name else "object")
-    return record()
-
-
-def _dtype(code: object, *_: object) -> Unbuilt:
-    """A numpy dtype of plain numbers or fixed-width text."""
-    if not isinstance(code, str) or len(code) > 16:
-        raise Malformed("a numpy dtype without a proper name")
-    dtype = np.dtype(code)
-    if dtype.kind not in "biufcSU" or dtype.itemsize > 1 << 16:
-        raise Refused(f"numpy array of {dtype}")
-
-    def build(state: object) -> np.dtype:
-        if type(state) is not tuple or len(state) < 2 or state[1] not in ("<", ">", "|", "="):
-            raise Malformed("a numpy dtype without a byte order")
-        return dtype.newbyteorder(state[1])
-
-    return Unbuilt(build)
-
-
-def _array(raw: object, dtype: object, shape: object, order: object = "C") -> np.ndarray:
-    if isinstance(raw, str):  # a Python 2 string that happened to be UTF-8
-        raw = raw.encode()
-    if not isinstance(dtype, np.dtype) or not isinstance(raw, (bytes, bytearray)) or order not in ("C", "F"):
-        raise Malformed("a numpy array without bytes and a dtype")
-    return np.frombuffer(bytearray(raw), dtype).reshape(_sizes(shape), order=order)
-
-
-def _empty_array(*_: object) -> Unbuilt:
-    """A numpy array as its own pickle makes it: empty, then filled by its state."""
-
-    def build(state: object) -> np.ndarray:
-        if type(state) is not tuple or len(state) != 5:
-            raise Malformed("a numpy array without version, shape, dtype, order and bytes")
-        _, shape, dtype, fortran, raw = state
-        return _array(raw, dtype, shape, "F" if fortran else "C")
-
-    return Unbuilt(build)
-
-
-def _scalar(dtype: object, raw: object) -> Any:
-    return _array(raw, dtype, ())[()]
-
-
-def _called(name: str, call: Any) -> tuple[str, Name]:
-    return name, Name(name, call)
-
-
-_PLAIN_NAMES: dict[str, Any] = dict(
-    [
-        _called("collections.OrderedDict", _ordered),
-        _called("builtins.set", lambda items=(): set(_members(items))),
-        _called("builtins.frozenset", lambda items=(): frozenset(_members(items))),
-        _called("builtins.bytes", _bytes),
-        _called("builtins.bytearray", lambda *a: bytearray(_bytes(*a))),
-        _called("builtins.object", None),
-        _called("_codecs.encode", _encoded),
-        _called("copyreg._reconstructor", _reconstructed),
-        _called("argparse.Namespace", record),
-        _called("types.SimpleNamespace", record),
-        _called("numpy.ndarray", None),
-        _called("numpy.dtype", _dtype),
-        *(
-            _called(f"{module}.{name}", call)
-            for module in ("numpy.core", "numpy._core")
-            for name, call in {
-                "multiarray._reconstruct": _empty_array,
-                "multiarray.scalar": _scalar,
-                "numeric._frombuffer": _array,
-            }.items()
-        ),
-    ]
-)
 
 
 def _torch_names() -> dict[str, Any]:
     import torch
 
     return {
-        **_PLAIN_NAMES,
-        **dict(
-            [
-                _called("torch._utils._rebuild_tensor", _tensor),
-                _called("torch._utils._rebuild_tensor_v2", _tensor),
-                _called("torch._utils._rebuild_tensor_v3", _tensor_of_bytes),
-                _called("torch._utils._rebuild_parameter", _parameter),
-                _called("torch.Size", _size),
-                _called("torch.device", _device),
-            ]
+        **PLAIN_NAMES,
+        **callables(
+            {
+                "torch._utils._rebuild_tensor": _tensor,
+                "torch._utils._rebuild_tensor_v2": _tensor,
+                "torch._utils._rebuild_tensor_v3": _tensor_of_bytes,
+                "torch._utils._rebuild_parameter": _parameter,
+                "torch.Size": _size,
+                "torch.device": _device,
+            }
         ),
         **{f"torch.{name}": getattr(torch, name) for name in {*DTYPES.values(), *BITS}},
         **{f"{device}.{kind}": Name(dtype, None) for device in DEVICES for kind, dtype in DTYPES.items()},
@@ -455,14 +314,14 @@ def _read_legacy(path: Path, mapped: mmap.mmap) -> Any:
         raise Malformed(BIG_ENDIAN)
 
     # The storages lie after the pickle that refers to them, so it is read twice: for their sizes, then with their data.
-    sizes = _Storages(len(mapped))
-    _, at = plain_pickle.load(mapped, start, names=names, persistent=sizes)
+    declared = _Storages(len(mapped))
+    _, at = plain_pickle.load(mapped, start, names=names, persistent=declared)
     keys, at = plain_pickle.load(mapped, at, names={})
-    if not isinstance(keys, list) or sorted(map(str, keys)) != sorted(sizes.known):
+    if not isinstance(keys, list) or sorted(map(str, keys)) != sorted(declared.known):
         raise Malformed("the list of storages does not match the tensors")
     places: dict[str, int] = {}
     for key in map(str, keys):
-        storage = sizes.known[key]
+        storage = declared.known[key]
         if at + 8 > len(mapped):
             raise Malformed(f"the file ends before storage {key}")
         (count,) = struct.unpack_from("<q", mapped, at)

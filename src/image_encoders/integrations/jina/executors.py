@@ -1,17 +1,13 @@
-"""The Executors: thin over `load`, with the class names and parameters of their documentation (spellings.py)."""
+"""The Executors: thin over `load`, with the class names and parameters of their documentation (legacy_names.py)."""
 
 # No `from __future__ import annotations` here: with it, Jina's start-up hangs for ever.
 import asyncio
 import inspect
-import logging
-import math
-import os
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, Optional, Union
 
@@ -22,12 +18,11 @@ from image_encoders.batching import Batcher
 from image_encoders.encoder import Encoder, cores
 from image_encoders.errors import ImageEncodersError, InputError
 from image_encoders.inputs.urls import UrlFetcher, UrlLimits, read_url
+from image_encoders.integrations.jina.calls import Call, read_batch_size, read_parameters, reason, without_traceback
 from image_encoders.integrations.jina.documents import Document, traversal, traverse
+from image_encoders.legacy_names import CLASSES, SERVING, attributes, translate
 from image_encoders.models import load
-from image_encoders.spellings import ALIASES, CLASSES, SERVING, spell, spelled_both_ways
 from jina import Executor, requests
-
-log = logging.getLogger(__name__)
 
 # Jina's own arguments of an Executor
 RUNTIME = ("metas", "requests", "runtime_args", "workspace", "dynamic_batching")
@@ -38,39 +33,8 @@ ABOUT_FLOATS = {  # what lets a class take floats
     "use_default_preprocessing": "prepared floats with use_default_preprocessing=False",
     "target_dim": "floats in [0, 1] without target_dim",
 }
-PARAMETERS = ("traversal_paths", "batch_size", "strip")  # of a request
 
 Source = Callable[[], Optional[np.ndarray]]  # gives the net's input for a document, None where it has nothing
-
-
-@dataclass
-class _Call:
-    """A request on its way, in a `with` block: what it still waits for when that ends, as its client went, is dropped.
-
-    documents: those that the paths lead to
-    remote, fetched: those at other machines' addresses, and what comes from there
-    embedding: what waits to be embedded just now
-    """
-
-    documents: list[Document]
-    remote: list[Document]
-    fetched: list["Future[bytes]"]
-    batch_size: Optional[int]
-    strip: bool
-    embedding: Sequence["Future[Any]"] = ()
-    left: bool = False
-
-    def __enter__(self) -> "_Call":
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.leave()
-
-    def leave(self) -> None:
-        """Wait for nothing more."""
-        self.left = True
-        for future in (*self.fetched, *self.embedding):
-            future.cancel()  # which does nothing to those that are done
 
 
 class EncoderExecutor(Executor):
@@ -97,12 +61,18 @@ class EncoderExecutor(Executor):
         self.precision, self.engine, self.private_urls = precision, engine, private_urls
         try:
             documented = next(cls.__name__ for cls in type(self).__mro__ if cls.__name__ in CLASSES)
-            self._spelled = spell(documented, parameters)
-            self.__dict__.update(spelled_both_ways(documented, parameters))
-            self._defaults = traversal(self._spelled.traversal_paths), _batch_size(self._spelled.batch_size)
-            _share_cores(self.runtime_args)
-            self._encoder = _load(self._spelled, precision, engine)
-            self._tower = self._encoder.tower(self._spelled.modality)
+            self._legacy = translate(documented, parameters)
+            self.__dict__.update(attributes(documented, parameters))
+            self._defaults = traversal(self._legacy.traversal_paths), read_batch_size(self._legacy.batch_size)
+            self._encoder = load(
+                self._legacy.name,
+                weights=self._legacy.weights,
+                device=self._legacy.device,
+                precision=precision,
+                engine=engine,
+                **self._legacy.options,
+            )
+            self._tower = self._encoder.tower(self._legacy.modality)
         except (ImageEncodersError, TypeError, ValueError, OSError) as error:
             # Jina reports only that the start failed.
             print(f"{type(self).__name__} cannot start: {error}", file=sys.stderr, flush=True)
@@ -136,7 +106,7 @@ class EncoderExecutor(Executor):
                     await asyncio.wait_for(arriving, self._patience)
                 await on_thread(self._finish, call)
         except Exception as error:
-            raise _without_traceback(error) from None
+            raise without_traceback(error) from None
         return docs
 
     def encode(
@@ -157,19 +127,19 @@ class EncoderExecutor(Executor):
         self._batcher.close()
         super().close()
 
-    def _call(self, docs: Sequence[Document], parameters: Optional[dict]) -> _Call:
+    def _call(self, docs: Sequence[Document], parameters: Optional[dict]) -> Call:
         """A request understood, and its addresses being fetched."""
-        paths, batch_size, strip = _read_parameters(parameters, self._defaults)
+        paths, batch_size, strip = read_parameters(parameters, self._defaults)
         documents = list(traverse(docs, paths))
         remote = [doc for doc in documents if self._is_remote(doc)]
-        return _Call(documents, remote, self._fetcher.fetch([str(doc.uri) for doc in remote]), batch_size, strip)
+        return Call(documents, remote, self._fetcher.fetch([str(doc.uri) for doc in remote]), batch_size, strip)
 
-    def _begin(self, call: _Call) -> None:
+    def _begin(self, call: Call) -> None:
         """Embed the documents that bring everything along."""
         remote = set(map(id, call.remote))
         self._embed(call, [(doc, partial(self._input, doc)) for doc in call.documents if id(doc) not in remote])
 
-    def _finish(self, call: _Call) -> None:
+    def _finish(self, call: Call) -> None:
         """Embed what has been fetched."""
         self._embed(call, [(doc, partial(self._fetched, future)) for doc, future in zip(call.remote, call.fetched)])
         if call.strip:
@@ -178,7 +148,7 @@ class EncoderExecutor(Executor):
                 if _is_data(doc.uri):
                     doc.uri = None
 
-    def _embed(self, call: _Call, sources: Sequence[tuple[Document, Source]]) -> None:
+    def _embed(self, call: Call, sources: Sequence[tuple[Document, Source]]) -> None:
         """Embeddings, or reasons why not, for documents whose inputs the sources give."""
         size = call.batch_size or max(len(sources), 1)
         for start in range(0, len(sources), size):
@@ -200,7 +170,7 @@ class EncoderExecutor(Executor):
                 try:
                     doc.embedding = future.result().embedding
                 except InputError as error:
-                    _fail(doc, _reason(error))
+                    _fail(doc, reason(error))
                 else:
                     for tag in ("error", "error_code"):  # of an earlier attempt
                         doc.tags.pop(tag, None)
@@ -212,7 +182,7 @@ class EncoderExecutor(Executor):
             try:
                 return source()
             except Exception as error:
-                return _reason(error)
+                return reason(error)
 
         if len(sources) < 2:
             return [one(source) for source in sources]
@@ -221,7 +191,7 @@ class EncoderExecutor(Executor):
 
     def _is_remote(self, doc: Document) -> bool:
         """Whether what a document has to encode is at another machine's address."""
-        here = self._spelled.modality == "text" or doc.array is not None or doc.buffer or not doc.uri
+        here = self._legacy.modality == "text" or doc.array is not None or doc.buffer or not doc.uri
         return not here and not _is_data(doc.uri)
 
     def _fetched(self, future: Future[bytes]) -> np.ndarray:
@@ -229,13 +199,13 @@ class EncoderExecutor(Executor):
 
     def _input(self, doc: Document) -> Optional[np.ndarray]:
         """What the net takes for a document that is here; None where there is nothing to encode."""
-        if self._spelled.modality == "text":
+        if self._legacy.modality == "text":
             return self._tower.input(doc.text) if doc.text else None
         if doc.array is not None:
             array = np.asarray(doc.array)
             if not array.size:
                 raise InputError(f"an empty array of shape {array.shape}", code="empty")
-            return self._sound(doc, array) if self._spelled.modality == "audio" else self._picture(array)
+            return self._sound(doc, array) if self._legacy.modality == "audio" else self._image(array)
         if doc.buffer:
             return self._tower.input(doc.buffer)
         return self._tower.input(read_url(doc.uri, self._limits)) if doc.uri else None
@@ -246,17 +216,20 @@ class EncoderExecutor(Executor):
             raise InputError("samples without a rate; put it into tags['sample_rate'], in Hz", code="rate")
         return self._tower.input((samples, rate))
 
-    def _picture(self, array: np.ndarray) -> np.ndarray:
-        prepared, axis = self._spelled.prepared, self._spelled.channel_axis
+    def _image(self, array: np.ndarray) -> np.ndarray:
+        prepared, axis = self._legacy.prepared, self._legacy.channel_axis
         if prepared is False and array.dtype.kind == "f" and self._about_floats:
             raise InputError(
                 f"an array of {array.dtype}; uint8 pixels are accepted, and {self._about_floats}", code="dtype"
             )
         if prepared is False or (prepared is None and array.dtype == np.uint8):
             return self._tower.input(array)
+        if array.dtype.kind not in ("biuf" if prepared else "f"):
+            accepted = "numbers are" if prepared else "uint8 pixels and prepared floats are"
+            raise InputError(f"an array of {array.dtype}; {accepted} accepted", code="dtype")
         if array.ndim == 3 and axis is not None:
             array = np.moveaxis(array, axis - 1 if axis > 0 else axis, 0)
-        if prepared and array.dtype.kind in "biu":  # as the originals do: their numbers, unscaled
+        if array.dtype.kind != "f":  # as the originals do: their numbers, unscaled
             array = array.astype(np.float32)
         return self._encoder.prepared_image(array)
 
@@ -362,80 +335,6 @@ class CustomImageTorchEncoder(EncoderExecutor):
     layer_name: whose output is the embedding, pooled over space
     device, default_batch_size, default_traversal_paths; any other parameter goes to the model's class
     """
-
-
-def _share_cores(runtime_args: Any) -> None:
-    """Where a Flow runs several copies of this Executor on this machine, each computes on its part of the cores."""
-    copies = (getattr(runtime_args, "replicas", None) or 1) * (getattr(runtime_args, "shards", None) or 1)
-    if copies > 1 and "OMP_NUM_THREADS" not in os.environ:
-        import torch
-
-        torch.set_num_threads(max(cores() // copies, 1))
-
-
-def _load(spelled: Any, precision: str, engine: str) -> Encoder:
-    return load(
-        spelled.name,
-        weights=spelled.weights,
-        device=spelled.device,
-        precision=precision,
-        engine=engine,
-        **spelled.options,
-    )
-
-
-def _read_parameters(
-    given: Optional[Mapping[str, Any]], defaults: tuple[list[str], Optional[int]]
-) -> tuple[list[str], Optional[int], bool]:
-    """Paths, batch size and whether to strip, from a request's parameters; InputError for what is wrong with them."""
-    (paths, batch_size), strip = defaults, False
-    for name, value in (given or {}).items():
-        meant = ALIASES.get(name, name).removeprefix("default_")
-        if meant == "traversal_paths":
-            paths = paths if value is None else traversal(value)
-        elif meant == "batch_size":
-            batch_size = _batch_size(value)
-        elif meant == "strip":
-            if not isinstance(value, bool):
-                raise InputError(f"strip {value!r}; true and false are accepted", code="option")
-            strip = value
-        elif not isinstance(value, Mapping):  # Jina's way to address one Executor, and results of those before
-            raise InputError(
-                f"unknown parameter {name!r}; accepted: {', '.join(PARAMETERS)}. What is meant for another Executor "
-                f"goes under its name: {{'its_name': {{{name!r}: ...}}}}",
-                code="option",
-            )
-    return paths, batch_size, strip
-
-
-def _batch_size(value: Any) -> Optional[int]:
-    """A whole number of at least 1, which arrives as a float; None: all at once."""
-    if value is None:
-        return None
-    number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    if not number or value != int(value) or value < 1:
-        raise InputError(f"batch_size {value!r}; a whole number from 1 on is accepted, or none for all", code="option")
-    return int(value)
-
-
-def _reason(error: Exception) -> InputError:
-    """What a client may know: our own reasons as they are; others are for the log, as they may name paths."""
-    if isinstance(error, InputError) and error.code not in ("unexpected", "out-of-memory"):
-        return error
-    log.error("a document could not be encoded", exc_info=error)
-    code = error.code if isinstance(error, InputError) else "unexpected"
-    return InputError(f"the model fails for it: {type(error.__cause__ or error).__name__}", code=code)
-
-
-def _without_traceback(error: Exception) -> Exception:
-    """What a client may know of a request that failed: Jina sends the traceback too, with the paths of this machine."""
-    if isinstance(error, ImageEncodersError):
-        said, kind = str(error), type(error).__name__
-    else:
-        log.error("a request failed", exc_info=error)
-        said, kind = f"the request failed: {type(error).__name__}", "RequestError"
-    told = type(kind, (ImageEncodersError,), {"__traceback__": property(lambda _: None)})
-    return told(said)
 
 
 def _is_data(uri: Optional[str]) -> bool:

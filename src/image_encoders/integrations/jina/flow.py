@@ -5,8 +5,9 @@ import os
 import re
 import subprocess
 import sys
+import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from io import StringIO
 from pathlib import Path
@@ -17,13 +18,14 @@ from docarray import DocList
 from jina.jaml import JAML
 
 import jina
+from image_encoders.encoder import cores
 from image_encoders.errors import InputError, UnknownModel
 from image_encoders.integrations.jina import watchdog
 from image_encoders.integrations.jina.documents import Document
-from image_encoders.spellings import CLASSES
+from image_encoders.legacy_names import CLASSES
 
 CONFIGS = Path(__file__).parent / "configs"
-PATIENCE_S = 60  # as long as Jina waits for a process to end; after that it would wait for ever
+PATIENCE_S = 20  # between asking a process to end and killing it
 ELSEWHERE = ("volumes", "gpus", "pull_latest", "force_update", "port_out")  # of containers and of older Jina
 
 _HUB = re.compile(r"jina(?:hub|ai)(?:\+\w+)?://(?P<path>.+)")
@@ -62,16 +64,19 @@ class Flow(jina.Flow):
         return super().post(on, inputs, *args, **kwargs)
 
     def enter_context(self, context: Any) -> Any:
-        """Starts a part of the Flow; its processes are watched from then on."""
+        """Starts a part of the Flow, whose processes are watched from then on."""
         entered = super().enter_context(context)
         if hasattr(os, "pidfd_open"):
-            if self._watchdog is None:
-                self._watchdog = _start_watchdog()
-            self._tell_watchdog(*_processes(context))
+            self._watchdog = self._watchdog or _start_watchdog()
+            assert self._watchdog.stdin is not None
+            with suppress(BrokenPipeError):  # somebody ended it
+                self._watchdog.stdin.write("".join(f"{pod.worker.pid}\n" for pod in _pods(context)))
+                self._watchdog.stdin.flush()
         return entered
 
     def __exit__(self, *exception: Any) -> None:
-        self._tell_watchdog("close")
+        for deployment in reversed(list(self._deployment_nodes.values())):  # the gateway first, as Jina does
+            _end(_pods(deployment))
         try:
             super().__exit__(*exception)
         finally:
@@ -79,12 +84,6 @@ class Flow(jina.Flow):
                 self._watchdog.kill()
                 self._watchdog.communicate()
                 self._watchdog = None
-
-    def _tell_watchdog(self, *words: object) -> None:
-        if self._watchdog is not None and self._watchdog.stdin is not None:
-            with suppress(BrokenPipeError):  # somebody ended it
-                self._watchdog.stdin.write("".join(f"{word}\n" for word in words))
-                self._watchdog.stdin.flush()
 
     @classmethod
     def load_config(cls, source: Union[str, Path, TextIO, dict], **kwargs: Any) -> "Flow":
@@ -107,16 +106,28 @@ def _start_watchdog() -> "subprocess.Popen[str]":
         os.close(parent)
 
 
-def _processes(deployment: Any) -> Iterator[int]:
-    """The processes of an Executor, of each of its copies, or of the gateway."""
-    pods = [
-        getattr(deployment, name, None) for name in ("head_pod", "gateway_pod", "uses_before_pod", "uses_after_pod")
-    ]
+def _pods(deployment: Any) -> list[Any]:
+    """What runs an Executor, each of its copies, or the gateway, in a process that has been started."""
+    names = ("head_pod", "gateway_pod", "uses_before_pod", "uses_after_pod")
+    pods = [getattr(deployment, name, None) for name in names]
     pods += [pod for copies in getattr(deployment, "shards", {}).values() for pod in copies._pods]
+    return [pod for pod in pods if getattr(getattr(pod, "worker", None), "pid", None) is not None]
+
+
+def _end(pods: list[Any]) -> None:
+    """End processes, by force if need be.
+
+    Jina would wait for ever: its gateway turns in circles when it is to end after a request that could not be read.
+    """
     for pod in pods:
-        worker = getattr(pod, "worker", None)
-        if worker is not None and worker.pid is not None:
-            yield worker.pid
+        pod.worker.terminate()
+    deadline = time.monotonic() + PATIENCE_S
+    for pod in pods:
+        pod.worker.join(max(deadline - time.monotonic(), 0))
+        if pod.worker.is_alive():
+            pod.worker.kill()
+            pod.worker.join()
+        pod.is_shutdown.set()
 
 
 def _check_parameters(parameters: Any) -> None:
@@ -156,6 +167,11 @@ def executor_arguments(given: dict[str, Any]) -> dict[str, Any]:
         arguments["uses"] = resolve(arguments["uses"])
     if str(arguments.get("name") or "").replace("-", "_").isidentifier():
         arguments["name"] = arguments["name"].replace("-", "_")  # Jina takes only identifiers today
+    ours = Path(str(arguments.get("uses", ""))).parent == CONFIGS
+    copies = int(arguments.get("replicas") or 1) * int(arguments.get("shards") or 1)
+    if ours and copies > 1 and "OMP_NUM_THREADS" not in os.environ:
+        threads = str(max(cores() // copies, 1))  # for the processes of the copies alone
+        arguments["env"] = {"OMP_NUM_THREADS": threads, **(arguments.get("env") or {})}
     if not str(arguments.get("uses", "")).startswith("docker://"):
         for name in ELSEWHERE:
             if arguments.pop(name, None) is not None:

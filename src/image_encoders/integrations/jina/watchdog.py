@@ -1,9 +1,9 @@
 """Ends processes when the process that started them has ended, however it did. A program of its own, for Linux.
 
-    python watchdog.py PARENT PATIENCE_S    with the number of each process, or "close", as lines on standard input
+    python watchdog.py PARENT PATIENCE_S    with the number of each process as a line on standard input
 
-PARENT is an inherited pidfd of the parent, which stays valid however early that ends. After "close" the parent ends the
-processes itself, and those that are still there after a while are killed.
+PARENT is an inherited pidfd of the parent, which stays valid however early that ends. Processes that do not end when
+they are asked to are killed after a while.
 """
 
 # Nothing of this package is imported, so that it starts at once and stays small.
@@ -25,17 +25,15 @@ def main() -> None:
     while True:
         alone = parent in select.select(sources, [], [])[0]
         part = _read()
-        *words, said = (said + part).split(b"\n")
-        for word in words:
-            if word != b"close":
-                with suppress(ProcessLookupError):
-                    children.append(os.pidfd_open(int(word)))  # that process, whatever gets its number later
-        if alone or b"close" in words:
+        *lines, said = (said + part).split(b"\n")
+        for line in lines:
+            with suppress(ProcessLookupError):
+                children.append(os.pidfd_open(int(line)))  # that process, whatever gets its number later
+        if alone:
             break
         if not part:  # nothing more will be said
             sources = [parent]
-    if alone:
-        _send(signal.SIGTERM, children)
+    _send(signal.SIGTERM, children)
     _wait(children, time.monotonic() + patience)
     _send(signal.SIGKILL, children)
 

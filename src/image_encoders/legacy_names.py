@@ -4,7 +4,7 @@
     load("CustomImageTorchEncoder", model_state_dict_path="model.pth", model_definition_file="model.py",
          model_class_name="CustomModel", layer_name="conv1")
 
-`spell` says what such a call means today. Parameters come in the spellings of the documentation
+`translate` says what such a call means today. Parameters come in the spellings of the documentation
 (`default_batch_size`) and of the code (`batch_size`, `traversal_paths`, `use_preprocessing`, `path`).
 """
 
@@ -17,7 +17,7 @@ from typing import Any
 
 
 @dataclass(frozen=True)
-class Spelled:
+class LegacyModel:
     """What a class name and its parameters mean.
 
     name, weights, device, options: for `load`
@@ -50,21 +50,21 @@ ALIASES = {
 SERVING = {"default_batch_size": 32, "default_traversal_paths": ("r",), "metas": None}
 
 
-def spell(class_name: str, parameters: dict[str, Any]) -> Spelled:
+def translate(class_name: str, parameters: dict[str, Any]) -> LegacyModel:
     """The meaning of `class_name(**parameters)`; TypeError for a parameter that the class does not have."""
-    values, extra = completed(class_name, parameters)
+    values, extra = with_defaults(class_name, parameters)
     build = CLASSES[class_name][1]
-    spelled = build(values, extra) if class_name == "CustomImageTorchEncoder" else build(values)
+    meaning = build(values, extra) if class_name == "CustomImageTorchEncoder" else build(values)
     paths = values["default_traversal_paths"]
-    return Spelled(
-        **spelled,
+    return LegacyModel(
+        **meaning,
         device=values["device"] or "auto",
         batch_size=values["default_batch_size"],
         traversal_paths=("r",) if paths is None else paths,
     )
 
 
-def completed(class_name: str, parameters: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+def with_defaults(class_name: str, parameters: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """All parameters of a class under their documented names, and those that are its model class's own."""
     accepted = {"device": "cpu", **SERVING, **CLASSES[class_name][0]}
     given: dict[str, Any] = {}
@@ -79,9 +79,9 @@ def completed(class_name: str, parameters: dict[str, Any]) -> tuple[dict[str, An
     return {**accepted, **given}, extra
 
 
-def spelled_both_ways(class_name: str, parameters: dict[str, Any]) -> dict[str, Any]:
+def attributes(class_name: str, parameters: dict[str, Any]) -> dict[str, Any]:
     """The value of every parameter under each of its names, for those who read them back."""
-    values, _ = completed(class_name, parameters)
+    values, _ = with_defaults(class_name, parameters)
     values.pop("metas")
     return values | {alias: values[meant] for alias, meant in ALIASES.items() if meant in values}
 

@@ -12,8 +12,8 @@ import pytest
 
 import image_encoders as ie
 from image_encoders.errors import DeviceError, UnknownModel, WeightsError
+from image_encoders.legacy_names import ALIASES, CLASSES, translate
 from image_encoders.models.clip import DEMO
-from image_encoders.spellings import ALIASES, CLASSES, spell
 
 HUB_ID = "openai/clip-vit-base-patch32"
 # what each class's documentation and code say: (parameter, default)
@@ -73,7 +73,7 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def meaning(name: str, **parameters: Any) -> Any:
-    return spell(name, {**NEEDED.get(name, {}), **parameters})
+    return translate(name, {**NEEDED.get(name, {}), **parameters})
 
 
 @pytest.mark.parametrize("name", sorted(CLASSES))
@@ -131,10 +131,10 @@ def test_devices_are_handed_on_as_they_are_spelled(name: str) -> None:
 
 
 def test_big_transfer() -> None:
-    spelled = meaning("BigTransferEncoder", model_name="R101x3", channel_axis=1)
-    assert (spelled.name, spelled.weights, spelled.modality) == ("bit/R101x3", None, "image")
-    assert (spelled.prepared, spelled.channel_axis) == (None, 1)
-    assert spelled.options == {"input_range": "unit", "source": "savedmodel"}
+    found = meaning("BigTransferEncoder", model_name="R101x3", channel_axis=1)
+    assert (found.name, found.weights, found.modality) == ("bit/R101x3", None, "image")
+    assert (found.prepared, found.channel_axis) == (None, 1)
+    assert found.options == {"input_range": "unit", "source": "savedmodel"}
     wanted = meaning("BigTransferEncoder", target_dim=(224, 224, 3))
     assert wanted.prepared is False
     assert wanted.options["input_size"] == 224
@@ -153,20 +153,20 @@ def test_a_path_where_nothing_is_means_that_weights_are_fetched(name: str, tmp_p
 
 
 def test_clip() -> None:
-    spelled = meaning("CLIPImageEncoder", pretrained_model_name_or_path="./mine", base_feature_extractor="other")
-    assert (spelled.name, spelled.modality, spelled.prepared) == ("clip/./mine", "image", False)
-    assert spelled.options == {"preprocessor": "other", "crop": "round"}
-    spelled = meaning("CLIPTextEncoder", base_tokenizer_model="other", max_length=20)
-    assert (spelled.name, spelled.modality) == (f"clip/{HUB_ID}", "text")
-    assert spelled.options == {"tokenizer": "other", "max_length": 20, "truncate": True, "crop": "round"}
+    found = meaning("CLIPImageEncoder", pretrained_model_name_or_path="./mine", base_feature_extractor="other")
+    assert (found.name, found.modality, found.prepared) == ("clip/./mine", "image", False)
+    assert found.options == {"preprocessor": "other", "crop": "round"}
+    found = meaning("CLIPTextEncoder", base_tokenizer_model="other", max_length=20)
+    assert (found.name, found.modality) == (f"clip/{HUB_ID}", "text")
+    assert found.options == {"tokenizer": "other", "max_length": 20, "truncate": True, "crop": "round"}
 
 
 def test_vse() -> None:
     assert meaning("VSEImageEncoder").options == {}
     assert meaning("VSEImageEncoder", pool_strategy="max") == meaning("VSEImageEncoder")
     assert (meaning("VSEImageEncoder").prepared, meaning("VSEImageEncoder").channel_axis) == (None, 1)
-    spelled = meaning("VSETextEncoder", vocab_path="vocab.pkl")
-    assert spelled.options == {"vocabulary": "vocab.pkl", "unknown_words": "accept"}  # <unk>, as in the original
+    found = meaning("VSETextEncoder", vocab_path="vocab.pkl")
+    assert found.options == {"vocabulary": "vocab.pkl", "unknown_words": "accept"}  # <unk>, as in the original
 
 
 def test_audioclip(tmp_path: Path) -> None:
@@ -181,11 +181,11 @@ def test_audioclip(tmp_path: Path) -> None:
 
 
 def test_custom() -> None:
-    spelled = meaning("CustomImageTorchEncoder", layer_name="conv1", hidden=7)
-    assert (spelled.name, spelled.weights) == ("custom", Path("w.pth"))
-    assert spelled.options == {"definition": "m.py", "class_name": "M", "layer": "conv1", "class_args": {"hidden": 7}}
+    found = meaning("CustomImageTorchEncoder", layer_name="conv1", hidden=7)
+    assert (found.name, found.weights) == ("custom", Path("w.pth"))
+    assert found.options == {"definition": "m.py", "class_name": "M", "layer": "conv1", "class_args": {"hidden": 7}}
     with pytest.raises(TypeError, match="model_definition_file, model_class_name"):
-        spell("CustomImageTorchEncoder", {"model_state_dict_path": "w.pth"})
+        translate("CustomImageTorchEncoder", {"model_state_dict_path": "w.pth"})
 
 
 def test_aliases_lead_to_parameters_that_exist() -> None:

@@ -1,8 +1,9 @@
-"""How an image is to be turned is read from its metadata as Pillow reads it, damaged or not."""
+"""What metadata say of an image is read as Pillow reads it, and where they are damaged too."""
 
 from __future__ import annotations
 
 import warnings
+from datetime import datetime
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
-from image_encoders.inputs.orientation import orientation, upright
+from image_encoders.inputs.exif import date_taken, orientation, upright
 
 XMP = b'<rdf:Description tiff:Orientation="3"/>'
 
@@ -21,18 +22,24 @@ def exif(order: str = "<") -> bytes:
     written[0x010F] = "a maker"
     written[0x0112] = 6
     written[0x011A] = 72.0
+    written.get_ifd(0x8769)[0x9003] = "2024:02:29 23:59:58"
     return written.tobytes()
 
 
-def by_pillow(content: bytes) -> object:
+def by_pillow(content: bytes) -> tuple[object, object]:
+    """Orientation and date, None what Pillow does not find."""
     found = Image.Exif()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             found.load(content)
         except Exception:
-            return None
-    return found.get(0x0112)
+            return None, None
+        try:
+            date = found.get_ifd(0x8769).get(0x9003)
+        except Exception:
+            date = None
+    return found.get(0x0112), date
 
 
 @pytest.mark.parametrize("order", ["<", ">"])
@@ -47,18 +54,27 @@ def test_exif_goes_before_xmp_which_is_read_where_exif_states_nothing():
     assert orientation(exif(), XMP) == 6
     assert orientation(b"", XMP) == orientation(b"II*\0\x08\0\0\0\0\0", XMP) == 3
     assert orientation(b"", b"<tiff:Orientation>8</tiff:Orientation>") == 8
-    assert orientation(b"", b"") is None
+    assert orientation(b"", b"") == 1
+
+
+def test_the_date_an_image_was_taken_is_the_cameras():
+    assert date_taken(exif()) == date_taken(exif(">")) == datetime(2024, 2, 29, 23, 59, 58)
+    for wrong in (b"2024:02:30", b"    :  :  ", b"0000:00:00"):
+        assert date_taken(exif().replace(b"2024:02:29", wrong)) is None
+    assert date_taken(b"") is None
 
 
 @settings(max_examples=300, deadline=None)
-@given(st.lists(st.tuples(st.integers(6, 60), st.integers(0, 255)), max_size=4), st.integers(0, 100))
+@given(st.lists(st.tuples(st.integers(6, 100), st.integers(0, 255)), max_size=4), st.integers(0, 160))
 def test_what_pillow_finds_in_damaged_exif_is_found(changes: list[tuple[int, int]], end: int):
     content = bytearray(exif())
     for place, value in changes:
         content[place] = value
-    stated = by_pillow(bytes(content[:end]))
-    found = orientation(bytes(content[:end]))
-    assert found == stated or not isinstance(stated, int)  # damage of other tags ends Pillow's reading
+    content = content[:end]
+    turned, date = by_pillow(bytes(content))  # damage of other tags ends Pillow's reading
+    assert orientation(bytes(content)) == turned or not isinstance(turned, int)
+    found = date_taken(bytes(content))
+    assert found is None or date is None or f"{found:%Y:%m:%d %H:%M:%S}" == str(date).strip("\0 ")
 
 
 @pytest.mark.parametrize("stated", range(10))
