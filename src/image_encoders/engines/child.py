@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
-from typing import Any
+from typing import IO, Any
 
 from image_encoders.errors import first_line
 
@@ -53,7 +53,7 @@ def call_in_child(function: str, *arguments: Any, **environment: str) -> Any:
     assert child.stdout is not None
     assert child.stderr is not None
     remarks: list[bytes] = []
-    listener = threading.Thread(target=lambda stream: remarks.extend(stream), args=(child.stderr,), daemon=True)
+    listener = threading.Thread(target=_listen, args=(child.stderr, remarks), daemon=True)
     listener.start()
     with child.stdout, child.stdin:
         try:
@@ -77,6 +77,11 @@ def call_in_child(function: str, *arguments: Any, **environment: str) -> Any:
     if raised is not None:
         raise raised
     return returned
+
+
+def _listen(stream: IO[bytes], lines: list[bytes]) -> None:
+    with stream:
+        lines.extend(stream)
 
 
 def answer() -> None:
