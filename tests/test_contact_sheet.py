@@ -155,7 +155,7 @@ def test_a_name_that_is_not_utf8_can_be_written(tmp_path):
 
 
 def test_a_page_without_hits_is_a_page(tmp_path):
-    assert "0 pictures from pets" in Reader(sheet([])).words
+    assert "0 images from pets" in Reader(sheet([])).words
 
 
 def test_hits_are_numbered_in_their_order(tmp_path):

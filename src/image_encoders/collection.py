@@ -48,7 +48,7 @@ LOADED = ("weights", "device", "precision", "engine", "calibration")  # of a rec
 EXACT_BELOW = 100_000  # rows: fewer are compared one by one, more through an index
 UNINDEXED = 0.1  # of the rows may be missing in the index (they are found, at the cost of comparing them)
 # The index's lists hold about LIST rows each, in 8-bit numbers. PROBES of them are searched, which is all of them up to
-# half a million rows, and the best REFINED x k rows are compared exactly. Words lie far from the pictures that the
+# half a million rows, and the best REFINED x k rows are compared exactly. Words lie far from the images that the
 # lists were made from, so that few probes would miss much: `benchmarks/bulk.py recall` measures it.
 LIST, PROBES, REFINED = 8192, 64, 10
 SMALL_FRAGMENTS = 256  # files of the database before they are merged

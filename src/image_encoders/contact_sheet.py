@@ -30,7 +30,7 @@ def contact_sheet(hits: Sequence[Hit], *, query: str, model: str, collection: st
     """
     figures = ordered(_figure, enumerate(hits, 1), ahead=16)
     asked = _thumbnail(picture, f"The query: {query}") if picture else ""
-    found = f"{len(hits)} picture{'' if len(hits) == 1 else 's'}"
+    found = f"{len(hits)} image{'' if len(hits) == 1 else 's'}"
     return f"""<!DOCTYPE html>
 <html lang="en">
 <head>
@@ -90,17 +90,17 @@ def _copies(hit: Hit) -> str:
 
 
 def _thumbnail(path: Path, said: str) -> str:
-    """An <img> that holds the picture itself, or a note of why there is none."""
+    """An <img> that holds the image itself, or a note of why there is none."""
     try:
         encoded = base64.b64encode(thumbnail(path)).decode()
     except (InputError, OSError) as error:
-        reason = "This picture can no longer be read" if path.exists() else "This picture is no longer there"
+        reason = "This image can no longer be read" if path.exists() else "This image is no longer there"
         return f'<span class="missing" title="{escape(str(error))}">{reason}</span>'
     return f'<img alt="{escape(said)}" src="data:image/jpeg;base64,{encoded}">'
 
 
 def thumbnail(path: Path) -> bytes:
-    """A small JPEG of a picture file: upright, transparency on white, at most SIDE on its longest side."""
+    """A small JPEG of a image file: upright, transparency on white, at most SIDE on its longest side."""
     from PIL import Image
 
     from image_encoders.inputs.image import read_image

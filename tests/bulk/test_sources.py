@@ -336,6 +336,7 @@ def test_nothing_but_the_run_reads_a_list_that_is_a_pipe(photos: Path) -> None:
     os.write(writing, b"photos/b.jpg\nphotos/a.PNG\n")
     os.close(writing)
     found = find([f"@/dev/fd/{reading}"])
+    assert (found.count(), found.sample(5)) == (None, [])
     assert names(list(found), photos) == ["b.jpg", "a.PNG"]
     os.close(reading)
 

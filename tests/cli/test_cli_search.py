@@ -63,7 +63,7 @@ def test_the_page_of_thumbnails_is_written_and_said_where(command, collection, t
     assert len(ran.json) == 6
     page = (tmp_path / "red.html").read_text()
     assert page.count("data:image/jpeg;base64,") == 6
-    assert "<title>red: 6 pictures</title>" in page
+    assert "<title>red: 6 images</title>" in page
 
 
 def test_colour_is_for_terminals_only(command, collection, monkeypatch):

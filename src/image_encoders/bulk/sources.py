@@ -1,4 +1,4 @@
-"""Where the pictures are: folders, globs, files, lists of files, standard input.
+"""Where the images are: folders, globs, files, lists of files, standard input.
 
     arguments ─paths→ each path once, in order ─stat→ SourceFile
 
@@ -27,7 +27,7 @@ LISTS = frozenset({".txt", ".lst"})
 CHUNK = 1 << 16  # bytes of a list read at a time
 LONGEST = 1 << 20  # bytes of a name in a list; far more than a path may have
 NAMED = 3  # names of what was passed over that are kept
-ACCEPTED = "accepted: a folder, a picture file, a quoted glob, a list of paths (@list.txt), - for standard input"
+ACCEPTED = "accepted: a folder, a image file, a quoted glob, a list of paths (@list.txt), - for standard input"
 
 
 class SourceItem(Protocol):
@@ -87,11 +87,11 @@ def find(arguments: Sequence[str | os.PathLike[str]], *, stdin: Any = None, all_
     """The files that the arguments name, each path once, in an order that depends on names alone.
 
     arguments: each one of
-        a folder: searched recursively, links followed, for picture-like names; hidden names and collections are skipped
+        a folder: searched recursively, links followed, for names of images; hidden names and collections are skipped
         a file: taken whatever its name, unless it ends in .txt or .lst
         a list, "@list" or any file ending in .txt or .lst: one path a line, or separated by null bytes; relative ones
             begin at the current folder, as on the command line; a folder in it is searched
-        a glob such as "photos/**/*.jpg": if it ends in an extension, all that matches is taken, else pictures
+        a glob such as "photos/**/*.jpg": if it ends in an extension, all that matches is taken, else images
         "-": a list on standard input
     stdin: the binary stream that "-" reads; None: sys.stdin's
     all_files: take every file of a folder, whatever its name
@@ -108,7 +108,7 @@ def find(arguments: Sequence[str | os.PathLike[str]], *, stdin: Any = None, all_
 class Sources(Iterator[SourceFile]):
     """What `find` gives: an iterator over files, that also counts.
 
-    ignored: files met in folders that are not pictures by their names, so far
+    ignored: files met in folders that are not images by their names, so far
     passed_over: the names of the first few of them
     """
 
@@ -189,7 +189,7 @@ class Sources(Iterator[SourceFile]):
                 raise InputError(f"{reason}; a text file with one path a line is accepted", item=argument) from error
         if os.path.exists(argument):
             return
-        if (address := address_error(argument, "picture")) is not None:
+        if (address := address_error(argument, "image")) is not None:
             raise address.named(argument)
         if not glob.has_magic(argument):
             raise InputError(f"no such file or folder; {ACCEPTED}", item=argument, code="not-found")
@@ -234,13 +234,13 @@ class Sources(Iterator[SourceFile]):
             path = _absolute(name)
             if os.path.isdir(path):
                 yield from self._below(path)
-            elif (error := address_error(name, "picture")) is not None and not os.path.lexists(path):
+            elif (error := address_error(name, "image")) is not None and not os.path.lexists(path):
                 yield name, error
             else:
                 yield path, None
 
     def _below(self, top: str) -> Iterator[tuple[str, InputError | None]]:
-        """The pictures below a folder: a folder's files by name, then its folders by name."""
+        """The images below a folder: a folder's files by name, then its folders by name."""
         for folder, files, error in _folders(top, self._searched):
             if error is not None:
                 yield folder, error
