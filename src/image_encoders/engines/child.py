@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
-from typing import Any
+from typing import IO, Any
 
 from image_encoders.errors import first_line
 
@@ -38,19 +38,22 @@ def call_in_child(function: str, *arguments: Any, **environment: str) -> Any:
         question = pickle.dumps((function, arguments))
     except (pickle.PicklingError, TypeError, AttributeError) as error:
         raise Unsendable(first_line(error)) from error
-    child = subprocess.Popen(
-        words,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        env={**os.environ, **environment},
-        start_new_session=True,  # the terminal's Ctrl-C is for this process, which then ends that one
-    )
+    try:
+        child = subprocess.Popen(
+            words,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env={**os.environ, **environment},
+            start_new_session=True,  # the terminal's Ctrl-C is for this process, which then ends that one
+        )
+    except OSError as error:
+        raise ChildDied(f"no process can be started: {error.strerror or error}") from error
     assert child.stdin is not None
     assert child.stdout is not None
     assert child.stderr is not None
     remarks: list[bytes] = []
-    listener = threading.Thread(target=lambda stream: remarks.extend(stream), args=(child.stderr,), daemon=True)
+    listener = threading.Thread(target=_listen, args=(child.stderr, remarks), daemon=True)
     listener.start()
     with child.stdout, child.stdin:
         try:
@@ -64,8 +67,7 @@ def call_in_child(function: str, *arguments: Any, **environment: str) -> Any:
         finally:
             child.kill()  # where it has not ended
             child.wait()
-            listener.join()
-            child.stderr.close()
+            listener.join(5)  # a process of the child's own may hold the pipe
     try:
         returned, raised = pickle.loads(reply)
     except (EOFError, pickle.UnpicklingError) as error:
@@ -75,6 +77,11 @@ def call_in_child(function: str, *arguments: Any, **environment: str) -> Any:
     if raised is not None:
         raise raised
     return returned
+
+
+def _listen(stream: IO[bytes], lines: list[bytes]) -> None:
+    with stream:
+        lines.extend(stream)
 
 
 def answer() -> None:
