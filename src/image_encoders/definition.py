@@ -68,7 +68,7 @@ class Definition:
 
     def forget(self) -> None:
         """Take its modules out of `sys.modules`, where dataclasses, type hints and the like look them up."""
-        for name in [self._name, *self._modules]:
+        for name in list(self._modules):
             sys.modules.pop(name, None)
 
     def located(self, error: BaseException) -> str:
@@ -179,17 +179,15 @@ class Definition:
     def _execute(self, spec: ModuleSpec, shown: str) -> ModuleType:
         """The module of a spec, made and run."""
         name, module = spec.name, module_from_spec(spec)
-        loader, file = spec.loader, spec.origin
-        source = b""
+        loader, file = spec.loader, spec.origin or ""
+        source = b""  # a folder without __init__.py has none
         if isinstance(loader, (SourceFileLoader, ExtensionFileLoader)):
-            assert file is not None
             source = loader.get_data(file)
             self.digests[shown] = hashlib.sha256(source).hexdigest()
             self._files[file] = Path(file).name if shown else ""
         self._running.modules[name] = sys.modules[name] = module
         try:
             if isinstance(loader, SourceFileLoader):
-                assert file is not None
                 vars(module)["__builtins__"] = self._builtins
                 # The very bytes that were digested, and none that were compiled earlier.
                 exec(compile(source, file, "exec", dont_inherit=True), vars(module))

@@ -336,7 +336,6 @@ def test_nothing_but_the_run_reads_a_list_that_is_a_pipe(photos: Path) -> None:
     os.write(writing, b"photos/b.jpg\nphotos/a.PNG\n")
     os.close(writing)
     found = find([f"@/dev/fd/{reading}"])
-    assert (found.count(), found.at_least(512), found.sample(5)) == (None, True, [])
     assert names(list(found), photos) == ["b.jpg", "a.PNG"]
     os.close(reading)
 

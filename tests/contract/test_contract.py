@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
@@ -237,6 +239,29 @@ def test_a_missing_tower_is_a_clear_error(encoder: Encoder):
 def test_raw_pixels_are_not_taken_for_prepared_ones(encoder: Encoder):
     with pytest.raises(InputError, match="encode_image takes raw pixels"):
         encoder.embed_image(np.zeros((1, 3, 32, 32), np.uint8))
+
+
+def test_a_tower_says_what_decides_its_inputs(place: Place):
+    encoder, tower = place
+    assert tower.inputs.facts
+    assert json.loads(json.dumps(tower.inputs.facts)) == tower.inputs.facts
+    if tower.modality == "image":
+        assert tower.inputs.summary in repr(encoder)
+
+
+@pytest.mark.parametrize(
+    ("family", "name"), [("bit", "BIT"), ("vsepp", "PREPROCESSING"), ("audioclip", "PREPROCESSING")]
+)
+@pytest.mark.parametrize("change", [{"mean": (0.1, 0.2, 0.3)}, {"filter": "hamming"}])
+def test_a_family_s_preprocessing_is_what_prepares_and_what_names_the_space(
+    family: str, name: str, change: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+):
+    module, before = models.family(family), tiny(family).fingerprint
+    other = replace(getattr(module, name), **change)
+    monkeypatch.setattr(module, name, other)
+    encoder = module.tiny()
+    assert encoder.fingerprint != before
+    assert {**encoder.tower("image").inputs.facts, "size": None} == {**other.facts(), "size": None}
 
 
 def test_two_loads_of_one_net_share_a_fingerprint(encoder: Encoder):

@@ -103,6 +103,7 @@ def test_the_environment_says_whether_a_machine_computes_bfloat16(bfloat16: bool
 def test_bfloat16_is_computed_by_openvino_where_it_can_be(net, monkeypatch, variable, instructions, wish, offered):
     monkeypatch.setenv("IMAGE_ENCODERS_BFLOAT16", variable)
     monkeypatch.setattr(openvino, "multiplies_bfloat16", lambda: instructions)
+    monkeypatch.setattr(select, "has_bfloat16_instructions", lambda: instructions)
     assert select.ways(Runtime(engine=wish), net()) == offered
 
 

@@ -300,7 +300,7 @@ def test_a_preprocessing_shows_every_step(name: str):
     assert "RGB" in shown
     assert ("smaller scale" in shown) == steps.scaled_decoding
     if steps.crop:
-        assert f"central {steps.crop[0]} x {steps.crop[1]} ({steps.corner})" in shown
+        assert f"central {steps.crop[0]} x {steps.crop[1]} (corner: {steps.corner})" in shown
     assert "\n" not in shown
 
 
@@ -316,3 +316,14 @@ def test_an_image_has_the_shape_that_is_promised(name: str):
             assert prepared.flags.c_contiguous
             assert not np.shares_memory(prepared, pixels)
         assert np.array_equal(pixels, before)
+
+
+@pytest.mark.parametrize("page", ["bit", "vsepp", "audioclip", "clip"])
+def test_the_page_of_a_family_shows_its_preprocessing(page: str):
+    steps = {
+        "bit": bit.BIT,
+        "vsepp": vsepp.PREPROCESSING,
+        "audioclip": audioclip.PREPROCESSING,
+        "clip": replace(audioclip.PREPROCESSING, corner="floor", resizer=PILLOW),  # of OpenAI's checkpoints
+    }
+    assert f" {steps[page]}\n" in (Path(__file__).parents[2] / "docs" / f"{page}.md").read_text()

@@ -25,11 +25,11 @@ import numpy as np
 import image_encoders as ie
 from dataclasses import replace
 from pathlib import Path
-from image_encoders.bulk import run as runs
+from image_encoders.bulk import commit, run as runs
 from image_encoders.bulk.sources import find
 from image_encoders.collection import ITEMS, Collection
 
-runs.COMMIT_S = 0
+commit.COMMIT_S = 0
 encoder = ie.load("clip/demo", device="cpu")
 tower = encoder.tower("image")
 if first == "killed":

@@ -376,7 +376,7 @@ def test_the_prefix_of_the_default_data_set_may_be_left_out(tmp_path):
 def test_published_files_are_where_google_put_them(monkeypatch, tmp_path):
     asked = []
 
-    def fetch(url, *, offline, progress):
+    def fetch(url, *, max_bytes, offline, progress):
         asked.append((url, offline))
         return tmp_path / url.partition("//")[2]
 

@@ -275,7 +275,9 @@ def test_the_demo_is_bundled(monkeypatch: pytest.MonkeyPatch):
         ("clip/./nowhere", WeightsError, "nowhere: no such folder"),
         ("clip//nowhere/at/all", WeightsError, "/nowhere/at/all: no such folder"),
         ("clip", UnknownModel, "hub id, a folder or demo"),
-        ("clip/no such id", UnknownModel, "clip/demo is bundled"),
+        ("clip/no such id", UnknownModel, "a Hugging Face id with its owner"),
+        ("clip/demoo", UnknownModel, "did you mean clip/demo?"),
+        ("clip/no such/id", UnknownModel, "clip/demo is bundled"),
         ("clip/nobody/nothing", WeightsError, "clip/demo"),
     ],
 )
@@ -432,7 +434,7 @@ def test_a_net_without_two_towers_is_refused(tmp_path: Path):
 def test_preprocessing_that_does_not_fit_the_net_is_refused(clip_folder: Path):
     path = clip_folder / "preprocessor_config.json"
     write_json(path, {**json.loads(path.read_text()), "crop_size": {"height": 160, "width": 160}})
-    with pytest.raises(WeightsError, match="gives pictures of 160 x 160, its net takes 224 x 224"):
+    with pytest.raises(WeightsError, match="gives images of 160 x 160, its net takes 224 x 224"):
         load(clip_folder)
 
 

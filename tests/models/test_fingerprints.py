@@ -192,9 +192,7 @@ def test_images_of_any_shape_for_a_net_of_one_shape_are_refused_when_it_is_loade
     steps: dict, plain: Path, tmp_path: Path
 ):
     folder = edited(plain, tmp_path / "other", "preprocessor_config.json", lambda content: content.update(steps))
-    with pytest.raises(
-        ie.WeightsError, match=r"gives pictures of any shape .*, its net takes 32 x 32; .*do_center_crop"
-    ):
+    with pytest.raises(ie.WeightsError, match=r"gives images of any shape .*, its net takes 32 x 32; .*do_center_crop"):
         load(folder)
     assert load(folder, preprocessor=plain).encode_image([PIXELS]).shape == (1, 20)
 

@@ -451,7 +451,7 @@ def published(run, tmp_path, monkeypatch):
                 entry.size = len(content)
                 tar.addfile(entry, io.BytesIO(content))
 
-    def fetch(url, *, offline=None, progress=None):
+    def fetch(url, *, max_bytes, offline=None, progress=None):
         fetched.append(url)
         return folder / url.rpartition("/")[2]
 

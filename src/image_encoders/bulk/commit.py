@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable
 
 import numpy as np
@@ -22,7 +23,7 @@ SETTLE = 64  # commits between looks at whether the database's files should be m
 class Committer:
     """Writes outcomes to a collection on a thread of its own, while the next batch is embedded.
 
-    encoded, reused, unchanged, failed: what was written so far, as a Report counts it
+    counts: what was written so far: "encoded", "reused", "unchanged", "failed", as a Report has them
     """
 
     def __init__(
@@ -30,7 +31,7 @@ class Committer:
     ):
         """again: encodes items whose bytes seemed to be known, and whose row was replaced meanwhile."""
         self.collection, self.plan, self.again = collection, plan, again
-        self.encoded = self.reused = self.unchanged = self.failed = 0
+        self.counts: Counter[str] = Counter()
         self._most = max(1, min(COMMIT_ROWS, COMMIT_BYTES // (4 * collection.dim)))
         self._pending: list[Outcome] = []
         self._error: BaseException | None = None
@@ -106,7 +107,7 @@ class Committer:
             self.collection.remove(broken)
         self.collection.append(rows, new=not any(row.id in self.plan.rows for row in rows))
         self.collection.record(failures)
-        self.failed += len(failures)
+        self.counts["failed"] += len(failures)
         for row in rows:
             self.plan.stored(row.id, row.state)
         for failure in failures:
@@ -114,11 +115,12 @@ class Committer:
 
     def _resolved(self, outcomes: list[Outcome]) -> tuple[list[Row], list[Failure]]:
         """Rows and failures; what has the bytes of others gets their embedding."""
-        new = {one.sha256: one for one in outcomes if isinstance(one, Encoded) and one.embedding is not None}
+        new = _by_content(outcomes)
         copies = [one for one in outcomes if isinstance(one, Encoded) and one.sha256 not in new]
         stored = self.collection.stored(one.sha256 for one in copies)
         lost = [one.item for one in copies if one.sha256 not in stored]
         redone = {one.item.id: one for some in (self.again(lost) if lost else ()) for one in some}
+        new.update(_by_content(redone.values()))
         rows, failures = [], []
         for one in outcomes:
             one = redone.get(one.item.id, one)
@@ -126,14 +128,15 @@ class Committer:
                 failures.append(_failure(one))
                 continue
             known = stored.get(one.sha256)
-            if one.embedding is None and known is not None and one.item.id in known.ids:
-                self.unchanged += 1
-            elif one.embedding is None:
-                self.reused += 1
-            else:
-                self.encoded += 1
+            there = known is not None and one.item.id in known.ids
+            self.counts["encoded" if one.embedding is not None else "unchanged" if there else "reused"] += 1
             rows.append(_row(one, one if one.embedding is not None else known or new[one.sha256]))
         return rows, failures
+
+
+def _by_content(outcomes: Iterable[Outcome]) -> dict[str, Encoded]:
+    """New embeddings by the digest of their bytes."""
+    return {one.sha256: one for one in outcomes if isinstance(one, Encoded) and one.embedding is not None}
 
 
 def _row(one: Encoded, known: Encoded | Stored) -> Row:

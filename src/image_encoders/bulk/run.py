@@ -178,13 +178,13 @@ class _Run:
 
     def _close(self, tuner: BatchSizeTuner) -> Report:
         """What the run did, told also to the collection."""
-        plan, committer = self.plan, self.committer
+        plan, written = self.plan, self.committer.counts
         report = Report(
             total=plan.total,
-            encoded=committer.encoded,
-            reused=committer.reused,
-            unchanged=plan.unchanged + committer.unchanged,
-            failed=plan.failed + committer.failed,
+            encoded=written["encoded"],
+            reused=written["reused"],
+            unchanged=plan.unchanged + written["unchanged"],
+            failed=plan.failed + written["failed"],
             ignored=getattr(self.sources, "ignored", 0),
             pruned=self.pruned,
             seconds=time.monotonic() - self.since,

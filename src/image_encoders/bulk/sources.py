@@ -12,7 +12,6 @@ import glob
 import hashlib
 import os
 import random
-import stat
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from typing import Any, Protocol
 
 from image_encoders.collection import ITEMS, MARK, Locator, id_of
 from image_encoders.errors import InputError
-from image_encoders.inputs.files import address_error
+from image_encoders.inputs.files import address_error, check_regular, file_error
 from image_encoders.inputs.formats import SUFFIXES
 from image_encoders.inputs.image import ImageLimits, read_bytes
 
@@ -374,13 +373,10 @@ def _source_file(path: str, error: InputError | None) -> SourceFile:
     try:
         found = os.stat(path)
         state = f"{found.st_size} {found.st_mtime_ns}"
-        if error is None and not stat.S_ISREG(found.st_mode):
-            kind = "a folder" if stat.S_ISDIR(found.st_mode) else "a pipe or a device"
-            error = InputError(f"{kind}; an image file is accepted", code="not-a-file")
-    except FileNotFoundError:
-        what = "a symbolic link to a file that does not exist" if os.path.islink(path) else "no such file"
-        error = error or InputError(what, code="not-found")
+        if error is None:
+            check_regular(found, "image")
+    except InputError as problem:
+        error = problem
     except (OSError, ValueError) as problem:
-        reason = getattr(problem, "strerror", None) or str(problem)
-        error = error or InputError(f"cannot be read: {reason}", code="unreadable")
+        error = error or file_error(path, problem)
     return SourceFile(id_of(path), path, state, error)

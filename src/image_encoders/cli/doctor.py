@@ -100,6 +100,7 @@ def _fields(encoder: Encoder, measured: Stages) -> dict[str, Any]:
         "device": encoder.device,
         "engine": encoder.engine,
         "precision": encoder.precision,
+        "preprocessing": dict(encoder.tower("image").inputs.facts),
         "choice": None if encoder.choice is None else asdict(encoder.choice),
         **asdict(measured),
         "limit": measured.limit,
@@ -140,6 +141,8 @@ def _show_machine(machine: dict[str, Any]) -> None:
 def _show_model(encoder: Encoder, measured: Stages) -> None:
     how = f"{encoder.precision} by {encoder.engine} on {encoder.device}"
     print(f"\n{encoder.name}: {how}, {counted(measured.images, 'image')}")
+    if summary := encoder.tower("image").inputs.summary:
+        print(f"preprocessing: {summary}")
     if encoder.choice is not None:
         _show_choice(encoder.choice)
     _show_stages(measured)

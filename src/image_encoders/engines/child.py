@@ -11,6 +11,8 @@ import sys
 import threading
 from typing import Any
 
+from image_encoders.errors import first_line
+
 START = "import sys; sys.path[:] = {path!r}; from image_encoders.engines.child import answer; answer()"
 
 
@@ -18,26 +20,38 @@ class ChildDied(Exception):
     """The process ended without an answer; the message says how."""
 
 
+class Unsendable(Exception):
+    """An argument cannot be sent to another process."""
+
+
 def call_in_child(function: str, *arguments: Any, **environment: str) -> Any:
     """What a function returns in a process of its own; raises what it raises, and ChildDied where the process dies.
 
     function: "package.module:name"
-    arguments: values that can be pickled
+    arguments: values that can be pickled; else Unsendable is raised
     environment: variables of the process beside those of this one
 
     The process ends with this one, and at once when this call is interrupted. Ctrl-C does not reach it otherwise.
     """
     words = [sys.executable, "-c", START.format(path=sys.path)]
-    question = pickle.dumps((function, arguments))
+    try:
+        question = pickle.dumps((function, arguments))
+    except (pickle.PicklingError, TypeError, AttributeError) as error:
+        raise Unsendable(first_line(error)) from error
     child = subprocess.Popen(
         words,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         env={**os.environ, **environment},
         start_new_session=True,  # the terminal's Ctrl-C is for this process, which then ends that one
     )
     assert child.stdin is not None
     assert child.stdout is not None
+    assert child.stderr is not None
+    remarks: list[bytes] = []
+    listener = threading.Thread(target=lambda stream: remarks.extend(stream), args=(child.stderr,), daemon=True)
+    listener.start()
     with child.stdout, child.stdin:
         try:
             try:
@@ -48,14 +62,16 @@ def call_in_child(function: str, *arguments: Any, **environment: str) -> Any:
             reply = child.stdout.read()
             status = child.wait()
         finally:
-            if child.poll() is None:
-                child.kill()
-                child.wait()
+            child.kill()  # where it has not ended
+            child.wait()
+            listener.join()
+            child.stderr.close()
     try:
         returned, raised = pickle.loads(reply)
     except (EOFError, pickle.UnpicklingError) as error:
         how = signal.Signals(-status).name if status < 0 else f"exit status {status}"
-        raise ChildDied(f"the process that converts it ended with {how}") from error
+        last = b"".join(remarks[-1:]).decode(errors="replace").strip()
+        raise ChildDied(f"the process that converts it ended with {how}{last and f' ({last})'}") from error
     if raised is not None:
         raise raised
     return returned

@@ -4,7 +4,7 @@
                    about.json         the sha256 of both, what the copy is of, and what was measured of it
 
 A copy is made by following one pass of the torch net, and is compared with it before it is used. Where a copy is there,
-torch is never imported. One that does not have the sha256 it was written with is made again.
+no engine imports torch. One that does not have the sha256 it was written with is made again.
 """
 
 from __future__ import annotations
@@ -79,6 +79,11 @@ def folder_of(net: Net, calibration: str = "") -> Path:
     shape = [side if side is None else int(side) for side in net.shape]
     identity = json.dumps([FORMAT, net.key, shape, _sources(), *versions])
     return cache_folder() / "openvino" / hashlib.sha256(identity.encode()).hexdigest()[:32]
+
+
+def has_copy(net: Net) -> bool:
+    """Whether the cache holds a copy of the net, damaged perhaps."""
+    return net.traceable and (folder_of(net) / ABOUT).is_file()
 
 
 @cache

@@ -91,6 +91,12 @@ def wished_bfloat16() -> bool | None:
     return wish == "1" if wish else None
 
 
+def has_bfloat16_instructions() -> bool:
+    """Whether the system says that the processor multiplies bfloat16."""
+    flags = " ".join(system_lines("/proc/cpuinfo")).split()
+    return not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(flags)
+
+
 def system_lines(path: str) -> list[str]:
     """The lines of a file that the system makes; none where it does not."""
     try:

@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from image_encoders.cache import NotCached, atomic_write, cache_folder, only_cached, require_cached
-from image_encoders.engines.child import ChildDied
+from image_encoders.engines.child import ChildDied, Unsendable
 from image_encoders.engines.embedder import Choice, Closeness, Embedder, LazyEmbedder, Net
-from image_encoders.engines.machine import device_model, find_device, wished_bfloat16
+from image_encoders.engines.machine import device_model, find_device, has_bfloat16_instructions, wished_bfloat16
 from image_encoders.engines.precision import CLOSEST, PATIENCE_S, closeness, embed_probes, example_inputs
 from image_encoders.engines.process import forked
 from image_encoders.errors import DeviceError, InputError, first_line
@@ -41,7 +41,7 @@ class Runtime:
     device: "cpu", "cuda" or "cuda:1"
     calibration: images for int8: sources, or the digest of earlier ones
     convert_apart: modality -> the engine that was selected there; selects an embedder in another process, so that what
-        this one needs is in the cache. Raises ChildDied. None: what has to be made is made here.
+        this one needs is in the cache. Raises ChildDied, Unsendable. None: what has to be made is made here.
     """
 
     device: str = "cpu"
@@ -88,6 +88,11 @@ def select_embedder(runtime: Runtime, net: Net) -> Embedder:
 
     Raises DeviceError where that is not available.
     """
+    if _fastest(runtime, net) == "openvino":
+        from image_encoders.engines.copies import has_copy
+
+        if not has_copy(net):  # before anything of OpenVINO runs in this process
+            require_cached(f"the converted copy of {net.name}")
     offered = ways(runtime, net)
     if len(offered) == 1:
         embedder = _build_or_torch(runtime, net, offered[0])
@@ -144,18 +149,28 @@ def ways(runtime: Runtime, net: Net) -> list[Way]:
         engine = "torch" if asked == "auto" else asked
         low = ("bfloat16", "float16", "float32") if precision == "auto" else (precision,)
         return [(engine, one) for one in low]
-    fastest = asked if asked != "auto" else "openvino" if net.traceable else "torch"
+    fastest = _fastest(runtime, net)
     if precision == "float32":
         return [(fastest, "float32")]
-    from image_encoders.engines.openvino import has_bfloat16
+    if fastest == "openvino":
+        from image_encoders.engines.openvino import has_bfloat16
 
-    instructions = has_bfloat16()
+        instructions = has_bfloat16()
+    else:
+        instructions = wished_bfloat16() is not False and has_bfloat16_instructions()
     for_bfloat16 = fastest if instructions or asked != "auto" else "torch"
     if precision == "bfloat16":
         return [(for_bfloat16, "bfloat16")]
     if instructions or (wished_bfloat16() and asked != "openvino"):
         return [(for_bfloat16, "bfloat16"), (fastest, "float32")]
     return [(fastest, "float32")]
+
+
+def _fastest(runtime: Runtime, net: Net) -> str:
+    """The engine that was asked for, or the one that is fastest as a rule."""
+    if runtime.engine != "auto":
+        return runtime.engine
+    return "openvino" if runtime.device == "cpu" and net.traceable else "torch"
 
 
 def with_conversions(make: Callable[[Runtime], Made], runtime: Runtime, modality: str) -> Made:
@@ -176,8 +191,10 @@ def with_conversions(make: Callable[[Runtime], Made], runtime: Runtime, modality
     except ChildDied as error:
         if runtime.engine != "auto" or runtime.precision == "int8":
             raise DeviceError(f"OpenVINO cannot run this model here: {error}; use engine='torch'") from error
-        logger.warning("torch runs the model instead of OpenVINO: %s", error)
+        logger.warning("torch runs the model instead of OpenVINO: %s; engine='torch' spares the attempt", error)
         engine = "torch"
+    except Unsendable:  # open files to calibrate on, for example
+        return make(runtime)
     if engine == "torch" and runtime.engine == "auto":
         runtime = replace(runtime, engine="torch")
     return make(runtime)

@@ -1,6 +1,6 @@
 """Bicubic resizing without a low-pass filter, as torch resizes float tensors when `antialias` is off.
 
-A large picture is sampled at few places only, so nothing else of it is touched.
+A large image is sampled at few places only, so nothing else of it is touched.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ A = np.float32(-0.75)  # of the cubic convolution kernel; Pillow has -0.5
 def resize_and_crop(
     pixels: np.ndarray, size: tuple[int, int], crop: tuple[int, int], top: int, left: int
 ) -> np.ndarray:
-    """A part of a picture that was resized.
+    """A part of a image that was resized.
 
     pixels: (H, W, 3) uint8
-    size: (height, width) of the resized picture
+    size: (height, width) of the resized image
     crop: (height, width) of the part, whose first pixel is at row `top` and column `left`
     returns: (*crop, 3) float32, full scale 1; beyond [0, 1] where the cubic overshoots
 
@@ -31,13 +31,13 @@ def resize_and_crop(
     lines = pixels[used].reshape(len(used), pixels.shape[1] * 3)
     values = (columns[:, :, None] * 3 + np.arange(3)).reshape(4, width * 3)  # of a line: 3 for each column
     value_weights = np.repeat(column_weights, 3, axis=1)
-    strip = np.take(lines, values[0], axis=1) * value_weights[0]  # (R, 3 W) float32, R rows of the picture are used
+    strip = np.take(lines, values[0], axis=1) * value_weights[0]  # (R, 3 W) float32, R rows of the image are used
     for tap in range(1, 4):
         strip += np.take(lines, values[tap], axis=1) * value_weights[tap]
-    picture = strip[rows[0]] * row_weights[0, :, None]  # (H, 3 W)
+    image = strip[rows[0]] * row_weights[0, :, None]  # (H, 3 W)
     for tap in range(1, 4):
-        picture += strip[rows[tap]] * row_weights[tap, :, None]
-    return picture.reshape(height, width, 3) / np.float32(255)
+        image += strip[rows[tap]] * row_weights[tap, :, None]
+    return image.reshape(height, width, 3) / np.float32(255)
 
 
 def _taps(side: int, resized: int, first: int, count: int) -> tuple[np.ndarray, np.ndarray]:

@@ -47,9 +47,7 @@ def read_file(path: str, what: str, max_bytes: int, hint: str = "", accepted: st
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
         try:
             found = os.fstat(descriptor)
-            if not stat.S_ISREG(found.st_mode):
-                kind = "a folder" if stat.S_ISDIR(found.st_mode) else "a pipe or a device"
-                raise InputError(f"{kind}; only {what} files are accepted", code="not-a-file")
+            check_regular(found, what)
             check_bytes(found.st_size, max_bytes, hint)
             with open(descriptor, "rb", closefd=False) as file:
                 content = file.read()
@@ -60,14 +58,25 @@ def read_file(path: str, what: str, max_bytes: int, hint: str = "", accepted: st
             return content
         finally:
             os.close(descriptor)
-    except FileNotFoundError as error:
-        found_instead = "a symbolic link to a file that does not exist" if os.path.islink(path) else "no such file"
-        raise InputError(found_instead + accepted, code="not-found") from error
-    except NotADirectoryError as error:
-        raise InputError("no such file: a part of the path is not a folder", code="not-found") from error
     except (OSError, ValueError) as error:  # ValueError: a path with a null byte
-        reason = getattr(error, "strerror", None) or str(error)
-        raise InputError(f"cannot be read: {reason}", code="unreadable") from error
+        raise file_error(path, error, accepted) from error
+
+
+def check_regular(found: os.stat_result, what: str) -> None:
+    """Raise InputError ("not-a-file") for what is no regular file."""
+    if not stat.S_ISREG(found.st_mode):
+        kind = "a folder" if stat.S_ISDIR(found.st_mode) else "a pipe or a device"
+        raise InputError(f"{kind}; only {what} files are accepted", code="not-a-file")
+
+
+def file_error(path: str, error: OSError | ValueError, accepted: str = "") -> InputError:
+    """Why a path cannot be opened or looked at: "not-found" or "unreadable"."""
+    if isinstance(error, FileNotFoundError):
+        found = "a symbolic link to a file that does not exist" if os.path.islink(path) else "no such file"
+        return InputError(found + accepted, code="not-found")
+    if isinstance(error, NotADirectoryError):
+        return InputError("no such file: a part of the path is not a folder", code="not-found")
+    return InputError(f"cannot be read: {getattr(error, 'strerror', None) or error}", code="unreadable")
 
 
 def read_stream(file: Any, what: str, max_bytes: int, hint: str = "") -> bytes:

@@ -23,7 +23,7 @@ BILINEAR, BICUBIC, LANCZOS = "bilinear", "bicubic", "lanczos"
 # What resizes:
 PILLOW = "pillow"  # exact: most originals use it
 TORCH = "torch"  # its antialiased uint8 kernel: within two levels of Pillow, three to seven times as fast
-SAMPLED = "sampled"  # torch's float kernel without a low-pass filter, neither rounded nor clamped (inputs/bicubic.py)
+SAMPLED = "sampling"  # torch's float kernel without a low-pass filter, neither rounded nor clamped (inputs/bicubic.py)
 TORCH_FILTERS = (BILINEAR, BICUBIC)  # those that its antialiased kernel has
 MAX_RESIZED = 2**26  # pixels: an image so thin that its long side passes this is an error, not a memory bomb
 # A length that is no whole number, such as a long side, or half of the pixels that a crop leaves out -> a whole one.
@@ -71,7 +71,7 @@ class ShortSide:
         return self.side, rounded(self.side * width / height)
 
     def __str__(self) -> str:
-        return f"short side to {self.side} ({self.rounding})"
+        return f"short side to {self.side} (long side: {self.rounding})"
 
 
 @dataclass(frozen=True)
@@ -226,7 +226,7 @@ class Preprocessing:
         if self.size is not None:
             steps.append(f"{self.size}, {self.filter} by {self.resizer}")
         if self.crop is not None:
-            steps.append(f"central {self.crop[0]} x {self.crop[1]} ({self.corner})")
+            steps.append(f"central {self.crop[0]} x {self.crop[1]} (corner: {self.corner})")
         mean, std = (" ".join(f"{number:.4g}" for number in numbers) for numbers in (self.mean, self.std))
         return ", ".join([*steps, f"{self.colours} / 255, mean {mean}, std {std}"])
 

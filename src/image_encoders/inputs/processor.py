@@ -1,4 +1,4 @@
-"""A Hugging Face checkpoint's preprocessing of pictures: read from its JSON, equal to its image processor's pixels.
+"""A Hugging Face checkpoint's preprocessing of images: read from its JSON, equal to its image processor's pixels.
 
     preprocessor_config.json ─read_processor→ Preprocessing
 
@@ -96,7 +96,7 @@ def _stated(folder: Path) -> tuple[Path, dict[str, Any]]:
             raise WeightsError(f"{path}: a JSON object was expected")
         return path, found
     raise WeightsError(
-        f"{folder}: no preprocessor_config.json, so nobody knows how to prepare pictures for this net; "
+        f"{folder}: no preprocessor_config.json, so nobody knows how to prepare images for this net; "
         "copy it from the checkpoint's source"
     )
 
@@ -116,7 +116,7 @@ def _preprocessing(wanted: Mapping[str, Any], *, flexible: bool) -> Preprocessin
             raise ValueError(f"crop_size is {wanted['crop_size']!r}; a height and a width are accepted")
         crop = kept.height, kept.width
     if flexible and not wanted["do_resize"]:
-        raise ValueError("do_resize is off, but pictures have to be cut into whole patches")
+        raise ValueError("do_resize is off, but images have to be cut into whole patches")
     filter = wanted["resample"]
     if filter not in range(6):
         raise ValueError(f"resample is {filter!r}; 0 to 5 are accepted")

@@ -30,6 +30,7 @@ from image_encoders.encoder import Encoder, InputSpec, Tower, fingerprint
 from image_encoders.errors import InputError, UnknownModel, WeightsError
 from image_encoders.inputs.preprocessing import TORCH
 from image_encoders.legacy_names import CLASSES, translate
+from image_encoders.progress import bar
 
 if TYPE_CHECKING:
     from torch import nn
@@ -46,7 +47,7 @@ class Variant:
 
     name: after the family's, such as "R50x1"; "" where the family has just one
     towers: the modalities
-    dim: length of a row; None where the checkpoint decides
+    dim: length of an embedding; None where the checkpoint decides
     weights: what `weights=` takes, or where the weights come from
     licence: of the weights, as their authors state it
     """
@@ -165,8 +166,8 @@ def load(
         or an original executor's class name with its own parameters (legacy_names.py)
     weights: path to an original checkpoint, file or folder; None: the family's own source, fetched once and cached
     device: "auto" | "cpu" | "cuda" | "cuda:1"; also TensorFlow's "/CPU:0", "/GPU:0", a `torch.device`, or a number
-    precision: "float32" gives the original's rows; "bfloat16" | "float16" (CUDA) | "int8" (CPU, with `calibration`) are
-        asked for as they are; "auto": the fastest that keeps the rows on this machine, judged at the first load
+    precision: "float32" gives the original's embeddings; "bfloat16" | "float16" (CUDA) | "int8" (CPU, with
+        `calibration`) are taken as asked; "auto": the fastest that stays close here, judged at the first load
     engine: "auto" | "torch" | "torch-compile" | "openvino" (CPU). "auto" with precision="auto" is OpenVINO on the CPU,
         which converts a model once and keeps the copy in the cache, and torch elsewhere
     calibration: for int8: a folder of pictures like those to be encoded, or a list of them
@@ -225,7 +226,8 @@ def _convert_apart(name: str, wishes: dict[str, Any], modality: str) -> str:
     """Have another process load the encoder, so that what its tower needs is in the cache; the engine that runs it."""
     from image_encoders.engines import call_in_child
 
-    engine: str = call_in_child(f"{__name__}:_engine_of", name, wishes, modality, IMAGE_ENCODERS_CONVERT_APART="0")
+    with bar(f"converting {name} for OpenVINO, once"):
+        engine: str = call_in_child(f"{__name__}:_engine_of", name, wishes, modality, IMAGE_ENCODERS_CONVERT_APART="0")
     return engine
 
 
@@ -245,7 +247,7 @@ def _reduced(encoder: Encoder) -> tuple[Any, ...]:
 
 
 def _reloaded(recipe: dict[str, Any], precision: str, fingerprint: str) -> Encoder:
-    """The encoder of a recipe; WeightsError where its rows cannot be compared with those of the pickled one.
+    """The encoder of a recipe; WeightsError where its embeddings cannot be compared with those of the pickled one.
 
     precision: what was chosen there, should another one be chosen here
     """

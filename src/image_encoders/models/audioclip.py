@@ -1,14 +1,14 @@
-"""AudioCLIP: pictures, texts and sounds in one space; CLIP's RN50 with an audio net trained beside it.
+"""AudioCLIP: images, texts and sounds in one space; CLIP's RN50 with an audio net trained beside it.
 
     load("audioclip/full")                                            # fetched: weights and vocabulary
     load("audioclip/full", weights="AudioCLIP-Full-Training.pt", vocabulary="bpe_simple_vocab_16e6.txt.gz")
 
-`full` trained all three nets; `partial` trained the audio net only, so its pictures and texts are those of CLIP's RN50.
+`full` trained all three nets; `partial` trained the audio net only, so its images and texts are those of CLIP's RN50.
 
 Source: Guzhov et al., "AudioCLIP: Extending CLIP to Image, Text and Audio", https://arxiv.org/abs/2106.13043;
     code https://github.com/AndreyGuzhov/AudioCLIP @ 45327aa (MIT), weights in its release v0.1; vocabulary and cleaning
     of texts: https://github.com/openai/CLIP (MIT)
-Inputs: pictures: short side to 224 px, bicubic on the float picture without a low-pass filter and without clamping, the
+Inputs: images: short side to 224 px, bicubic on the float image without a low-pass filter and without clamping, the
     central 224 x 224, CLIP's mean and deviation; or prepared floats (3, 224, 224).
     texts: 77 byte-pair tokens, start and end included; a longer one is an error, or cut with `truncate`.
     sounds: samples in [-1, 1] at any rate, resampled to 44,100 Hz and multiplied by 32,768, as in the training.
@@ -16,8 +16,8 @@ Output: 1024 numbers, not of unit length: compare by cosine.
 Differs: batch norm in the audio net uses the running statistics of the training (`batch_norm="running"`), as the
         author's evaluation does. His demonstration, and Jina's last executor, use the batch's own statistics, and
         Jina's maintainers found retrieval better so; `batch_norm="item"` does that with each sound's own statistics,
-        what Jina's executor gives a sound by itself. Neither lets a sound's row depend on its neighbours.
-    Jina's executors did not multiply samples by 32,768; `amplitude="unit"` gives their rows.
+        what Jina's executor gives a sound by itself. Neither lets a sound's embedding depend on its neighbours.
+    Jina's executors did not multiply samples by 32,768; `amplitude="unit"` gives their embeddings.
     Several channels are mixed to one, as for the training data; `channels="sum"` adds up their features, which is what
         the original net does with such an input.
     Sounds are resampled with the SoX resampler; the original's librosa 0.7 had another low-pass filter (kaiser_best).
@@ -168,9 +168,9 @@ def tiny(runtime: Runtime = PLAIN) -> Encoder:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         nets = _nets(layers=(1, 1, 1, 1), width=8, groups=2, ids=len(pairs), text_width=32, text_layers=2, dim=32)
-        pictures = torch.randn(8, 3, 7, 7).repeat_interleave(32, 2).repeat_interleave(32, 3)
+        images = torch.randn(8, 3, 7, 7).repeat_interleave(32, 2).repeat_interleave(32, 3)
         sounds = torch.randn(8, 20_000) * torch.logspace(0, 4, 8)[:, None]
-        _spread(nets["image"], pictures, "attnpool.c_proj")
+        _spread(nets["image"], images, "attnpool.c_proj")
         _spread(nets["audio"], sounds, "fc")
     identity = {"family": "audioclip", "weights": weights_digest(nets.state_dict())}
     inputs = PREPROCESSING.inputs(), _texts(pairs.sha256, lambda: pairs), Sounds().inputs()
@@ -178,7 +178,7 @@ def tiny(runtime: Runtime = PLAIN) -> Encoder:
 
 
 def _spread(net: nn.Module, inputs: torch.Tensor, last: str) -> None:
-    """Statistics and a bias that make an untrained net's rows differ; as they come, they are nearly the same."""
+    """Statistics and a bias that make an untrained net's embeddings differ; as they come, they are nearly the same."""
     import torch
 
     for module in net.modules():

@@ -7,11 +7,11 @@
 Source: Kolesnikov et al., "Big Transfer (BiT): General Visual Representation Learning", https://arxiv.org/abs/1912.11370;
     code https://github.com/google-research/big_transfer (Apache-2.0), bit_pytorch/models.py and
     bit_tf2/models.py; weights under https://storage.googleapis.com/bit_models
-Inputs: RGB pictures, resized to 480 x 480 (128 x 128 where the area is below 96 * 96), the shape not kept, bilinear,
+Inputs: RGB images, resized to 480 x 480 (128 x 128 where the area is below 96 * 96), the shape not kept, bilinear,
     as bit_pytorch's evaluation does; or prepared floats (3, H, W) of any H and W, in the range that `input_range` says.
 Output: 2048 times the width, means of non-negative maps, not of unit length.
 Differs: the kernels are standardised once at load, in float32 as the original does in every forward pass;
-    SavedModels are given pictures by the same rule as the npz (the original leaves resizing to the caller), and the
+    SavedModels are given images by the same rule as the npz (the original leaves resizing to the caller), and the
     doubling that some have inside is done here. Otherwise none known: tests/golden/test_bit_golden.py.
 """
 
@@ -42,7 +42,7 @@ MAX_BYTES = 8 << 30  # of a published file; the largest, R152x4, has 3.8 GB
 DATASETS = {"Imagenet21k": "BiT-M", "Imagenet1k": "BiT-S"}
 RANGES = ("unit", "symmetric")
 HALF = (0.5, 0.5, 0.5)  # mean and deviation, which make [0, 1] [-1, 1]
-BIT = Preprocessing(  # bit_pytorch's evaluation; bit_hyperrule.py: small pictures at 128
+BIT = Preprocessing(  # bit_pytorch's evaluation; bit_hyperrule.py: small images at 128
     BothSides(480, 480, small_area=96 * 96, small_side=128), BILINEAR, None, HALF, HALF, takes_floats=True
 )
 JINA = Preprocessing(  # what Jina's encoder meant
@@ -112,13 +112,13 @@ def load(
 
     weights: `.npz`, SavedModel folder, or a converted `.safetensors`; None: the published file, fetched once
     input_size: side of the net's input [px]; default: the rule of `preprocessing`
-    input_range: what floats given to `embed_image`, or float pictures given to `encode_image`, are: "unit" [0, 1] or
+    input_range: what floats given to `embed_image`, or float images given to `encode_image`, are: "unit" [0, 1] or
         "symmetric" [-1, 1]. Default: as the checkpoint's own program takes them, "unit" for SavedModels and "symmetric"
-        for npz. Rows of uint8 pictures and of files do not depend on it.
-    preprocessing: "bit", both sides resized to `input_size`, bilinear; by default to 480, or to 128 where the picture's
-        area is below 96 * 96. "fast": the same, but large JPEG files are decoded at a smaller scale, and pictures are
-        resized by torch: other rows, in a space of their own. "jina", what Jina's encoder meant: short side to 256,
-        Lanczos, the central square of `input_size`, by default 224, black where the picture ends.
+        for npz. Embeddings of uint8 images and of files do not depend on it.
+    preprocessing: "bit", both sides resized to `input_size`, bilinear; by default to 480, or to 128 where the image's
+        area is below 96 * 96. "fast": the same, but large JPEG files are decoded at a smaller scale, and images are
+        resized by torch: other embeddings, in a space of their own. "jina", what Jina's encoder meant: short side to
+        256, Lanczos, the central square of `input_size`, by default 224, black where the image ends.
     source: which published files to fetch, "npz" or "savedmodel"
 
     Raises UnknownModel; WeightsError; InputError for an option's value.

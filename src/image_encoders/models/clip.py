@@ -1,4 +1,4 @@
-"""CLIP, SigLIP and their kin: pictures and texts in one space, from any two-tower checkpoint of Hugging Face.
+"""CLIP, SigLIP and their kin: images and texts in one space, from any two-tower checkpoint of Hugging Face.
 
     load("clip/openai/clip-vit-base-patch32")   # a hub id, fetched once
     load("clip/./my-checkpoint")                # a folder; also "clip//home/me/my-checkpoint", or weights=FOLDER
@@ -8,7 +8,7 @@ Source: Radford et al., "Learning Transferable Visual Models From Natural Langua
     https://arxiv.org/abs/2103.00020; code https://github.com/openai/CLIP (MIT). Zhai et al., "Sigmoid Loss for Language
     Image Pre-Training", 2023, https://arxiv.org/abs/2303.15343; Tschannen et al., "SigLIP 2", 2025,
     https://arxiv.org/abs/2502.14786. Nets and tokenizers are those of transformers (Apache-2.0).
-Inputs: RGB pictures, prepared as the checkpoint's preprocessor_config.json says; texts, cut up by its tokenizer and
+Inputs: RGB images, prepared as the checkpoint's preprocessor_config.json says; texts, cut up by its tokenizer and
     padded to its context (CLIP 77 tokens, SigLIP 64).
 Output: `dim` numbers (512 for ViT-B/32), projected, not of unit length, as get_image_features and get_text_features.
 Differs: files are turned upright (EXIF). A text longer than the context is an error unless `truncate=True`.
@@ -84,13 +84,13 @@ def load(
     revision: of a hub id: branch, tag or commit
     truncate: cut a text that is longer than the context, as transformers does; else it is an InputError
     max_length: of a text in tokens, where that is less than the context
-    preprocessor: folder or hub id whose preprocessing of pictures is used instead of the checkpoint's
+    preprocessor: folder or hub id whose preprocessing of images is used instead of the checkpoint's
     crop: where half of the spare pixels is no whole number, the crop's corner is rounded down ("floor", as transformers
         does) or half to even ("round", as OpenAI's code does)
     tokenizer: folder or hub id whose tokenizer is used instead of the checkpoint's
     offline: use only what is already in the cache; None: as the environment says
     preprocessing: "exact", as the checkpoint says; or "fast": large JPEG files are decoded at a smaller scale, and
-        pictures are resized by torch. Other rows, in a space of their own.
+        images are resized by torch. Other embeddings, in a space of their own.
 
     Raises UnknownModel; InputError for an option's value; WeightsError for a checkpoint that is damaged, incomplete, or
     asks for unknown preprocessing; MissingExtra for a tokenizer that needs sentencepiece, as the first SigLIP's does.
@@ -108,7 +108,7 @@ def load(
             code="option",
         )
     folder = _folder(variant, weights, revision, offline)
-    pictures = folder if preprocessor is None else _part(preprocessor, offline)
+    images = folder if preprocessor is None else _part(preprocessor, offline)
     texts = folder if tokenizer is None else _part(tokenizer, offline)
     files = hugging_face.files(folder)
 
@@ -124,7 +124,7 @@ def load(
     ):
         facts = Facts(**cached_facts(files, hugging_face.about("clip", "net"), find_facts))
         said = cached_facts(hugging_face.files(texts), hugging_face.about("clip", "tokenizer"), find_tokenizer_facts)
-        steps = replace(read_processor(pictures, facts.model_type), corner=crop)
+        steps = replace(read_processor(images, facts.model_type), corner=crop)
         _agree(facts, steps, folder)
         tokens = TokenizerFacts(**said)
         whole = _context(facts, tokens, folder)
@@ -181,7 +181,7 @@ class Facts:
 
     weights: the digest of its tensors
     config: the digest of its whole config, activations and all, but for keys known to be idle
-    image_size: side of the pictures it takes [px]; None where any goes
+    image_size: side of the images it takes [px]; None where any goes
     patch_size: side of a patch [px]; None where it has none
     positions: how many tokens it takes; None where it does not say
     vocabulary: how many tokens it knows
@@ -224,7 +224,7 @@ def _encoder(
 ) -> Encoder:
     from image_encoders.inputs.text import read_text
 
-    def pictures() -> nn.Module:
+    def images() -> nn.Module:
         from image_encoders.nets.clip import FlexibleImageTower, ImageTower
         from image_encoders.nets.normalized import Normalized
 
@@ -242,7 +242,7 @@ def _encoder(
         {"family": "clip", "weights": facts.weights, "config": facts.config},
         [
             # the grid of patches is decided in Python, which no copy can follow
-            Part(steps.inputs(), pictures, traceable=not isinstance(steps.size, Patches)),
+            Part(steps.inputs(), images, traceable=not isinstance(steps.size, Patches)),
             Part(InputSpec("text", read_text, ids, (ids.context,), ids.facts()), words),
         ],
         runtime,
@@ -280,7 +280,7 @@ def _part(where: str | Path, offline: bool | None) -> Path:
 
 
 def _agree(facts: Facts, steps: Preprocessing, folder: Path) -> None:
-    """WeightsError unless the net takes pictures of the size they are prepared to."""
+    """WeightsError unless the net takes images of the size they are prepared to."""
     side = facts.image_size
     if isinstance(steps.size, Patches):
         if steps.size.patch != facts.patch_size:
@@ -291,7 +291,7 @@ def _agree(facts: Facts, steps: Preprocessing, folder: Path) -> None:
         height, width = steps.shape[1:]
         found = f"{height} x {width}" if height and width else f"any shape ({steps})"
         raise WeightsError(
-            f"{folder}: its preprocessing gives pictures of {found}, its net takes {side} x {side}; correct "
+            f"{folder}: its preprocessing gives images of {found}, its net takes {side} x {side}; correct "
             "preprocessor_config.json (do_resize, size, do_center_crop, crop_size), or give preprocessor=, the folder "
             "or hub id of a checkpoint whose preprocessing fits"
         )

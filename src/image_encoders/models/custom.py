@@ -401,11 +401,13 @@ def _check_steady(
 
     from image_encoders.nets.custom import why_unsteady
 
-    failure: Exception | None = None
+    failure: BaseException | None = None
     for pair in _probe_pairs(inputs, shape, definition):
         try:
             reason = why_unsteady(net, torch.from_numpy(pair), twin)
-        except Exception as error:  # the net is not ours, and takes what it takes
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # the net is not ours, and takes what it takes
             failure = failure or error
             continue
         if reason:

@@ -1,4 +1,4 @@
-"""VSE++: pictures and captions in one space, by VGG19 or ResNet-152 and a GRU.
+"""VSE++: images and captions in one space, by VGG19 or ResNet-152 and a GRU.
 
     load("vsepp/f30k-vgg19")                                             # fetched
     load("vsepp", weights="runs/f30k_vse++_vggfull/model_best.pth.tar")  # any checkpoint; finds vocab/f30k_vocab.pkl
@@ -6,14 +6,14 @@
 Source: Faghri, Fleet, Kiros, Fidler, "VSE++: Improving Visual-Semantic Embeddings with Hard Negatives", BMVC 2018,
     https://arxiv.org/abs/1707.05612; code https://github.com/fartashf/vsepp (Apache-2.0), model.py, data.py, vocab.py;
     weights at http://www.cs.toronto.edu/~faghri/vsepp, sizes, digests and licence not stated.
-Inputs: RGB pictures, the short side resized to 256 (bilinear), the central 224 x 224, ImageNet's mean and deviation;
+Inputs: RGB images, the short side resized to 256 (bilinear), the central 224 x 224, ImageNet's mean and deviation;
     or, where the checkpoint was trained on precomputed features, those. English captions.
-Output: `embed_size` numbers (1024), of unit length; pictures not where the checkpoint's options say `no_imgnorm`.
-    Without signs where they say `use_abs`. The option `measure` says how the authors compare rows: "cosine", or
+Output: `embed_size` numbers (1024), of unit length; images not where the checkpoint's options say `no_imgnorm`.
+    Without signs where they say `use_abs`. The option `measure` says how the authors compare embeddings: "cosine", or
     "order" (see docs/vsepp.md); it is part of the fingerprint.
 Differs: files are turned upright and put on white where transparent; a caption with no known word is an error unless
     `unknown_words="accept"`; NLTK's sentence model is replaced by its list of abbreviations (inputs/words.py). As in
-    the original, a row whose length is zero becomes NaN. Numbers: none known, tests/golden/test_vsepp_golden.py.
+    the original, an embedding whose length is zero becomes NaN. Numbers: none known, tests/golden/test_vsepp_golden.py.
 """
 
 from __future__ import annotations
@@ -44,17 +44,18 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-SIDE = 224  # of the pictures that the nets were trained on [px]
+SIDE = 224  # of the images that the nets were trained on [px]
 PREPROCESSING = Preprocessing(  # torchvision's Resize(256), CenterCrop(224) and Normalize
     ShortSide(256), BILINEAR, (SIDE, SIDE), mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), corner="round"
 )
-SMALLEST = 32  # side of a prepared picture [px]: both CNNs halve it five times
+SMALLEST = 32  # side of a prepared image [px]: both CNNs halve it five times
 MAX_CHARACTERS = 10_000  # of a caption; bounds the time it takes
 
 START, END, UNKNOWN = "<start>", "<end>", "<unk>"
 VOCABULARY_CLASSES = ("vocab.Vocabulary",)
 
 PUBLISHED = "http://www.cs.toronto.edu/~faghri/vsepp"  # no digests are stated: pinned on first use
+MAX_BYTES = {"runs.tar": 32 << 30, "vocab.tar": 1 << 30}  # of the published archives
 CHECKPOINT = "model_best.pth.tar"
 FEATURES = {"vgg19": 4096, "resnet152": 2048}
 
@@ -101,8 +102,8 @@ def load(
     vocabulary: the vocabulary's pickle. Default: `<data name>_vocab.pkl`, such as f30k_vocab.pkl, beside the checkpoint
         or in a folder `vocab` there, one or two levels up. Without one there is no text tower.
     unknown_words: "refuse" a caption none of whose words the vocabulary has; or "accept" it, as the original does
-    preprocessing: "exact", the original's; or "fast": large JPEG files are decoded at a smaller scale, and pictures are
-        resized by torch. Other rows, in a space of their own.
+    preprocessing: "exact", the original's; or "fast": large JPEG files are decoded at a smaller scale, and images are
+        resized by torch. Other embeddings, in a space of their own.
 
     Raises UnknownModel; WeightsError; InputError for an option's value.
     """
@@ -149,7 +150,8 @@ def fetch(variant: str, *, offline: bool | None = None, progress: bool | None = 
     home = cache_folder() / PUBLISHED.partition("://")[2]
     for archive, member in members:
         if not (home / member).is_file():
-            local = fetch_file(f"{PUBLISHED}/{archive}", offline=offline, progress=progress)
+            url, most = f"{PUBLISHED}/{archive}", MAX_BYTES[archive]
+            local = fetch_file(url, max_bytes=most, offline=offline, progress=progress)
             _extract(local, member, home / member)
     return [home / member for _, member in members]
 
@@ -187,7 +189,7 @@ def tiny(runtime: Runtime = PLAIN) -> Encoder:
         torch.nn.init.normal_(text.embed.weight)
         for layer in image.modules():
             if isinstance(layer, (torch.nn.Conv2d, torch.nn.Linear)):
-                torch.nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")  # so that pictures differ at the end
+                torch.nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")  # so that images differ at the end
     nets = torch.nn.ModuleDict({"image": image, "text": text}).eval()
     facts = Facts(Path("tiny"), weights_digest(_tensors(nets)), options, len(words.ids), None)
     return _encoder("vsepp/tiny", facts, lambda: nets, PREPROCESSING, _captions(words, accept_unknown=True), runtime)
@@ -206,7 +208,7 @@ def _encoder(
 ) -> Encoder:
     options = facts.options
 
-    def pictures() -> nn.Module:
+    def images() -> nn.Module:
         from image_encoders.nets.normalized import Normalized
 
         return Normalized(nets()["image"], steps.mean, steps.std)
@@ -216,7 +218,7 @@ def _encoder(
         features = InputSpec("image", read, _as_it_is, (options.img_dim,))
         parts = [Part(features, lambda: nets()["image"])]
     else:
-        parts = [Part(steps.inputs((3, None, None), SMALLEST), pictures)]
+        parts = [Part(steps.inputs((3, None, None), SMALLEST), images)]
     if captions is not None:
         parts.append(Part(captions, lambda: nets()["text"]))
     identity = {"family": "vsepp", "weights": facts.weights, "options": asdict(options)}
@@ -224,7 +226,7 @@ def _encoder(
 
 
 def _tensors(nets: nn.ModuleDict) -> dict[str, Any]:
-    """All that decides rows, by name: the same from every generation of checkpoint."""
+    """All that decides embeddings, by name: the same from every generation of checkpoint."""
     from image_encoders.weights.assign import COUNTER
 
     return {name: tensor for name, tensor in nets.state_dict().items() if not name.endswith(COUNTER)}
@@ -232,7 +234,7 @@ def _tensors(nets: nn.ModuleDict) -> dict[str, Any]:
 
 def _read_features(source: Any, length: int) -> np.ndarray:
     """Precomputed features (length,) float32."""
-    wanted = f"this model takes {length} precomputed features a picture, as an array of floats"
+    wanted = f"this model takes {length} precomputed features a image, as an array of floats"
     if isinstance(source, (str, bytes, os.PathLike)):
         raise InputError(f"a path or bytes; {wanted}", code="type")
     try:
@@ -476,7 +478,7 @@ def _agree(variant: str, checkpoint: Facts) -> None:
     found = checkpoint.options.backbone
     if variant and variant.split("-")[1] != found:
         raise WeightsError(
-            f"{checkpoint.path}: vsepp/{variant} was asked for, but its pictures go through {found}; "
+            f"{checkpoint.path}: vsepp/{variant} was asked for, but its images go through {found}; "
             "load it as plain 'vsepp'"
         )
 

@@ -219,7 +219,7 @@ def _moved(tensor: Tensor) -> Tensor:
 def why_unsteady(tapped: Tapped, images: Tensor, twin: Tapped | None = None) -> str | None:
     """Why the embedding of an image is not a function of the image; None where it is, as far as three passes show.
 
-    One is embedded beside another one of stronger contrast, alone, and once more.
+    One, halved, is embedded beside another one of stronger contrast, alone, and once more.
 
     images: (2, ...), two different inputs
     twin: the same class made again, with the same checkpoint; None where all that a net holds is in its checkpoint
@@ -227,7 +227,8 @@ def why_unsteady(tapped: Tapped, images: Tensor, twin: Tapped | None = None) -> 
     Raises whatever the net raises for these inputs.
     """
     with torch.inference_mode():
-        one, two = images[1:], torch.cat([2 * images[:1], images[1:]])
+        one = images[1:] / 2
+        two = torch.cat([images[:1], one])
         try:  # copies, as nets may keep something of what they see, which then would be of these images
             first = tapped.copied()
             beside = first(two)[1:]

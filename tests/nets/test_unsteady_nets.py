@@ -36,9 +36,15 @@ class Signs(nn.Module):
 
 small = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64, "image_size": 64}
 ORDINARY = {
-    "resnet": lambda: Pooled(transformers.ResNetModel(transformers.ResNetConfig(hidden_sizes=[16, 16, 32, 32]))),
-    "convnext": lambda: Pooled(transformers.ConvNextModel(transformers.ConvNextConfig(hidden_sizes=[8, 16, 16, 32]))),
-    "swin": lambda: Pooled(transformers.SwinModel(transformers.SwinConfig(embed_dim=24, image_size=64, window_size=2))),
+    "resnet": lambda: Pooled(
+        transformers.ResNetModel(transformers.ResNetConfig(hidden_sizes=[16, 16, 32, 32], depths=[1, 2, 1, 1]))
+    ),
+    "convnext": lambda: Pooled(
+        transformers.ConvNextModel(transformers.ConvNextConfig(hidden_sizes=[8, 16, 16, 32], depths=[1, 1, 2, 1]))
+    ),
+    "swin": lambda: Pooled(
+        transformers.SwinModel(transformers.SwinConfig(embed_dim=24, depths=[1, 2, 1, 1], image_size=64, window_size=2))
+    ),
     "vit": lambda: Pooled(transformers.ViTModel(transformers.ViTConfig(**small))),
     "dinov2": lambda: Pooled(transformers.Dinov2Model(transformers.Dinov2Config(**small))),
     "thirty layers": lambda: plain(30, nn.ReLU),
