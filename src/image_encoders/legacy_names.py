@@ -127,7 +127,7 @@ def _vse(given: dict[str, Any]) -> dict[str, Any]:
 
 
 def _vse_image(given: dict[str, Any]) -> dict[str, Any]:
-    # pool_strategy reduces maps of four dimensions; the embeddings of this net have two, so every strategy means the same.
+    # pool_strategy reduces maps of four dimensions; this net's embeddings have two, so every strategy means the same.
     return {**_vse(given), "modality": "image", "prepared": None, "channel_axis": given["channel_axis"]}
 
 
