@@ -1,8 +1,10 @@
 """Inputs of many callers, through a net in batches.
 
-batcher = Batcher(tower.rows, max_waiting=1024)
-(future,) = batcher.submit([tower.input("photos/a.jpg")])
-future.result().embedding      # or, in a coroutine: await asyncio.wrap_future(future)
+    batcher = Batcher(tower.rows, max_waiting=1024)
+    (future,) = batcher.submit([tower.input("photos/a.jpg")])
+    future.result().embedding
+
+In a coroutine: `await asyncio.wrap_future(future)`, which cancels the future where the coroutine is cancelled.
 """
 
 from __future__ import annotations

@@ -22,8 +22,8 @@ class LegacyModel:
 
     name, weights, device, options: for `load`
     modality: what the class encodes
-    prepared: whether pictures come preprocessed: always, never, or (None) floats do and uint8 arrays do not
-    channel_axis: of a picture's array with its batch axis; None: found by its length
+    prepared: whether images come preprocessed: always, never, or (None) floats do and uint8 arrays do not
+    channel_axis: of an image's array with its batch axis; None: found by its length
     batch_size: how many go through the net together; None: all that came
     traversal_paths: which documents of a tree
     """
@@ -127,7 +127,7 @@ def _vse(given: dict[str, Any]) -> dict[str, Any]:
 
 
 def _vse_image(given: dict[str, Any]) -> dict[str, Any]:
-    # pool_strategy reduces maps of four dimensions; the rows of this net have two, so every strategy means the same.
+    # pool_strategy reduces maps of four dimensions; this net's embeddings have two, so every strategy means the same.
     return {**_vse(given), "modality": "image", "prepared": None, "channel_axis": given["channel_axis"]}
 
 

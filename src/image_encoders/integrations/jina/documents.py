@@ -29,7 +29,7 @@ class Document(BaseDoc):
     """A document: pixels, samples, encoded bytes, an address or a text; documents below it; and its embedding.
 
     blob, tensor: an array, such as (H, W, 3) uint8; two names of the same thing, `tensor` is looked at first
-    buffer: the bytes of a picture or sound file
+    buffer: the bytes of an image or sound file
     uri: a data:, http: or https: address of one
     tags: anything; after encoding, `error` and `error_code` where the document could not be encoded
 

@@ -257,11 +257,11 @@ def _constructor(name: str) -> Callable[..., None]:
 
 
 class BigTransferEncoder(EncoderExecutor):
-    """Pictures by BiT.
+    """Images by BiT.
 
     model_path: folder of a SavedModel, or an .npz; where nothing is there, `model_name` is fetched
     model_name: "R50x1", "R101x1", "R50x3", "R101x3", "R152x4"; with "Imagenet1k/" before it, the smaller training set
-    target_dim: (H, W, 3): pictures are resized and cropped to it; without it floats in [0, 1] go to the net in
+    target_dim: (H, W, 3): images are resized and cropped to it; without it floats in [0, 1] go to the net in
         their own size, and uint8 pixels are preprocessed as by `load("bit/...")`
     channel_axis: of the arrays, counted with the batch's; None: wherever three are
     device, default_batch_size, default_traversal_paths
@@ -269,7 +269,7 @@ class BigTransferEncoder(EncoderExecutor):
 
 
 class CLIPImageEncoder(EncoderExecutor):
-    """Pictures by CLIP.
+    """Images by CLIP.
 
     pretrained_model_name_or_path: hub id or folder
     base_feature_extractor: hub id or folder whose preprocessing is used instead
@@ -287,11 +287,11 @@ class CLIPTextEncoder(EncoderExecutor):
 
 
 class VSEImageEncoder(EncoderExecutor):
-    """Pictures by VSE++: floats are ready for the net, uint8 pixels and files are preprocessed.
+    """Images by VSE++: floats are ready for the net, uint8 pixels and files are preprocessed.
 
     model_path (path): checkpoint, or the folder it is in
     channel_axis: of the arrays, counted with the batch's: 1 is (3, H, W)
-    pool_strategy: has no effect, as rows have no space left to pool
+    pool_strategy: has no effect, as embeddings have no space left to pool
     device, default_batch_size, default_traversal_paths
     """
 
@@ -304,7 +304,7 @@ class VSETextEncoder(EncoderExecutor):
 
 
 class AudioCLIPImageEncoder(EncoderExecutor):
-    """Pictures by AudioCLIP.
+    """Images by AudioCLIP.
 
     model_path: the released .pt; where nothing is there and `download_model`, it is fetched
     use_default_preprocessing (use_preprocessing): False: arrays are (3, 224, 224) floats, ready for the net
@@ -329,7 +329,7 @@ class AudioCLIPEncoder(EncoderExecutor):
 
 
 class CustomImageTorchEncoder(EncoderExecutor):
-    """Pictures by your own PyTorch model: the file that defines it is executed.
+    """Images by your own PyTorch model: the file that defines it is executed.
 
     model_state_dict_path, model_definition_file, model_class_name
     layer_name: whose output is the embedding, pooled over space

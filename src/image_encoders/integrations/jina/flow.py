@@ -99,6 +99,7 @@ def _start_watchdog() -> "subprocess.Popen[str]":
             [sys.executable, "-I", "-S", watchdog.__file__, str(parent), str(PATIENCE_S)],
             pass_fds=[parent],
             stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
             text=True,
             start_new_session=True,  # Ctrl-C in a terminal is not for it
         )
