@@ -39,7 +39,7 @@ def cached_facts(
         known = json.loads(path.read_text("utf-8"))
         if known["states"] == states:
             return known["facts"]
-    require_cached(f"what is known of {places[0]}")
+    require_cached(f"what is known of {places[0] if places else 'an empty folder'}")
     facts = find()
     with suppress(OSError):  # then they are found again the next time
         path.parent.mkdir(parents=True, exist_ok=True)
