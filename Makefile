@@ -19,7 +19,7 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet --no-com
 help: ## show this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-demo: $(VENV)/demo-installed ## see the whole tour: draw pictures, encode them, search them by words
+demo: $(VENV)/demo-installed ## see the whole tour: draw images, encode them, search them by words
 	@$(BIN)/image-encoders demo $(DEMO)
 
 test: $(VENV)/dev-installed ## run every test but the slow ones of the Jina Executors

@@ -1,4 +1,4 @@
-"""How fast a folder of pictures becomes a collection, in how much memory, and how well a big one is searched.
+"""How fast a folder of images becomes a collection, in how much memory, and how well a big one is searched.
 
     python benchmarks/bulk.py compare --count 1000 --runs 3      # against the loop that everybody writes first
     python benchmarks/bulk.py peers --count 480 --runs 3         # against other libraries; installs them first
@@ -33,7 +33,7 @@ import contest
 import numpy as np
 
 SIZES = ((640, 480), (800, 600), (1024, 768), (1280, 960), (1600, 1200), (1920, 1440))
-DRAWN = 8  # different pictures of each size; a comment in the file tells its copies apart
+DRAWN = 8  # different images of each size; a comment in the file tells its copies apart
 BATCH = 32
 NAIVE = Path(__file__).parent / "peers" / "naive.py"
 
@@ -104,7 +104,7 @@ def recall(options: argparse.Namespace, work: Path) -> list[dict]:
     noise = rng.standard_normal((count, dim), dtype=np.float32)
     kinds = {
         "random rows, random queries": (noise, rng.standard_normal((50, dim), dtype=np.float32)),
-        # As texts among pictures: the queries share the clusters and not the offset.
+        # As texts among images: the queries share the clusters and not the offset.
         "clusters, queries far off": (
             offset + centres[rng.integers(0, len(centres), count)] + 0.3 * noise,
             -offset + centres[:50] + 0.5 * rng.standard_normal((50, dim), dtype=np.float32),
@@ -223,10 +223,10 @@ def draw(folder: Path, count: int) -> Path:
         Image.fromarray(np.clip(np.asarray(rough) + grain, 0, 255).astype(np.uint8)).save(file, "JPEG", quality=90)
         drawn.append(file.getvalue())
     for number in range(count):
-        picture = drawn[number % len(drawn)]
+        image = drawn[number % len(drawn)]
         comment = f"{number:08d}".encode()
         marked = b"\xff\xfe" + (len(comment) + 2).to_bytes(2, "big") + comment
-        (folder / f"{number:08d}.jpg").write_bytes(picture[:2] + marked + picture[2:])
+        (folder / f"{number:08d}.jpg").write_bytes(image[:2] + marked + image[2:])
     return folder
 
 
@@ -324,7 +324,7 @@ def main() -> None:
         else:
             command.add_argument("encode", nargs="*", metavar="-- OPTIONS", help="more options of `encode`, after --")
         if name in ("compare", "peers"):
-            command.add_argument("--count", type=int, default=480, help="pictures")
+            command.add_argument("--count", type=int, default=480, help="images")
             command.add_argument("--runs", type=int, default=3)
         if name == "peers":
             command.add_argument("--model", type=Path, metavar="FOLDER", help="a CLIP ViT-B/32; random weights if none")

@@ -1,10 +1,10 @@
-"""`bulk.py peers`: the same pictures and weights through other libraries, and through no library at all.
+"""`bulk.py peers`: the same images and weights through other libraries, and through no library at all.
 
 Each peer has three things: `peers/NAME.txt`, all the packages it needs; `.venv-peers/NAME`, made from that when it is
 first asked for; `peers/NAME.py`, which uses it as its documentation says. Where a peer cannot be installed or does not
 run, the table says why.
 
-Everybody first encodes a few pictures unmeasured, so that byte code, converted models and choices of precision are on
+Everybody first encodes a few images unmeasured, so that byte code, converted models and choices of precision are on
 disk; then all take turns, each time in a new process. The medians are shown: of the loop, from the first file to the
 last row with the model loaded before (ours writes the collection in it), and end to end, from the start of the process
 to its end. Peak memory is the largest process's.
@@ -43,11 +43,11 @@ PEERS = {  # the package, and what is run of it: label, precision
     "clip-retrieval": ("clip_retrieval", {"as shipped": "float32"}),
 }
 CONVERTED = ("fastembed-onnx",)  # these want the weights in another form, made before anything is measured
-FEW = 8  # pictures of the run that is not measured
+FEW = 8  # images of the run that is not measured
 # Matrix products (M, K) @ (K, N) whose best rate counts: of ViT-B/32 at batch 32, and square ones.
 PRODUCTS = ((1600, 768, 3072), (1600, 3072, 768), (1024, 1024, 1024), (2048, 2048, 2048), (4096, 4096, 4096))
 PRODUCT_SECONDS = 0.5  # for each of them
-DECODED = 96  # pictures at most, to measure the decoder
+DECODED = 96  # images at most, to measure the decoder
 
 Run = Callable[[Path, Path], dict]  # photos, where the rows go -> what was measured
 
@@ -278,7 +278,7 @@ def read(rows: Path) -> np.ndarray:
 def compared(rows: np.ndarray, reference: np.ndarray) -> dict[str, float]:
     """The lowest cosine of a row to the naive loop's: as they are, and from the mean of the naive loop's rows.
 
-    A net with random weights gives all pictures nearly one row; only the second says much of it.
+    A net with random weights gives all images nearly one row; only the second says much of it.
     """
     unit, right = _unit(rows), _unit(reference)
     mean = right.mean(axis=0)

@@ -4,10 +4,10 @@
     python benchmarks/forward.py --only forward latency --families clip
     python benchmarks/forward.py --device cuda                         # on a GPU: forward, latency and tapped
 
-forward      a batch of prepared pictures through the net, by turns; the median. Its operations, counted on the torch
+forward      a batch of prepared images through the net, by turns; the median. Its operations, counted on the torch
              net, against the rate of the best matrix product that torch does here: convolutions that save
              multiplications (Winograd) can go beyond it
-latency      one picture: the net alone, and from the file to the row
+latency      one image: the net alone, and from the file to the row
 end-to-end   files to rows by `encode_image`, against the loop that everybody writes first: PIL decodes, the family's
              own preparation on one thread, torch in float32, batches of 32. The net is ours in both: BiT's kernels
              are standardised once
@@ -85,7 +85,7 @@ def forward(options: argparse.Namespace) -> list[dict]:
 
 
 def latency(options: argparse.Namespace) -> list[dict]:
-    """One picture at a time."""
+    """One image at a time."""
     table = Table(
         "model", "ours", "net, ms", "net by torch, ms", "ratio", "file to row, ms", "file to row by torch, ms"
     )
@@ -121,7 +121,7 @@ def end_to_end(options: argparse.Namespace) -> list[dict]:
     """Files to rows."""
     table = Table("model", "ours", "images/s", "naive loop, images/s", "ratio", "least cosine of the two's rows")
     with tempfile.TemporaryDirectory() as work:
-        paths = sorted(bulk.draw(Path(work, "photos"), options.pictures).iterdir())
+        paths = sorted(bulk.draw(Path(work, "photos"), options.images).iterdir())
         for model in at_hand(options.families):
             ours, plain = (model.load(device="cpu", **runtime) for runtime in (AUTO, PLAIN))
             prepare = NAIVE[model.family]
@@ -259,7 +259,7 @@ def fewer(repeats: int) -> int:
 
 
 def batch_of(encoder: Encoder, size: int) -> np.ndarray:
-    """Drawn pictures as the net takes them."""
+    """Drawn images as the net takes them."""
     tower = encoder.tower("image")
     return np.stack([tower.input(draw(JUDGED, number)) for number in range(size)])
 
@@ -269,7 +269,7 @@ def embedding(encoder: Encoder, inputs: np.ndarray) -> Callable[[], np.ndarray]:
 
 
 def operations_of(plain: Encoder, inputs: np.ndarray) -> float:
-    """The floating-point operations of a picture in matrix products and convolutions; multiply and add are two."""
+    """The floating-point operations of an image in matrix products and convolutions; multiply and add are two."""
     from torch.utils.flop_counter import FlopCounterMode
 
     with FlopCounterMode(display=False) as counter:
@@ -339,11 +339,11 @@ def answer(what: str, label: str, weights: str, runtime: dict[str, str], **sizes
 
 def loaded(model: Model, runtime: dict[str, str]) -> dict[str, float]:
     """Seconds to the encoder and to its first row, and the peak."""
-    picture = draw(JUDGED, 0)
+    image = draw(JUDGED, 0)
     start = time.perf_counter()
     encoder = model.load(device="cpu", **runtime)
     there = time.perf_counter()
-    encoder.encode_image([picture])
+    encoder.encode_image([image])
     return {"load_s": there - start, "first_row_s": time.perf_counter() - start, "peak_mb": resident("VmHWM")}
 
 
@@ -364,8 +364,8 @@ def naive(plain: Encoder, prepare: Callable[[Image.Image], np.ndarray], paths: S
     """The loop that everybody writes first."""
     rows = []
     for start in range(0, len(paths), BATCH):
-        pictures = [Image.open(path).convert("RGB") for path in paths[start : start + BATCH]]
-        rows.append(plain.tower("image").embed(np.stack([prepare(picture) for picture in pictures])))
+        images = [Image.open(path).convert("RGB") for path in paths[start : start + BATCH]]
+        rows.append(plain.tower("image").embed(np.stack([prepare(image) for image in images])))
     return np.concatenate(rows)
 
 
@@ -374,23 +374,23 @@ IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SIDE = 224  # [px]
 
 
-def naive_clip(picture: Image.Image) -> np.ndarray:
-    return normalised(cropped(picture, SIDE, Image.Resampling.BICUBIC), *CLIP)
+def naive_clip(image: Image.Image) -> np.ndarray:
+    return normalised(cropped(image, SIDE, Image.Resampling.BICUBIC), *CLIP)
 
 
-def naive_imagenet(picture: Image.Image) -> np.ndarray:
-    return normalised(cropped(picture, 256, Image.Resampling.BILINEAR), *IMAGENET)
+def naive_imagenet(image: Image.Image) -> np.ndarray:
+    return normalised(cropped(image, 256, Image.Resampling.BILINEAR), *IMAGENET)
 
 
-def naive_bit(picture: Image.Image) -> np.ndarray:
-    return normalised(picture.resize((480, 480), Image.Resampling.BILINEAR), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+def naive_bit(image: Image.Image) -> np.ndarray:
+    return normalised(image.resize((480, 480), Image.Resampling.BILINEAR), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
 
-def naive_audioclip(picture: Image.Image) -> np.ndarray:
-    """As the original: the float picture is resized, by torch."""
+def naive_audioclip(image: Image.Image) -> np.ndarray:
+    """As the original: the float image is resized, by torch."""
     import torch
 
-    x = torch.from_numpy(np.array(picture)).permute(2, 0, 1).float()[None] / 255
+    x = torch.from_numpy(np.array(image)).permute(2, 0, 1).float()[None] / 255
     height, width = x.shape[2:]
     least = min(height, width)
     size = (int(SIDE * height / least), int(SIDE * width / least))
@@ -400,18 +400,18 @@ def naive_audioclip(picture: Image.Image) -> np.ndarray:
     return ((x[0, :, top : top + SIDE, left : left + SIDE] - mean) / std).numpy()
 
 
-def cropped(picture: Image.Image, short: int, filter: Image.Resampling) -> Image.Image:
+def cropped(image: Image.Image, short: int, filter: Image.Resampling) -> Image.Image:
     """The central 224 x 224 after the short side was resized."""
-    width, height = picture.size
+    width, height = image.size
     least = min(width, height)
-    resized = picture.resize((int(short * width / least), int(short * height / least)), filter)
+    resized = image.resize((int(short * width / least), int(short * height / least)), filter)
     left, top = (round((side - SIDE) / 2) for side in resized.size)
     return resized.crop((left, top, left + SIDE, top + SIDE))
 
 
-def normalised(picture: Image.Image, mean: Sequence[float], std: Sequence[float]) -> np.ndarray:
+def normalised(image: Image.Image, mean: Sequence[float], std: Sequence[float]) -> np.ndarray:
     """(3, H, W) float32"""
-    x = np.asarray(picture, np.float32) / np.float32(255)
+    x = np.asarray(image, np.float32) / np.float32(255)
     return ((x - np.array(mean, np.float32)) / np.array(std, np.float32)).transpose(2, 0, 1)
 
 
@@ -431,7 +431,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
     parser.add_argument("--repeats", type=int, default=9, help="a third of them for end-to-end, load and scaling")
     parser.add_argument("--batch-size", type=int, default=16, help="of forward, scaling and tapped")
-    parser.add_argument("--pictures", type=int, default=96, help="of end-to-end")
+    parser.add_argument("--images", type=int, default=96, help="of end-to-end")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the numbers there")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     options = parser.parse_args()

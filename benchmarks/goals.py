@@ -2,7 +2,7 @@
 
     python benchmarks/goals.py                          # measures everything: about an hour and a half on two cores
     python benchmarks/goals.py --results FOLDER         # keeps the figures there, and measures only what is missing
-    python benchmarks/goals.py --results FOLDER --quick # fewer pictures and turns: about half an hour
+    python benchmarks/goals.py --results FOLDER --quick # fewer images and turns: about half an hour
     python benchmarks/goals.py --results FOLDER --plot docs/goals.svg
 
 Prints a table in Markdown. Each figure is a ratio of things that were measured by turns in one run.
@@ -28,7 +28,7 @@ MEASUREMENTS = {
     "forward.json": (
         ["forward.py"],
         [],
-        ["--repeats", "5", "--pictures", "48", "--only", "forward", "end-to-end", "tapped"],
+        ["--repeats", "5", "--images", "48", "--only", "forward", "end-to-end", "tapped"],
     ),
     "fidelity.json": (
         ["fidelity.py", "--precisions", "auto", "float32", "int8"],
@@ -199,7 +199,7 @@ def plot(lines: Sequence[tuple[Goal, float | None]], caption: str) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--results", type=Path, metavar="FOLDER", help="where figures are kept, and taken from")
-    parser.add_argument("--quick", action="store_true", help="fewer pictures and turns")
+    parser.add_argument("--quick", action="store_true", help="fewer images and turns")
     parser.add_argument("--plot", type=Path, metavar="FILE.svg", help="write the plot there")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:

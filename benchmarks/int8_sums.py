@@ -54,8 +54,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     families = [family for family in models.families() if family != "custom"]
     parser.add_argument("--families", nargs="+", choices=families, default=families)
-    parser.add_argument("--pictures", type=int, default=80, help="that are judged")
-    parser.add_argument("--calibration", type=int, default=128, help="other pictures, that int8 is calibrated on")
+    parser.add_argument("--images", type=int, default=80, help="that are judged")
+    parser.add_argument("--calibration", type=int, default=128, help="other images, that int8 is calibrated on")
     options = parser.parse_args(arguments)
     heading(machine())
     table = Table("model", "sums in", "computed in", "least cosine", "least centred cosine", "neighbours")
@@ -65,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         assert isinstance(embedder, OpenVinoEmbedder)
         plain = core().read_model(folder_of(embedder._net) / "net.xml")
         calibration = [tower.input(draw(CALIBRATED, number)) for number in range(options.calibration)]
-        inputs = np.stack([tower.input(draw(JUDGED, number)) for number in range(options.pictures)])
+        inputs = np.stack([tower.input(draw(JUDGED, number)) for number in range(options.images)])
         wanted = rows_of(plain, inputs)
         for wide in (False, True):
             quantized = quantized_model(plain.clone(), calibration, wide)

@@ -53,7 +53,7 @@ def per_document(call: Callable[[DocList[Document]], Any], kind: str, count: int
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("--documents", type=int, default=200, metavar="N", help="in each call")
-    arguments.add_argument("--side", type=int, default=640, metavar="PX", help="of the pictures")
+    arguments.add_argument("--side", type=int, default=640, metavar="PX", help="of the images")
     arguments.add_argument("--request-size", type=int, default=32, metavar="N", help="documents in one request")
     given = arguments.parse_args()
     executor = CLIPImageEncoder(**PARAMETERS)

@@ -121,15 +121,15 @@ def resident(key: str) -> float:
     return next(int(line.split()[1]) for line in lines if line.startswith(key)) * 1024 / 1e6
 
 
-def rate(run: Any, pictures: int, repeats: int) -> float:
-    """Pictures a second: the best of some runs, after one to warm up."""
+def rate(run: Any, images: int, repeats: int) -> float:
+    """Images a second: the best of some runs, after one to warm up."""
     run()
     seconds = []
     for _ in range(max(repeats, 1)):
         start = time.perf_counter()
         run()
         seconds.append(time.perf_counter() - start)
-    return pictures / min(seconds)
+    return images / min(seconds)
 
 
 def folding(repeats: int) -> None:
@@ -143,13 +143,13 @@ def folding(repeats: int) -> None:
             return self._conv_forward(x, standardize(self.weight.clone()), self.bias)
 
     net = BiT((3, 4, 6, 3), 64).eval().requires_grad_(False)
-    print("\n| BiT R50x1, float32 | pictures/s, batch of 1 | batch of 8 |\n|---|---|---|")
+    print("\n| BiT R50x1, float32 | images/s, batch of 1 | batch of 8 |\n|---|---|---|")
     for label in ("folded at load", "standardised in every pass"):
         found = []
         for batch in (1, 8):
-            pictures = torch.rand(batch, 3, 224, 224)
+            images = torch.rand(batch, 3, 224, 224)
             with torch.inference_mode():
-                found.append(rate(lambda pictures=pictures: net(pictures), batch, repeats))
+                found.append(rate(lambda images=images: net(images), batch, repeats))
         print(f"| {label} | {found[0]:.1f} | {found[1]:.1f} |", flush=True)
         for module in net.modules():
             if type(module) is torch.nn.Conv2d:
@@ -168,14 +168,14 @@ def stopping(repeats: int) -> None:
         net.add_module(f"conv{number}", torch.nn.Conv2d(before, after, 3, padding=1, stride=1 + number % 2))
         net.add_module(f"relu{number}", torch.nn.ReLU())
     net.eval().requires_grad_(False)
-    pictures = torch.rand(8, 3, 224, 224)
-    print("\n| custom, seven convolutions, layer | pictures/s, stopped after it | whole |\n|---|---|---|")
+    images = torch.rand(8, 3, 224, 224)
+    print("\n| custom, seven convolutions, layer | images/s, stopped after it | whole |\n|---|---|---|")
     for layer in ("relu0", "relu3", "relu6"):
         found = []
         for whole in (False, True):
             tapped = Tapped(net, layer, whole=whole)
             with torch.inference_mode():
-                found.append(rate(lambda tapped=tapped: tapped(pictures), len(pictures), repeats))
+                found.append(rate(lambda tapped=tapped: tapped(images), len(images), repeats))
         print(f"| {layer} | {found[0]:.1f} | {found[1]:.1f} |", flush=True)
 
 

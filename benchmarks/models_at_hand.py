@@ -1,4 +1,4 @@
-"""What the benchmarks of nets share: models that need no network, drawn pictures, tables in Markdown.
+"""What the benchmarks of nets share: models that need no network, drawn images, tables in Markdown.
 
 The checkpoints are those of the conformance bundle, of the true sizes and with activations like the trained nets', made
 once and kept where `image-encoders verify` keeps them; the custom net's has random kernels.
@@ -25,7 +25,7 @@ from image_encoders.encoder import Encoder
 
 DEFINITION = Path(__file__).with_name("seven_convolutions.py")
 EARLY = "features.relu0"  # a layer near the start of the custom net
-SIZES = ((320, 240), (480, 360), (640, 480), (400, 600), (512, 512))  # of drawn pictures, width and height [px]
+SIZES = ((320, 240), (480, 360), (640, 480), (400, 600), (512, 512))  # of drawn images, width and height [px]
 JUDGED, CALIBRATED = 0, 1  # seeds: what a net is calibrated on is never what it is judged on
 PACKAGES = ("torch", "openvino", "nncf", "transformers")
 
@@ -93,11 +93,11 @@ def _seven_convolutions() -> Path:
     return path
 
 
-# ------------------------------------------------------------------ pictures
+# ------------------------------------------------------------------ images
 
 
 def draw(seed: int, number: int) -> np.ndarray:
-    """A picture (H, W, 3) uint8 like a photograph: detail at every scale, edges, grain; another for each number."""
+    """An image (H, W, 3) uint8 like a photograph: detail at every scale, edges, grain; another for each number."""
     rng = np.random.default_rng((seed, number))
     width, height = SIZES[rng.integers(len(SIZES))]
     canvas = _rough(rng, width, height, rng.uniform(25, 60), rng.uniform(0.45, 0.8))

@@ -15,7 +15,7 @@ class SevenConvolutions(nn.Module):
         self.features = nn.Sequential()
         for number, (before, after) in enumerate(pairwise(WIDTHS)):
             convolution = nn.Conv2d(before, after, 3, padding=1, stride=1 + number % 2)
-            nn.init.kaiming_normal_(convolution.weight, nonlinearity="relu")  # else pictures are the same at the end
+            nn.init.kaiming_normal_(convolution.weight, nonlinearity="relu")  # else images are the same at the end
             self.features.add_module(f"conv{number}", convolution)
             self.features.add_module(f"relu{number}", nn.ReLU())
         self.classifier = nn.Linear(WIDTHS[-1], 1000)

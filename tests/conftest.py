@@ -75,7 +75,7 @@ def golden() -> Callable[[str], dict[str, np.ndarray]]:
 
 @pytest.fixture(scope="session")
 def float_inputs() -> Callable[[str, str], np.ndarray]:
-    """float_inputs(case, name) -> the generated (N, 3, H, W) float32 pictures that the reference was run on."""
+    """float_inputs(case, name) -> the generated (N, 3, H, W) float32 images that the reference was run on."""
     return bundle.float_inputs
 
 

@@ -20,7 +20,7 @@ _MIX = np.cos(np.arange(3 * SIDE * SIDE * DIM, dtype=np.float64).reshape(-1, DIM
 
 
 class FakeEncoder(Encoder):
-    """Rows of 8 numbers from a picture's pixels.
+    """Rows of 8 numbers from an image's pixels.
 
     batches: the sizes of the batches embedded so far
     alive: inputs prepared and not embedded yet; most_alive: the most there ever were

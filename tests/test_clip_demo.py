@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import image_encoders as ie
-from image_encoders.scenes import HELD_OUT, Caption, Claim, Scene, describe, draw, sample_scene, write_pictures
+from image_encoders.scenes import HELD_OUT, Caption, Claim, Scene, describe, draw, sample_scene, write_images
 
 PROGRAM = Path(__file__).parents[1] / "training" / "clip_demo.py"
 
@@ -49,7 +49,7 @@ def test_captions_find_their_scenes_and_scenes_their_captions(encoder, unseen_pa
 
 
 def test_captions_find_their_files_among_all_kinds(encoder, tmp_path):
-    good = [(path, words) for path, words in write_pictures(tmp_path, 60, seed=21) if words is not None]
+    good = [(path, words) for path, words in write_images(tmp_path, 60, seed=21) if words is not None]
     images = unit(encoder.encode_image([path for path, _ in good]))
     texts = unit(encoder.encode_text([words for _, words in good]))
     assert ((texts @ images.T).argmax(1) == np.arange(60)).mean() > 0.85
@@ -98,7 +98,7 @@ def test_a_variant_differs_and_holds_no_unseen_pair(program):
         assert not any(thing.pair in HELD_OUT for thing in other.things)
 
 
-def test_crowded_pictures_hold_many_things_and_no_unseen_pair(program):
+def test_crowded_images_hold_many_things_and_no_unseen_pair(program):
     rng = Random(27)
     crowds = [program.crowded(rng).things for _ in range(50)]
     assert np.mean([len(things) for things in crowds]) > 5

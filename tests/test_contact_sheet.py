@@ -53,7 +53,7 @@ class Reader(HTMLParser):
         return [attributes for name, attributes in self.tags if name == tag]
 
 
-def picture(path: Path, size=(400, 200), mode="RGB", **save) -> Path:
+def draw_image(path: Path, size=(400, 200), mode="RGB", **save) -> Path:
     rng = np.random.default_rng(0)
     pixels = rng.integers(0, 256, (size[1], size[0], len(mode)), np.uint8)
     Image.fromarray(pixels).save(path, **save)
@@ -64,14 +64,14 @@ def sheet(hits, **changes) -> str:
     return contact_sheet(hits, **{"query": "a cat", "model": "clip/demo", "collection": "pets", **changes})
 
 
-def test_a_thumbnail_is_small_and_keeps_the_pictures_shape(tmp_path):
-    small = Image.open(io.BytesIO(thumbnail(picture(tmp_path / "wide.png", (1000, 400)))))
+def test_a_thumbnail_is_small_and_keeps_the_images_shape(tmp_path):
+    small = Image.open(io.BytesIO(thumbnail(draw_image(tmp_path / "wide.png", (1000, 400)))))
     assert small.size == (SIDE, round(SIDE * 0.4))
     assert small.format == "JPEG"
 
 
-def test_a_small_picture_is_not_enlarged(tmp_path):
-    assert Image.open(io.BytesIO(thumbnail(picture(tmp_path / "tiny.png", (9, 5))))).size == (9, 5)
+def test_a_small_image_is_not_enlarged(tmp_path):
+    assert Image.open(io.BytesIO(thumbnail(draw_image(tmp_path / "tiny.png", (9, 5))))).size == (9, 5)
 
 
 def test_a_thumbnail_is_upright(tmp_path):
@@ -88,7 +88,7 @@ def test_what_is_transparent_shows_white(tmp_path):
 
 
 def test_the_page_needs_nothing_but_itself(tmp_path):
-    page = Reader(sheet([Hit(str(picture(tmp_path / "a.png")))]))
+    page = Reader(sheet([Hit(str(draw_image(tmp_path / "a.png")))]))
     (image,) = page.all("img")
     kind, data = image["src"].split(",")
     assert kind == "data:image/jpeg;base64"
@@ -99,15 +99,15 @@ def test_the_page_needs_nothing_but_itself(tmp_path):
     assert "url(" not in page.words
 
 
-def test_every_picture_has_a_text_for_those_who_do_not_see_it(tmp_path):
-    page = Reader(sheet([Hit(str(picture(tmp_path / f"{n}.png"))) for n in "abc"], picture=tmp_path / "a.png"))
+def test_every_image_has_a_text_for_those_who_do_not_see_it(tmp_path):
+    page = Reader(sheet([Hit(str(draw_image(tmp_path / f"{n}.png"))) for n in "abc"], image=tmp_path / "a.png"))
     assert [image["alt"] for image in page.all("img")] == ["The query: a cat", "a.png", "b.png", "c.png"]
     assert page.all("html")[0]["lang"] == "en"
     assert len(page.all("title")) == 1
 
 
 def test_copies_are_counted_below_their_image_and_the_first_are_named(tmp_path):
-    path = str(picture(tmp_path / "a.png"))
+    path = str(draw_image(tmp_path / "a.png"))
     page = Reader(
         sheet([Hit(path, copies=tuple(f"/copy {n}.png" for n in range(1200))), Hit(path, copies=("/b<.png",))])
     )
@@ -121,25 +121,25 @@ def test_copies_are_counted_below_their_image_and_the_first_are_named(tmp_path):
 def test_names_and_queries_cannot_become_markup(tmp_path):
     name = '"><script>alert(1)</script>&<b>.png'
     path = tmp_path / name.replace("/", "_")
-    page = Reader(sheet([Hit(str(picture(path)))], query="<img src=x onerror=alert(1)>", collection="</p><script>"))
+    page = Reader(sheet([Hit(str(draw_image(path)))], query="<img src=x onerror=alert(1)>", collection="</p><script>"))
     assert not page.all("script")
     assert len(page.all("img")) == 1
     assert "<img src=x onerror=alert(1)>" in page.words
 
 
 def test_links_lead_to_the_files_themselves(tmp_path):
-    path = picture(tmp_path / "50% of #1?.png")
+    path = draw_image(tmp_path / "50% of #1?.png")
     (link,) = Reader(sheet([Hit(str(path))])).all("a")
     assert link["href"] == path.as_uri()
     assert "%23" in link["href"]
 
 
 @pytest.mark.parametrize("broken", ["missing", "empty", "text"])
-def test_a_picture_that_is_gone_or_broken_says_so_and_the_others_stay(tmp_path, broken):
+def test_an_image_that_is_gone_or_broken_says_so_and_the_others_stay(tmp_path, broken):
     path = tmp_path / "broken.jpg"
     if broken != "missing":
-        path.write_bytes(b"" if broken == "empty" else b"not a picture")
-    page = Reader(sheet([Hit(str(path)), Hit(str(picture(tmp_path / "good.png")))]))
+        path.write_bytes(b"" if broken == "empty" else b"not an image")
+    page = Reader(sheet([Hit(str(path)), Hit(str(draw_image(tmp_path / "good.png")))]))
     assert len(page.all("img")) == 1
     note = "no longer there" if broken == "missing" else "can no longer be read"
     assert note in page.words
@@ -147,7 +147,7 @@ def test_a_picture_that_is_gone_or_broken_says_so_and_the_others_stay(tmp_path, 
 
 def test_a_name_that_is_not_utf8_can_be_written(tmp_path):
     path = Path(str(tmp_path) + "/caf\udce9.png")
-    picture(path)
+    draw_image(path)
     write(tmp_path / "page.html", sheet([Hit(str(path))]))
     text = (tmp_path / "page.html").read_text("utf-8")
     assert "%E9.png" in text
@@ -159,7 +159,7 @@ def test_a_page_without_hits_is_a_page(tmp_path):
 
 
 def test_hits_are_numbered_in_their_order(tmp_path):
-    hits = [Hit(str(picture(tmp_path / f"{n}.png")), score) for n, score in zip("xyz", (0.9, 0.5, -0.125))]
+    hits = [Hit(str(draw_image(tmp_path / f"{n}.png")), score) for n, score in zip("xyz", (0.9, 0.5, -0.125))]
     words = Reader(sheet(hits)).words
     assert re.findall(r"(\d) (-?\d\.\d{3})", words) == [("1", "0.900"), ("2", "0.500"), ("3", "-0.125")]
 
@@ -181,7 +181,7 @@ def test_writing_replaces_an_older_page(tmp_path):
 @pytest.mark.browser
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="no chromium")
 def test_a_browser_draws_the_page(tmp_path):
-    hits = [Hit(str(picture(tmp_path / f"{n}.png", (300 + n, 200)))) for n in range(7)]
+    hits = [Hit(str(draw_image(tmp_path / f"{n}.png", (300 + n, 200)))) for n in range(7)]
     write(tmp_path / "page.html", sheet([*hits, Hit("/nowhere/gone.jpg")]))
     subprocess.run(
         ["chromium", "--headless", "--no-sandbox", "--disable-gpu", f"--screenshot={tmp_path}/page.png"]

@@ -1,7 +1,7 @@
-"""Pictures found by words, through a collection, with VSE++.
+"""Images found by words, through a collection, with VSE++.
 
-No trained weights are at hand, so the text tower is set by hand: it says each noun where the picture of that noun lies,
-and the rest is as it always is: pictures in files, a run into a collection, words as the query.
+No trained weights are at hand, so the text tower is set by hand: it says each noun where the image of that noun lies,
+and the rest is as it always is: images in files, a run into a collection, words as the query.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ SHUT = 40.0  # the sigmoid of half of it is 1 in float32
 
 
 @pytest.fixture
-def pictures(tmp_path: Path) -> dict[str, Path]:
+def images(tmp_path: Path) -> dict[str, Path]:
     """A file for each noun: textures that differ in colour and grain."""
-    folder = tmp_path / "pictures"
+    folder = tmp_path / "images"
     folder.mkdir()
     rng = np.random.default_rng(3)
     files = {}
@@ -72,10 +72,10 @@ def caption_state(rows: Mapping[str, np.ndarray]) -> dict[str, torch.Tensor]:
 
 
 @pytest.fixture
-def small(pictures: dict[str, Path]) -> Encoder:
-    """An encoder of small nets that knows the pictures' nouns."""
+def small(images: dict[str, Path]) -> Encoder:
+    """An encoder of small nets that knows the images' nouns."""
     tiny = vsepp.tiny()
-    rows = dict(zip(pictures, tiny.encode_image(list(pictures.values()))))
+    rows = dict(zip(images, tiny.encode_image(list(images.values()))))
     net = CaptionTower(len(WORDS), tiny.dim + 1, tiny.dim, 1, absolute=False)
     net.load_state_dict(caption_state(rows))
     vocabulary = vsepp.Vocabulary("small", {word: i for i, word in enumerate(WORDS)})
@@ -88,25 +88,25 @@ def small(pictures: dict[str, Path]) -> Encoder:
 
 
 @pytest.fixture
-def collection(small: Encoder, pictures: dict[str, Path], tmp_path: Path) -> Collection:
+def collection(small: Encoder, images: dict[str, Path], tmp_path: Path) -> Collection:
     made = Collection.create(tmp_path / "collection", small)
-    report = run(find([next(iter(pictures.values())).parent]), small, made)
+    report = run(find([next(iter(images.values())).parent]), small, made)
     assert report.encoded == len(NOUNS)
     return Collection.open(tmp_path / "collection")
 
 
 @pytest.mark.parametrize("noun", NOUNS)
 @pytest.mark.parametrize("caption", ["{}", "A photo of the {}.", "the {} of a photo"])
-def test_words_find_the_picture_they_describe(collection, small, pictures, noun, caption):
+def test_words_find_the_image_they_describe(collection, small, images, noun, caption):
     hits = collection.search(small.encode_text([caption.format(noun)])[0], k=len(NOUNS))
-    assert Path(hits[0].path) == pictures[noun]
+    assert Path(hits[0].path) == images[noun]
     assert hits[0].score == pytest.approx(1, abs=1e-5)
     assert hits[1].score < hits[0].score
-    assert {Path(hit.path) for hit in hits} == set(pictures.values())
+    assert {Path(hit.path) for hit in hits} == set(images.values())
 
 
-def test_a_picture_finds_itself_in_the_same_collection(collection, small, pictures):
-    for path in pictures.values():
+def test_an_image_finds_itself_in_the_same_collection(collection, small, images):
+    for path in images.values():
         assert Path(collection.search(small.encode_image([path])[0], k=1)[0].path) == path
 
 
@@ -115,21 +115,21 @@ def test_words_that_mean_nothing_to_the_model_find_nothing(small):
         small.encode_text(["zebra"])
 
 
-def test_a_collection_refuses_the_rows_of_other_weights(collection, pictures):
+def test_a_collection_refuses_the_rows_of_other_weights(collection, images):
     other = replace(vsepp.tiny(), fingerprint="0" * 32)
     with pytest.raises(CollectionError, match="cannot be compared"):
-        run(find([next(iter(pictures.values())).parent]), other, collection)
+        run(find([next(iter(images.values())).parent]), other, collection)
 
 
 @pytest.mark.golden
 def test_a_full_size_checkpoint_is_searched_by_words_after_loading_it_again(
-    checkpoint: Callable[[str], Path], pictures: dict[str, Path], tmp_path: Path
+    checkpoint: Callable[[str], Path], images: dict[str, Path], tmp_path: Path
 ):
     """From the original file format to the command's own loading by the collection's recipe."""
     options = {"device": "cpu", "precision": "float32", "engine": "torch"}
     source = torch_file.read(checkpoint("vse-resnet152") / "model_best.pth.tar")
     image, _ = source["model"]
-    image["fc.bias"] = torch.zeros_like(image["fc.bias"])  # all pictures share it; without it they lie apart
+    image["fc.bias"] = torch.zeros_like(image["fc.bias"])  # all images share it; without it they lie apart
     folder = tmp_path / "run"
     folder.mkdir()
     path = folder / "model_best.pth.tar"
@@ -144,12 +144,12 @@ def test_a_full_size_checkpoint_is_searched_by_words_after_loading_it_again(
     write(dict.fromkeys(NOUNS, np.zeros(1024, np.float32)))
     images_only = ie.load("vsepp", weights=path, **options)
     assert images_only.modalities == ("image",)
-    write(dict(zip(pictures, images_only.encode_image(list(pictures.values())))))
+    write(dict(zip(images, images_only.encode_image(list(images.values())))))
     (folder / "f30k_vocab.pkl").write_bytes(vocabulary_bytes(WORDS))
 
     encoder = ie.load("vsepp/f30k-resnet152", weights=path, **options)
     made = Collection.create(tmp_path / "collection", encoder)
-    assert run(find([next(iter(pictures.values())).parent]), encoder, made).encoded == len(NOUNS)
+    assert run(find([next(iter(images.values())).parent]), encoder, made).encoded == len(NOUNS)
 
     recipe = json.loads(json.dumps(Collection.open(tmp_path / "collection").recipe))
     again = ie.load(
@@ -161,7 +161,7 @@ def test_a_full_size_checkpoint_is_searched_by_words_after_loading_it_again(
         **recipe["options"],
     )
     assert again.fingerprint == made.fingerprint
-    for noun, file in pictures.items():
+    for noun, file in images.items():
         hits = made.search(again.encode_text([f"a photo of the {noun}"])[0], k=2)
         assert Path(hits[0].path) == file
         assert hits[0].score == pytest.approx(1, abs=1e-4)

@@ -31,7 +31,7 @@ def photos(folder: Path, width: int, height: int, count: int = 6) -> list[Path]:
 
 
 def encoder(width: int) -> Encoder:
-    """A VGG19 whose first stage has `width` channels, for pictures cut to 96 x 96."""
+    """A VGG19 whose first stage has `width` channels, for images cut to 96 x 96."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         net = Vgg19(width=width, hidden=64)

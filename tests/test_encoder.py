@@ -94,23 +94,23 @@ def test_a_sound_that_is_refilled_gives_the_row_of_what_it_held():
     assert encoder.encode_audio(sounds())[:, 0] == pytest.approx(np.arange(40) / 40)
 
 
-def test_a_prepared_picture_that_is_refilled_gives_the_row_of_what_it_held():
-    pictures = np.random.default_rng(0).random((9, 3, SIDE, SIDE), np.float32)
+def test_a_prepared_image_that_is_refilled_gives_the_row_of_what_it_held():
+    images = np.random.default_rng(0).random((9, 3, SIDE, SIDE), np.float32)
 
     def drawn() -> Iterator[np.ndarray]:
-        memory = np.empty_like(pictures[0])
-        for picture in pictures:
-            memory[:] = picture
+        memory = np.empty_like(images[0])
+        for image in images:
+            memory[:] = image
             yield memory
 
-    assert np.array_equal(FakeEncoder().embed_image(drawn()), FakeEncoder().embed_image(pictures))
+    assert np.array_equal(FakeEncoder().embed_image(drawn()), FakeEncoder().embed_image(images))
 
 
-def test_the_pictures_of_an_animation_may_be_drawn_one_by_one(wanted: np.ndarray):
+def test_the_images_of_an_animation_may_be_drawn_one_by_one(wanted: np.ndarray):
     others = [Image.fromarray(frame) for frame in FRAMES[1:]]
     animation = file_of(FRAMES[0], "WEBP", save_all=True, append_images=others, lossless=True)
-    pictures = ImageSequence.Iterator(Image.open(animation))
-    assert np.array_equal(FakeEncoder().encode_image(pictures), wanted)
+    images = ImageSequence.Iterator(Image.open(animation))
+    assert np.array_equal(FakeEncoder().encode_image(images), wanted)
 
 
 @pytest.mark.parametrize("kind", ["PNG", "BMP", "TIFF", "WEBP"])
@@ -140,7 +140,7 @@ def test_what_may_be_other_by_then_is_not_left_to_threads(given: Any, read_here:
         on[type(source).__name__] = threading.current_thread()
         return read_image(source)
 
-    path = tmp_path / "picture"
+    path = tmp_path / "image"
     path.write_bytes(file_of(FRAMES[0]).getvalue())
     with open(path, "rb") as file:
         sources = [str(path), path, path.read_bytes(), FRAMES[0], Image.open(path), file]
@@ -152,14 +152,14 @@ def test_what_may_be_other_by_then_is_not_left_to_threads(given: Any, read_here:
 
 def test_the_first_wrong_source_is_named_though_a_later_one_is_read_before():
     with pytest.raises(InputError, match=r"^image\[1\]: not an image"):
-        FakeEncoder().encode_image([FRAMES[0], b"no picture", np.zeros(3), None])
+        FakeEncoder().encode_image([FRAMES[0], b"no image", np.zeros(3), None])
 
 
 # ------------------------------------------------------------------ open files
 
 
 def test_open_files_are_read_and_left_open(tmp_path: Path, wanted: np.ndarray):
-    path = tmp_path / "picture.png"
+    path = tmp_path / "image.png"
     path.write_bytes(file_of(FRAMES[0]).getvalue())
     with open(path, "rb") as file, open(path, "rb", buffering=0) as raw:
         rows = FakeEncoder().encode_image([file, raw, file_of(FRAMES[1])])
@@ -222,13 +222,13 @@ def test_a_batch_size_may_be_numpys(wanted: np.ndarray):
 
 
 @pytest.mark.parametrize("prepared", [None, 3.0, np.float32(3), torch.tensor(3.0)])
-def test_prepared_pictures_that_are_no_list_are_refused(prepared: Any):
+def test_prepared_images_that_are_no_list_are_refused(prepared: Any):
     with pytest.raises(InputError, match="are accepted") as caught:
         FakeEncoder().embed_image(prepared)
     assert caught.value.code == "not-a-list"
 
 
-def test_prepared_pictures_may_be_tensors_of_any_floats():
+def test_prepared_images_may_be_tensors_of_any_floats():
     prepared = np.random.default_rng(0).integers(0, 99, (3, 3, SIDE, SIDE)).astype(np.float32)
     tensor = torch.from_numpy(prepared)
     wanted = FakeEncoder().embed_image(prepared)
@@ -236,7 +236,7 @@ def test_prepared_pictures_may_be_tensors_of_any_floats():
         assert np.array_equal(FakeEncoder().embed_image(same), wanted)
 
 
-def test_a_prepared_picture_that_makes_no_array_is_named():
+def test_a_prepared_image_that_makes_no_array_is_named():
     with pytest.raises(InputError, match=r"^prepared\[0\]: a Tensor that makes no array"):
         FakeEncoder().embed_image([torch.zeros(3, SIDE, SIDE, device="meta")])
 
@@ -270,11 +270,11 @@ import numpy as np
 import image_encoders as ie
 
 encoder = ie.load("clip/demo", device="cpu")
-pictures = [np.full((40, 50, 3), 12 * i, np.uint8) for i in range(20)]
-rows = encoder.encode_image(pictures)
+images = [np.full((40, 50, 3), 12 * i, np.uint8) for i in range(20)]
+rows = encoder.encode_image(images)
 limit = {"float32": 2e-5, "bfloat16": 0.05}[encoder.precision]  # by torch there, by OpenVINO here
 with ProcessPoolExecutor(2, mp_context=get_context("fork")) as pool:
-    for found in pool.map(encoder.encode_image, [pictures] * 4):
+    for found in pool.map(encoder.encode_image, [images] * 4):
         assert np.abs(found - rows).max() < limit * np.abs(rows).max()
 """
 

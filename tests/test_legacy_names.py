@@ -194,12 +194,12 @@ def test_aliases_lead_to_parameters_that_exist() -> None:
 
 
 def test_load_takes_a_class_name_with_its_parameters() -> None:
-    picture = np.random.default_rng(0).integers(0, 256, (60, 63, 3), np.uint8)  # 3 pixels to spare
+    image = np.random.default_rng(0).integers(0, 256, (60, 63, 3), np.uint8)  # 3 pixels to spare
     encoder = ie.load("CLIPImageEncoder", pretrained_model_name_or_path=str(DEMO), device="/CPU:0", batch_size=4)
     assert encoder.device == "cpu"
-    wanted = ie.load("clip/demo", crop="round").encode_image([picture])
-    np.testing.assert_allclose(encoder.encode_image([picture]), wanted, atol=1e-6)
-    assert np.abs(ie.load("clip/demo").encode_image([picture]) - wanted).max() > 1e-3
+    wanted = ie.load("clip/demo", crop="round").encode_image([image])
+    np.testing.assert_allclose(encoder.encode_image([image]), wanted, atol=1e-6)
+    assert np.abs(ie.load("clip/demo").encode_image([image]) - wanted).max() > 1e-3
     texts = ie.load("CLIPTextEncoder", pretrained_model_name_or_path=str(DEMO))
     assert texts.encode_text(["a red circle " * 99]).shape == (1, encoder.dim)
     assert texts.fingerprint == encoder.fingerprint  # one space

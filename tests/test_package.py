@@ -180,11 +180,11 @@ def photos(tmp_path_factory) -> Path:
     """A folder in which the README's commands find `photos/`."""
     from PIL import Image
 
-    from image_encoders.scenes import write_pictures
+    from image_encoders.scenes import write_images
 
     folder = tmp_path_factory.mktemp("readme")
     (folder / "photos").mkdir()
-    write_pictures(folder / "photos", 20, seed=1)
+    write_images(folder / "photos", 20, seed=1)
     for name in ("a.jpg", "b.png"):
         Image.new("RGB", (80, 60), "red").save(folder / "photos" / name)
     return folder

@@ -25,7 +25,7 @@ from image_encoders.scenes import (
     describe,
     draw,
     sample_scene,
-    write_pictures,
+    write_images,
 )
 
 
@@ -63,7 +63,7 @@ def test_scenes_hold_all_shapes_colours_sizes_places_backgrounds_and_counts():
     assert any(s.things[0].pair == s.things[1].pair for s in scenes if len(s.things) > 1)
 
 
-def test_things_of_a_scene_never_touch_and_stay_in_the_picture():
+def test_things_of_a_scene_never_touch_and_stay_in_the_image():
     rng = Random(3)
     for _ in range(300):
         things = sample_scene(rng).things
@@ -84,7 +84,7 @@ def test_a_seed_gives_the_same_scenes_and_captions():
 
 
 @pytest.mark.parametrize("size", [1, 17, 64, 200, (120, 80), (80, 120)])
-def test_a_picture_has_the_size_asked_for(size):
+def test_an_image_has_the_size_asked_for(size):
     pixels = draw(sample_scene(Random(0)), size)
     width, height = size if isinstance(size, tuple) else (size, size)
     assert pixels.shape == (height, width, 3)
@@ -105,12 +105,12 @@ def test_a_ring_is_open_in_the_middle():
 
 
 def test_no_two_shapes_look_alike():
-    pictures = {shape: draw(scene(thing(shape)), 64).astype(int) for shape in SHAPES}
-    inked = min(int((p != 248).any(-1).sum()) for p in pictures.values())
+    images = {shape: draw(scene(thing(shape)), 64).astype(int) for shape in SHAPES}
+    inked = min(int((p != 248).any(-1).sum()) for p in images.values())
     for a in SHAPES:
         for b in SHAPES:
             if a != b:
-                assert (abs(pictures[a] - pictures[b]).max(-1) > 64).sum() > inked / 5, (a, b)
+                assert (abs(images[a] - images[b]).max(-1) > 64).sum() > inked / 5, (a, b)
 
 
 def test_a_drawing_is_the_same_at_every_size_but_for_its_edges():
@@ -121,7 +121,7 @@ def test_a_drawing_is_the_same_at_every_size_but_for_its_edges():
         assert (abs(small - large).max(-1) > 40).mean() < 0.005
 
 
-def test_a_wide_picture_shows_the_scene_in_its_middle_square():
+def test_a_wide_image_shows_the_scene_in_its_middle_square():
     one = sample_scene(Random(8))
     assert abs(draw(one, (100, 64))[:, 18:82].astype(int) - draw(one, 64)).max() <= 1
 
@@ -184,18 +184,18 @@ def test_relations_hold_one_way_round():
         assert Caption("", (blue, red), None, relation).holds(s) is not right_way
 
 
-def test_written_pictures_mix_formats_sizes_and_modes(tmp_path):
-    written = write_pictures(tmp_path / "new", 36, seed=1)
+def test_written_images_mix_formats_sizes_and_modes(tmp_path):
+    written = write_images(tmp_path / "new", 36, seed=1)
     good = [(path, words) for path, words in written if words is not None]
     assert len(good) == 36
     formats, modes, sizes, turned = Counter(), set(), set(), 0
     for path, _ in good:
-        with Image.open(path) as picture:
-            formats[picture.format] += 1
-            modes.add(picture.mode)
-            sizes.add(picture.size)
-            turned += picture.getexif().get(0x0112, 1) != 1
-            assert ImageOps.exif_transpose(picture).convert("RGB").size
+        with Image.open(path) as image:
+            formats[image.format] += 1
+            modes.add(image.mode)
+            sizes.add(image.size)
+            turned += image.getexif().get(0x0112, 1) != 1
+            assert ImageOps.exif_transpose(image).convert("RGB").size
     assert set(formats) == {"JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"}
     assert {"RGB", "RGBA", "P"} <= modes
     assert len(sizes) > 30
@@ -203,19 +203,19 @@ def test_written_pictures_mix_formats_sizes_and_modes(tmp_path):
     assert turned == 3
 
 
-def test_a_turned_picture_shows_its_scene_upright(tmp_path):
-    for path, words in write_pictures(tmp_path, 60, seed=2):
+def test_a_turned_image_shows_its_scene_upright(tmp_path):
+    for path, words in write_images(tmp_path, 60, seed=2):
         if path.suffix == ".jpeg" and words is not None:
-            with Image.open(path) as picture:
-                shown = np.asarray(ImageOps.exif_transpose(picture).convert("RGB")).astype(int)
-                stored = np.asarray(picture.convert("RGB")).astype(int)
+            with Image.open(path) as image:
+                shown = np.asarray(ImageOps.exif_transpose(image).convert("RGB")).astype(int)
+                stored = np.asarray(image.convert("RGB")).astype(int)
             assert shown.shape[:2] == stored.shape[1::-1]
             assert (shown == np.rot90(stored, -1)).all()
 
 
-def test_written_pictures_cannot_be_told_by_their_names_and_are_the_same_for_a_seed(tmp_path):
-    first = write_pictures(tmp_path / "a", 24, seed=3)
-    second = write_pictures(tmp_path / "b", 24, seed=3)
+def test_written_images_cannot_be_told_by_their_names_and_are_the_same_for_a_seed(tmp_path):
+    first = write_images(tmp_path / "a", 24, seed=3)
+    second = write_images(tmp_path / "b", 24, seed=3)
     assert [words for _, words in first] == [words for _, words in second]
     for (one, _), (other, _) in zip(first, second, strict=True):
         assert one.relative_to(tmp_path / "a") == other.relative_to(tmp_path / "b")
@@ -227,8 +227,8 @@ def test_written_pictures_cannot_be_told_by_their_names_and_are_the_same_for_a_s
 
 
 def test_two_written_files_cannot_be_read(tmp_path):
-    broken = [path for path, words in write_pictures(tmp_path, 3, seed=4) if words is None]
+    broken = [path for path, words in write_images(tmp_path, 3, seed=4) if words is None]
     assert len(broken) == 2
     for path in broken:
-        with pytest.raises(OSError), Image.open(path) as picture:
-            picture.load()
+        with pytest.raises(OSError), Image.open(path) as image:
+            image.load()

@@ -1,7 +1,7 @@
-"""Pictures found by sounds and by words, through a collection, with AudioCLIP.
+"""Images found by sounds and by words, through a collection, with AudioCLIP.
 
-No trained weights are at hand, so the last layers of small nets are fitted: each sound, and each word, to its picture's
-row. The rest is as it always is: pictures in files, a run into a collection, sounds and words as queries.
+No trained weights are at hand, so the last layers of small nets are fitted: each sound, and each word, to its image's
+row. The rest is as it always is: images in files, a run into a collection, sounds and words as queries.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ def sound(name: str, *, rate: int = RATE, seconds: float = 0.4, noise: float = 0
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory) -> dict[str, Path]:
-    folder = tmp_path_factory.mktemp("pictures")
+def images(tmp_path_factory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("images")
     rng = np.random.default_rng(8)
     files = {}
     for i, name in enumerate(HERTZ):
@@ -51,10 +51,10 @@ def fit(layer_inputs: torch.Tensor, rows: np.ndarray) -> torch.Tensor:
 
 
 @pytest.fixture(scope="module")
-def encoder(pictures) -> Encoder:
-    """Small nets whose sounds and words lie where their pictures lie."""
+def encoder(images) -> Encoder:
+    """Small nets whose sounds and words lie where their images lie."""
     tiny = audioclip.tiny()
-    rows = tiny.encode_image(list(pictures.values()))
+    rows = tiny.encode_image(list(images.values()))
     seen = {}
     audio, text = (tiny.tower(modality).embed.selected()._net for modality in ("audio", "text"))
     handles = [
@@ -73,42 +73,42 @@ def encoder(pictures) -> Encoder:
 
 
 @pytest.fixture(scope="module")
-def collection(encoder, pictures, tmp_path_factory) -> Collection:
+def collection(encoder, images, tmp_path_factory) -> Collection:
     folder = tmp_path_factory.mktemp("search") / "collection"
-    report = run(find([next(iter(pictures.values())).parent]), encoder, Collection.create(folder, encoder))
+    report = run(find([next(iter(images.values())).parent]), encoder, Collection.create(folder, encoder))
     assert report.encoded == len(HERTZ)
     return Collection.open(folder)
 
 
 @pytest.mark.parametrize("name", HERTZ)
-def test_a_sound_finds_its_picture(collection, encoder, pictures, name):
+def test_a_sound_finds_its_image(collection, encoder, images, name):
     hits = collection.search(encoder.encode_audio([(sound(name), RATE)])[0], k=len(HERTZ))
-    assert Path(hits[0].path) == pictures[name]
+    assert Path(hits[0].path) == images[name]
     assert hits[0].score == pytest.approx(1, abs=1e-3)
     assert hits[1].score < hits[0].score - 0.01
-    assert {Path(hit.path) for hit in hits} == set(pictures.values())
+    assert {Path(hit.path) for hit in hits} == set(images.values())
 
 
 @pytest.mark.parametrize("name", HERTZ)
-def test_a_word_finds_the_picture_that_its_sound_finds(collection, encoder, pictures, name):
+def test_a_word_finds_the_image_that_its_sound_finds(collection, encoder, images, name):
     hits = collection.search(encoder.encode_text([name])[0], k=2)
-    assert Path(hits[0].path) == pictures[name]
+    assert Path(hits[0].path) == images[name]
     assert hits[0].score == pytest.approx(1, abs=1e-3)
 
 
 @pytest.mark.parametrize("name", HERTZ)
-def test_a_sound_file_at_another_rate_finds_the_same_picture(collection, encoder, pictures, name, tmp_path):
+def test_a_sound_file_at_another_rate_finds_the_same_image(collection, encoder, images, name, tmp_path):
     path = tmp_path / f"{name}.wav"
     with wave.open(str(path), "wb") as file:
         file.setparams((1, 2, 48_000, 0, "NONE", ""))
         file.writeframes((sound(name, rate=48_000, seed=9) * 32767).astype("<i2").tobytes())
     hits = collection.search(encoder.encode_audio([path])[0], k=1)
-    assert Path(hits[0].path) == pictures[name]
+    assert Path(hits[0].path) == images[name]
 
 
 @pytest.mark.golden
 def test_a_full_size_checkpoint_is_searched_by_sound_and_words_after_loading_it_again(
-    checkpoint, conformance, pictures, tmp_path
+    checkpoint, conformance, images, tmp_path
 ):
     encoder = ie.load(
         "audioclip/full",
@@ -118,16 +118,16 @@ def test_a_full_size_checkpoint_is_searched_by_sound_and_words_after_loading_it_
         precision="float32",
     )
     made = Collection.create(tmp_path / "collection", encoder)
-    assert run(find([next(iter(pictures.values())).parent]), encoder, made).encoded == len(HERTZ)
+    assert run(find([next(iter(images.values())).parent]), encoder, made).encoded == len(HERTZ)
 
     opened = Collection.open(tmp_path / "collection")
     recipe = json.loads(json.dumps(opened.recipe))
     options = recipe.pop("options")
     again = ie.load(recipe.pop("name"), **recipe, **options)
     assert again.fingerprint == opened.fingerprint
-    rows = encoder.encode_image(list(pictures.values()))
+    rows = encoder.encode_image(list(images.values()))
     for query in (again.encode_audio([conformance / "audio" / "tones.wav"])[0], again.encode_text(["a bell"])[0]):
         cosines = rows @ query / np.linalg.norm(rows, axis=1) / np.linalg.norm(query)
         hits = opened.search(query, k=len(HERTZ))
-        assert [Path(hit.path) for hit in hits] == [list(pictures.values())[i] for i in np.argsort(-cosines)]
+        assert [Path(hit.path) for hit in hits] == [list(images.values())[i] for i in np.argsort(-cosines)]
         np.testing.assert_allclose([hit.score for hit in hits], np.sort(cosines)[::-1], atol=1e-4)

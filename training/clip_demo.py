@@ -5,10 +5,10 @@ Run from the repository's root:
     python training/clip_demo.py train --seed 0 -o OUT      # writes a folder that load("clip/OUT") takes
     python training/clip_demo.py evaluate OUT               # prints its recall
 
-The pictures and captions are drawn while training (image_encoders/scenes.py), so there is nothing to fetch.
+The images and captions are drawn while training (image_encoders/scenes.py), so there is nothing to fetch.
 Training has two parts. First the image tower alone names the colour, shape and size in each patch of crowded
-pictures: shapes are what it finds hardest, and this teaches it many of them per picture. Then both towers match
-pictures with captions, the patches still being named, in batches where every scene has a neighbour that differs
+images: shapes are what it finds hardest, and this teaches it many of them per image. Then both towers match
+images with captions, the patches still being named, in batches where every scene has a neighbour that differs
 in one thing. The heads that name patches are not exported.
 
 docs/clip-demo.md has the results, and what was tried without success.
@@ -58,14 +58,14 @@ class Recipe:
     text_layers: int = 3
     text_heads: int = 3
     dim: int = 128
-    # first the image tower alone learns to name what lies in each patch of crowded pictures ...
+    # first the image tower alone learns to name what lies in each patch of crowded images ...
     crowd_steps: int = 1400
-    crowd_batch: int = 32  # pictures
-    # ... then both towers learn to match pictures with captions
+    crowd_batch: int = 32  # images
+    # ... then both towers learn to match images with captions
     steps: int = 2300
     batch: int = 96  # scenes, half of them the other half with one thing changed
     full: float = 0.6  # share of captions that name every thing
-    filed: float = 0.2  # share of pictures drawn larger, stored as JPEG and read back
+    filed: float = 0.2  # share of images drawn larger, stored as JPEG and read back
     patch_weight: float = 1.0  # of the patches' loss, the captions' being 1
     # optimisation
     muon_rate: float = 0.02  # of the blocks' matrices
@@ -171,14 +171,14 @@ def variant(scene: Scene, rng: random.Random) -> Scene:
 
 
 def filed(scene: Scene, rng: random.Random) -> np.ndarray:
-    """A scene's picture drawn larger, stored with loss and read back by the model's preprocessing."""
-    picture = jpeg(scene, rng.randint(72, 224), rng.randint(60, 95))
-    return np.asarray(picture.convert("RGB").resize((SIZE, SIZE), Image.Resampling.BICUBIC))
+    """A scene's image drawn larger, stored with loss and read back by the model's preprocessing."""
+    image = jpeg(scene, rng.randint(72, 224), rng.randint(60, 95))
+    return np.asarray(image.convert("RGB").resize((SIZE, SIZE), Image.Resampling.BICUBIC))
 
 
-def pixels_of(pictures: list[np.ndarray]) -> torch.Tensor:
+def pixels_of(images: list[np.ndarray]) -> torch.Tensor:
     """(B, 3, SIZE, SIZE) float32, normalised."""
-    stacked = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float() / 255
+    stacked = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 255
     return (stacked - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
 
 
@@ -220,11 +220,11 @@ def patch_labels(of: list[Scene]) -> torch.Tensor:
     side = SIZE // PATCH
     middles = (np.arange(side) + 0.5) / side
     labels = np.zeros((len(of), side, side, 3), np.int64)
-    for picture, scene in zip(labels, of, strict=True):
+    for image, scene in zip(labels, of, strict=True):
         for thing in scene.things:
             reach = thing.radius + 0.3 / side
             inside = np.hypot(middles - thing.x, (middles - thing.y)[:, None]) < reach
-            picture[inside] = (
+            image[inside] = (
                 1 + colours.index(thing.colour),
                 1 + shapes.index(thing.shape),
                 1 + sizes.index(thing.size),
@@ -233,7 +233,7 @@ def patch_labels(of: list[Scene]) -> torch.Tensor:
 
 
 def crowded(rng: random.Random) -> Scene:
-    """A scene of about seven things: many shapes to learn from in one picture."""
+    """A scene of about seven things: many shapes to learn from in one image."""
     scene = scenes.sample_scene(rng)
     for _ in range(5):
         for thing in scenes.sample_scene(rng).things:
@@ -242,7 +242,7 @@ def crowded(rng: random.Random) -> Scene:
     return scene
 
 
-def pictures_of(of: list[Scene], recipe: Recipe, rng: random.Random) -> torch.Tensor:
+def images_of(of: list[Scene], recipe: Recipe, rng: random.Random) -> torch.Tensor:
     """(B, 3, SIZE, SIZE): the scenes drawn, some by way of a file."""
     return pixels_of([filed(scene, rng) if rng.random() < recipe.filed else scenes.draw(scene, SIZE) for scene in of])
 
@@ -304,7 +304,7 @@ def block(layer: nn.Module, x: torch.Tensor, causal: bool, only: torch.Tensor | 
 
 
 def patch_states(model: CLIPModel, pixels: torch.Tensor) -> torch.Tensor:
-    """(B, 1 + patches, width): the states before the last block, of which the first is the picture's."""
+    """(B, 1 + patches, width): the states before the last block, of which the first is the image's."""
     vision = model.vision_model
     x = vision.pre_layrnorm(vision.embeddings(pixels))
     for layer in vision.encoder.layers[:-1]:
@@ -313,7 +313,7 @@ def patch_states(model: CLIPModel, pixels: torch.Tensor) -> torch.Tensor:
 
 
 def embed_states(model: CLIPModel, states: torch.Tensor) -> torch.Tensor:
-    """(B, dim) unit rows of pictures."""
+    """(B, dim) unit rows of images."""
     vision = model.vision_model
     first = torch.zeros(len(states), dtype=torch.long)
     pooled = block(vision.encoder.layers[-1], states, causal=False, only=first)[:, 0]
@@ -419,16 +419,16 @@ class Trainer:
         self.done = 0  # steps
 
     def crowd_loss(self) -> torch.Tensor:
-        """The patches' loss of one batch of crowded pictures."""
+        """The patches' loss of one batch of crowded images."""
         of = [crowded(self.rng) for _ in range(self.recipe.crowd_batch)]
-        patches = patch_states(self.model, pictures_of(of, self.recipe, self.rng))[:, 1:]
+        patches = patch_states(self.model, images_of(of, self.recipe, self.rng))[:, 1:]
         return self.heads.loss(patches, patch_labels(of))
 
     def losses(self) -> tuple[torch.Tensor, torch.Tensor]:
         """The captions' and the patches' loss of one batch of scenes."""
         of = related_scenes(self.recipe, self.rng)
         captions = [scenes.describe(scene, self.rng, self.rng.random() < self.recipe.full) for scene in of]
-        states = patch_states(self.model, pictures_of(of, self.recipe, self.rng))
+        states = patch_states(self.model, images_of(of, self.recipe, self.rng))
         image = embed_states(self.model, states)
         text = embed_ids(self.model, token_ids([words.text for words in captions], self.vocab))
         true = torch.from_numpy(truth(captions, of))
@@ -553,17 +553,17 @@ def evaluate(folder: Path) -> None:
     model = CLIPModel.from_pretrained(folder, dtype=torch.float32).eval()
     tokenizer = CLIPTokenizer.from_pretrained(folder)
     processor = CLIPImageProcessor.from_pretrained(folder)
-    print("| 1,000 scenes | pictures | text to image @1 | @10 | image to text @1 | @10 |")
+    print("| 1,000 scenes | images | text to image @1 | @10 | image to text @1 | @10 |")
     print("|---|---|---|---|---|---|")
     for unseen_pairs in (False, True):
         pairs = evaluation_set("evaluation", 1000, unseen_pairs)
         tokens = tokenizer([words.text for _, words in pairs], padding=True, return_tensors="pt")
         text = unit_rows(model.get_text_features(**tokens))
-        for name, picture_of in PICTURES.items():
-            pictures = [picture_of(scene) for scene, _ in pairs]
+        for name, image_of in IMAGES.items():
+            images = [image_of(scene) for scene, _ in pairs]
             rows = [
-                unit_rows(model.get_image_features(**processor(pictures[i : i + 100], return_tensors="pt")))
-                for i in range(0, len(pictures), 100)
+                unit_rows(model.get_image_features(**processor(images[i : i + 100], return_tensors="pt")))
+                for i in range(0, len(images), 100)
             ]
             scores = text @ torch.cat(rows).T
             found = [recall(way, k) for way in (scores, scores.T) for k in (1, 10)]
@@ -585,7 +585,7 @@ def jpeg(scene: Scene, size: int, quality: int) -> Image.Image:
     return Image.open(buffer)
 
 
-PICTURES: dict[str, Callable[[Scene], Image.Image]] = {
+IMAGES: dict[str, Callable[[Scene], Image.Image]] = {
     f"drawn at {SIZE} px": lambda scene: Image.fromarray(scenes.draw(scene, SIZE)),
     "300 px, JPEG quality 85": lambda scene: jpeg(scene, 300, 85),
 }

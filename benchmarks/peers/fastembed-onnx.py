@@ -19,7 +19,7 @@ def load(model: Path, precision: str) -> timed.Embed:
 
 
 def export(model: Path, target: Path) -> None:
-    """The vision tower of `model` as ONNX, and what prepares its pictures."""
+    """The vision tower of `model` as ONNX, and what prepares its images."""
     import torch
     import transformers
 

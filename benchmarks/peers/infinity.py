@@ -1,6 +1,6 @@
 """infinity: its asynchronous engine, without the server, on the files' bytes.
 
-bfloat16 is asked for as its documentation has it; version 0.0.78 heeds that for pictures on a GPU only.
+bfloat16 is asked for as its documentation has it; version 0.0.78 heeds that for images on a GPU only.
 """
 
 from __future__ import annotations

@@ -21,8 +21,8 @@ def load(model: Path, precision: str) -> timed.Embed:
     def embed(paths: list[Path]) -> torch.Tensor:
         rows = []
         for start in range(0, len(paths), timed.BATCH):
-            pictures = [Image.open(path).convert("RGB") for path in paths[start : start + timed.BATCH]]
-            inputs = processor(images=pictures, return_tensors="pt").to(net.dtype)
+            images = [Image.open(path).convert("RGB") for path in paths[start : start + timed.BATCH]]
+            inputs = processor(images=images, return_tensors="pt").to(net.dtype)
             with torch.no_grad():
                 features = net.get_image_features(**inputs)
             rows.append(getattr(features, "pooler_output", features).float())  # transformers 5 wraps it, 4 did not

@@ -31,7 +31,7 @@ NAMES = {  # inside the vision model: Hugging Face's, then open_clip's
 VISION = "vision_model."
 
 
-class Pictures(torch.utils.data.Dataset):
+class Images(torch.utils.data.Dataset):
     def __init__(self, paths: list[Path], transform: Any):
         self.paths, self.transform = paths, transform
 
@@ -57,7 +57,7 @@ def load(model: Path, precision: str) -> timed.Embed:
     dtype = getattr(torch, precision)
 
     def embed(paths: list[Path]) -> torch.Tensor:
-        batches = torch.utils.data.DataLoader(Pictures(paths, transform), batch_size=timed.BATCH, num_workers=WORKERS)
+        batches = torch.utils.data.DataLoader(Images(paths, transform), batch_size=timed.BATCH, num_workers=WORKERS)
         with torch.inference_mode():
             return torch.cat([net.encode_image(batch.to(dtype)).float() for batch in batches])
 

@@ -1,4 +1,4 @@
-"""What every worker here does: load a model, embed a folder of pictures, say how long it took.
+"""What every worker here does: load a model, embed a folder of images, say how long it took.
 
     WORKER PHOTOS MODEL ROWS PRECISION     prints one JSON value and writes ROWS, an .npy file, in the names' order
 
@@ -46,7 +46,7 @@ def main(load: Callable[[Path, str], Embed]) -> None:
 
     rows = np.asarray(rows, np.float32)
     if len(rows) != len(paths):
-        sys.exit(f"{len(rows)} rows for {len(paths)} pictures")
+        sys.exit(f"{len(rows)} rows for {len(paths)} images")
     np.save(options.rows, rows)
     peak = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     with answer:

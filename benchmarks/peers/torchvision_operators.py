@@ -1,6 +1,6 @@
 """Lets `import torchvision` go on where its compiled part does not load, as beside a build of torch for the CPU.
 
-The part in Python then wants to describe operators that are not there. None of them is needed for preparing pictures.
+The part in Python then wants to describe operators that are not there. None of them is needed for preparing images.
 """
 
 from __future__ import annotations

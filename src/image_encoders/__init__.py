@@ -1,4 +1,4 @@
-"""Pictures into vectors, with the model of your choice.
+"""Images into vectors, with the model of your choice.
 
     import image_encoders as ie
     encoder = ie.load("clip/demo")

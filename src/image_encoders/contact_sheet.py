@@ -21,15 +21,15 @@ QUALITY = 80  # of its JPEG
 NAMED = 10  # copies of an image that are named
 
 
-def contact_sheet(hits: Sequence[Hit], *, query: str, model: str, collection: str, picture: Path | None = None) -> str:
+def contact_sheet(hits: Sequence[Hit], *, query: str, model: str, collection: str, image: Path | None = None) -> str:
     """The HTML page that shows `hits`, best first.
 
     query: the words, or the name of the file, that was searched for
     model, collection: named below the title
-    picture: shown beside the title where the query was one
+    image: shown beside the title where the query was one
     """
     figures = ordered(_figure, enumerate(hits, 1), ahead=16)
-    asked = _thumbnail(picture, f"The query: {query}") if picture else ""
+    asked = _thumbnail(image, f"The query: {query}") if image else ""
     found = f"{len(hits)} image{'' if len(hits) == 1 else 's'}"
     return f"""<!DOCTYPE html>
 <html lang="en">

@@ -155,14 +155,14 @@ class Tower:
 
 @dataclass
 class Encoder:
-    """An embedding space: pictures, and where the model has them texts and sounds, become rows of `dim` numbers.
+    """An embedding space: images, and where the model has them texts and sounds, become rows of `dim` numbers.
 
     name: the model's name, such as "clip/openai/clip-vit-base-patch32"
     dim: length of a row
     towers: one `Tower` per modality
     fingerprint: equal fingerprints mean that rows may be compared
     device, engine, precision: what runs the nets, as chosen
-    calibration: digest of the pictures that int8 was calibrated on; else ""
+    calibration: digest of the images that int8 was calibrated on; else ""
     choice: what precision="auto" came to and how near its rows are to float32's, engines.precision.Choice; else None
     recipe: what `load` was called with, enough to load the same encoder again; so it is when it is unpickled, in
         another process for example
@@ -206,18 +206,18 @@ class Encoder:
         return self.towers[modality]
 
     def encode_image(self, images: Iterable[Any], batch_size: int = 32, progress: bool = False) -> np.ndarray:
-        """One row per picture.
+        """One row per image.
 
-        images: paths, bytes of picture files, binary files open for reading, PIL images, uint8 arrays (H, W),
+        images: paths, bytes of image files, binary files open for reading, PIL images, uint8 arrays (H, W),
             (H, W, 1|3|4), or tensors of those shapes. Files and bytes are turned upright (EXIF) and put on white where
             transparent; arrays are taken as they are. Paths, bytes and arrays are read on threads, ahead of the net;
             PIL images and open files as they are drawn. So is all else that a generator gives: it may use one array
             again and again.
         batch_size: how many go through the net at once; rows do not depend on it
         progress: show a bar on standard error
-        returns: (N, dim) float32, row i for picture i; N may be 0
+        returns: (N, dim) float32, row i for image i; N may be 0
 
-        Raises InputError naming the path or the position of the first picture that cannot be encoded.
+        Raises InputError naming the path or the position of the first image that cannot be encoded.
         """
         return self._encode("image", images, batch_size, progress)
 
@@ -235,7 +235,7 @@ class Encoder:
         return self._encode("audio", clips, batch_size, progress)
 
     def embed_image(self, prepared: np.ndarray | Sequence[np.ndarray], batch_size: int = 32) -> np.ndarray:
-        """Rows of pictures that are already preprocessed: straight to the net, as the original code takes them.
+        """Rows of images that are already preprocessed: straight to the net, as the original code takes them.
 
         They are computed in the encoder's precision; where that is int8, in float32.
 
@@ -247,7 +247,7 @@ class Encoder:
         check_batch_size(batch_size)
         if not hasattr(prepared, "__iter__") or getattr(prepared, "ndim", None) == 0:
             raise InputError(
-                f"embed_image got a {type(prepared).__name__}; floats (N, 3, H, W) or a list of pictures are accepted",
+                f"embed_image got a {type(prepared).__name__}; floats (N, 3, H, W) or a list of images are accepted",
                 code="not-a-list",
             )
         inputs = []
@@ -262,7 +262,7 @@ class Encoder:
         return _finite(np.concatenate(batches) if batches else np.empty((0, self.dim), np.float32), "prepared")
 
     def prepared_image(self, array: Any) -> np.ndarray:
-        """The image tower's input from a picture that is already preprocessed.
+        """The image tower's input from an image that is already preprocessed.
 
         array: (3, H, W) or (H, W, 3) floats, an array or a tensor
         returns: (3, H, W) float32
@@ -272,7 +272,7 @@ class Encoder:
         array = as_array(array)
         if array.dtype.kind != "f":
             raise InputError(
-                f"a prepared picture of {array.dtype}; floats are accepted, and encode_image takes raw pixels",
+                f"a prepared image of {array.dtype}; floats are accepted, and encode_image takes raw pixels",
                 code="dtype",
             )
         if array.ndim == 3 and array.shape[0] != 3 and array.shape[2] == 3:
@@ -349,7 +349,7 @@ def _lengths(array: np.ndarray) -> str:
 def _may_refill(sources: Any) -> bool:
     """Whether what was drawn from `sources` may have changed by the next draw."""
     # The items of a list, an array, a table's column are there all at once. What has no length, such as a reader of
-    # video, may give the same memory each time with other numbers in it, or close the file that a picture is in.
+    # video, may give the same memory each time with other numbers in it, or close the file that an image is in.
     # A copy costs a thirtieth of preparing what was copied.
     return not isinstance(sources, Sized)
 

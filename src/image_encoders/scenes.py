@@ -1,4 +1,4 @@
-"""Drawn scenes with captions: what `clip/demo` is trained on, and pictures to try the tool with.
+"""Drawn scenes with captions: what `clip/demo` is trained on, and images to try the tool with.
 
 A scene is one to three things of a shape, colour and size in the cells of a 3 x 3 grid on a plain background.
 Everything follows from the random generator: the same seed gives the same scenes, captions and files.
@@ -39,8 +39,8 @@ BACKGROUNDS = {
     "beige": (222, 204, 170),
     "navy": (20, 26, 78),
 }
-SIZES = {"small": (0.085, 0.100), "large": (0.140, 0.165)}  # radius / side of the picture
-CENTRES = (0.19, 0.50, 0.81)  # of the grid's columns and rows / side of the picture
+SIZES = {"small": (0.085, 0.100), "large": (0.140, 0.165)}  # radius / side of the image
+CENTRES = (0.19, 0.50, 0.81)  # of the grid's columns and rows / side of the image
 JITTER = 0.035  # of a thing's centre / side; far less than half the grid's step, so the words for places stay true
 
 # One pair for each shape and each colour: no scene or caption seen in training holds one of them.
@@ -73,7 +73,7 @@ class Scene:
 
     things: tuple[Thing, ...]
     background: str
-    rgb: tuple[float, float, float]  # 0 to 255, in the picture's middle
+    rgb: tuple[float, float, float]  # 0 to 255, in the image's middle
     slope: tuple[float, float]  # change of brightness from left to right and from top to bottom, in levels of 255
 
 
@@ -260,7 +260,7 @@ _OUTLINES: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
 
 
 def draw(scene: Scene, size: int | tuple[int, int]) -> np.ndarray:
-    """The picture of a scene.
+    """The image of a scene.
 
     size: side, or width and height [px]; the scene fills the middle square and the background the rest
     returns: (height, width, 3) uint8 RGB, edges antialiased
@@ -417,14 +417,14 @@ def _framed(body: str, background: str | None, rng: Random) -> str:
 # ---- files ----
 
 _EXIF_ORIENTATION = 0x0112
-_SHOWN_TURNED_RIGHT = 6  # a viewer turns the stored picture a quarter clockwise
+_SHOWN_TURNED_RIGHT = 6  # a viewer turns the stored image a quarter clockwise
 
 
-def write_pictures(folder: str | Path, count: int, seed: int) -> list[tuple[Path, str | None]]:
-    """A small mixed collection of picture files, two of which cannot be read.
+def write_images(folder: str | Path, count: int, seed: int) -> list[tuple[Path, str | None]]:
+    """A small mixed collection of image files, two of which cannot be read.
 
-    folder: made if absent; the files lie in folders within it, and no name tells what its picture shows
-    count: good pictures, of 96 to 640 px and nearly square: JPEG (some turned by their EXIF orientation), PNG
+    folder: made if absent; the files lie in folders within it, and no name tells what its image shows
+    count: good images, of 96 to 640 px and nearly square: JPEG (some turned by their EXIF orientation), PNG
         (RGB, RGBA, palette), WebP, GIF, BMP and TIFF; after them come a JPEG that breaks off and a text file
         named `.jpg`
     returns: each file's path and caption, None for the two broken ones
@@ -446,28 +446,28 @@ def write_pictures(folder: str | Path, count: int, seed: int) -> list[tuple[Path
     broken = folder / "album-1"
     broken.mkdir(parents=True, exist_ok=True)
     (broken / "breaks-off.jpg").write_bytes(whole.getvalue()[: len(whole.getvalue()) // 2])
-    (broken / "a-text.jpg").write_text("This is not a picture.\n", encoding="utf-8")
+    (broken / "a-text.jpg").write_text("This is not an image.\n", encoding="utf-8")
     return [*written, (broken / "breaks-off.jpg", None), (broken / "a-text.jpg", None)]
 
 
-def _jpeg(picture: Image.Image, path: Path) -> Path:
+def _jpeg(image: Image.Image, path: Path) -> Path:
     path = path.with_suffix(".jpg")
-    picture.save(path, quality=85)
+    image.save(path, quality=85)
     return path
 
 
-def _turned_jpeg(picture: Image.Image, path: Path) -> Path:
+def _turned_jpeg(image: Image.Image, path: Path) -> Path:
     path = path.with_suffix(".jpeg")
     exif = Image.Exif()
     exif[_EXIF_ORIENTATION] = _SHOWN_TURNED_RIGHT
-    picture.transpose(Image.Transpose.ROTATE_90).save(path, quality=85, exif=exif)
+    image.transpose(Image.Transpose.ROTATE_90).save(path, quality=85, exif=exif)
     return path
 
 
 def _saved_as(suffix: str, mode: str = "RGB") -> Callable[[Image.Image, Path], Path]:
-    def save(picture: Image.Image, path: Path) -> Path:
+    def save(image: Image.Image, path: Path) -> Path:
         path = path.with_suffix(suffix)
-        stored = picture.quantize(64) if mode == "P" else picture.convert(mode)
+        stored = image.quantize(64) if mode == "P" else image.convert(mode)
         stored.save(path)
         return path
 

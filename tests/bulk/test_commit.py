@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pictures import draw, picture, rows
+from drawn import draw, image, rows
 
 from fake_encoder import FakeEncoder
 from image_encoders.bulk import commit
@@ -28,7 +28,7 @@ def collection(tmp_path: Path) -> Collection:
 @pytest.fixture
 def items(tmp_path: Path) -> list[SourceFile]:
     draw(tmp_path / "photos", range(6))
-    (tmp_path / "photos" / "copy.png").write_bytes(picture(0))
+    (tmp_path / "photos" / "copy.png").write_bytes(image(0))
     return list(find([str(tmp_path / "photos")]))
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from pictures import draw, picture
+from drawn import draw, image
 from PIL import Image
 
 from fake_encoder import DIM, FakeEncoder
@@ -51,7 +51,7 @@ def test_every_item_gets_its_embedding_in_order(photos: list[SourceFile]) -> Non
     np.testing.assert_allclose([one.embedding for one in found], expected, rtol=1e-6)
     for one, number in zip(found, range(20)):
         assert isinstance(one, Encoded)
-        assert (one.width, one.height, one.size) == (12, 9 + number % 5, len(picture(number)))
+        assert (one.width, one.height, one.size) == (12, 9 + number % 5, len(image(number)))
 
 
 def test_whole_batches_are_given_back_with_what_stands_between(photos: list[SourceFile], tmp_path: Path) -> None:
@@ -65,7 +65,7 @@ def test_whole_batches_are_given_back_with_what_stands_between(photos: list[Sour
 
 def test_bytes_that_are_known_or_come_twice_are_not_embedded_again(photos: list[SourceFile], tmp_path: Path) -> None:
     for name, number in (("00000 copy.png", 0), ("00001 copy.png", 1), ("99999.png", 0)):
-        (tmp_path / "photos" / name).write_bytes(picture(number))
+        (tmp_path / "photos" / name).write_bytes(image(number))
     encoder = FakeEncoder()
     contents = {one.sha256 for one in flat(encode(photos[1:2], FakeEncoder())) if isinstance(one, Encoded)}
     found = []

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from pictures import draw, picture, rows
+from drawn import draw, image, rows
 
 from fake_encoder import FakeEncoder
 from image_encoders.bulk.run import run
@@ -23,13 +23,13 @@ SCRIPT = Path(__file__).with_name("encode_folder.py")
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """400 pictures, 40 copies among them, and 5 broken files."""
+    """400 images, 40 copies among them, and 5 broken files."""
     folder = tmp_path_factory.mktemp("photos")
     draw(folder, range(360))
     for number in range(40):
-        (folder / f"copy {number}.png").write_bytes(picture(9 * number))
+        (folder / f"copy {number}.png").write_bytes(image(9 * number))
     for number in range(5):
-        (folder / f"{number * 60:05d} broken.png").write_bytes(picture(number)[:50])
+        (folder / f"{number * 60:05d} broken.png").write_bytes(image(number)[:50])
     return folder
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from pictures import draw, picture, rows
+from drawn import draw, image, rows
 from PIL import Image
 
 from fake_encoder import DIM, FakeEncoder
@@ -72,10 +72,10 @@ def touch(path: Path) -> None:
 
 
 def failing_for(*numbers: int, error: Exception) -> Callable[[np.ndarray], None]:
-    """What raises `error` for a batch in which one of these pictures is."""
+    """What raises `error` for a batch in which one of these images is."""
     plain = FakeEncoder()
     tower = plain.tower("image")
-    bad = {tower.input(picture(number)).tobytes() for number in numbers}
+    bad = {tower.input(image(number)).tobytes() for number in numbers}
 
     def before(inputs: np.ndarray) -> None:
         if any(one.tobytes() in bad for one in inputs):
@@ -87,8 +87,8 @@ def failing_for(*numbers: int, error: Exception) -> Callable[[np.ndarray], None]
 # ------------------------------------------------------------------ what is encoded
 
 
-def test_every_picture_gets_the_row_that_the_library_gives_it(encode, index, photos: Path) -> None:
-    (photos / "notes.md").write_text("no picture")
+def test_every_image_gets_the_row_that_the_library_gives_it(encode, index, photos: Path) -> None:
+    (photos / "notes.md").write_text("no image")
     report = encode()
     assert counts(report) == {"encoded": 20, "ignored": 1}
     paths = sorted(photos.glob("*.png"))
@@ -151,11 +151,11 @@ def test_a_touched_file_keeps_its_embedding_and_gets_its_new_time(encode, index,
 
 def test_a_changed_file_is_embedded_again_and_has_one_row(encode, index, photos: Path) -> None:
     encode()
-    (photos / "00003.png").write_bytes(picture(777))
+    (photos / "00003.png").write_bytes(image(777))
     assert counts(encode()) == {"encoded": 1, "unchanged": 19}
     stored = rows(index())
     assert len(stored) == 20
-    expected = FakeEncoder().encode_image([picture(777)])[0]
+    expected = FakeEncoder().encode_image([image(777)])[0]
     np.testing.assert_allclose(
         np.frombuffer(stored[str(photos / "00003.png")]["embedding"], np.float32), expected, rtol=1e-6
     )
@@ -176,7 +176,7 @@ def test_a_reader_never_sees_a_changed_file_without_its_row_or_with_two(encode, 
     try:
         for round in range(8):
             for number in range(20):
-                (photos / f"{number:05d}.png").write_bytes(picture(1000 + 20 * round + number))
+                (photos / f"{number:05d}.png").write_bytes(image(1000 + 20 * round + number))
             assert counts(encode(batch_size=3)) == {"encoded": 20}
     finally:
         stop.set()
@@ -187,11 +187,11 @@ def test_a_reader_never_sees_a_changed_file_without_its_row_or_with_two(encode, 
 
 def test_equal_bytes_are_embedded_once_in_a_batch_in_a_run_and_between_runs(encode, index, photos: Path) -> None:
     for name, number in (("00000 copy.png", 0), ("00001 copy.png", 0), ("99999.png", 0), ("99998.png", 19)):
-        (photos / name).write_bytes(picture(number))
+        (photos / name).write_bytes(image(number))
     encoder = FakeEncoder()
     assert counts(encode(encoder)) == {"encoded": 20, "reused": 4}
     assert encoder.embedded == 20
-    (photos / "later.png").write_bytes(picture(0))
+    (photos / "later.png").write_bytes(image(0))
     (photos / "00007.png").rename(photos / "renamed.png")
     assert counts(encode(encoder)) == {"reused": 2, "unchanged": 23}
     assert encoder.embedded == 20
@@ -205,7 +205,7 @@ def test_thousands_of_copies_wait_for_no_full_batch(photos: Path, encode, monkey
     monkeypatch.setattr(encode_module, "OUTCOMES", 16)
     monkeypatch.setattr(commit, "COMMIT_ROWS", 16)
     for number in range(100):
-        (photos / f"copy {number}.png").write_bytes(picture(19))
+        (photos / f"copy {number}.png").write_bytes(image(19))
     assert counts(encode(batch_size=16)) == {"encoded": 20, "reused": 100}
 
 
@@ -229,10 +229,10 @@ def test_bytes_whose_row_was_replaced_meanwhile_are_embedded_after_all(
 ) -> None:
     encode()
     monkeypatch.setattr(commit, "COMMIT_ROWS", 1)  # the old row of 0 is gone before 19 asks for it
-    (photos / "00000.png").write_bytes(picture(500))
-    (photos / "00019.png").write_bytes(picture(0))
+    (photos / "00000.png").write_bytes(image(500))
+    (photos / "00019.png").write_bytes(image(0))
     assert counts(encode(batch_size=1)) == {"encoded": 2, "unchanged": 18}
-    expected = FakeEncoder().encode_image([picture(0)])[0]
+    expected = FakeEncoder().encode_image([image(0)])[0]
     stored = rows(index())[str(photos / "00019.png")]
     np.testing.assert_allclose(np.frombuffer(stored["embedding"], np.float32), expected, rtol=1e-6)
 
@@ -249,10 +249,10 @@ def test_a_source_that_comes_twice_has_one_row(photos: Path, tmp_path: Path) -> 
 
 def test_names_that_are_not_utf8_are_encoded(encode, index, photos: Path) -> None:
     odd = os.fsdecode(b"caf\xe9.png")
-    (photos / odd).write_bytes(picture(99))
+    (photos / odd).write_bytes(image(99))
     assert counts(encode()) == {"encoded": 21}
     assert counts(encode()) == {"unchanged": 21}
-    expected = FakeEncoder().encode_image([picture(99)])[0]
+    expected = FakeEncoder().encode_image([image(99)])[0]
     hit = index().search(expected, 1)[0]
     assert hit.path == str(photos / odd)
     assert hit.id.endswith("caf\\xe9.png")
@@ -262,9 +262,9 @@ def test_names_that_are_not_utf8_are_encoded(encode, index, photos: Path) -> Non
 
 
 def test_broken_files_fail_alone_and_are_listed_with_stage_and_reason(encode, index, photos: Path) -> None:
-    (photos / "broken.png").write_bytes(picture(3)[:60])
+    (photos / "broken.png").write_bytes(image(3)[:60])
     (photos / "empty.jpg").write_bytes(b"")
-    (photos / "text.jpg").write_text("not a picture")
+    (photos / "text.jpg").write_text("not an image")
     (photos / "nowhere.jpg").symlink_to("nowhere")
     assert counts(encode()) == {"encoded": 20, "failed": 4}
     failures = {Path(one.id).name: one for one in index().failures()}
@@ -281,7 +281,7 @@ def test_broken_files_fail_alone_and_are_listed_with_stage_and_reason(encode, in
 
 def test_known_failures_are_not_tried_again_until_they_change_or_one_asks(encode, index, photos: Path) -> None:
     broken = photos / "broken.png"
-    broken.write_bytes(picture(3)[:60])
+    broken.write_bytes(image(3)[:60])
     reads: list[bytes] = []
 
     def read(content: bytes) -> np.ndarray:
@@ -296,7 +296,7 @@ def test_known_failures_are_not_tried_again_until_they_change_or_one_asks(encode
     touch(broken)
     assert counts(encode(FakeEncoder(read=read))) == {"unchanged": 20, "failed": 1}
     assert len(reads) == 2
-    broken.write_bytes(picture(50))
+    broken.write_bytes(image(50))
     assert counts(encode()) == {"encoded": 1, "unchanged": 20}
     assert index().failures() == []
     assert not (photos.parent / "index" / "failures.txt").exists()
@@ -323,13 +323,13 @@ def test_a_missing_path_in_a_list_fails_and_the_others_are_encoded(photos: Path,
         assert (report.total, report.failed) == (3, 1)
     assert [one.code for one in collection.failures()] == ["not-found"]
     draw(photos, [7])
-    (photos / "missing.png").write_bytes(picture(7))
+    (photos / "missing.png").write_bytes(image(7))
     assert run(find([str(listed)]), encoder, collection).failed == 0
     assert collection.failures() == []
 
 
 @pytest.mark.parametrize("batch_size", [1, 8, 20])
-def test_a_picture_that_the_net_fails_on_fails_alone(encode, index, batch_size: int) -> None:
+def test_an_image_that_the_net_fails_on_fails_alone(encode, index, batch_size: int) -> None:
     encoder = FakeEncoder(before=failing_for(3, 11, error=ZeroDivisionError("no\nway")))
     assert counts(encode(encoder, batch_size=batch_size)) == {"encoded": 18, "failed": 2}
     assert [(Path(one.id).name, one.stage, one.code, one.message) for one in index().failures()] == [
@@ -354,8 +354,8 @@ def test_rows_that_are_not_finite_fail_and_are_not_stored(encode, index) -> None
     assert all(np.isfinite(np.frombuffer(one["embedding"], np.float32)).all() for one in stored.values())
 
 
-def test_copies_of_a_picture_that_the_net_fails_on_fail_too(encode, photos: Path) -> None:
-    (photos / "copy.png").write_bytes(picture(3))
+def test_copies_of_an_image_that_the_net_fails_on_fail_too(encode, photos: Path) -> None:
+    (photos / "copy.png").write_bytes(image(3))
     encoder = FakeEncoder(before=failing_for(3, error=ValueError("no")))
     assert counts(encode(encoder)) == {"encoded": 19, "failed": 2}
 
@@ -710,7 +710,7 @@ def test_another_encoder_and_a_collection_in_use_are_refused_before_anything_is_
 
 
 def test_inputs_of_one_shape_wait_for_each_other(tmp_path: Path) -> None:
-    """Small and large pictures by turns: each shape goes through the net in whole batches, not in halves."""
+    """Small and large images by turns: each shape goes through the net in whole batches, not in halves."""
     folder = tmp_path / "photos"
     folder.mkdir()
     for number in range(24):
@@ -738,7 +738,7 @@ def test_inputs_of_one_shape_wait_for_each_other(tmp_path: Path) -> None:
 def test_a_rare_shape_does_not_wait_for_ever(tmp_path: Path) -> None:
     folder = tmp_path / "photos"
     folder.mkdir()
-    for number in range(40):  # every picture has a shape of its own
+    for number in range(40):  # every image has a shape of its own
         Image.fromarray(np.full((8 + number, 8, 3), number, np.uint8)).save(folder / f"{number:02}.png")
     waiting: list[int] = []
 

@@ -19,7 +19,7 @@ from image_encoders.inputs.image import ImageLimits
 
 @pytest.fixture
 def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder of pictures and other things, in the current folder."""
+    """A folder of images and other things, in the current folder."""
     folder = tmp_path / "photos"
     for name in (
         "b.jpg",
@@ -42,7 +42,7 @@ def names(found: list[SourceFile], folder: Path) -> list[str]:
     return [os.path.relpath(one.path, folder) for one in found]
 
 
-def test_a_folder_gives_its_pictures_in_the_order_of_names_and_counts_the_rest(photos: Path) -> None:
+def test_a_folder_gives_its_images_in_the_order_of_names_and_counts_the_rest(photos: Path) -> None:
     found = find(["photos"])
     assert names(list(found), photos) == ["a.PNG", "b.jpg", "2023/x.jpeg", "2024/z.webp", "2024/deep/y.tif"]
     assert found.ignored == 2
@@ -144,7 +144,7 @@ def test_a_list_longer_than_what_is_read_at_once_keeps_every_name(
     photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sources, "CHUNK", 7)
-    wanted = [f"photos/picture {number}.jpg" for number in range(50)]
+    wanted = [f"photos/image {number}.jpg" for number in range(50)]
     for separator in ("\n", "\0", "\r\n"):
         found = find(["-"], stdin=io.BytesIO(separator.join(wanted).encode()))
         assert names(list(found), photos.parent) == wanted

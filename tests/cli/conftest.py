@@ -127,7 +127,7 @@ def colours(monkeypatch) -> None:
 
 @pytest.fixture
 def photos(tmp_path) -> Path:
-    """Six pictures: red, green, blue, each dark and bright, in a folder `photos` with one below it."""
+    """Six images: red, green, blue, each dark and bright, in a folder `photos` with one below it."""
     folder = tmp_path / "photos"
     (folder / "more").mkdir(parents=True)
     for name, (red, green, blue) in list(COLOURS.items())[:3]:
@@ -139,9 +139,9 @@ def photos(tmp_path) -> Path:
 
 @pytest.fixture
 def broken(photos) -> tuple[Path, Path]:
-    """Two files among the photos that are no pictures: a text and a JPEG that ends early."""
+    """Two files among the photos that are no images: a text and a JPEG that ends early."""
     whole = (photos / "more" / "dark-red.jpg").read_bytes()
     text, cut = photos / "a-text.jpg", photos / "more" / "cut.jpg"
-    text.write_text("not a picture")
+    text.write_text("not an image")
     cut.write_bytes(whole[: len(whole) // 2])
     return text, cut

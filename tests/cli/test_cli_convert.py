@@ -81,9 +81,9 @@ def test_a_custom_net_is_converted_with_its_definition_or_without(command, check
     assert ran.status == 0
     assert "same tensors" in ran.out
     assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
-    pictures = bundle.float_inputs("custom-inplace", "float97x131")
+    images = bundle.float_inputs("custom-inplace", "float97x131")
     rows = [
-        ie.load("custom", weights=path, layer="out", **CUSTOM, **RUNTIME).embed_image(pictures)
+        ie.load("custom", weights=path, layer="out", **CUSTOM, **RUNTIME).embed_image(images)
         for path in (original, tmp_path / "b.safetensors")
     ]
     assert np.array_equal(*rows)
@@ -180,11 +180,11 @@ def test_checkpoints_of_the_true_size_are_converted_bit_for_bit(
     assert re.fullmatch("[0-9a-f]{32}", told["fingerprint"])
     if name.startswith("bit"):  # four times as fast; others are mapped either way, and twice as fast
         assert told["converted_load_s"] < told["original_load_s"]
-    pictures = np.random.default_rng(3).random((2, 3, 224, 224)).astype(np.float32)
+    images = np.random.default_rng(3).random((2, 3, 224, 224)).astype(np.float32)
     original = ie.load(name, weights=checkpoint(case) / file, **RUNTIME, **options)
     converted = ie.load(name, weights=out, **RUNTIME)
     assert converted.fingerprint == original.fingerprint == told["fingerprint"]
-    assert np.array_equal(converted.embed_image(pictures), original.embed_image(pictures))
+    assert np.array_equal(converted.embed_image(images), original.embed_image(images))
     if "text" in original.modalities:
         assert np.array_equal(converted.encode_text(["a man"]), original.encode_text(["a man"]))
     out.unlink()

@@ -103,7 +103,7 @@ def test_quiet_says_nothing(command, photos, tmp_path):
     assert (ran.status, ran.out, ran.err) == (0, "", "")
 
 
-def test_no_pictures_is_said_with_what_was_passed_over_and_the_way_to_take_it(command, tmp_path):
+def test_no_images_is_said_with_what_was_passed_over_and_the_way_to_take_it(command, tmp_path):
     folder = tmp_path / "drawings"
     folder.mkdir()
     arguments = ("encode", folder, "-o", tmp_path / "c", "-m", "colours/plain")

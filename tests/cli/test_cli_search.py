@@ -17,7 +17,7 @@ def collection(command, photos, tmp_path, monkeypatch):
     return tmp_path / "c"
 
 
-def test_words_find_their_pictures(command, collection):
+def test_words_find_their_images(command, collection):
     ran = command("search", "c", "something red", "-k", 2)
     assert ran.status == 0
     lines = ran.out.splitlines()
@@ -27,7 +27,7 @@ def test_words_find_their_pictures(command, collection):
     assert len(lines) == 3
 
 
-def test_a_picture_finds_those_like_it(command, collection, tmp_path):
+def test_an_image_finds_those_like_it(command, collection, tmp_path):
     Image.new("RGB", (7, 7), (10, 10, 250)).save(tmp_path / "sky.png")
     found = command("search", "c", "--image", "sky.png", "-k", 1, "--json").json
     assert [hit["path"] for hit in found] == [str(tmp_path / "photos" / "blue.png")]

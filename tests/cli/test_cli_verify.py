@@ -113,13 +113,11 @@ def test_what_can_not_be_verified_ends_with_2(command, kept, arguments, said):
 
 @pytest.fixture
 def weights(tmp_path, monkeypatch):
-    """Weights of which the rows of a text and of a picture are published; the picture is beside them."""
+    """Weights of which the rows of a text and of an image are published; the image is beside them."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "weights.txt").write_text("of colours")
-    Image.new("RGB", (8, 8), (10, 20, 40)).save("picture.png")
-    monkeypatch.setattr(
-        published, "PICTURE_SHA256", hashlib.sha256((tmp_path / "picture.png").read_bytes()).hexdigest()
-    )
+    Image.new("RGB", (8, 8), (10, 20, 40)).save("image.png")
+    monkeypatch.setattr(published, "IMAGE_SHA256", hashlib.sha256((tmp_path / "image.png").read_bytes()).hexdigest())
     rows = (
         PublishedRow("colours/plain", "text", (0.0, 255.0), 255.0, 1e-3, text="green"),
         PublishedRow("colours/plain", "image", (20.0, 40.0), 2100**0.5 * 2, 1e-3, options={"scale": 2.0}),
@@ -129,20 +127,20 @@ def weights(tmp_path, monkeypatch):
 
 
 def test_published_rows_are_compared(command, weights):
-    ran = command("verify", "colours/plain", "--weights", weights, "--image", "picture.png")
+    ran = command("verify", "colours/plain", "--weights", weights, "--image", "image.png")
     assert ran.status == 0, ran.err
-    loaded, _, text, picture = ran.out.splitlines()
+    loaded, _, text, image = ran.out.splitlines()
     assert loaded.startswith("weights.txt: loads as colours/plain")
     assert text.startswith("the text 'green'")
-    assert picture.startswith("the image man_piercing.jpg")
+    assert image.startswith("the image man_piercing.jpg")
     assert text.endswith("ok")
-    assert picture.endswith("ok")
+    assert image.endswith("ok")
 
 
 def test_a_row_that_differs_ends_with_3(command, weights, monkeypatch):
-    text, picture = published.ROWS
-    monkeypatch.setattr(published, "ROWS", (replace(text, norm=250.0), picture))
-    ran = command("verify", "colours/plain", "--weights", weights, "--image", "picture.png")
+    text, image = published.ROWS
+    monkeypatch.setattr(published, "ROWS", (replace(text, norm=250.0), image))
+    ran = command("verify", "colours/plain", "--weights", weights, "--image", "image.png")
     assert ran.status == 3
     assert [line.split()[-1] for line in ran.out.splitlines()[2:]] == ["FAIL", "ok"]
     told = command("verify", "colours/plain", "--weights", weights, "--json").json
@@ -150,7 +148,7 @@ def test_a_row_that_differs_ends_with_3(command, weights, monkeypatch):
     assert told["checks"][0]["norm_error"] == pytest.approx(0.02)
 
 
-def test_without_the_picture_its_row_is_not_compared_and_that_is_said(command, weights):
+def test_without_the_image_its_row_is_not_compared_and_that_is_said(command, weights):
     ran = command("verify", "colours/plain", "--weights", weights)
     assert ran.status == 0
     assert "the image" not in ran.out
@@ -159,7 +157,7 @@ def test_without_the_picture_its_row_is_not_compared_and_that_is_said(command, w
     assert told["not_checked"] == ["the image man_piercing.jpg"]
 
 
-def test_another_picture_is_refused(command, weights):
+def test_another_image_is_refused(command, weights):
     Image.new("RGB", (8, 8), (1, 2, 3)).save("other.png")
     for name, said in (("other.png", "not man_piercing.jpg: it has sha256"), ("missing.png", "No such file")):
         ran = command("verify", "colours/plain", "--weights", weights, "--image", name)
@@ -172,7 +170,7 @@ def test_a_model_of_which_nothing_is_published_is_loaded_and_told_so(command, we
     assert ran.status == 0
     assert "loads as colours/mute" in ran.out
     assert "no embedding is published for colours/mute" in ran.err
-    refused = command("verify", "colours/mute", "--weights", weights, "--image", "picture.png")
+    refused = command("verify", "colours/mute", "--weights", weights, "--image", "image.png")
     assert refused.status == 2
 
 

@@ -101,7 +101,7 @@ def test_doctor_measures_a_model_and_names_the_limit(command, photos):
     assert "limits; expect about" in command("doctor", "--model", "colours/plain").out
 
 
-def test_doctor_needs_a_model_for_pictures(command, photos):
+def test_doctor_needs_a_model_for_images(command, photos):
     ran = command("doctor", photos / "red.png")
     assert ran.status == 2
     assert "--model" in ran.err

@@ -23,7 +23,7 @@ finally:
 
 
 @pytest.fixture
-def picture(tmp_path: Path) -> Path:
+def image(tmp_path: Path) -> Path:
     path = tmp_path / "one.jpg"
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (90, 120, 3), np.uint8)).save(path)
     return path
@@ -36,17 +36,17 @@ def loaded(*arguments: str) -> set[str]:
     return set(ran.stderr.rpartition("loaded:")[2].split())
 
 
-def test_with_a_converted_copy_neither_pictures_nor_words_need_torch(bfloat16: bool, picture: Path, tmp_path: Path):
+def test_with_a_converted_copy_neither_images_nor_words_need_torch(bfloat16: bool, image: Path, tmp_path: Path):
     from image_encoders import load
 
     encoder = load("clip/demo", device="cpu")  # makes the copies
-    rows = encoder.encode_image([picture])
+    rows = encoder.encode_image([image])
     encoder.encode_text(["a red circle"])
     collection = str(tmp_path / "collection")
     needed = {"torch"} if bfloat16 else set()  # which resizes images where float32 is not asked for
-    assert loaded("encode", str(picture), "-o", collection, "--model", "clip/demo") <= needed
+    assert loaded("encode", str(image), "-o", collection, "--model", "clip/demo") <= needed
     assert loaded("search", collection, "a red circle") <= needed
-    assert loaded("search", collection, "--image", str(picture)) <= needed
+    assert loaded("search", collection, "--image", str(image)) <= needed
     assert loaded("export", collection, str(tmp_path / "rows.npy")) == set()
     exported = np.load(tmp_path / "rows.npy")
     unit = rows / np.linalg.norm(rows)

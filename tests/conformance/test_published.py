@@ -36,12 +36,12 @@ def test_first_values_and_length_have_both_to_agree(found, passes):
     assert Comparison(ROW, np.array(found, np.float32)).passed is passes
 
 
-def test_the_picture_is_known_by_its_sha256(tmp_path, monkeypatch):
-    (tmp_path / "a.jpg").write_bytes(b"a picture")
+def test_the_image_is_known_by_its_sha256(tmp_path, monkeypatch):
+    (tmp_path / "a.jpg").write_bytes(b"an image")
     with pytest.raises(InputError, match=r"a\.jpg: not man_piercing\.jpg: it has sha256"):
-        published.check_picture(tmp_path / "a.jpg")
-    monkeypatch.setattr(published, "PICTURE_SHA256", hashlib.sha256(b"a picture").hexdigest())
-    published.check_picture(tmp_path / "a.jpg")
+        published.check_image(tmp_path / "a.jpg")
+    monkeypatch.setattr(published, "IMAGE_SHA256", hashlib.sha256(b"an image").hexdigest())
+    published.check_image(tmp_path / "a.jpg")
 
 
 def test_audioclips_file_is_known_by_size_and_sha256(tmp_path, monkeypatch):

@@ -25,7 +25,7 @@ RATE = 44_100  # Hz
 CLOSE = 2e-5
 
 Place = tuple[Encoder, Tower]
-UNFIT = {"image": b"not a picture", "text": b"not a text", "audio": b"not a sound"}
+UNFIT = {"image": b"not an image", "text": b"not a text", "audio": b"not a sound"}
 
 
 FAMILIES = models.families()
@@ -219,9 +219,9 @@ def test_a_single_source_is_refused_with_the_remedy(place: Place):
     assert caught.value.code == "not-a-list"
 
 
-def test_pictures_give_the_same_row_from_an_array_a_pil_image_and_a_file(encoder: Encoder, tmp_path):
+def test_images_give_the_same_row_from_an_array_a_pil_image_and_a_file(encoder: Encoder, tmp_path):
     pixels = sources("image")[1]
-    path = tmp_path / "picture.png"
+    path = tmp_path / "image.png"
     Image.fromarray(pixels).save(path)
     with path.open("rb") as file:
         rows = encoder.encode_image([pixels, Image.fromarray(pixels), path, str(path), path.read_bytes(), file])

@@ -1,4 +1,4 @@
-"""A small net, and how a picture becomes its input."""
+"""A small net, and how an image becomes its input."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 
 class Small(nn.Module):
-    """Pictures (B, 3, 16, 16) -> (B, 12)."""
+    """Images (B, 3, 16, 16) -> (B, 12)."""
 
     def __init__(self, seed: int = 0):
         super().__init__()
@@ -21,6 +21,6 @@ class Small(nn.Module):
         return self.fc(torch.relu(self.conv(x.float() / 255 - 0.5)).flatten(1))
 
 
-def small_input(picture: np.ndarray) -> np.ndarray:
-    """The picture's upper left corner: (3, 16, 16) uint8."""
-    return np.ascontiguousarray(picture[:16, :16].transpose(2, 0, 1))
+def small_input(image: np.ndarray) -> np.ndarray:
+    """The image's upper left corner: (3, 16, 16) uint8."""
+    return np.ascontiguousarray(image[:16, :16].transpose(2, 0, 1))

@@ -109,7 +109,7 @@ def test_more_callers_than_requests_all_get_their_own_rows(net: Make, inputs, ro
             assert close(found, rows[start % 5 :])
 
 
-def test_pictures_that_keep_coming_alone_get_all_threads(net: Make, inputs, rows, monkeypatch):
+def test_images_that_keep_coming_alone_get_all_threads(net: Make, inputs, rows, monkeypatch):
     monkeypatch.setattr(openvino, "_threads", lambda: 2)
     streams: list[int | None] = []
     compile_model = openvino._Compiled.__init__
@@ -152,9 +152,9 @@ import os, sys
 import numpy as np
 import image_encoders as ie
 
-pictures = [np.random.default_rng(i).integers(0, 256, (40, 50, 3), np.uint8) for i in range(20)]
+images = [np.random.default_rng(i).integers(0, 256, (40, 50, 3), np.uint8) for i in range(20)]
 encoder = ie.load("clip/demo", device="cpu")
-wanted = encoder.encode_image(pictures) if sys.argv[1] == "used" else None
+wanted = encoder.encode_image(images) if sys.argv[1] == "used" else None
 precision = encoder.precision
 assert precision == ("bfloat16" if os.environ["IMAGE_ENCODERS_BFLOAT16"] == "1" else "float32")
 child = os.fork()
@@ -164,11 +164,11 @@ if child == 0:
             del encoder
             encoder = ie.load("clip/demo", device="cpu")
             assert encoder.precision == precision
-        np.save(sys.argv[3], encoder.encode_image(pictures))
+        np.save(sys.argv[3], encoder.encode_image(images))
         assert len(encoder.encode_text(["a red circle"])) == 1
     sys.exit(0)
 assert os.waitpid(child, 0)[1] == 0
-rows = encoder.encode_image(pictures)
+rows = encoder.encode_image(images)
 if sys.argv[2] != "only leaves":
     found = np.load(sys.argv[3])
     limit = {"float32": 2e-5, "bfloat16": 0.05}[encoder.precision]  # by torch there, by OpenVINO here
@@ -282,16 +282,16 @@ def test_an_engine_that_was_asked_for_is_never_replaced(net: Make):
 
 
 @pytest.fixture(scope="module")
-def pictures() -> list[np.ndarray]:
+def images() -> list[np.ndarray]:
     return probes(40)
 
 
-def test_int8_keeps_near_and_is_calibrated_once(net: Make, pictures, capfd):
+def test_int8_keeps_near_and_is_calibrated_once(net: Make, images, capfd):
     pytest.importorskip("nncf")
-    inputs = np.stack([small_input(one) for one in pictures[:20]])
+    inputs = np.stack([small_input(one) for one in images[:20]])
     with torch.inference_mode():
         rows = Small().eval()(torch.from_numpy(inputs)).numpy()
-    embed = OpenVinoEmbedder(net(), "int8", pictures)
+    embed = OpenVinoEmbedder(net(), "int8", images)
     found = embed(inputs)
     assert closeness(found, rows).centred > 0.95
     assert embed.choice.precision == "int8"
@@ -302,7 +302,7 @@ def test_int8_keeps_near_and_is_calibrated_once(net: Make, pictures, capfd):
     assert np.array_equal(again(inputs), found)
 
 
-def test_int8_that_loses_the_rows_is_warned_of(net: Make, pictures, caplog):
+def test_int8_that_loses_the_rows_is_warned_of(net: Make, images, caplog):
     pytest.importorskip("nncf")
 
     class Far(nn.Module):
@@ -322,28 +322,28 @@ def test_int8_that_loses_the_rows_is_warned_of(net: Make, pictures, caplog):
             return self.fc(torch.relu(self.conv(x.float() / 255)).flatten(1))
 
     far = Far().eval()
-    embed = OpenVinoEmbedder(net(lambda: far, key="far"), "int8", pictures)
+    embed = OpenVinoEmbedder(net(lambda: far, key="far"), "int8", images)
     assert embed.choice.closeness.centred < 0.95
     assert "int8 changes its rows much" in caplog.text
 
 
-def test_too_few_pictures_to_calibrate_on_are_an_error(net: Make, pictures):
-    unreadable = [*pictures[:10], "gone.jpg"]
+def test_too_few_images_to_calibrate_on_are_an_error(net: Make, images):
+    unreadable = [*images[:10], "gone.jpg"]
 
     def prepare(source: object) -> np.ndarray:
         if isinstance(source, str):
             raise InputError("no such file", item=source)
         return small_input(source)  # type: ignore[arg-type]
 
-    with pytest.raises(InputError, match="10 pictures to calibrate"):
+    with pytest.raises(InputError, match="10 images to calibrate"):
         OpenVinoEmbedder(Net("small", "small", Small, prepare, (3, 16, 16)), "int8", unreadable)
 
 
-def test_a_calibration_that_is_gone_is_an_error_that_says_what_to_do(net: Make, pictures, cache):
+def test_a_calibration_that_is_gone_is_an_error_that_says_what_to_do(net: Make, images, cache):
     with pytest.raises(WeightsError, match="calibrate again"):
         OpenVinoEmbedder(net(), "int8", "0123456789abcdef")
     pytest.importorskip("nncf")
-    digest = OpenVinoEmbedder(net(), "int8", pictures).calibration
+    digest = OpenVinoEmbedder(net(), "int8", images).calibration
     (folder,) = (one for one in made_copies(cache) if digest in one.name)
     (folder / BIN).write_bytes(b"damaged")
     with pytest.raises(WeightsError, match="calibrate again"):

@@ -69,7 +69,7 @@ def test_closeness_is_of_rows_without_their_mean():
     exact = closeness(reference, reference)
     assert exact.centred == pytest.approx(1, abs=1e-6)
     assert exact.neighbours == 1
-    assert exact.pictures == 50
+    assert exact.images == 50
 
 
 def test_probes_are_the_same_every_time_and_differ_among_themselves():
@@ -119,7 +119,7 @@ def test_the_fast_precision_is_taken_where_it_keeps_the_rows(net: Make, noisy):
     embed = select_embedder(Runtime.resolve("cpu"), net())
     assert embed.precision == "bfloat16"
     assert embed.choice.closeness.centred >= CLOSEST
-    assert embed.choice.closeness.pictures == precision.PROBES
+    assert embed.choice.closeness.images == precision.PROBES
     assert made == [("openvino", "float32"), ("openvino", "bfloat16")]
 
 

@@ -108,7 +108,7 @@ def decoded(conformance: Path, name: str) -> np.ndarray:
     return np.asarray(Image.open(conformance / "images" / "decoded" / f"{name}.png").convert("RGB"))
 
 
-def test_prepared_pictures_give_the_originals_rows(encoder, reference, tolerance, float_inputs, assert_rows_agree):
+def test_prepared_images_give_the_originals_rows(encoder, reference, tolerance, float_inputs, assert_rows_agree):
     rows = encoder.embed_image(float_inputs("audioclip", "float224"))
     assert_rows_agree(rows, reference["float224/out"], rel=tolerance["rel"], one_minus_cos=tolerance["one_minus_cos"])
 
@@ -135,7 +135,7 @@ def test_preprocessing_equals_the_originals(golden, conformance):
             np.testing.assert_allclose(prepared, reference[full[name]], rtol=0, atol=2e-5)
 
 
-def test_pictures_prepared_as_clip_does_give_the_originals_rows(
+def test_images_prepared_as_clip_does_give_the_originals_rows(
     encoder, reference, tolerance, conformance, assert_rows_agree
 ):
     steps = replace(audioclip.PREPROCESSING, resizer=PILLOW)
@@ -233,8 +233,8 @@ def test_a_converted_checkpoint_gives_the_same_rows_and_fingerprint(
     convert.save(converted, *audioclip.original(source))
     again = ie.load("audioclip/full", weights=converted, precision="float32", engine="torch", device="cpu")
     assert again.fingerprint == encoder.fingerprint
-    picture = np.random.default_rng(5).integers(0, 256, (300, 400, 3), dtype=np.uint8)
-    np.testing.assert_array_equal(again.encode_image([picture]), encoder.encode_image([picture]))
+    image = np.random.default_rng(5).integers(0, 256, (300, 400, 3), dtype=np.uint8)
+    np.testing.assert_array_equal(again.encode_image([image]), encoder.encode_image([image]))
     np.testing.assert_array_equal(again.encode_text(["thunder"]), encoder.encode_text(["thunder"]))
     clip = (wav("short"), 44100)
     np.testing.assert_array_equal(again.encode_audio([clip]), encoder.encode_audio([clip]))

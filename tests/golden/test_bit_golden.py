@@ -1,6 +1,6 @@
 """BiT equals its original code: rows from floats of every size, in float64, and stage by stage.
 
-Rows of pictures and files by every rule: tests/conformance/test_cases.py.
+Rows of images and files by every rule: tests/conformance/test_cases.py.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ STAGES = {
     "block4": "block4",
     "head.gn": "group_norm",
 }
-FLAT = ["gray16.png.rgb", "one_pixel.png.rgb"]  # pictures of one colour
+FLAT = ["gray16.png.rgb", "one_pixel.png.rgb"]  # images of one colour
 
 
 @pytest.fixture(scope="module")
@@ -91,16 +91,16 @@ def test_rows_agree_with_the_originals_in_float64(encoder, golden, float_inputs,
 
 
 @pytest.mark.golden
-def test_flat_pictures_get_the_rows_of_float64(checkpoint, encoder, conformance, assert_rows_agree):
+def test_flat_images_get_the_rows_of_float64(checkpoint, encoder, conformance, assert_rows_agree):
     import torch
 
     case = "bit-savedmodel-hub"
-    pictures = decoded(conformance, np.array(FLAT))
+    images = decoded(conformance, np.array(FLAT))
     net = bit._net(checkpoint(case) / case, bit.ARCHITECTURES["R50x1"], bit.BIT, "unit").double()
-    inputs = np.stack([bit._sized(bit.BIT, 224).prepare(one) for one in pictures])
+    inputs = np.stack([bit._sized(bit.BIT, 224).prepare(one) for one in images])
     with torch.inference_mode():
         reference = net(torch.from_numpy(inputs).double() / 255).numpy()
-    assert_rows_agree(encoder(case, input_size=224).encode_image(pictures), reference, rel=1e-4, one_minus_cos=1e-8)
+    assert_rows_agree(encoder(case, input_size=224).encode_image(images), reference, rel=1e-4, one_minus_cos=1e-8)
 
 
 @pytest.mark.golden

@@ -1,4 +1,4 @@
-"""Whatever `precision="auto"` chooses keeps the rows, judged on other pictures than it chose by."""
+"""Whatever `precision="auto"` chooses keeps the rows, judged on other images than it chose by."""
 
 from __future__ import annotations
 
@@ -38,16 +38,16 @@ def load(checkpoint: Callable[[str], Path]) -> Callable[..., ie.Encoder]:
 
 
 def judged(count: int) -> list[np.ndarray]:
-    """Pictures that no choice was made by: the probes that come after those."""
+    """Images that no choice was made by: the probes that come after those."""
     return probes(precision.PROBES + count)[precision.PROBES :]
 
 
 @pytest.mark.usefixtures("bfloat16")
 @pytest.mark.parametrize("model", MODELS)
 def test_what_auto_chooses_on_this_machine_keeps_the_rows(model: str, load: Callable[..., ie.Encoder]) -> None:
-    pictures = judged(12)
+    images = judged(12)
     auto, plain = load(model), load(model, precision="float32", engine="torch")
-    near = closeness(auto.encode_image(pictures), plain.encode_image(pictures))
+    near = closeness(auto.encode_image(images), plain.encode_image(images))
     assert near.centred >= CLOSEST
     assert auto.choice.precision == auto.precision
     assert (auto.fingerprint == plain.fingerprint) == (auto.precision == "float32")
@@ -67,11 +67,11 @@ def test_bfloat16_is_chosen_only_where_it_keeps_the_rows(
         monkeypatch.setitem(MODELS, "bit", (*MODELS["bit"][:2], {"input_size": 64}))
     auto = load(model, engine="torch")
     plain, low = (load(model, precision=one, engine="torch") for one in ("float32", "bfloat16"))
-    pictures = judged(8)
-    near = closeness(low.encode_image(pictures), plain.encode_image(pictures))
+    images = judged(8)
+    near = closeness(low.encode_image(images), plain.encode_image(images))
     if auto.precision == "bfloat16":
         assert auto.choice.closeness.centred >= CLOSEST
-        assert near.centred >= CLOSEST - 0.001  # fewer pictures than a choice is made by
+        assert near.centred >= CLOSEST - 0.001  # fewer images than a choice is made by
         assert auto.fingerprint == low.fingerprint
     else:
         assert "bfloat16: centred cosine" in auto.choice.refused[0]

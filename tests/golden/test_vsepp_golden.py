@@ -77,7 +77,7 @@ def tolerance(manifest: dict[str, Any]) -> Callable[[str], dict[str, float]]:
 
 
 @pytest.mark.parametrize("case", NAMES)
-def test_prepared_pictures_have_the_originals_rows(case, encoder, golden, float_inputs, assert_rows_agree, tolerance):
+def test_prepared_images_have_the_originals_rows(case, encoder, golden, float_inputs, assert_rows_agree, tolerance):
     rows = encoder(case).embed_image(float_inputs(case, "float224"))
     reference = golden(case)
     assert_rows_agree(rows, reference["float224/out"], **tolerance(case))
@@ -135,8 +135,8 @@ def test_captions_have_the_originals_words_and_ids(case, encoder, golden):
 def test_python_2s_file_gives_todays_bits_and_fingerprint(encoder, float_inputs):
     old, new = encoder("vse-vgg19-py2"), encoder("vse-vgg19")
     assert old.fingerprint == new.fingerprint
-    pictures = float_inputs("vse-vgg19", "float224")[:2]
-    assert np.array_equal(old.embed_image(pictures), new.embed_image(pictures))
+    images = float_inputs("vse-vgg19", "float224")[:2]
+    assert np.array_equal(old.embed_image(images), new.embed_image(images))
     captions = ["a man riding a wave", "two dogs"]
     assert np.array_equal(old.encode_text(captions), new.encode_text(captions))
 
@@ -148,14 +148,14 @@ def test_a_converted_checkpoint_gives_the_same_bits(case, encoder, checkpoint, f
     converted = ie.load("vsepp", weights=path, device="cpu", precision="float32", engine="torch")
     original = encoder(case)
     assert converted.fingerprint == original.fingerprint
-    pictures = float_inputs(case, "float224")[:2]
-    assert np.array_equal(converted.embed_image(pictures), original.embed_image(pictures))
+    images = float_inputs(case, "float224")[:2]
+    assert np.array_equal(converted.embed_image(images), original.embed_image(images))
     captions = ["a man riding a wave", "two dogs", "the cat is sleeping on the kitchen table"]
     assert np.array_equal(converted.encode_text(captions), original.encode_text(captions))
     path.unlink()
 
 
-def test_order_embeddings_have_no_signs_and_pictures_keep_their_length(encoder, float_inputs):
+def test_order_embeddings_have_no_signs_and_images_keep_their_length(encoder, float_inputs):
     order = encoder("vse-resnet152-order")
     rows = order.embed_image(float_inputs("vse-resnet152", "float224")[:2])
     assert rows.min() >= 0

@@ -1,4 +1,4 @@
-"""Every source of a picture gives the pixels it should, or an error that says what is wrong."""
+"""Every source of an image gives the pixels it should, or an error that says what is wrong."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 
 
 def photo(height: int = 48, width: int = 64, seed: int = 0) -> np.ndarray:
-    """A smooth random picture, as photographs are."""
+    """A smooth random image, as photographs are."""
     coarse = np.random.default_rng(seed).integers(0, 256, (5, 7, 3), dtype=np.uint8)
     return np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC))
 
 
-def encoded(picture: np.ndarray | Image.Image, kind: str, **options: object) -> bytes:
-    image = picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
+def encoded(source: np.ndarray | Image.Image, kind: str, **options: object) -> bytes:
+    image = source if isinstance(source, Image.Image) else Image.fromarray(source)
     buffer = io.BytesIO()
     image.save(buffer, kind, **options)
     return buffer.getvalue()
@@ -75,7 +75,7 @@ def code_of(source: object, **options: object) -> str:
 @pytest.mark.parametrize("kind", FORMATS)
 def test_a_file_its_bytes_and_its_decoded_array_give_the_same_pixels(kind: str, tmp_path: Path):
     content = encoded(photo(), kind)
-    path = tmp_path / "picture.of-no-known-type"
+    path = tmp_path / "image.of-no-known-type"
     path.write_bytes(content)
     pixels = by_pillow(content)
     for source in (
@@ -256,7 +256,7 @@ def test_a_jpeg_is_decoded_smaller_where_enough_is_left(size: tuple, wanted: int
 
 
 def detailed(height: int, width: int) -> np.ndarray:
-    """A picture with edges and texture of every size."""
+    """An image with edges and texture of every size."""
     rng = np.random.default_rng([height, width])
     layers = [photo(height, width).astype(float)]
     for cell in (64, 16, 4):
@@ -486,7 +486,7 @@ def megabytes(program: str, *arguments: str) -> int:
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="counts memory as Linux does")
-def test_a_large_picture_takes_little_more_memory_than_pillow_and_its_pixels():
+def test_a_large_image_takes_little_more_memory_than_pillow_and_its_pixels():
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "large.png"
         Image.new("RGB", (6000, 5000), (9, 200, 3)).save(path, compress_level=1)
@@ -537,7 +537,7 @@ def test_arrays_and_tensors_are_taken_as_they_are():
         (7, "type", "int"),
     ],
 )
-def test_what_is_not_a_picture_is_refused_with_what_is_accepted(source: object, code: str, says: str):
+def test_what_is_not_an_image_is_refused_with_what_is_accepted(source: object, code: str, says: str):
     with pytest.raises(InputError) as caught:
         read_image(source)
     assert caught.value.code == code
@@ -646,7 +646,7 @@ def test_any_bytes_give_an_input_error(content: bytes):
     assert code_of(content) in {"empty", "not-an-image", "unsupported", "truncated", "corrupt"}
 
 
-def test_files_that_are_no_pictures_say_what_was_found(tmp_path: Path):
+def test_files_that_are_no_images_say_what_was_found(tmp_path: Path):
     path = tmp_path / "page.jpg"
     path.write_text("<!DOCTYPE html><p>Not found")
     with pytest.raises(InputError, match=r"page\.jpg: not an image: 27 bytes that begin with .*DOCTYPE.*JPEG, PNG"):
@@ -710,7 +710,7 @@ def test_limits_come_from_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_p
         read_image(path)
 
 
-def test_a_picture_without_pixels_is_empty():
+def test_an_image_without_pixels_is_empty():
     content = png_chunks(np.zeros((1, 1, 3), np.uint8), depth=8, colour=2, size=(0, 5))
     assert code_of(content) in ("empty", "corrupt")
     assert code_of(Image.new("RGB", (0, 5))) == "empty"
@@ -861,7 +861,7 @@ def test_a_file_that_may_not_be_read_says_so(tmp_path: Path):
 
 
 def test_an_open_file_gives_the_pixels_of_its_bytes(tmp_path: Path):
-    path = tmp_path / "picture.jpg"
+    path = tmp_path / "image.jpg"
     path.write_bytes(encoded(photo(), "JPEG"))
     with path.open("rb") as file:
         assert np.array_equal(read_image(file), read_image(path))
@@ -897,7 +897,7 @@ def test_reading_leaves_its_source_unchanged():
     assert image.tobytes() == before_image.tobytes()
 
 
-def test_reading_pictures_does_not_need_torch():
+def test_reading_images_does_not_need_torch():
     program = "import sys, image_encoders.inputs.image; print('torch' in sys.modules, 'transformers' in sys.modules)"
     found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
     assert found.stdout.split() == ["False", "False"]

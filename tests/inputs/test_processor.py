@@ -1,4 +1,4 @@
-"""Pictures are prepared as transformers' image processors prepare them, to the last bit of every pixel."""
+"""Images are prepared as transformers' image processors prepare them, to the last bit of every pixel."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "openai": OPENAI,
     "clip": {"image_processor_type": "CLIPImageProcessor"},
     "clip-fast": {"image_processor_type": "CLIPImageProcessorFast", "size": {"shortest_edge": 37}, "crop_size": 36},
-    "crop larger than the picture": {"image_processor_type": "CLIPImageProcessor", "size": 33, "crop_size": 40},
+    "crop larger than the image": {"image_processor_type": "CLIPImageProcessor", "size": 33, "crop_size": 40},
     "crop not square": {"image_processor_type": "CLIPImageProcessor", "crop_size": {"height": 200, "width": 90}},
     "square": {"image_processor_type": "CLIPImageProcessor", "size": 50, "default_to_square": True, "crop_size": 44},
     "siglip": SIGLIP,
@@ -94,7 +94,7 @@ def reference(folder: Path):
     return AutoImageProcessor.from_pretrained(folder, backend="pil")
 
 
-def picture(height: int, width: int, seed: int = 0) -> np.ndarray:
+def draw(height: int, width: int, seed: int = 0) -> np.ndarray:
     rng = np.random.default_rng([height, width, seed])
     noise = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
     return noise if seed % 2 else np.clip(noise // 4 + np.arange(width, dtype=np.uint8)[:, None] % 190, 0, 255)
@@ -106,11 +106,11 @@ def normalised(preprocessing, prepared: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("name", [name for name in CONFIGS if name != "naflex"])
-def test_prepared_pictures_equal_transformers(name: str, tmp_path: Path):
+def test_prepared_images_equal_transformers(name: str, tmp_path: Path):
     folder = written(tmp_path, CONFIGS[name])
     preprocessing, processor = read_processor(folder, "clip"), reference(folder)
     for size in SIZES:
-        pixels = picture(*size)
+        pixels = draw(*size)
         found = preprocessing.prepare(pixels)
         wanted = processor(Image.fromarray(pixels), return_tensors="np")["pixel_values"][0]
         assert found.dtype == np.uint8
@@ -127,8 +127,8 @@ def test_pixels_are_equal_to_the_last_bit(name: str, tmp_path: Path):
     preprocessing, processor = read_processor(folder, "clip"), reference(folder)
     for size in SIZES:
         for seed in (0, 1):
-            wanted = processor(Image.fromarray(picture(*size, seed)), return_tensors="np")["pixel_values"][0]
-            assert np.array_equal(preprocessing.prepare(picture(*size, seed)), wanted)
+            wanted = processor(Image.fromarray(draw(*size, seed)), return_tensors="np")["pixel_values"][0]
+            assert np.array_equal(preprocessing.prepare(draw(*size, seed)), wanted)
 
 
 @settings(max_examples=40, deadline=None)
@@ -139,20 +139,20 @@ def test_pixels_are_equal_to_the_last_bit(name: str, tmp_path: Path):
     crop=st.tuples(st.integers(1, 130), st.integers(1, 130)),
     resample=st.integers(0, 5),
 )
-def test_any_size_of_picture_and_crop_equals_transformers(
+def test_any_size_of_image_and_crop_equals_transformers(
     tmp_path_factory: pytest.TempPathFactory, height: int, width: int, short: int, crop: tuple[int, int], resample: int
 ):
     config = {**OPENAI, "size": {"shortest_edge": short}, "crop_size": list(crop), "resample": resample}
     folder = written(tmp_path_factory.mktemp("any"), {**config, "do_normalize": False, "do_rescale": False})
-    wanted = reference(folder)(Image.fromarray(picture(height, width)), return_tensors="np")["pixel_values"][0]
-    assert np.array_equal(read_processor(folder, "clip").prepare(picture(height, width)), wanted)
+    wanted = reference(folder)(Image.fromarray(draw(height, width)), return_tensors="np")["pixel_values"][0]
+    assert np.array_equal(read_processor(folder, "clip").prepare(draw(height, width)), wanted)
 
 
 @pytest.mark.parametrize("name", ["openai", "siglip"])
 @pytest.mark.parametrize("mode", ["L", "LA", "P", "RGBA", "CMYK", "1", "P with a key"])
-def test_pictures_of_every_mode_equal_transformers(mode: str, name: str, tmp_path: Path):
+def test_images_of_every_mode_equal_transformers(mode: str, name: str, tmp_path: Path):
     folder = written(tmp_path, CONFIGS[name])
-    image = Image.fromarray(np.dstack([picture(60, 80), picture(60, 80, 1)[..., 0]])).convert(mode.split()[0])
+    image = Image.fromarray(np.dstack([draw(60, 80), draw(60, 80, 1)[..., 0]])).convert(mode.split()[0])
     if mode == "P with a key":
         image.info["transparency"] = int(np.asarray(image)[0, 0])
     wanted = reference(folder)(image, return_tensors="np")["pixel_values"][0]
@@ -165,7 +165,7 @@ def test_patches_of_any_grid_equal_transformers(tmp_path: Path):
     folder = written(tmp_path, CONFIGS["naflex"])
     preprocessing, processor = read_processor(folder, "siglip2"), reference(folder)
     for size in [*SIZES[:-1], (1000, 20)]:
-        pixels = picture(*size)
+        pixels = draw(*size)
         found = preprocessing.prepare(pixels)
         wanted = processor(Image.fromarray(pixels), return_tensors="np")
         rows, columns = wanted["spatial_shapes"][0]
@@ -182,10 +182,10 @@ def test_a_grid_of_patches_equals_transformers(height: int, width: int, patches:
     assert Patches(16, patches).of(height, width) == get_image_size_for_max_num_patches(height, width, 16, patches)
 
 
-def test_preparing_leaves_the_picture_unchanged(tmp_path: Path):
+def test_preparing_leaves_the_image_unchanged(tmp_path: Path):
     preprocessing = read_processor(written(tmp_path, CONFIGS["clip-fast"]), "clip")
     for size in [(36, 36), (37, 37), (100, 50)]:
-        pixels = picture(*size)
+        pixels = draw(*size)
         before = pixels.copy()
         prepared = preprocessing.prepare(pixels)
         assert not np.shares_memory(prepared, pixels)
@@ -193,10 +193,10 @@ def test_preparing_leaves_the_picture_unchanged(tmp_path: Path):
 
 
 @pytest.mark.parametrize("name", ["openai", "clip-fast", "siglip", "vit", "naflex", "no resize", "lanczos"])
-def test_pictures_that_torch_resizes_are_nearly_the_same(name: str, tmp_path: Path):
+def test_images_that_torch_resizes_are_nearly_the_same(name: str, tmp_path: Path):
     preprocessing = read_processor(written(tmp_path, CONFIGS[name]), "siglip2" if name == "naflex" else "clip")
     for size in SIZES[:-1]:
-        fast, exact = preprocessing.by_torch().prepare(picture(*size)), preprocessing.prepare(picture(*size))
+        fast, exact = preprocessing.by_torch().prepare(draw(*size)), preprocessing.prepare(draw(*size))
         assert fast.shape == exact.shape
         assert fast.dtype == np.uint8
         assert fast.flags.c_contiguous
@@ -209,11 +209,11 @@ def test_pictures_that_torch_resizes_are_nearly_the_same(name: str, tmp_path: Pa
     ("name", "expected"),
     [("openai", 224), ("clip-fast", 37), ("siglip", 48), ("siglip not square", 64), ("no resize", None)],
 )
-def test_the_short_side_is_the_largest_that_a_picture_may_need(name: str, expected: int | None, tmp_path: Path):
+def test_the_short_side_is_the_largest_that_an_image_may_need(name: str, expected: int | None, tmp_path: Path):
     assert read_processor(written(tmp_path, CONFIGS[name]), "clip").short_side == expected
 
 
-def test_the_short_side_of_whole_patches_depends_on_the_picture(tmp_path: Path):
+def test_the_short_side_of_whole_patches_depends_on_the_image(tmp_path: Path):
     assert read_processor(written(tmp_path, CONFIGS["naflex"]), "siglip2").short_side is None
 
 
@@ -275,7 +275,7 @@ def test_a_missing_or_damaged_file_is_named(tmp_path: Path):
 
 def test_a_strip_too_thin_to_be_resized_is_an_input_error(tmp_path: Path):
     preprocessing = read_processor(written(tmp_path, OPENAI), "clip")
-    assert preprocessing.prepare(picture(1, 1000)).shape == (3, 224, 224)
+    assert preprocessing.prepare(draw(1, 1000)).shape == (3, 224, 224)
     with pytest.raises(InputError, match="2000 x 1 is too thin") as caught:
-        preprocessing.prepare(picture(1, 2000))
+        preprocessing.prepare(draw(1, 2000))
     assert caught.value.code == "too-thin"

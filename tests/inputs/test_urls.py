@@ -213,10 +213,10 @@ def test_which_addresses_are_public(address: str, public: bool) -> None:
 def test_a_name_is_refused_when_any_of_its_addresses_is_not_public(
     monkeypatch: pytest.MonkeyPatch, answers: list[str]
 ) -> None:
-    with resolving(monkeypatch, **{"pictures.example": answers}) as asked:
-        error = refused("https://pictures.example/a.png")
-    assert asked == ["pictures.example"]
-    assert "pictures.example is not a public address" in error.message
+    with resolving(monkeypatch, **{"images.example": answers}) as asked:
+        error = refused("https://images.example/a.png")
+    assert asked == ["images.example"]
+    assert "images.example is not a public address" in error.message
     assert not any(answer in error.message for answer in answers)  # what is behind the name stays with us
 
 
@@ -226,11 +226,11 @@ def test_the_connection_goes_to_the_address_that_was_checked(
     checked: list[str] = []
     monkeypatch.setattr(urls, "_public", lambda address: not checked.append(address))
     server.RequestHandlerClass.seen.clear()
-    with resolving(monkeypatch, **{"pictures.example": ["127.0.0.1"]}) as asked:
-        assert read_url(f"http://pictures.example:{server.server_port}/body", UrlLimits(max_seconds=5)) == BODY
-    assert asked == ["pictures.example"]  # once: it has no second chance to answer otherwise
+    with resolving(monkeypatch, **{"images.example": ["127.0.0.1"]}) as asked:
+        assert read_url(f"http://images.example:{server.server_port}/body", UrlLimits(max_seconds=5)) == BODY
+    assert asked == ["images.example"]  # once: it has no second chance to answer otherwise
     assert checked == ["127.0.0.1"]
-    assert server.RequestHandlerClass.seen == [("/body", f"pictures.example:{server.server_port}")]
+    assert server.RequestHandlerClass.seen == [("/body", f"images.example:{server.server_port}")]
 
 
 def test_the_next_address_of_a_name_is_tried(monkeypatch: pytest.MonkeyPatch, server: ThreadingHTTPServer) -> None:

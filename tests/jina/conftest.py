@@ -61,8 +61,8 @@ def demo() -> str:
 
 
 @pytest.fixture(scope="session")
-def pictures() -> list[np.ndarray]:
-    """Pictures of mixed sizes."""
+def images() -> list[np.ndarray]:
+    """Images of mixed sizes."""
     rng = np.random.default_rng(0)
     sizes = [(40, 60), (64, 64), (31, 90), (100, 33), (64, 64), (7, 5), (128, 80)]
     return [rng.integers(0, 256, (*size, 3), np.uint8) for size in sizes]

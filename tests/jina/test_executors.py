@@ -36,8 +36,8 @@ def executor(demo: str) -> CLIPImageEncoder:
 
 
 @pytest.fixture(scope="module")
-def rows(demo: str, pictures: list[np.ndarray]) -> np.ndarray:
-    return ie.load(f"clip/{demo}", crop="round", precision="float32").encode_image(pictures)
+def rows(demo: str, images: list[np.ndarray]) -> np.ndarray:
+    return ie.load(f"clip/{demo}", crop="round", precision="float32").encode_image(images)
 
 
 def png(pixels: np.ndarray) -> bytes:
@@ -52,9 +52,9 @@ def test_every_documented_class_has_an_executor() -> None:
 
 @pytest.mark.parametrize("batch_size", [1, 2, 4, 8, 4.0, None])
 def test_rows_equal_the_library_s_whatever_the_batch_size(
-    executor: CLIPImageEncoder, pictures: list[np.ndarray], rows: np.ndarray, batch_size: object
+    executor: CLIPImageEncoder, images: list[np.ndarray], rows: np.ndarray, batch_size: object
 ) -> None:
-    docs = DocList[Document]([Document(blob=one) for one in pictures])
+    docs = DocList[Document]([Document(blob=one) for one in images])
     executor.encode(docs, parameters={"batch_size": batch_size, "__results__": {}})
     found = np.stack([doc.embedding for doc in docs])
     assert found.dtype == np.float32
@@ -62,22 +62,22 @@ def test_rows_equal_the_library_s_whatever_the_batch_size(
 
 
 def test_pixels_bytes_tensors_and_addresses_give_the_same_row(
-    executor: CLIPImageEncoder, pictures: list[np.ndarray], rows: np.ndarray
+    executor: CLIPImageEncoder, images: list[np.ndarray], rows: np.ndarray
 ) -> None:
-    file = png(pictures[0])
+    file = png(images[0])
     data = "data:image/png;base64," + base64.b64encode(file).decode()
-    docs = [Document(tensor=pictures[0]), Document(buffer=file), Document(uri=data)]
+    docs = [Document(tensor=images[0]), Document(buffer=file), Document(uri=data)]
     executor.encode(docs)
     for doc in docs:
         np.testing.assert_allclose(doc.embedding, rows[0], atol=2e-5)
 
 
 def test_a_bad_document_fails_alone_and_says_why(
-    executor: CLIPImageEncoder, pictures: list[np.ndarray], rows: np.ndarray
+    executor: CLIPImageEncoder, images: list[np.ndarray], rows: np.ndarray
 ) -> None:
     bad = [
-        Document(buffer=b"no picture"),
-        Document(buffer=png(pictures[1])[:60]),
+        Document(buffer=b"no image"),
+        Document(buffer=png(images[1])[:60]),
         Document(blob=np.zeros((4, 4, 7), np.uint8)),
         Document(blob=np.zeros((4, 4, 3), np.float32)),
         Document(blob=np.zeros((0, 4, 3), np.uint8)),
@@ -86,7 +86,7 @@ def test_a_bad_document_fails_alone_and_says_why(
         Document(uri="http://127.0.0.1:9/a.png"),
         Document(uri="data:image/png;base64,%%%"),
     ]
-    docs = [Document(blob=pictures[0]), *bad, Document(blob=pictures[1])]
+    docs = [Document(blob=images[0]), *bad, Document(blob=images[1])]
     executor.encode(docs)
     np.testing.assert_allclose(docs[0].embedding, rows[0], atol=2e-5)
     np.testing.assert_allclose(docs[-1].embedding, rows[1], atol=2e-5)
@@ -104,9 +104,9 @@ def test_documents_with_nothing_to_encode_are_left_as_they_are(executor: CLIPIma
     assert executor.encode([]) == []
 
 
-def test_paths_of_the_request_win_over_the_executor_s(demo: str, pictures: list[np.ndarray]) -> None:
+def test_paths_of_the_request_win_over_the_executor_s(demo: str, images: list[np.ndarray]) -> None:
     executor = CLIPImageEncoder(pretrained_model_name_or_path=demo, default_traversal_paths=["c"])
-    tree = [Document(blob=pictures[0], chunks=[Document(blob=pictures[1], chunks=[Document(blob=pictures[2])])])]
+    tree = [Document(blob=images[0], chunks=[Document(blob=images[1], chunks=[Document(blob=images[2])])])]
     executor.encode(tree)
     assert tree[0].embedding is None
     assert tree[0].chunks[0].embedding.shape == (executor.encoder.dim,)
@@ -115,8 +115,8 @@ def test_paths_of_the_request_win_over_the_executor_s(demo: str, pictures: list[
     assert tree[0].chunks[0].chunks[0].embedding is not None
 
 
-def test_inputs_can_be_left_out_of_the_answer(executor: CLIPImageEncoder, pictures: list[np.ndarray]) -> None:
-    docs = [Document(blob=pictures[0], text="kept"), Document(buffer=png(pictures[0]))]
+def test_inputs_can_be_left_out_of_the_answer(executor: CLIPImageEncoder, images: list[np.ndarray]) -> None:
+    docs = [Document(blob=images[0], text="kept"), Document(buffer=png(images[0]))]
     executor.encode(docs, parameters={"strip": True})
     assert all(doc.embedding is not None and doc.blob is None and doc.buffer is None for doc in docs)
     assert docs[0].text == "kept"
@@ -153,24 +153,22 @@ def test_a_wrong_batch_size_stops_the_start(demo: str, batch_size: object) -> No
         CLIPImageEncoder(pretrained_model_name_or_path=demo, batch_size=batch_size)
 
 
-def test_parameters_of_other_executors_are_none_of_ours(executor: CLIPImageEncoder, pictures: list[np.ndarray]) -> None:
-    docs = [Document(blob=pictures[0])]
+def test_parameters_of_other_executors_are_none_of_ours(executor: CLIPImageEncoder, images: list[np.ndarray]) -> None:
+    docs = [Document(blob=images[0])]
     executor.encode(docs, parameters={"indexer": {"limit": 3}, "__results__": {}, "traversal_path": "r", "strip": True})
     assert docs[0].embedding is not None
     assert docs[0].blob is None
 
 
-def test_success_removes_the_error_of_an_earlier_attempt(
-    executor: CLIPImageEncoder, pictures: list[np.ndarray]
-) -> None:
-    doc = Document(buffer=b"no picture", tags={"mine": 1})
+def test_success_removes_the_error_of_an_earlier_attempt(executor: CLIPImageEncoder, images: list[np.ndarray]) -> None:
+    doc = Document(buffer=b"no image", tags={"mine": 1})
     executor.encode([doc])
     assert doc.tags["error"]
-    doc.buffer = png(pictures[0])
+    doc.buffer = png(images[0])
     executor.encode([doc])
     assert doc.embedding is not None
     assert doc.tags == {"mine": 1}
-    doc.buffer = b"no picture again"
+    doc.buffer = b"no image again"
     executor.encode([doc])
     assert doc.embedding is None
     assert doc.tags["error_code"]
@@ -195,7 +193,7 @@ def test_floats_are_refused_with_what_an_executor_can_do_about_it(executor: CLIP
     )
 
 
-def test_prepared_pictures_go_straight_to_the_net(demo: str) -> None:
+def test_prepared_images_go_straight_to_the_net(demo: str) -> None:
     executor = CLIPImageEncoder(pretrained_model_name_or_path=demo, use_default_preprocessing=False)
     size = executor.encoder.tower("image").shape[1]
     prepared = np.random.default_rng(1).normal(size=(3, size, size)).astype(np.float32)
@@ -222,10 +220,10 @@ def test_whole_numbers_go_to_the_net_unscaled_where_preprocessing_is_off(demo: s
     np.testing.assert_allclose(docs[0].embedding, docs[1].embedding, atol=1e-5)
 
 
-def test_an_array_of_the_other_layout_fails_alone(demo: str, pictures: list[np.ndarray]) -> None:
+def test_an_array_of_the_other_layout_fails_alone(demo: str, images: list[np.ndarray]) -> None:
     """The original raises ValueError and fails the whole request."""
     for parameters, good, wrong in (
-        ({}, pictures[0], pictures[0].transpose(2, 0, 1)),
+        ({}, images[0], images[0].transpose(2, 0, 1)),
         ({"use_default_preprocessing": False}, np.ones((3, 60, 60), np.uint8), np.ones((100, 100, 3), np.uint8)),
     ):
         docs = [Document(blob=wrong), Document(blob=good)]
@@ -358,7 +356,7 @@ class Stalled:
 
 
 def test_other_requests_do_not_wait_for_slow_addresses(
-    demo: str, pictures: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
+    demo: str, images: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """More requests are held up by an address than there are threads of any kind."""
     executor = CLIPImageEncoder(pretrained_model_name_or_path=demo)
@@ -367,12 +365,12 @@ def test_other_requests_do_not_wait_for_slow_addresses(
     async def ask() -> None:
         slow = [
             asyncio.ensure_future(
-                executor.answer([Document(uri="http://slow.example/a.png"), Document(blob=pictures[0])])
+                executor.answer([Document(uri="http://slow.example/a.png"), Document(blob=images[0])])
             )
             for _ in range(executors.REQUESTS + 70)
         ]
         await asyncio.to_thread(resolver.asked.acquire)
-        good = await asyncio.wait_for(executor.answer([Document(blob=pictures[0])]), 60)
+        good = await asyncio.wait_for(executor.answer([Document(blob=images[0])]), 60)
         assert good[0].embedding is not None
         assert not any(one.done() for one in slow)
         resolver.go.set()
@@ -385,7 +383,7 @@ def test_other_requests_do_not_wait_for_slow_addresses(
 
 
 def test_what_a_client_that_has_gone_waits_for_is_never_embedded(
-    executor: CLIPImageEncoder, pictures: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
+    executor: CLIPImageEncoder, images: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     started, go = threading.Semaphore(0), threading.Event()
     sizes: list[int] = []
@@ -403,7 +401,7 @@ def test_what_a_client_that_has_gone_waits_for_is_never_embedded(
     monkeypatch.setattr(batcher, "submit", lambda *given, **more: (submit(*given, **more), submitted.release())[0])
 
     def docs(count: int) -> list[Document]:
-        return [Document(blob=pictures[0]) for _ in range(count)]
+        return [Document(blob=images[0]) for _ in range(count)]
 
     async def ask() -> None:
         first = asyncio.ensure_future(executor.answer(docs(1)))
@@ -425,19 +423,19 @@ def test_what_a_client_that_has_gone_waits_for_is_never_embedded(
 
 
 def test_more_than_may_wait_fail_their_request_with_when_to_come_back(
-    executor: CLIPImageEncoder, pictures: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
+    executor: CLIPImageEncoder, images: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: object, **__: object) -> None:
         raise Overloaded(limit=10, waiting=9, retry_s=2.5)
 
     monkeypatch.setattr(executor._batcher, "submit", full)
     with pytest.raises(ImageEncodersError, match=r"come back in about 2\.5 seconds") as caught:
-        asyncio.run(executor.answer([Document(blob=pictures[0])]))
+        asyncio.run(executor.answer([Document(blob=images[0])]))
     assert type(caught.value).__name__ == "Overloaded"
 
 
 def test_an_input_that_the_model_cannot_bear_fails_alone_and_tells_no_path(
-    executor: CLIPImageEncoder, pictures: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
+    executor: CLIPImageEncoder, images: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def picky(inputs: Sequence[np.ndarray]) -> np.ndarray:
         if any(np.ptp(one.reshape(len(one), -1), axis=1).max() < 1e-6 for one in inputs):  # of one colour
@@ -445,7 +443,7 @@ def test_an_input_that_the_model_cannot_bear_fails_alone_and_tells_no_path(
         return np.ones((len(inputs), 4), np.float32)
 
     monkeypatch.setattr(executor, "_batcher", Batcher(picky))
-    docs = [Document(blob=one) for one in (pictures[0], np.zeros((70, 70, 3), np.uint8), pictures[1])]
+    docs = [Document(blob=one) for one in (images[0], np.zeros((70, 70, 3), np.uint8), images[1])]
     executor.encode(docs)
     assert docs[0].embedding is not None
     assert docs[2].embedding is not None
@@ -453,13 +451,13 @@ def test_an_input_that_the_model_cannot_bear_fails_alone_and_tells_no_path(
 
 
 def test_a_request_ends_when_its_addresses_have_had_their_time(
-    demo: str, pictures: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
+    demo: str, images: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(executors, "UrlLimits", lambda private: UrlLimits(private=private, max_seconds_together=0.2))
     monkeypatch.setattr(executors, "GRACE_S", 0.2)
     executor = CLIPImageEncoder(pretrained_model_name_or_path=demo)
     resolver = Stalled(monkeypatch)
-    docs = [Document(uri="http://slow.example/"), Document(blob=pictures[0]), Document(uri="http://slow.example/")]
+    docs = [Document(uri="http://slow.example/"), Document(blob=images[0]), Document(uri="http://slow.example/")]
     asyncio.run(executor.answer(docs))
     again = [Document(doc) for doc in docs]
     executor.encode(again)
@@ -490,11 +488,11 @@ def test_a_request_that_fails_tells_no_path_of_this_machine(
 
 
 def test_embeddings_in_the_precision_that_is_fastest_stay_close(
-    demo: str, pictures: list[np.ndarray], rows: np.ndarray, bfloat16: bool
+    demo: str, images: list[np.ndarray], rows: np.ndarray, bfloat16: bool
 ) -> None:
     """Whoever asks for `auto` gets closeness, not digits."""
     executor = CLIPImageEncoder(demo, precision="auto")
-    docs = [Document(blob=one) for one in pictures]
+    docs = [Document(blob=one) for one in images]
     executor.encode(docs)
     found = np.stack([doc.embedding for doc in docs])
     cosines = (found * rows).sum(axis=1) / np.linalg.norm(found, axis=1) / np.linalg.norm(rows, axis=1)
@@ -503,9 +501,9 @@ def test_embeddings_in_the_precision_that_is_fastest_stay_close(
 
 
 @pytest.fixture
-def served(tmp_path: Path, pictures: list[np.ndarray]) -> Callable[[], str]:
-    """A server on this machine's own address with one picture."""
-    (tmp_path / "a.png").write_bytes(png(pictures[0]))
+def served(tmp_path: Path, images: list[np.ndarray]) -> Callable[[], str]:
+    """A server on this machine's own address with one image."""
+    (tmp_path / "a.png").write_bytes(png(images[0]))
     handler = partial(SimpleHTTPRequestHandler, directory=str(tmp_path))
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     thread = threading.Thread(target=server.serve_forever)

@@ -46,7 +46,7 @@ def agree(manifest: dict[str, Any], assert_rows_agree: Callable[..., None]) -> C
 
 @pytest.fixture
 def pixels(conformance: Path, golden) -> Callable[[str, str], list[Document]]:
-    """pixels(case, preprocessing) -> documents with the decoded pictures, in the order of the stored rows."""
+    """pixels(case, preprocessing) -> documents with the decoded images, in the order of the stored rows."""
 
     def documents(case: str, preprocessing: str) -> list[Document]:
         folder = conformance / "images" / "decoded"
@@ -120,7 +120,7 @@ def test_big_transfer(golden, float_inputs, pixels, agree) -> None:
     agree(docs, golden(case)["float224/out"], case)
     docs = pixels(case, "bit_jina")
     BigTransferEncoder(target_dim=(224, 224, 3)).encode(docs)
-    # Pictures of nearly one colour magnify rounding, here and in TensorFlow alike.
+    # Images of nearly one colour magnify rounding, here and in TensorFlow alike.
     flat = ("gray16.png.rgb", "one_pixel.png.rgb")
     names = golden(case)["image/bit_jina/names"]
     coloured = [i for i, name in enumerate(names) if not name.startswith("gray") and name not in flat]
@@ -131,7 +131,7 @@ def test_big_transfer(golden, float_inputs, pixels, agree) -> None:
 
 
 @pytest.mark.golden
-def test_audioclip_pictures(golden, float_inputs, pixels, agree) -> None:
+def test_audioclip_images(golden, float_inputs, pixels, agree) -> None:
     case = "audioclip"
     docs = pixels(case, "aclip")
     AudioCLIPImageEncoder().encode(docs)

@@ -29,8 +29,8 @@ from image_encoders.legacy_names import CLASSES
 
 
 @pytest.fixture(scope="module")
-def rows(demo: str, pictures: list[np.ndarray]) -> np.ndarray:
-    return ie.load(f"clip/{demo}", crop="round", precision="float32").encode_image(pictures)
+def rows(demo: str, images: list[np.ndarray]) -> np.ndarray:
+    return ie.load(f"clip/{demo}", crop="round", precision="float32").encode_image(images)
 
 
 @pytest.fixture(scope="module")
@@ -46,12 +46,12 @@ def flow(demo: str) -> Iterator[Flow]:
 
 @pytest.fixture(scope="module")
 def chain(demo: str, own_executor: Path) -> Iterator[Flow]:
-    """Pictures by two replicas, texts, and a user's own Executor, from YAML as it was once written."""
+    """Images by two replicas, texts, and a user's own Executor, from YAML as it was once written."""
     config = {
         "jtype": "Flow",
         "pods": [
             {
-                "name": "picture-encoder",
+                "name": "image-encoder",
                 "uses": "jinahub://CLIPImageEncoder",
                 "uses_with": {"pretrained_model_name_or_path": demo, "default_traversal_paths": ["r", "c"]},
                 "replicas": 2,
@@ -84,31 +84,31 @@ def png(pixels: np.ndarray) -> bytes:
 @pytest.mark.parametrize("batch_size", [1, 2, 4, 8, None])
 @pytest.mark.parametrize("request_size", [1, 10, 50, 100])
 def test_rows_equal_the_library_s_whatever_the_sizes(
-    flow: Flow, pictures: list[np.ndarray], rows: np.ndarray, batch_size: int | None, request_size: int
+    flow: Flow, images: list[np.ndarray], rows: np.ndarray, batch_size: int | None, request_size: int
 ) -> None:
     count = min(3 * request_size, 100)
-    docs = [Document(blob=pictures[i % len(pictures)], text=str(i)) for i in range(count)]
+    docs = [Document(blob=images[i % len(images)], text=str(i)) for i in range(count)]
     found = encoded(flow, docs, request_size=request_size, parameters={"batch_size": batch_size, "strip": True})
     assert sorted(int(doc.text) for doc in found) == list(range(count))
     for doc in found:
         assert doc.embedding.dtype == np.float32
-        np.testing.assert_allclose(doc.embedding, rows[int(doc.text) % len(pictures)], atol=2e-5)
+        np.testing.assert_allclose(doc.embedding, rows[int(doc.text) % len(images)], atol=2e-5)
 
 
 def test_nested_documents_are_found_by_the_paths_of_the_request(
-    flow: Flow, pictures: list[np.ndarray], rows: np.ndarray
+    flow: Flow, images: list[np.ndarray], rows: np.ndarray
 ) -> None:
     tree = Document(
-        blob=pictures[0],
-        chunks=[Document(blob=pictures[1], chunks=[Document(blob=pictures[2])]), Document()],
-        matches=[Document(buffer=png(pictures[3]))],
+        blob=images[0],
+        chunks=[Document(blob=images[1], chunks=[Document(blob=images[2])]), Document()],
+        matches=[Document(buffer=png(images[3]))],
     )
     for paths in ("@r,c,cc,m", ["r", "c", "cc", "m"], ["r,c", "cc,m"]):
         (found,) = encoded(flow, tree, parameters={"traversal_paths": paths})
         reached = [found, found.chunks[0], found.chunks[0].chunks[0], found.matches[0]]
         np.testing.assert_allclose(np.stack([doc.embedding for doc in reached]), rows[:4], atol=2e-5)
         assert found.chunks[1].embedding is None
-        np.testing.assert_array_equal(found.chunks[0].blob, pictures[1])
+        np.testing.assert_array_equal(found.chunks[0].blob, images[1])
     (found,) = encoded(flow, tree, parameters={"traversal_paths": ["cc"], "strip": True})
     assert found.embedding is None
     assert found.blob is not None
@@ -129,42 +129,42 @@ def test_documents_without_anything_to_encode_come_back_as_they_are(flow: Flow) 
 
 
 def test_every_endpoint_encodes_with_and_without_a_slash(
-    flow: Flow, pictures: list[np.ndarray], rows: np.ndarray
+    flow: Flow, images: list[np.ndarray], rows: np.ndarray
 ) -> None:
     for on in ("foo", "/foo", "/encode", "/index", "/search", "/"):
-        (response,) = flow.post(on=on, inputs=Document(blob=pictures[0]), return_results=True)
+        (response,) = flow.post(on=on, inputs=Document(blob=images[0]), return_results=True)
         np.testing.assert_allclose(response.docs[0].embedding, rows[0], atol=2e-5)
         np.testing.assert_allclose(response.data.docs[0].embedding, rows[0], atol=2e-5)
 
 
-def test_callbacks_get_responses_with_documents(flow: Flow, pictures: list[np.ndarray], rows: np.ndarray) -> None:
+def test_callbacks_get_responses_with_documents(flow: Flow, images: list[np.ndarray], rows: np.ndarray) -> None:
     done: list[Document] = []
     always: list[Document] = []
     flow.post(
         on="/foo",
-        inputs=(Document(blob=one) for one in pictures),
+        inputs=(Document(blob=one) for one in images),
         request_size=3,
         on_done=lambda response: done.extend(Document(doc) for doc in response.data.docs),
         on_always=lambda response: always.extend(response.docs),
     )
-    assert len(done) == len(always) == len(pictures)
+    assert len(done) == len(always) == len(images)
     by_row = sorted(done, key=lambda doc: doc.blob.size)
     assert {type(doc) for doc in always} == {Document}
     np.testing.assert_allclose(
-        by_row[0].embedding, rows[min(range(len(pictures)), key=lambda i: pictures[i].size)], atol=2e-5
+        by_row[0].embedding, rows[min(range(len(images)), key=lambda i: images[i].size)], atol=2e-5
     )
 
 
-def test_without_return_results_the_answer_is_the_documents(flow: Flow, pictures: list[np.ndarray]) -> None:
-    found = flow.post(on="/foo", inputs=Document(blob=pictures[0]))
+def test_without_return_results_the_answer_is_the_documents(flow: Flow, images: list[np.ndarray]) -> None:
+    found = flow.post(on="/foo", inputs=Document(blob=images[0]))
     assert isinstance(found[0], Document)
     assert found[0].embedding.dtype == np.float32
 
 
 @pytest.mark.parametrize("request_size", [1, 7])
-def test_answers_come_in_the_order_of_the_documents(flow: Flow, pictures: list[np.ndarray], request_size: int) -> None:
+def test_answers_come_in_the_order_of_the_documents(flow: Flow, images: list[np.ndarray], request_size: int) -> None:
     """Large and small ones, so that they are ready in another order."""
-    docs = [Document(blob=np.resize(pictures[0], (800, 800, 3)) if i % 3 == 0 else pictures[i % 7]) for i in range(60)]
+    docs = [Document(blob=np.resize(images[0], (800, 800, 3)) if i % 3 == 0 else images[i % 7]) for i in range(60)]
     found = encoded(flow, docs, request_size=request_size, parameters={"strip": True})
     assert [doc.id for doc in found] == [doc.id for doc in docs]
     seen: list[str] = []
@@ -174,18 +174,18 @@ def test_answers_come_in_the_order_of_the_documents(flow: Flow, pictures: list[n
 
 @pytest.mark.parametrize("parameters", [{"batch_size": float("nan")}, {"traversal_paths": "\ud800"}, {"a": object()}])
 def test_parameters_that_cannot_be_sent_are_refused_before_anything_is(
-    flow: Flow, pictures: list[np.ndarray], parameters: dict[str, Any]
+    flow: Flow, images: list[np.ndarray], parameters: dict[str, Any]
 ) -> None:
     with pytest.raises(InputError, match="the parameters cannot be sent"):
-        encoded(flow, Document(blob=pictures[0]), parameters=parameters)
+        encoded(flow, Document(blob=images[0]), parameters=parameters)
 
 
-def test_documents_that_cannot_be_sent_fail_alone(flow: Flow, pictures: list[np.ndarray], rows: np.ndarray) -> None:
+def test_documents_that_cannot_be_sent_fail_alone(flow: Flow, images: list[np.ndarray], rows: np.ndarray) -> None:
     deep, itself = Document(text="innermost"), Document(chunks=[])
     itself.chunks.append(itself)
     for _ in range(30):
         deep = Document(chunks=[deep])
-    docs = [Document(blob=pictures[0]), deep, itself, Document(text="\ud800"), Document(blob=pictures[1])]
+    docs = [Document(blob=images[0]), deep, itself, Document(text="\ud800"), Document(blob=images[1])]
     client = jina.Client(host="127.0.0.1", port=flow.port)
     sent = client.post("/", DocList[Document](docs), return_type=DocList[Document], results_in_order=True)
     for found in (encoded(flow, docs), encoded(flow, iter(docs), request_size=2), sent):
@@ -195,10 +195,10 @@ def test_documents_that_cannot_be_sent_fail_alone(flow: Flow, pictures: list[np.
         np.testing.assert_allclose(found[4].embedding, rows[1], atol=2e-5)
 
 
-def test_a_document_sent_again_loses_its_error(flow: Flow, pictures: list[np.ndarray]) -> None:
-    (failed,) = encoded(flow, Document(buffer=b"no picture", tags={"mine": 1}))
+def test_a_document_sent_again_loses_its_error(flow: Flow, images: list[np.ndarray]) -> None:
+    (failed,) = encoded(flow, Document(buffer=b"no image", tags={"mine": 1}))
     assert failed.tags["error"]
-    failed.buffer = png(pictures[0])
+    failed.buffer = png(images[0])
     (mended,) = encoded(flow, failed)
     assert mended.embedding is not None
     assert mended.tags == {"mine": 1}
@@ -206,10 +206,10 @@ def test_a_document_sent_again_loses_its_error(flow: Flow, pictures: list[np.nda
 
 @pytest.mark.parametrize("parameters", [{"strip": "no"}, {"batchsize": 3}, {"traversal_paths": []}, {"batch_size": 0}])
 def test_a_failed_request_shows_no_path_of_the_server(
-    flow: Flow, pictures: list[np.ndarray], parameters: dict[str, Any]
+    flow: Flow, images: list[np.ndarray], parameters: dict[str, Any]
 ) -> None:
     with pytest.raises(jina.excepts.BadServer) as caught:
-        encoded(flow, Document(blob=pictures[0]), parameters=parameters)
+        encoded(flow, Document(blob=images[0]), parameters=parameters)
     status = caught.value.args[0].status
     assert status.exception.name == "InputError"
     assert "accepted" in status.description
@@ -218,32 +218,32 @@ def test_a_failed_request_shows_no_path_of_the_server(
     assert len(status.exception.stacks) == 1
 
 
-def test_wrong_parameters_fail_their_request_and_no_other(flow: Flow, pictures: list[np.ndarray]) -> None:
+def test_wrong_parameters_fail_their_request_and_no_other(flow: Flow, images: list[np.ndarray]) -> None:
     with pytest.raises(Exception, match="batch_size") as caught:
-        encoded(flow, Document(blob=pictures[0]), parameters={"batch_size": 0})
+        encoded(flow, Document(blob=images[0]), parameters={"batch_size": 0})
     assert "accepted" in str(caught.value)
     with pytest.raises(Exception, match="traversal path"):
-        encoded(flow, Document(blob=pictures[0]), parameters={"traversal_paths": "@x"})
-    assert encoded(flow, Document(blob=pictures[0]))[0].embedding is not None
+        encoded(flow, Document(blob=images[0]), parameters={"traversal_paths": "@x"})
+    assert encoded(flow, Document(blob=images[0]))[0].embedding is not None
 
 
-def test_jina_s_own_client_gets_the_same_rows(flow: Flow, pictures: list[np.ndarray], rows: np.ndarray) -> None:
+def test_jina_s_own_client_gets_the_same_rows(flow: Flow, images: list[np.ndarray], rows: np.ndarray) -> None:
     client = jina.Client(host="127.0.0.1", port=flow.port)
-    docs = client.post("/encode", DocList[Document]([Document(blob=pictures[0])]), return_type=DocList[Document])
+    docs = client.post("/encode", DocList[Document]([Document(blob=images[0])]), return_type=DocList[Document])
     np.testing.assert_allclose(docs[0].embedding, rows[0], atol=2e-5)
 
 
 def test_of_400_documents_by_16_clients_only_the_broken_ones_fail(
-    flow: Flow, pictures: list[np.ndarray], rows: np.ndarray
+    flow: Flow, images: list[np.ndarray], rows: np.ndarray
 ) -> None:
     count, clients = 400, 16
-    whole = png(pictures[0])
+    whole = png(images[0])
     deep = Document(text="innermost")
     for _ in range(25):
         deep = Document(chunks=[deep])
     breaks: list[dict[str, Any]] = [
         {"buffer": whole[: len(whole) // 2]},
-        {"buffer": b"not a picture"},
+        {"buffer": b"not an image"},
         {"blob": np.zeros((3, 3, 5), np.uint8)},
         {"blob": np.zeros((3, 3, 3), np.float64)},
         {"blob": np.zeros((0, 0, 3), np.uint8)},
@@ -257,7 +257,7 @@ def test_of_400_documents_by_16_clients_only_the_broken_ones_fail(
     ]
     rng = np.random.default_rng(7)
     broken = dict(zip(rng.choice(count, 48, replace=False).tolist(), 4 * breaks))
-    docs = [Document(id=str(i), **broken.get(i, {"blob": pictures[i % len(pictures)]})) for i in range(count)]
+    docs = [Document(id=str(i), **broken.get(i, {"blob": images[i % len(images)]})) for i in range(count)]
 
     def client(number: int) -> list[Document]:
         size = [1, 3, 7, 25][number % 4]
@@ -282,26 +282,26 @@ def test_of_400_documents_by_16_clients_only_the_broken_ones_fail(
                 assert doc.tags["error_code"]
             else:
                 assert not doc.tags
-                np.testing.assert_allclose(doc.embedding, rows[int(doc.id) % len(pictures)], atol=2e-5)
+                np.testing.assert_allclose(doc.embedding, rows[int(doc.id) % len(images)], atol=2e-5)
 
 
-def test_pictures_texts_and_a_user_s_own_executor_work_together(
-    chain: Flow, demo: str, pictures: list[np.ndarray], rows: np.ndarray
+def test_images_texts_and_a_user_s_own_executor_work_together(
+    chain: Flow, demo: str, images: list[np.ndarray], rows: np.ndarray
 ) -> None:
     texts = ie.load(f"clip/{demo}", precision="float32").encode_text(["a red circle"])
     docs = [
         Document(
             text=str(i),
             blob=one,
-            chunks=[Document(buffer=png(pictures[0]))],
+            chunks=[Document(buffer=png(images[0]))],
             matches=[Document(text="a red circle"), Document(text="words " * 200)],
         )
-        for i, one in enumerate(pictures * 4)
+        for i, one in enumerate(images * 4)
     ]
     found = encoded(chain, docs, request_size=2)
     assert sorted(int(doc.text) for doc in found) == list(range(len(docs)))
     for doc in found:
-        np.testing.assert_allclose(doc.embedding, rows[int(doc.text) % len(pictures)], atol=2e-5)
+        np.testing.assert_allclose(doc.embedding, rows[int(doc.text) % len(images)], atol=2e-5)
         np.testing.assert_allclose(doc.chunks[0].embedding, rows[0], atol=2e-5)
         np.testing.assert_allclose(doc.matches[0].embedding, texts[0], atol=2e-5)
         assert doc.matches[1].embedding.shape == texts[0].shape
@@ -334,7 +334,7 @@ def test_a_start_that_fails_says_why(capfd: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.slow
 def test_shards_that_all_are_asked_give_every_document_its_row(
-    demo: str, pictures: list[np.ndarray], rows: np.ndarray
+    demo: str, images: list[np.ndarray], rows: np.ndarray
 ) -> None:
     with Flow().add(
         uses="CLIPImageEncoder",
@@ -342,8 +342,8 @@ def test_shards_that_all_are_asked_give_every_document_its_row(
         shards=2,
         polling="ANY",
     ) as started:
-        found = encoded(started, [Document(blob=one, text=str(i)) for i, one in enumerate(pictures)], request_size=1)
-    assert len(found) == len(pictures)
+        found = encoded(started, [Document(blob=one, text=str(i)) for i, one in enumerate(images)], request_size=1)
+    assert len(found) == len(images)
     for doc in found:
         np.testing.assert_allclose(doc.embedding, rows[int(doc.text)], atol=2e-5)
 
@@ -351,7 +351,7 @@ def test_shards_that_all_are_asked_give_every_document_its_row(
 @pytest.mark.slow
 @pytest.mark.parametrize("command", ["executor", "flow"])
 def test_jina_s_own_commands_start_the_packaged_configurations(
-    command: str, demo: str, tmp_path: Path, pictures: list[np.ndarray], rows: np.ndarray
+    command: str, demo: str, tmp_path: Path, images: list[np.ndarray], rows: np.ndarray
 ) -> None:
     port = _free_port()
     if command == "executor":
@@ -375,7 +375,7 @@ def test_jina_s_own_commands_start_the_packaged_configurations(
     try:
         client = jina.Client(host="127.0.0.1", port=port)
         _until(lambda: client.is_flow_ready() if command == "flow" else _answers(port), running)
-        docs = client.post("/encode", DocList[Document]([Document(blob=pictures[0])]), return_type=DocList[Document])
+        docs = client.post("/encode", DocList[Document]([Document(blob=images[0])]), return_type=DocList[Document])
         np.testing.assert_allclose(docs[0].embedding, rows[0], atol=2e-5)
     finally:
         running.terminate()

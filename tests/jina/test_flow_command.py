@@ -28,7 +28,7 @@ def run(*arguments: object) -> subprocess.CompletedProcess[str]:
 @pytest.mark.slow
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
 def test_a_flow_says_where_it_listens_and_stops_cleanly(
-    stop: signal.Signals, demo: str, own_executor: Path, pictures: list[np.ndarray]
+    stop: signal.Signals, demo: str, own_executor: Path, images: list[np.ndarray]
 ) -> None:
     path = own_executor.with_name(f"flow-{stop.name}.yml")
     path.write_text(
@@ -45,7 +45,7 @@ def test_a_flow_says_where_it_listens_and_stops_cleanly(
         port = re.search(r"grpc://127\.0\.0\.1:(\d+); Ctrl-C", said)
         assert port, said
         client = jina.Client(host="127.0.0.1", port=int(port[1]))
-        (doc,) = client.post("/x", DocList[Document]([Document(blob=pictures[0])]), return_type=DocList[Document])
+        (doc,) = client.post("/x", DocList[Document]([Document(blob=images[0])]), return_type=DocList[Document])
         assert doc.embedding.shape == (128,)
         assert doc.tags == {"indexed": True}
         running.send_signal(stop)

@@ -20,7 +20,7 @@ SPEC = Path(__file__).parent / "spec"
 MIGRATION = Path(__file__).parents[2] / "docs" / "jina.md"
 GPU_ONLY = "/GPU:0"
 
-# class: (length of an embedding, a picture as its document wants one)
+# class: (length of an embedding, an image as its document wants one)
 EXPECTED: dict[str, tuple[int, str]] = {
     "BigTransferEncoder": (2048, "np.ones((96, 96, 3), dtype=np.float32)"),
     "CustomImageTorchEncoder": (10, "np.random.rand(3, 224, 224)"),
@@ -32,7 +32,7 @@ CHECK = """
 import numpy as np
 from image_encoders.integrations.jina import Document, Flow
 with f:
-    docs = [Document(), Document(blob={picture}), Document(blob={picture})]
+    docs = [Document(), Document(blob={image}), Document(blob={image})]
     found = [doc for response in f.post(on='/foo', inputs=docs, return_results=True) for doc in response.docs]
 assert found[0].embedding is None
 for doc in found[1:]:
@@ -144,13 +144,13 @@ def run(tmp_path: Path, request: pytest.FixtureRequest, own_model: Path) -> Call
 
 @pytest.mark.parametrize("block", [_marked(block) for block in RUN])
 def test_a_block_of_the_documents_runs(block: Block, run: Callable[[Block, str], str]) -> None:
-    dim, picture = EXPECTED[block.document]
+    dim, image = EXPECTED[block.document]
     program = substituted(block.text)
     if block.language == "yaml":
         program = f"from image_encoders.integrations.jina import Flow\nf = Flow.load_config({program!r})\n"
     encodes = "\nwith f:" in program
     if not encodes:  # it only describes a Flow: one that gives embeddings
-        program += CHECK.format(dim=dim, picture=picture)
+        program += CHECK.format(dim=dim, image=image)
     printed = run(block, program)
     if not encodes:
         assert "checked" in printed

@@ -67,7 +67,7 @@ def load(weights: Path, **options):
     return ie.load("audioclip/full", weights=weights, device="cpu", precision="float32", engine="torch", **options)
 
 
-def pictures(count: int = 2) -> list[np.ndarray]:
+def images(count: int = 2) -> list[np.ndarray]:
     rng = np.random.default_rng(6)
     return [rng.integers(0, 256, (40 + 30 * i, 60, 3), dtype=np.uint8) for i in range(count)]
 
@@ -86,7 +86,7 @@ def test_a_checkpoint_gives_three_towers_into_one_space(folder):
     assert encoder.modalities == ("image", "text", "audio")
     assert encoder.dim == 1024
     for rows in (
-        encoder.encode_image(pictures()),
+        encoder.encode_image(images()),
         encoder.encode_text(["the thing", "a cat"]),
         encoder.encode_audio([(sound(), RATE), (sound(seed=1), RATE)]),
     ):
@@ -197,7 +197,7 @@ def test_a_converted_checkpoint_carries_its_vocabulary_and_gives_the_same_rows(f
     convert.save(converted, *audioclip.original(folder / CHECKPOINT))
     original, again = load(folder), load(converted)
     assert again.fingerprint == original.fingerprint
-    np.testing.assert_array_equal(again.encode_image(pictures()), original.encode_image(pictures()))
+    np.testing.assert_array_equal(again.encode_image(images()), original.encode_image(images()))
     np.testing.assert_array_equal(again.encode_text(["the thing"]), original.encode_text(["the thing"]))
     clips = [(sound(), RATE)]
     np.testing.assert_array_equal(again.encode_audio(clips), original.encode_audio(clips))
@@ -228,7 +228,7 @@ def test_without_a_vocabulary_only_texts_fail_and_say_what_they_need(folder, mon
     with_it = load(folder)
     (folder / audioclip.VOCABULARY.file).unlink()
     encoder = load(folder)
-    np.testing.assert_array_equal(encoder.encode_image(pictures()), with_it.encode_image(pictures()))
+    np.testing.assert_array_equal(encoder.encode_image(images()), with_it.encode_image(images()))
     assert encoder.encode_audio([(sound(), RATE)]).shape == (1, 1024)
     with pytest.raises(WeightsError, match=r"vocabulary=PATH.*bpe_simple_vocab_16e6\.txt\.gz"):
         encoder.encode_text(["the thing"])
@@ -275,15 +275,15 @@ def test_an_empty_text_has_a_row(folder):
     assert np.isfinite(load(folder).encode_text([""])).all()
 
 
-# ---------------------------------------------------------------- pictures and sounds
+# ---------------------------------------------------------------- images and sounds
 
 
-def test_float_pictures_go_straight_to_the_net(folder):
+def test_float_images_go_straight_to_the_net(folder):
     encoder = load(folder)
-    prepared = np.stack([audioclip.PREPROCESSING.prepare(pixels) for pixels in pictures()])
-    np.testing.assert_allclose(encoder.embed_image(prepared), encoder.encode_image(pictures()), atol=1e-5)
+    prepared = np.stack([audioclip.PREPROCESSING.prepare(pixels) for pixels in images()])
+    np.testing.assert_allclose(encoder.embed_image(prepared), encoder.encode_image(images()), atol=1e-5)
     channels_last = prepared.transpose(0, 2, 3, 1)
-    np.testing.assert_allclose(encoder.embed_image(channels_last), encoder.encode_image(pictures()), atol=1e-5)
+    np.testing.assert_allclose(encoder.embed_image(channels_last), encoder.encode_image(images()), atol=1e-5)
     with pytest.raises(InputError, match="3 x 224 x 224"):
         encoder.embed_image(prepared[:, :, :200])
 

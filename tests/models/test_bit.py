@@ -24,7 +24,7 @@ sys.path.pop(0)
 
 SMALL = bit.Architecture((2, 1, 1, 1), 0.5)
 RNG = np.random.default_rng(3)
-PICTURES = [RNG.integers(0, 256, size, dtype=np.uint8) for size in [(120, 90, 3), (33, 47, 3), (96, 96, 3)]]
+IMAGES = [RNG.integers(0, 256, size, dtype=np.uint8) for size in [(120, 90, 3), (33, 47, 3), (96, 96, 3)]]
 
 
 @pytest.fixture(autouse=True)
@@ -149,13 +149,13 @@ def test_all_file_formats_give_the_same_rows_and_the_same_space(tmp_path, weight
         converted,
     ]
     reference = encoder(weights)
-    rows = reference.encode_image(PICTURES)
+    rows = reference.encode_image(IMAGES)
     assert rows.shape == (3, reference.dim) == (3, 1024)
     assert (rows >= 0).all()
     assert not np.allclose(rows[0], rows[1], rtol=1e-3)
     for place in places:
         found = encoder(place)
-        assert np.array_equal(found.encode_image(PICTURES), rows), place
+        assert np.array_equal(found.encode_image(IMAGES), rows), place
         assert found.fingerprint == reference.fingerprint, place
 
 
@@ -178,21 +178,21 @@ def test_floats_are_in_the_range_that_the_checkpoints_own_program_takes(tmp_path
     assert not np.allclose(encoder(folder).embed_image(symmetric), rows, rtol=1e-2)
 
 
-def test_rows_of_pictures_do_not_depend_on_the_range_of_floats(weights):
+def test_rows_of_images_do_not_depend_on_the_range_of_floats(weights):
     unit, symmetric = (encoder(weights, input_range=name) for name in ("unit", "symmetric"))
-    assert np.array_equal(unit.encode_image(PICTURES), symmetric.encode_image(PICTURES))
+    assert np.array_equal(unit.encode_image(IMAGES), symmetric.encode_image(IMAGES))
     assert unit.fingerprint == symmetric.fingerprint
 
 
-def test_a_picture_is_the_float_array_that_it_stands_for(weights):
+def test_an_image_is_the_float_array_that_it_stands_for(weights):
     one = encoder(weights, input_size=64)
-    resized = np.asarray(Image.fromarray(PICTURES[0]).resize((64, 64), Image.Resampling.BILINEAR))
+    resized = np.asarray(Image.fromarray(IMAGES[0]).resize((64, 64), Image.Resampling.BILINEAR))
     prepared = (resized.transpose(2, 0, 1).astype(np.float32) / 255 - 0.5) / 0.5
-    rows = one.encode_image([PICTURES[0]])
+    rows = one.encode_image([IMAGES[0]])
     assert np.abs(rows - one.embed_image(prepared[None])).max() <= 1e-6 * rows.max()
 
 
-def test_float_pictures_of_any_size_are_taken_as_already_scaled(weights):
+def test_float_images_of_any_size_are_taken_as_already_scaled(weights):
     one = encoder(weights)
     floats = [RNG.uniform(-1, 1, (*size, 3)) for size in [(33, 47), (9, 5), (160, 192)]]
     rows = one.encode_image(floats)
@@ -210,15 +210,15 @@ def test_float_pictures_of_any_size_are_taken_as_already_scaled(weights):
         (np.full((4, 4, 3), np.nan), "NaN"),
     ],
 )
-def test_a_float_array_that_is_no_picture_names_its_position(array, message, weights):
+def test_a_float_array_that_is_no_image_names_its_position(array, message, weights):
     with pytest.raises(InputError, match=rf"image\[1\]: .*{message}"):
-        encoder(weights).encode_image([PICTURES[0], array])
+        encoder(weights).encode_image([IMAGES[0], array])
 
 
 @pytest.mark.parametrize(
     ("size", "side"), [((96, 96), 480), ((95, 97), 128), ((1, 1), 128), ((10, 921), 128), ((10, 922), 480)]
 )
-def test_small_pictures_become_128_pixels_wide_and_others_480(size, side, weights):
+def test_small_images_become_128_pixels_wide_and_others_480(size, side, weights):
     tower = encoder(weights).tower("image")
     pixels = RNG.integers(0, 256, (*size, 3), dtype=np.uint8)
     prepared = tower.input(pixels)

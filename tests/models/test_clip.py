@@ -31,7 +31,7 @@ SMALL = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "nu
 CLOSE = {"rel": 2e-5, "one_minus_cos": 1e-9}
 
 
-def pictures() -> list[np.ndarray]:
+def drawn_images() -> list[np.ndarray]:
     rng = np.random.default_rng(3)
     return [rng.integers(0, 256, (*size, 3), dtype=np.uint8) for size in SIZES]
 
@@ -138,7 +138,7 @@ def clip_folder(checkpoint: Callable[[str], Path], tmp_path: Path) -> Path:
 
 
 def reference(folder: Path, *, length: int) -> tuple[np.ndarray, np.ndarray]:
-    """transformers' rows of the pictures and of the texts."""
+    """transformers' rows of the images and of the texts."""
     from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
 
     model = AutoModel.from_pretrained(folder).eval()
@@ -146,7 +146,7 @@ def reference(folder: Path, *, length: int) -> tuple[np.ndarray, np.ndarray]:
     tokenizer = AutoTokenizer.from_pretrained(folder)
     ids = tokenizer(TEXTS, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
     ids.pop("token_type_ids", None)
-    images = [Image.fromarray(pixels) for pixels in pictures()]
+    images = [Image.fromarray(pixels) for pixels in drawn_images()]
     with torch.inference_mode():
         image = model.get_image_features(**processor(images, return_tensors="pt")).pooler_output
         text = model.get_text_features(**ids).pooler_output
@@ -159,7 +159,7 @@ def test_rows_of_kindred_nets_are_transformers(kind: str, request: pytest.Fixtur
     encoder = load(folder, truncate=True)
     image, text = reference(folder, length=24)
     assert encoder.dim == image.shape[1]
-    assert_rows_agree(encoder.encode_image(pictures()), image, **CLOSE)
+    assert_rows_agree(encoder.encode_image(drawn_images()), image, **CLOSE)
     assert_rows_agree(encoder.encode_text(TEXTS), text, **CLOSE)
 
 
@@ -238,12 +238,12 @@ def test_siglips_texts_are_always_padded_to_the_whole_context(siglip_folder: Pat
     assert (ids[ids.tolist().index(0) :] == 0).all()
 
 
-def test_pictures_of_any_grid_share_a_batch(naflex_folder: Path):
+def test_images_of_any_grid_share_a_batch(naflex_folder: Path):
     encoder = load(naflex_folder)
-    shapes = {encoder.tower("image").input(pixels).shape for pixels in pictures()}
+    shapes = {encoder.tower("image").input(pixels).shape for pixels in drawn_images()}
     assert len(shapes) > 2
-    alone = np.concatenate([encoder.encode_image([pixels]) for pixels in pictures()])
-    np.testing.assert_allclose(encoder.encode_image(pictures()), alone, rtol=0, atol=1e-5 * np.abs(alone).max())
+    alone = np.concatenate([encoder.encode_image([pixels]) for pixels in drawn_images()])
+    np.testing.assert_allclose(encoder.encode_image(drawn_images()), alone, rtol=0, atol=1e-5 * np.abs(alone).max())
 
 
 # ------------------------------------------------------------------ names and folders

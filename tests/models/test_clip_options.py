@@ -1,4 +1,4 @@
-"""The options of CLIP that say how pictures and texts are prepared, where the checkpoint should not."""
+"""The options of CLIP that say how images and texts are prepared, where the checkpoint should not."""
 
 from __future__ import annotations
 
@@ -41,9 +41,9 @@ def test_a_crop_rounded_half_to_even_gives_the_rows_of_openai_s_code(
 ) -> None:
     stored, tolerance = golden(case), manifest["cases"][case]
     names = list(stored["image/clip_pil/names"])
-    pictures = [np.array(Image.open(conformance / "images" / "decoded" / f"{name}.png")) for name in names]
+    images = [np.array(Image.open(conformance / "images" / "decoded" / f"{name}.png")) for name in names]
     measure = {"rel": tolerance["rel"], "one_minus_cos": tolerance["one_minus_cos"]}
-    rows = load(checkpoint(case), crop="round").encode_image(pictures)
+    rows = load(checkpoint(case), crop="round").encode_image(images)
     assert_rows_agree(rows, stored["image/clip_pil/out"], **measure)
     assert np.abs(rows - stored["image/clip_hf/out"]).max() > 0.01 * np.abs(rows).max()  # it makes a difference
 
@@ -51,19 +51,19 @@ def test_a_crop_rounded_half_to_even_gives_the_rows_of_openai_s_code(
 @pytest.mark.parametrize(("spare", "corner"), [(0, 0), (1, 0), (2, 1), (3, 2), (4, 2), (5, 2), (6, 3), (7, 4)])
 def test_the_corner_is_rounded_half_to_even(tiny: Path, spare: int, corner: int) -> None:
     tower = load(tiny, crop="round").tower("image")
-    picture = np.random.default_rng(spare).integers(0, 256, (224, 224 + spare, 3), np.uint8)
-    np.testing.assert_array_equal(tower.prepare(picture), picture[:, corner : corner + 224].transpose(2, 0, 1))
+    image = np.random.default_rng(spare).integers(0, 256, (224, 224 + spare, 3), np.uint8)
+    np.testing.assert_array_equal(tower.prepare(image), image[:, corner : corner + 224].transpose(2, 0, 1))
 
 
 def test_another_checkpoint_s_preprocessing_can_be_used(tiny: Path, tmp_path: Path) -> None:
     other = copied(tiny, tmp_path / "other", resample=0, image_mean=[0.1, 0.2, 0.3])
     (tmp_path / "alone").mkdir()
     shutil.copy(other / "preprocessor_config.json", tmp_path / "alone")
-    picture = np.random.default_rng(0).integers(0, 256, (300, 260, 3), np.uint8)
-    wanted = load(other).encode_image([picture])
+    image = np.random.default_rng(0).integers(0, 256, (300, 260, 3), np.uint8)
+    wanted = load(other).encode_image([image])
     for place in (other, str(other), tmp_path / "alone"):
-        np.testing.assert_array_equal(load(tiny, preprocessor=place).encode_image([picture]), wanted)
-    assert np.abs(load(tiny).encode_image([picture]) - wanted).max() > 0.01 * np.abs(wanted).max()
+        np.testing.assert_array_equal(load(tiny, preprocessor=place).encode_image([image]), wanted)
+    assert np.abs(load(tiny).encode_image([image]) - wanted).max() > 0.01 * np.abs(wanted).max()
 
 
 def test_another_checkpoint_s_tokenizer_can_be_used(tiny: Path, tmp_path: Path) -> None:

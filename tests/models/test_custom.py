@@ -132,7 +132,7 @@ def encoder(folder, class_name="Net", **options):
 
 @pytest.fixture(autouse=True)
 def ran(monkeypatch):
-    """How many pictures the head of NET ran for, pass by pass."""
+    """How many images the head of NET ran for, pass by pass."""
     module = types.ModuleType("counted")
     module.RAN = []
     monkeypatch.setitem(sys.modules, "counted", module)
@@ -145,7 +145,7 @@ def net(tmp_path):
 
 
 @pytest.fixture
-def pictures():
+def images():
     return RNG.random((5, 3, 40, 56), np.float32)
 
 
@@ -162,15 +162,15 @@ def test_the_documented_example_runs_as_written(tmp_path):
     assert rows[0].shape == (10,)
 
 
-def test_a_row_is_the_layers_mean_over_space(net, tmp_path, pictures):
+def test_a_row_is_the_layers_mean_over_space(net, tmp_path, images):
     with torch.no_grad():
-        wanted = net.features(torch.from_numpy(pictures)).mean((2, 3)).numpy()
+        wanted = net.features(torch.from_numpy(images)).mean((2, 3)).numpy()
     one = encoder(tmp_path)
     assert one.dim == 6
     assert one.name == "custom"
     for _ in range(2):
-        assert np.allclose(one.embed_image(pictures), wanted, atol=1e-6)
-    assert np.allclose(one.encode_image(list(pictures)), wanted, atol=1e-6)
+        assert np.allclose(one.embed_image(images), wanted, atol=1e-6)
+    assert np.allclose(one.encode_image(list(images)), wanted, atol=1e-6)
 
 
 @pytest.mark.parametrize("array", [np.arange(3 * 20 * 30).reshape(3, 20, 30) % 251, RNG.random((3, 20, 30))])
@@ -186,28 +186,28 @@ def test_arrays_come_as_they_are_only_cast(array, dtype, net, tmp_path):
 @pytest.mark.parametrize(
     ("layer", "dim"), [("features", 6), ("features.0", 6), ("head.fc", 4), ("head", 4), ("single", 1), ("", 4)]
 )
-def test_layers_are_named_with_dots_and_give_one_number_for_each_channel(layer, dim, net, tmp_path, pictures):
+def test_layers_are_named_with_dots_and_give_one_number_for_each_channel(layer, dim, net, tmp_path, images):
     one = encoder(tmp_path, layer=layer)
-    rows = one.embed_image(pictures)
+    rows = one.embed_image(images)
     assert rows.shape == (5, dim)
     assert one.dim == dim
-    assert one.embed_image(pictures[:1])[0].shape == (dim,)
+    assert one.embed_image(images[:1])[0].shape == (dim,)
 
 
-def test_the_net_stops_after_the_layer(net, ran, tmp_path, pictures):
+def test_the_net_stops_after_the_layer(net, ran, tmp_path, images):
     one = encoder(tmp_path)
     for _ in range(3):
-        one.embed_image(pictures)
-        one.embed_image(pictures[:2])
+        one.embed_image(images)
+        one.embed_image(images[:2])
     assert ran == [2, 2, 1, 5]  # the trial and the probes at load, and the first pass over another shape
 
 
-def test_a_net_that_is_wanted_whole_runs_whole(net, ran, tmp_path, pictures):
-    rows = encoder(tmp_path).embed_image(pictures)
+def test_a_net_that_is_wanted_whole_runs_whole(net, ran, tmp_path, images):
+    rows = encoder(tmp_path).embed_image(images)
     ran.clear()
     one = encoder(tmp_path, whole=True)
     for _ in range(3):
-        assert np.array_equal(one.embed_image(pictures), rows)
+        assert np.array_equal(one.embed_image(images), rows)
     assert ran == [2, 2, 1, 1, 5, 5, 5]
 
 
@@ -294,7 +294,7 @@ def test_what_is_written_past_autograd_shows_as_well(written, tmp_path):
         "float(x.sum()); self.grid = torch.linspace(0, 1, x.shape[-1])",
     ],
 )
-def test_what_a_net_keeps_of_its_first_pass_is_of_the_first_picture(kept, tmp_path):
+def test_what_a_net_keeps_of_its_first_pass_is_of_the_first_image(kept, tmp_path):
     definition = f"""
     import torch
     from torch import nn
@@ -591,11 +591,11 @@ def test_poolings(layer, pooling, reduce, net, tmp_path):
 
 
 @pytest.mark.parametrize("pooling", ["mean", "max", "none"])
-def test_features_without_space_stay_as_they_are(pooling, net, tmp_path, pictures):
+def test_features_without_space_stay_as_they_are(pooling, net, tmp_path, images):
     with torch.no_grad():
-        wanted = net(torch.from_numpy(pictures)).numpy()
+        wanted = net(torch.from_numpy(images)).numpy()
     one = encoder(tmp_path, layer="head", pooling=pooling, input_shape=(3, 40, 56))
-    assert np.allclose(one.embed_image(pictures), wanted, atol=1e-6)
+    assert np.allclose(one.embed_image(images), wanted, atol=1e-6)
 
 
 @pytest.mark.parametrize(("layer", "pooling"), [("features", "cls"), ("features", "mean-tokens"), ("head", "cls")])
@@ -647,10 +647,10 @@ def test_inputs_that_the_net_cannot_take_name_shape_and_reason(net, tmp_path):
         encoder(tmp_path).embed_image(np.zeros((1, 4, 30, 30)))
 
 
-# ---------------------------------------------------------------- pictures
+# ---------------------------------------------------------------- images
 
 
-def test_pictures_need_a_preprocess(net, tmp_path):
+def test_images_need_a_preprocess(net, tmp_path):
     Image.new("RGB", (30, 20)).save(tmp_path / "a.png")
     one = encoder(tmp_path)
     for source in (tmp_path / "a.png", str(tmp_path / "a.png"), Image.new("RGB", (9, 9)), b"PNG"):
@@ -687,7 +687,7 @@ def test_presets_are_torchvisions_transforms(preset, size, net, tmp_path):
     assert np.abs(found - wanted).max() <= 2e-6 * max(1, np.abs(wanted).max())
 
 
-def test_a_function_of_the_definition_file_prepares_pictures(net, tmp_path):
+def test_a_function_of_the_definition_file_prepares_images(net, tmp_path):
     pixels = RNG.integers(0, 256, (40, 60, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "a.png")
     one = encoder(tmp_path, preprocess="half")
@@ -696,7 +696,7 @@ def test_a_function_of_the_definition_file_prepares_pictures(net, tmp_path):
     assert np.allclose(rows, encoder(tmp_path).embed_image(x[None]), atol=1e-6)
 
 
-def test_a_function_that_fails_names_picture_and_line(net, tmp_path):
+def test_a_function_that_fails_names_image_and_line(net, tmp_path):
     line = NET.splitlines().index("    return pixels.no_such_attribute") + 1
     with pytest.raises(InputError, match=rf"image\[0\]: wrong fails: line {line}: AttributeError"):
         encoder(tmp_path, preprocess="wrong").encode_image([np.zeros((8, 8, 3), np.uint8)])
@@ -974,9 +974,9 @@ def test_an_unknown_pooling_lists_those_there_are(net, tmp_path):
 # ---------------------------------------------------------------- formats and fingerprints
 
 
-def test_every_container_gives_the_same_rows_and_the_same_space(net, tmp_path, pictures):
+def test_every_container_gives_the_same_rows_and_the_same_space(net, tmp_path, images):
     reference = encoder(tmp_path)
-    rows = reference.embed_image(pictures)
+    rows = reference.embed_image(images)
     state = net.state_dict()
     convert.save(tmp_path / "converted", *custom.original(tmp_path / "state.pth"))
     torch.save(state, tmp_path / "legacy", _use_new_zipfile_serialization=False)
@@ -984,7 +984,7 @@ def test_every_container_gives_the_same_rows_and_the_same_space(net, tmp_path, p
     for name in ("converted", "legacy", "safetensors"):
         (tmp_path / name).replace(tmp_path / "state.pth")
         found = encoder(tmp_path)
-        assert np.array_equal(found.embed_image(pictures), rows), name
+        assert np.array_equal(found.embed_image(images), rows), name
         assert found.fingerprint == reference.fingerprint, name
 
 

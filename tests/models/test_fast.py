@@ -20,8 +20,8 @@ from image_encoders.errors import InputError
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """JPEG files that are large enough to be decoded at half their size, one of them lying on its side."""
     folder = tmp_path_factory.mktemp("photos")
-    for number, picture in enumerate(probes(12)):
-        image = Image.fromarray(picture).resize((1280, 960), Image.Resampling.BICUBIC)
+    for number, pixels in enumerate(probes(12)):
+        image = Image.fromarray(pixels).resize((1280, 960), Image.Resampling.BICUBIC)
         exif = Image.Exif()
         exif[0x0112] = 6 if number == 3 else 1
         image.save(folder / f"{number:02}.jpg", quality=92, exif=exif)

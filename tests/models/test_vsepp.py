@@ -161,10 +161,10 @@ def test_options_that_older_programs_lacked_have_the_authors_defaults(run):
     assert np.allclose(np.linalg.norm(load("vsepp", weights=path).embed_image(features()), axis=1), 1, atol=1e-6)
 
 
-# ---------------------------------------------------------------- pictures, by the small net
+# ---------------------------------------------------------------- images, by the small net
 
 
-def test_pictures_are_prepared_as_torchvision_does(conformance):
+def test_images_are_prepared_as_torchvision_does(conformance):
     from PIL import Image
 
     tower = vsepp.tiny().tower("image")
@@ -189,14 +189,14 @@ def test_raw_pixels_and_prepared_floats_give_the_same_row():
     assert np.allclose(encoder.encode_image([pixels]), encoder.embed_image(floats[None]), atol=1e-5)
 
 
-def test_prepared_pictures_may_have_other_sizes_but_not_tiny_ones():
+def test_prepared_images_may_have_other_sizes_but_not_tiny_ones():
     encoder = vsepp.tiny()
     assert encoder.embed_image(np.zeros((1, 3, 96, 160), np.float32)).shape == (1, encoder.dim)
     with pytest.raises(InputError, match="31 x 64"):
         encoder.embed_image(np.zeros((1, 3, 31, 64), np.float32))
 
 
-def test_the_small_net_tells_pictures_and_captions_apart():
+def test_the_small_net_tells_images_and_captions_apart():
     encoder = vsepp.tiny()
     random = np.random.default_rng(0)
     images = encoder.encode_image([random.integers(0, 256, (60, 80, 3), np.uint8), np.zeros((60, 80, 3), np.uint8)])

@@ -55,7 +55,7 @@ def _import_nets() -> None:
 
 def _draw(images: Path) -> None:
     """The image files, unless an earlier tour drew them."""
-    from image_encoders.scenes import write_pictures
+    from image_encoders.scenes import write_images
 
     if images.exists():
         _tell(f"The images in {shown(images)} were drawn by an earlier tour.")
@@ -63,7 +63,7 @@ def _draw(images: Path) -> None:
     part = images.with_name(".images.part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
-    write_pictures(part, IMAGES, seed=0)
+    write_images(part, IMAGES, seed=0)
     part.rename(images)
     _tell(f"Drew {counted(IMAGES, 'image')} and two broken files in {shown(images)}.")
 

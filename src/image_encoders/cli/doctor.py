@@ -154,7 +154,7 @@ def _show_choice(choice: Choice) -> None:
     if near is not None:
         print(
             f"{choice.precision} stays close to float32: centred cosine at least {near.centred:.4f}, "
-            f"{100 * near.neighbours:.0f} % of nearest neighbours the same, for {counted(near.pictures, 'drawn image')}"
+            f"{100 * near.neighbours:.0f} % of nearest neighbours the same, for {counted(near.images, 'drawn image')}"
         )
     for refused in choice.refused:
         print(f"not chosen: {refused}")

@@ -84,7 +84,7 @@ def search(
         show(hits)
     if page is not None:
         title = query if isinstance(query, str) else query.name
-        write_page(page, hits, query=title, model=encoder.name, collection=collection.name, picture=image)
+        write_page(page, hits, query=title, model=encoder.name, collection=collection.name, image=image)
 
 
 def _queries(words: str | None, image: Path | None, audio: Path | None) -> Sequence[tuple[str, Any]]:
@@ -125,12 +125,12 @@ def _named(hit: Hit) -> str:
 
 
 def write_page(
-    path: Path, hits: Sequence[Hit], *, query: str, model: str, collection: str, picture: Path | None = None
+    path: Path, hits: Sequence[Hit], *, query: str, model: str, collection: str, image: Path | None = None
 ) -> None:
     """The contact sheet, and where it is."""
     from image_encoders import contact_sheet
 
-    sheet = contact_sheet.contact_sheet(hits, query=query, model=model, collection=collection, picture=picture)
+    sheet = contact_sheet.contact_sheet(hits, query=query, model=model, collection=collection, image=image)
     contact_sheet.write(path, sheet)
     say(f"thumbnails: {shown(path)}")
 

@@ -212,7 +212,7 @@ def _real(
     if image is not None:
         if not any(row.modality == "image" for row in known):
             raise typer.BadParameter(f"--image: no embedding of an image is published for {name}")
-        published.check_picture(image)
+        published.check_image(image)
 
     def loaded(more: Mapping[str, Any]) -> Encoder:
         return load(name, {**options, **more}, weights=weights, **wishes)
@@ -276,6 +276,6 @@ def _say_what_is_not_checked(name: str, found: Sequence[Comparison]) -> None:
         say(f"no embedding is published for {name}, so none was compared; there are some for {models}")
     if any(one.found is None for one in found):
         say(
-            f"not compared: the embedding of {published.PICTURE}, an image that is not part of this package; "
-            f"--image FILE compares it (sha256 {published.PICTURE_SHA256})"
+            f"not compared: the embedding of {published.IMAGE}, an image that is not part of this package; "
+            f"--image FILE compares it (sha256 {published.IMAGE_SHA256})"
         )

@@ -45,7 +45,7 @@ def golden(name: str) -> dict[str, np.ndarray]:
 
 
 def float_inputs(case: str, name: str) -> np.ndarray:
-    """The generated pictures that the reference was run on: (N, 3, H, W) float32."""
+    """The generated images that the reference was run on: (N, 3, H, W) float32."""
     rng_name, n, height, width, low, high = manifest()["cases"][case]["inputs"][name]
     return _make_inputs().blocks(manifest()["seed"], rng_name, n, 3, height, width, low, high)
 
@@ -60,7 +60,7 @@ def _make_inputs() -> Any:
 
 
 def decoded(name: str) -> np.ndarray:
-    """The pixels (H, W, 3) uint8 that the reference got of a picture; the name is <file>.<variant>."""
+    """The pixels (H, W, 3) uint8 that the reference got of an image; the name is <file>.<variant>."""
     with Image.open(FOLDER / "images" / "decoded" / f"{name}.png") as image:
         return np.asarray(image.convert("RGB"))
 

@@ -24,7 +24,7 @@ SMALL = 300_000_000  # a larger checkpoint is made on request only [bytes]
 
 
 class Rule(NamedTuple):
-    """One way to prepare pictures.
+    """One way to prepare images.
 
     name: the bundle's
     options: of `load`, that ask for it
@@ -45,7 +45,7 @@ class Case:
     model: the model that `load` is asked for
     format: of its files, for people
     options: of `load`, always
-    rules: the ways to prepare pictures that its reference has rows of; files are checked by the first
+    rules: the ways to prepare images that its reference has rows of; files are checked by the first
     """
 
     name: str
@@ -191,7 +191,7 @@ def _floats(case: Case, stored: Mapping[str, np.ndarray], limits: Limits) -> Ite
 
 
 def _prepared(rule: Rule) -> Iterator[Check]:
-    """What the net is given for a picture's pixels."""
+    """What the net is given for an image's pixels."""
     stored = bundle.golden("preprocess")
     if f"{rule.name}/sub" not in stored:
         return
@@ -209,7 +209,7 @@ def _prepared(rule: Rule) -> Iterator[Check]:
     reference = flat(
         stored[f"{rule.name}/sub"], stored[f"{rule.name}/corner"], *(stored[full + names[i]][None] for i in whole)
     )
-    # a picture that is resized as floats passes more roundings than one that is resized as pixels
+    # an image that is resized as floats passes more roundings than one that is resized as pixels
     limits = Limits(max_abs=2e-5 if rule.name == "aclip" else 2e-6)
     yield Check(f"preprocessing {rule.name}", rule.options, found, reference, limits)
 
@@ -223,18 +223,18 @@ ONE_COLOUR = ("gray16.png.rgb", "one_pixel.png.rgb")
 
 
 def _limited(case: Case, names: Sequence[str], limits: Limits) -> Iterator[tuple[str, list[str], Limits]]:
-    """The decoded pictures `names` in groups of equal limits, each with a label."""
+    """The decoded images `names` in groups of equal limits, each with a label."""
     if not case.format.startswith(SAVED_MODEL):
         yield "", list(names), limits
         return
     # The reference is TensorFlow's float32, whose sums over thousands of nearly equal values drift: its rows are up to
-    # 1.8e-4 from float64's on pictures of little contrast, and up to 1.5e-3 on those of one colour.
+    # 1.8e-4 from float64's on images of little contrast, and up to 1.5e-3 on those of one colour.
     yield "", [name for name in names if name not in ONE_COLOUR], Limits(rel=2.5e-4, one_minus_cos=5e-8)
     yield ", one colour", [name for name in names if name in ONE_COLOUR], Limits(rel=2e-3, one_minus_cos=3e-6)
 
 
 def _pixels(case: Case, rule: Rule, stored: Mapping[str, np.ndarray], limits: Limits) -> Iterator[Check]:
-    """Rows of pictures' pixels."""
+    """Rows of images' pixels."""
     rows = dict(zip(stored[f"image/{rule.name}/names"].tolist(), stored[f"image/{rule.name}/out"]))
     for label, names, allowed in _limited(case, list(rows), limits):
 
@@ -245,13 +245,13 @@ def _pixels(case: Case, rule: Rule, stored: Mapping[str, np.ndarray], limits: Li
         yield Check(f"pixels {rule.name}{label}", rule.options, found, reference, allowed)
 
 
-# How files are read here, by the names of the decoded pictures: upright, on white, 16 bits scaled to 8.
+# How files are read here, by the names of the decoded images: upright, on white, 16 bits scaled to 8.
 READ = {"exif_rotated.jpg": "exif", "gray16.png": "scaled", "palette.png": "white", "rgba.png": "white"}
 LOSSY = (".jpg", ".webp")
 
 
 def _files(case: Case, rule: Rule, stored: Mapping[str, np.ndarray], limits: Limits) -> Iterator[Check]:
-    """Rows of picture files."""
+    """Rows of image files."""
     rows = dict(zip(stored[f"image/{rule.name}/names"].tolist(), stored[f"image/{rule.name}/out"]))
     files = sorted(path for path in (bundle.FOLDER / "images").iterdir() if path.is_file())
     named = {f"{path.name}.{READ.get(path.name, 'rgb')}": path for path in files}

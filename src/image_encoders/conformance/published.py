@@ -20,8 +20,8 @@ from image_encoders.errors import InputError
 if TYPE_CHECKING:
     from image_encoders.encoder import Encoder
 
-PICTURE = "man_piercing.jpg"  # of jina-hub, encoders/image/VSEImageEncoder/tests/imgs
-PICTURE_SHA256 = "d75d99fcf43bcb3e9a989377ea7a60173e35809e38ae7143be7dd3e02d4c43f2"
+IMAGE = "man_piercing.jpg"  # of jina-hub, encoders/image/VSEImageEncoder/tests/imgs
+IMAGE_SHA256 = "d75d99fcf43bcb3e9a989377ea7a60173e35809e38ae7143be7dd3e02d4c43f2"
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class PublishedRow:
     """The beginning of a row.
 
     model: whose weights it was made with
-    modality: "image", of PICTURE, or "text"
+    modality: "image", of IMAGE, or "text"
     text: of a text, its words
     first: the first values
     norm: the row's length
@@ -46,19 +46,19 @@ class PublishedRow:
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def __str__(self) -> str:
-        return f"the image {PICTURE}" if self.modality == "image" else f"the text {self.text!r}"
+        return f"the image {IMAGE}" if self.modality == "image" else f"the text {self.text!r}"
 
 
-# A text's row is another machine's float32; a picture's may be another JPEG decoder's as well.
-TEXT, IMAGE = 1e-3, 2e-2
+# A text's row is another machine's float32; an image's may be another JPEG decoder's as well.
+TEXT_LIMIT, IMAGE_LIMIT = 1e-3, 2e-2
 ROWS = (
-    PublishedRow("vsepp/f30k-vgg19", "image", (0.02056654, 0.07162702, 0.02590806, 0.0084742), 1.0, IMAGE),
+    PublishedRow("vsepp/f30k-vgg19", "image", (0.02056654, 0.07162702, 0.02590806, 0.0084742), 1.0, IMAGE_LIMIT),
     PublishedRow(
         "vsepp/f30k-vgg19",
         "text",
         (0.07765759, 0.02404535, -0.00854425, 0.01632042),
         1.0,
-        TEXT,
+        TEXT_LIMIT,
         text="the man with pierced ears is wearing glasses and an orange hat.",
     ),
     PublishedRow(
@@ -66,7 +66,7 @@ ROWS = (
         "image",
         (-0.18277736, -0.07135036, 0.0427517, 0.0579781),
         10.268855,
-        IMAGE,
+        IMAGE_LIMIT,
         options={"crop": "round"},  # OpenAI's code made it
     ),
     PublishedRow(
@@ -74,14 +74,14 @@ ROWS = (
         "text",
         (-0.06970268, -0.33675033, 0.23307934, 0.25717327),
         8.831447,
-        TEXT,
+        TEXT_LIMIT,
         text="Han likes eating pizza",
     ),
 )
 
 
 class Comparison(NamedTuple):
-    """A published row beside the one found; `found` is None where the picture is not at hand."""
+    """A published row beside the one found; `found` is None where the image is not at hand."""
 
     row: PublishedRow
     found: np.ndarray | None = None
@@ -130,29 +130,27 @@ def _sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def check_picture(path: Path) -> None:
-    """Raise InputError unless the file is the picture that the rows were made of."""
+def check_image(path: Path) -> None:
+    """Raise InputError unless the file is the image that the rows were made of."""
     try:
         digest = _sha256(path)
     except OSError as error:
         raise InputError(f"{error.strerror}", item=str(path), code="unreadable") from error
-    if digest != PICTURE_SHA256:
-        raise InputError(
-            f"not {PICTURE}: it has sha256 {digest}, expected {PICTURE_SHA256}", item=str(path), code="other"
-        )
+    if digest != IMAGE_SHA256:
+        raise InputError(f"not {IMAGE}: it has sha256 {digest}, expected {IMAGE_SHA256}", item=str(path), code="other")
 
 
-def compare(model: str, load: Any, picture: Path | None) -> Iterator[Comparison]:
+def compare(model: str, load: Any, image: Path | None) -> Iterator[Comparison]:
     """Each published row of a model beside the one that its weights give.
 
     load: options -> encoder
     """
     for row in rows(model):
-        if row.modality == "image" and picture is None:
+        if row.modality == "image" and image is None:
             yield Comparison(row)
             continue
         encoder: Encoder = load(row.options)
         if row.modality == "image":
-            yield Comparison(row, encoder.encode_image([picture])[0])
+            yield Comparison(row, encoder.encode_image([image])[0])
         else:
             yield Comparison(row, encoder.encode_text([row.text])[0])

@@ -42,13 +42,13 @@ class Closeness:
     cosine: the least, plain
     centred: the least, of embeddings whose mean was subtracted
     neighbours: the share of images whose nearest other image is the same
-    pictures: how many were compared
+    images: how many were compared
     """
 
     cosine: float
     centred: float
     neighbours: float
-    pictures: int
+    images: int
 
 
 @dataclass(frozen=True)

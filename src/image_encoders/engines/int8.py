@@ -1,4 +1,4 @@
-"""Copies of nets in 8 bits, calibrated on pictures of the user's own."""
+"""Copies of nets in 8 bits, calibrated on images of the user's own."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-FEWEST, MOST = 16, 300  # pictures that int8 is calibrated on
+FEWEST, MOST = 16, 300  # images that int8 is calibrated on
 JUDGED = 48  # of them its rows are compared on
 POOR = 0.95  # least centred cosine of int8's rows below which it is warned of
 
@@ -36,7 +36,7 @@ POOR = 0.95  # least centred cosine of int8's rows below which it is warned of
 def calibrated(net: Net, calibration: Sequence[Any] | str | None) -> str:
     """The digest of the calibration whose copy of the net is in the cache, made if need be.
 
-    calibration: pictures, or the digest of an earlier calibration
+    calibration: images, or the digest of an earlier calibration
     """
     if isinstance(calibration, str):
         if not (folder_of(net, calibration) / ABOUT).is_file():
@@ -53,7 +53,7 @@ def calibrated(net: Net, calibration: Sequence[Any] | str | None) -> str:
             logger.info("not used for the calibration: %s", error)
     if len(inputs) < FEWEST:
         raise InputError(
-            f"{len(inputs)} pictures to calibrate int8 on; give calibration= (--calibration FOLDER) at least {FEWEST} "
+            f"{len(inputs)} images to calibrate int8 on; give calibration= (--calibration FOLDER) at least {FEWEST} "
             f"that can be read, better {MOST}",
             code="calibration",
         )
@@ -64,7 +64,7 @@ def calibrated(net: Net, calibration: Sequence[Any] | str | None) -> str:
         plain = folder_of(net)
         model = read(net, plain, "") if (plain / ABOUT).is_file() else copied(net, plain)
         try:
-            with file_lock(lock_path(folder)), said(f"calibrating {net.name} on {len(inputs)} pictures, once"):
+            with file_lock(lock_path(folder)), said(f"calibrating {net.name} on {len(inputs)} images, once"):
                 if not (folder / ABOUT).is_file():  # another process has not made it meanwhile
                     quantized = quantized_model(model, inputs, _sums_int8())
                     near = _nearness(quantized, model, _spread(inputs, JUDGED))
@@ -78,7 +78,7 @@ def calibrated(net: Net, calibration: Sequence[Any] | str | None) -> str:
 
 
 def _digest(inputs: Sequence[np.ndarray]) -> str:
-    """Of all that decides the copy's numbers: pictures, in their order, versions, and the processor's kind."""
+    """Of all that decides the copy's numbers: images, in their order, versions, and the processor's kind."""
     try:
         versions = [metadata.version(name) for name in ("image-encoders", "openvino", "nncf")]
     except metadata.PackageNotFoundError as error:
@@ -134,7 +134,7 @@ def quantized_model(model: openvino.Model, inputs: Sequence[np.ndarray], wide_su
             preset=nncf.QuantizationPreset.PERFORMANCE if attention else nncf.QuantizationPreset.MIXED,
             model_type=nncf.ModelType.TRANSFORMER if attention else None,
             advanced_parameters=nncf.AdvancedQuantizationParameters(
-                # by default a range is the mean of the pictures' extremes, and clips every second picture
+                # by default a range is the mean of the images' extremes, and clips every second image
                 activations_range_estimator_params=RangeEstimatorParametersSet.MINMAX,
                 overflow_fix=OverflowFix.DISABLE if wide_sums else OverflowFix.ENABLE,
             ),

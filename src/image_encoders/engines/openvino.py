@@ -45,7 +45,7 @@ class OpenVinoEmbedder:
     Inputs of another type or shape than images are prepared to, such as prepared floats, go through torch in the same
     precision; beside int8, which torch has not, in float32.
 
-    calibration: digest of the pictures that int8 was calibrated on; else ""
+    calibration: digest of the images that int8 was calibrated on; else ""
     """
 
     device = "cpu"
@@ -63,7 +63,7 @@ class OpenVinoEmbedder:
             return  # torch runs it
         if not net.traceable and not self.calibration:  # what its Python does, no key knows: the copy is for now
             self._opened.set_result(_Compiled(converted(net), precision))
-        elif (folder / ABOUT).is_file():  # meanwhile the caller can read its first pictures
+        elif (folder / ABOUT).is_file():  # meanwhile the caller can read its first images
             threading.Thread(target=self._open, args=(folder,), name="openvino").start()
         else:
             self._opened.set_result(_Compiled(copied(net, folder), precision))
@@ -153,7 +153,7 @@ class _Compiled:
         try:
             return _Compiled(self._model, self._precision, 1)
         except (MemoryError, RuntimeError) as error:
-            logger.warning("pictures that come alone stay on the threads of one stream: %s", error)
+            logger.warning("images that come alone stay on the threads of one stream: %s", error)
             return self
 
     def _on_streams(self, inputs: np.ndarray, wanted: int) -> np.ndarray:

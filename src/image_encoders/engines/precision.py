@@ -15,7 +15,7 @@ from image_encoders.engines.embedder import Closeness, Net
 from image_encoders.errors import InputError
 
 CLOSEST = 0.998  # the least centred cosine of a row in low precision to the same row in float32
-PROBES, FEWEST = 24, 8  # pictures that a candidate is judged on; a slow net is judged on fewer
+PROBES, FEWEST = 24, 8  # images that a candidate is judged on; a slow net is judged on fewer
 PATIENCE_S = 30.0  # after which no further probes are embedded
 BATCH = 8
 DEFAULT_SIDE = 16  # of an input where any length goes
@@ -29,16 +29,16 @@ def closeness(rows: np.ndarray, reference: np.ndarray) -> Closeness:
         cosine=float(_cosines(rows, reference).min()),
         centred=float(_cosines(rows - mean, reference - mean).min()),
         neighbours=float((_nearest(rows) == _nearest(reference)).mean()),
-        pictures=len(rows),
+        images=len(rows),
     )
 
 
 def probes(count: int = PROBES) -> list[np.ndarray]:
-    """Drawn pictures, (240, 320, 3) uint8, with structure at every scale, as photographs have it."""
+    """Drawn images, (240, 320, 3) uint8, with structure at every scale, as photographs have it."""
     from PIL import Image
 
     rng = np.random.default_rng(0)
-    pictures = []
+    images = []
     for _ in range(count):
         canvas = np.full((240, 320, 3), rng.uniform(40, 215), np.float32) + rng.normal(0, 25, 3).astype(np.float32)
         for cells in (3, 6, 12, 24, 48, 96):
@@ -50,8 +50,8 @@ def probes(count: int = PROBES) -> list[np.ndarray]:
             height, width = rng.integers(15, 140, 2)
             canvas[top : top + height, left : left + width] += rng.normal(0, 60, 3)
         canvas += rng.normal(0, rng.uniform(0, 8), canvas.shape)
-        pictures.append(np.clip(canvas, 0, 255).astype(np.uint8))
-    return pictures
+        images.append(np.clip(canvas, 0, 255).astype(np.uint8))
+    return images
 
 
 def example_inputs(net: Net, count: int = PROBES) -> list[np.ndarray]:
@@ -59,7 +59,7 @@ def example_inputs(net: Net, count: int = PROBES) -> list[np.ndarray]:
     rng = np.random.default_rng(0)
     try:
         if net.modality == "image":
-            return [net.prepare(picture) for picture in probes(count)]
+            return [net.prepare(image) for image in probes(count)]
         if net.modality == "text":
             return [net.prepare(f"a {one} and a {another}") for one, another in rng.choice(WORDS, (count, 2))]
     except InputError:

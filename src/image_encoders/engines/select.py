@@ -72,7 +72,7 @@ class Runtime:
         _check_combination(device, precision, engine)
         if (precision == "int8") != (calibration is not None):
             raise InputError(
-                "precision='int8' needs calibration=, a folder or list of your own pictures (--calibration FOLDER)"
+                "precision='int8' needs calibration=, a folder or list of your own images (--calibration FOLDER)"
                 if calibration is None
                 else f"calibration= goes with precision='int8', not with {precision!r}",
                 code="calibration",

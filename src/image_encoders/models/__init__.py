@@ -170,7 +170,7 @@ def load(
         `calibration`) are taken as asked; "auto": the fastest that stays close here, judged at the first load
     engine: "auto" | "torch" | "torch-compile" | "openvino" (CPU). "auto" with precision="auto" is OpenVINO on the CPU,
         which converts a model once and keeps the copy in the cache, and torch elsewhere
-    calibration: for int8: a folder of pictures like those to be encoded, or a list of them
+    calibration: for int8: a folder of images like those to be encoded, or a list of them
     options: the family's own, described in its module
 
     Raises UnknownModel, WeightsError, DeviceError; TypeError for an option the family does not have.
@@ -193,7 +193,7 @@ def load(
         )
     module = family(name)
     check_options(name, options)
-    runtime = Runtime.resolve(device, precision, engine, _pictures(calibration))
+    runtime = Runtime.resolve(device, precision, engine, _images(calibration))
     variant = name.partition("/")[2]
     path = None if weights is None else Path(weights).expanduser()
     if _converts_apart(runtime):
@@ -267,17 +267,15 @@ def _reloaded(recipe: dict[str, Any], precision: str, fingerprint: str) -> Encod
 copyreg.pickle(Encoder, _reduced)  # type: ignore[arg-type]
 
 
-def _pictures(calibration: Any) -> Sequence[Any] | str | None:
-    """Pictures to calibrate on: those of a folder, or those listed; a digest stays one."""
+def _images(calibration: Any) -> Sequence[Any] | str | None:
+    """Images to calibrate on: those of a folder, or those listed; a digest stays one."""
     if isinstance(calibration, str) and re.fullmatch(r"[0-9a-f]{16}", calibration) and not Path(calibration).exists():
         return calibration
     if not isinstance(calibration, (str, Path)):
         return calibration
     folder = Path(calibration).expanduser()
     if not folder.is_dir():
-        raise InputError(
-            f"{folder}: no such folder; calibration= is a folder of pictures, or a list", code="calibration"
-        )
+        raise InputError(f"{folder}: no such folder; calibration= is a folder of images, or a list", code="calibration")
     return sorted(path for path in folder.rglob("*") if path.is_file())
 
 

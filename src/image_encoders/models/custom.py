@@ -1,4 +1,4 @@
-"""Your own net: what one of its layers gives for a picture, pooled.
+"""Your own net: what one of its layers gives for an image, pooled.
 
     load("custom", weights="model_state_dict.pth", definition="model.py", class_name="CustomModel", layer="conv1")
 
@@ -6,7 +6,7 @@ Loading runs the definition file, which is meant to: give only one that you woul
 read without running anything in it.
 
 Source: CustomImageTorchEncoder of https://github.com/jina-ai/executors (Apache-2.0).
-Inputs: arrays as they come, cast to float32: neither scaled nor turned, in whatever shape the net takes. Pictures
+Inputs: arrays as they come, cast to float32: neither scaled nor turned, in whatever shape the net takes. Images
     (files, bytes, PIL images, uint8 arrays) where `preprocess` says how they become such arrays.
 Output: one number for each channel of the layer, or as `pooling` says; not of unit length.
 Differs: the net stops after the layer, so what follows cannot fail; `layer` may be dotted; a layer of one channel gives
@@ -92,13 +92,13 @@ def load(
         "mean-tokens"  mean over the tokens of (B, L, D), nothing else accepted
         "none"         all numbers, flattened in C order; then every input has the same shape
     class_args: what the class is called with: a mapping for keywords, a sequence for positions
-    preprocess: how a picture becomes an input: the name of a function in the definition file, which gets (H, W, 3)
-        uint8 RGB and returns the net's input for one picture; or one of
+    preprocess: how an image becomes an input: the name of a function in the definition file, which gets (H, W, 3)
+        uint8 RGB and returns the net's input for one image; or one of
         "pixels"    (3, H, W), 0 to 255
         "unit"      (3, H, W), 0 to 1
         "imagenet"  short side to 256 (bilinear), central 224 x 224, ImageNet's mean and deviation
         "clip"      short side to 224 (bicubic), central 224 x 224, CLIP's mean and deviation
-        None: pictures are not accepted, arrays are, as they come. Float arrays are taken as they come in any case.
+        None: images are not accepted, arrays are, as they come. Float arrays are taken as they come in any case.
     input_shape: of one input, without batch axis, from which the length of a row is learnt; needed where it cannot be
         guessed, and for "none" where it is not (3, 224, 224)
     whole: run the net to its end every time, whatever the layer

@@ -174,7 +174,7 @@ def tiny(runtime: Runtime = PLAIN) -> Encoder:
     """A small random net; it takes any caption."""
     import torch
 
-    from image_encoders.nets.vsepp import CaptionTower, PictureTower, Vgg19
+    from image_encoders.nets.vsepp import CaptionTower, ImageTower, Vgg19
     from image_encoders.weights.digest import weights_digest
 
     caption = (
@@ -184,7 +184,7 @@ def tiny(runtime: Runtime = PLAIN) -> Encoder:
     options = Options(embed_size=24, word_dim=16)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        image = PictureTower(Vgg19(width=4, hidden=48), 48, options.embed_size, normalise=True, absolute=False)
+        image = ImageTower(Vgg19(width=4, hidden=48), 48, options.embed_size, normalise=True, absolute=False)
         text = CaptionTower(len(words.ids), options.word_dim, options.embed_size, layers=1, absolute=False)
         torch.nn.init.normal_(text.embed.weight)
         for layer in image.modules():
@@ -495,7 +495,7 @@ def _nets(checkpoint: Checkpoint) -> nn.ModuleDict:
     """The two towers, "image" and "text", with the checkpoint's weights, which they share with the file."""
     import torch
 
-    from image_encoders.nets.vsepp import CaptionTower, PictureTower, ResNet152, Vgg19
+    from image_encoders.nets.vsepp import CaptionTower, ImageTower, ResNet152, Vgg19
     from image_encoders.weights.assign import assign
 
     options = checkpoint.options
@@ -504,7 +504,7 @@ def _nets(checkpoint: Checkpoint) -> nn.ModuleDict:
         if not options.precomputed:
             cnn = Vgg19() if options.cnn_type == "vgg19" else ResNet152()
         features = options.img_dim if cnn is None else FEATURES[options.cnn_type]
-        image = PictureTower(cnn, features, options.embed_size, not options.no_imgnorm, options.use_abs)
+        image = ImageTower(cnn, features, options.embed_size, not options.no_imgnorm, options.use_abs)
         text = CaptionTower(
             _rows(checkpoint), options.word_dim, options.embed_size, options.num_layers, options.use_abs
         )

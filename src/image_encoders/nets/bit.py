@@ -84,7 +84,7 @@ class Unit(nn.Module):
 
 
 class BiT(nn.Module):
-    """Pictures (B, 3, H, W) of any size -> features (B, 32 * channels), means of non-negative maps.
+    """Images (B, 3, H, W) of any size -> features (B, 32 * channels), means of non-negative maps.
 
     Inputs are in [-1, 1].
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 
 class ImageTower(nn.Module):
-    """Prepared pictures (B, 3, H, W) -> rows (B, dim)."""
+    """Prepared images (B, 3, H, W) -> rows (B, dim)."""
 
     def __init__(self, model: Any):
         super().__init__()
@@ -23,10 +23,10 @@ class ImageTower(nn.Module):
 
 
 class FlexibleImageTower(nn.Module):
-    """Prepared pictures of one shape (B, 3, H, W), H and W whole numbers of patches -> rows (B, dim).
+    """Prepared images of one shape (B, 3, H, W), H and W whole numbers of patches -> rows (B, dim).
 
-    For nets that take patches of any grid (SigLIP 2 NaFlex). The original pads every picture to the same number of
-    patches and masks what it added; pictures of one shape need neither.
+    For nets that take patches of any grid (SigLIP 2 NaFlex). The original pads every image to the same number of
+    patches and masks what it added; images of one shape need neither.
     """
 
     def __init__(self, model: Any, patch: int):

@@ -19,7 +19,7 @@ WINDOW = 1654  # samples in a frame = 37.5 ms
 HOP = 561  # samples between frames = 12.7 ms
 N_FFT = 2048  # samples under a kernel; a frame is centred in it
 BINS = N_FFT // 2 + 1
-BANDS = 3  # the bins are cut into this many bands, which become the picture's channels
+BANDS = 3  # the bins are cut into this many bands, which become the image's channels
 BAND_BINS = BINS // BANDS  # 341: the two highest bins are left out
 POWER_FLOOR = 1e-18  # stands for a power that is not positive
 TINY = 1e-8

@@ -1,4 +1,4 @@
-"""The nets of VSE++: VGG19 or ResNet-152 for pictures, a GRU for captions, into one space.
+"""The nets of VSE++: VGG19 or ResNet-152 for images, a GRU for captions, into one space.
 
 Module names follow the released checkpoints, without the `module.` that DataParallel puts into them.
 """
@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 
-class PictureTower(nn.Module):
-    """Pictures into the space: a CNN, then a linear layer.
+class ImageTower(nn.Module):
+    """Images into the space: a CNN, then a linear layer.
 
-    cnn: pictures (B, 3, H, W) -> features (B, F); None: the inputs are features (B, F) that were computed before,
+    cnn: images (B, 3, H, W) -> features (B, F); None: the inputs are features (B, F) that were computed before,
         which the original takes to be of unit length and does not normalise again
     features: F
     normalise: rows of unit length
@@ -24,11 +24,11 @@ class PictureTower(nn.Module):
         if cnn is not None:
             self.cnn = cnn
         self.fc = nn.Linear(features, dim)
-        self._pictures = cnn is not None
+        self._images = cnn is not None
         self._normalise, self._absolute = normalise, absolute
 
     def forward(self, x: Tensor) -> Tensor:
-        if self._pictures:
+        if self._images:
             x = unit(self.cnn(x))  # (B, F); it matters, because fc has a bias
         rows = self.fc(x)
         if self._normalise:
@@ -74,7 +74,7 @@ class Vgg19(nn.Module):
                 channels = factor * width
             layers.append(nn.MaxPool2d(2))
         self.features = nn.Sequential(*layers)
-        self.avgpool = nn.AdaptiveAvgPool2d(7)  # does nothing to pictures of 224 x 224
+        self.avgpool = nn.AdaptiveAvgPool2d(7)  # does nothing to images of 224 x 224
         self.classifier = nn.Sequential(
             nn.Linear(channels * 7 * 7, hidden),
             nn.ReLU(inplace=True),

@@ -1,4 +1,4 @@
-"""Small picture files for runs, and what a collection holds after them."""
+"""Small image files for runs, and what a collection holds after them."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from PIL import Image
 from image_encoders.collection import ITEMS, Collection
 
 
-def picture(number: int, format: str = "PNG") -> bytes:
-    """The bytes of a small picture file, another one for each number."""
+def image(number: int, format: str = "PNG") -> bytes:
+    """The bytes of a small image file, another one for each number."""
     pixels = np.random.default_rng(number).integers(0, 256, (9 + number % 5, 12, 3), np.uint8)
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, format)
@@ -24,7 +24,7 @@ def draw(folder: Path, numbers: range | list[int]) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{number:05d}.png" for number in numbers]
     for path, number in zip(paths, numbers):
-        path.write_bytes(picture(number))
+        path.write_bytes(image(number))
     return paths
 
 
