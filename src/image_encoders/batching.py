@@ -1,6 +1,6 @@
 """Inputs of many callers, through a net in batches.
 
-    batcher = Batcher(tower.rows, max_waiting=1024)
+    batcher = Batcher(tower.embeddings, max_waiting=1024)
     (future,) = batcher.submit([tower.input("photos/a.jpg")])
     future.result().embedding
 
@@ -52,7 +52,7 @@ class Batcher:
     An input that finds the net idle goes through it at once; what comes meanwhile makes the next batch, in the order it
     came. There is no timer: nobody waits for company.
 
-    embed: inputs -> (N, dim), such as `Tower.rows`
+    embed: inputs -> (N, dim), such as `Tower.embeddings`
     cost: of an input, such as its pixels or tokens; each costs 1 by default
     max_cost: of a batch; an input that costs more goes alone; None: any
     max_waiting: how many inputs may wait; None: any number

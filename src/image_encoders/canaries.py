@@ -36,7 +36,7 @@ def embed_canaries(encoder: Encoder) -> np.ndarray | None:
         inputs = [tower.prepare(image) for image in canary_images()]
     except Exception:  # whatever somebody's preprocessing raises
         return None
-    found = embed_each(tower.rows, inputs, dim=encoder.dim)
+    found = embed_each(tower.embeddings, inputs, dim=encoder.dim)
     embeddings = [one for one in found if not isinstance(one, InputError)]
     return np.stack(embeddings) if len(embeddings) == len(found) else None
 

@@ -176,8 +176,8 @@ def stages(encoder: Encoder, images: Sequence[Path], batch_size: int = 32) -> St
     items, read = _timed(tower.read, images)
     inputs, preprocess = _timed(tower.prepare, items)
     batches = [inputs[i : i + batch_size] for i in range(0, len(inputs), batch_size)]
-    tower.rows(batches[0])  # the first call also allocates and chooses algorithms
-    embed = [one for _ in range(3) for one in _timed(tower.rows, batches)[1]]
+    tower.embeddings(batches[0])  # the first call also allocates and chooses algorithms
+    embed = [one for _ in range(3) for one in _timed(tower.embeddings, batches)[1]]
     per_image = [seconds / len(batch) for seconds, batch in zip(embed, batches * 3, strict=True)]
     return Stages(
         read_ms=1000 * statistics.median(read),

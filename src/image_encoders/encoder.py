@@ -1,6 +1,6 @@
 """An embedding space and the towers into it.
 
-    path/bytes/array ─read→ item ─prepare→ input ─embed→ rows
+    path/bytes/array ─read→ item ─prepare→ input ─embed→ embeddings
 
 `read` may touch the disk, `prepare` is pure, both work on one item; `embed` works on a batch of equal shapes.
 """
@@ -79,7 +79,7 @@ class Tower:
     """One modality's way into an embedding space.
 
     inputs: sources to inputs
-    embed: inputs stacked to (B, ...) -> rows (B, dim) float32; callable from many threads at once
+    embed: inputs stacked to (B, ...) -> embeddings (B, dim) float32; callable from many threads at once
     """
 
     inputs: InputSpec
@@ -127,8 +127,8 @@ class Tower:
             return partial(_fail, error)
         return partial(self.prepare, copy.deepcopy(item) if keep else item)
 
-    def rows(self, inputs: Sequence[np.ndarray]) -> np.ndarray:
-        """Row i for input i; inputs of equal shape and type go through the net together.
+    def embeddings(self, inputs: Sequence[np.ndarray]) -> np.ndarray:
+        """Embedding i for input i; inputs of equal shape and type go through the net together.
 
         inputs: at least one; each as `prepare` gives it
         returns: (len(inputs), dim) float32
@@ -139,14 +139,14 @@ class Tower:
             groups.setdefault((one.shape, one.dtype.str), []).append(position)
         if len(groups) == 1:
             return self.embed(np.stack(inputs))
-        rows: np.ndarray | None = None
+        embeddings: np.ndarray | None = None
         for positions in groups.values():
             part = self.embed(np.stack([inputs[i] for i in positions]))
-            if rows is None:
-                rows = np.empty((len(inputs), part.shape[1]), np.float32)
-            rows[positions] = part
-        assert rows is not None
-        return rows
+            if embeddings is None:
+                embeddings = np.empty((len(inputs), part.shape[1]), np.float32)
+            embeddings[positions] = part
+        assert embeddings is not None
+        return embeddings
 
     def check(self, one: np.ndarray) -> None:
         """Raise InputError unless `one` has the shape that the net takes."""
@@ -155,15 +155,15 @@ class Tower:
 
 @dataclass
 class Encoder:
-    """An embedding space: images, and where the model has them texts and sounds, become rows of `dim` numbers.
+    """An embedding space: images, and where the model has them texts and sounds, become embeddings of `dim` numbers.
 
     name: the model's name, such as "clip/openai/clip-vit-base-patch32"
-    dim: length of a row
+    dim: length of an embedding
     towers: one `Tower` per modality
-    fingerprint: equal fingerprints mean that rows may be compared
+    fingerprint: equal fingerprints mean that embeddings may be compared
     device, engine, precision: what runs the nets, as chosen
     calibration: digest of the images that int8 was calibrated on; else ""
-    choice: what precision="auto" came to and how near its rows are to float32's, engines.precision.Choice; else None
+    choice: what precision="auto" came to, and how near it is to float32, an engines.Choice; else None
     recipe: what `load` was called with, enough to load the same encoder again; so it is when it is unpickled, in
         another process for example
     """
@@ -206,27 +206,27 @@ class Encoder:
         return self.towers[modality]
 
     def encode_image(self, images: Iterable[Any], batch_size: int = 32, progress: bool = False) -> np.ndarray:
-        """One row per image.
+        """One embedding per image.
 
         images: paths, bytes of image files, binary files open for reading, PIL images, uint8 arrays (H, W),
             (H, W, 1|3|4), or tensors of those shapes. Files and bytes are turned upright (EXIF) and put on white where
             transparent; arrays are taken as they are. Paths, bytes and arrays are read on threads, ahead of the net;
             PIL images and open files as they are drawn. So is all else that a generator gives: it may use one array
             again and again.
-        batch_size: how many go through the net at once; rows do not depend on it
+        batch_size: how many go through the net at once; embeddings do not depend on it
         progress: show a bar on standard error
-        returns: (N, dim) float32, row i for image i; N may be 0
+        returns: (N, dim) float32, embedding i for image i; N may be 0
 
         Raises InputError naming the path or the position of the first image that cannot be encoded.
         """
         return self._encode("image", images, batch_size, progress)
 
     def encode_text(self, texts: Iterable[str], batch_size: int = 32, progress: bool = False) -> np.ndarray:
-        """One row per text: (N, dim) float32. Raises InputError where the model has no text tower."""
+        """One embedding per text: (N, dim) float32. Raises InputError where the model has no text tower."""
         return self._encode("text", texts, batch_size, progress)
 
     def encode_audio(self, clips: Iterable[Any], batch_size: int = 32, progress: bool = False) -> np.ndarray:
-        """One row per sound.
+        """One embedding per sound.
 
         clips: paths, bytes of sound files, binary files open for reading, or pairs (samples, rate): samples (T,) or
             (channels, T) float32 in [-1, 1], rate in Hz
@@ -235,7 +235,7 @@ class Encoder:
         return self._encode("audio", clips, batch_size, progress)
 
     def embed_image(self, prepared: np.ndarray | Sequence[np.ndarray], batch_size: int = 32) -> np.ndarray:
-        """Rows of images that are already preprocessed: straight to the net, as the original code takes them.
+        """Embeddings of images that are already preprocessed: straight to the net, as the original code takes them.
 
         They are computed in the encoder's precision; where that is int8, in float32.
 
@@ -258,7 +258,7 @@ class Encoder:
                 inputs.append(array.copy() if keep else array)
             except InputError as error:
                 raise error.named(f"prepared[{position}]") from None
-        batches = [tower.rows(inputs[i : i + batch_size]) for i in range(0, len(inputs), batch_size)]
+        batches = [tower.embeddings(inputs[i : i + batch_size]) for i in range(0, len(inputs), batch_size)]
         return _finite(np.concatenate(batches) if batches else np.empty((0, self.dim), np.float32), "prepared")
 
     def prepared_image(self, array: Any) -> np.ndarray:
@@ -277,7 +277,7 @@ class Encoder:
             )
         if array.ndim == 3 and array.shape[0] != 3 and array.shape[2] == 3:
             array = array.transpose(2, 0, 1)
-        with np.errstate(over="ignore"):  # what overflows has no finite row, and is refused then
+        with np.errstate(over="ignore"):  # what overflows has no finite embedding, and is refused then
             array = np.ascontiguousarray(array, np.float32)
         self.tower("image").check(array)
         return array
@@ -296,19 +296,19 @@ class Encoder:
                 raise error.named(f"{modality}[{position}]") from error.__cause__
 
         total = len(sources) if isinstance(sources, Sized) else None
-        rows: list[np.ndarray] = []
+        embeddings: list[np.ndarray] = []
         with bar(f"encoding {modality}", progress) as show:
             batch: list[np.ndarray] = []
             begun = enumerate(tower.begin(source, keep) for source in sources)
             for one in ordered(prepared, begun, ahead=2 * batch_size):
                 batch.append(one)
                 if len(batch) == batch_size:
-                    rows.append(tower.rows(batch))
-                    show(len(rows) * batch_size, total)
+                    embeddings.append(tower.embeddings(batch))
+                    show(len(embeddings) * batch_size, total)
                     batch = []
             if batch:
-                rows.append(tower.rows(batch))
-        return _finite(np.concatenate(rows) if rows else np.empty((0, self.dim), np.float32), modality)
+                embeddings.append(tower.embeddings(batch))
+        return _finite(np.concatenate(embeddings) if embeddings else np.empty((0, self.dim), np.float32), modality)
 
 
 def ordered(
@@ -337,7 +337,7 @@ def cores() -> int:
 
 
 def fingerprint(**facts: Any) -> str:
-    """The digest that names an embedding space: 32 hexadecimal digits over everything that decides its rows."""
+    """The digest that names an embedding space: 32 hexadecimal digits over everything that decides its embeddings."""
     canonical = json.dumps(facts, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return hashlib.sha256(canonical.encode()).hexdigest()[:32]
 
@@ -364,12 +364,12 @@ def check_batch_size(batch_size: Any) -> None:
         raise InputError(f"batch_size is {batch_size!r}; a whole number of 1 or more is accepted", code="batch-size")
 
 
-def _finite(rows: np.ndarray, label: str) -> np.ndarray:
-    """`rows`; InputError naming the first item whose row is not finite, which could be compared with nothing."""
-    wrong = np.flatnonzero(~np.isfinite(rows).all(axis=1))
+def _finite(embeddings: np.ndarray, label: str) -> np.ndarray:
+    """`embeddings`; InputError naming the first item whose embedding is not finite: nothing compares with it."""
+    wrong = np.flatnonzero(~np.isfinite(embeddings).all(axis=1))
     if len(wrong):
-        raise InputError("the model's row for it is not finite", item=f"{label}[{wrong[0]}]", code="not-finite")
-    return rows
+        raise InputError("the model's embedding for it is not finite", item=f"{label}[{wrong[0]}]", code="not-finite")
+    return embeddings
 
 
 def _many(sources: Any, modality: str) -> Iterable[Any]:

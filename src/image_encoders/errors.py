@@ -4,7 +4,7 @@ ImageEncodersError
 ├── UnknownModel      no such model: the name given, the closest names, how to list them
 ├── WeightsError      a checkpoint: its path, what was found, what was expected, what to do
 ├── InputError        one item: which, what was found, what is accepted
-├── DeviceError       a device, engine or precision that is not to be had here
+├── DeviceError       a device, engine or precision that is not available here
 ├── CollectionError   a collection that is missing, damaged, or of another embedding space
 ├── Overloaded        a limit, how many wait, when to come back
 └── MissingExtra      a package that is not installed, and the command that installs it

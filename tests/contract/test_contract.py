@@ -188,7 +188,7 @@ def test_prepare_is_pure(place: Place):
 def test_prepared_inputs_and_sources_give_the_same_rows(place: Place):
     encoder, tower = place
     some = sources(tower.modality)
-    rows = tower.rows([tower.input(one) for one in some])
+    rows = tower.embeddings([tower.input(one) for one in some])
     assert_close(rows, encode(encoder, tower.modality, some))
 
 

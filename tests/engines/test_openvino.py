@@ -324,7 +324,7 @@ def test_int8_that_loses_the_rows_is_warned_of(net: Make, images, caplog):
     far = Far().eval()
     embed = OpenVinoEmbedder(net(lambda: far, key="far"), "int8", images)
     assert embed.choice.closeness.centred < 0.95
-    assert "int8 changes its rows much" in caplog.text
+    assert "int8 changes its embeddings much" in caplog.text
 
 
 def test_too_few_images_to_calibrate_on_are_an_error(net: Make, images):

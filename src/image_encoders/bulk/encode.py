@@ -177,7 +177,9 @@ class _Batch:
         began = time.perf_counter()
         while len(outcomes) < len(inputs):
             some = inputs[len(outcomes) : len(outcomes) + self.tuner.fits]
-            outcomes += embed_each(self.tower.rows, some, dim=self.dim, out_of_memory=self.tuner.ran_out_of_memory)
+            outcomes += embed_each(
+                self.tower.embeddings, some, dim=self.dim, out_of_memory=self.tuner.ran_out_of_memory
+            )
         self.tuner.took(len(inputs), time.perf_counter() - began)
         return outcomes
 

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 FORMAT = 1  # of the copies; another one is another key
-AGREES = 1e-3  # the most that rows of a copy may differ from torch's, in units of the largest number of a row
+AGREES = 1e-3  # the most that a copy's embeddings may differ from torch's, as a part of their largest number
 SPARE = 1 << 26  # bytes of the disk that stay free
 XML, BIN, ABOUT = "net.xml", "net.bin", "about.json"
 
@@ -168,7 +168,7 @@ def write(model: openvino.Model, folder: Path, name: str, **about: Any) -> None:
 
 
 def converted(net: Net) -> openvino.Model:
-    """The net as an OpenVINO model, which gives torch's rows; DeviceError where it cannot be had."""
+    """The net as an OpenVINO model, which gives torch's embeddings; DeviceError where none can be made."""
     with building, said(f"converting {net.name} for OpenVINO, once"):
         import torch
 
@@ -189,7 +189,7 @@ def converted(net: Net) -> openvino.Model:
             raise DeviceError(f"OpenVINO cannot run {net.name}: {first_line(error)}; use engine='torch'") from error
     for ours, theirs in zip(found, wanted):
         if ours.shape != theirs.shape or not np.abs(ours - theirs).max() <= AGREES * np.abs(theirs).max():
-            raise DeviceError(f"OpenVINO's copy of {net.name} gives other rows than torch; use engine='torch'")
+            raise DeviceError(f"OpenVINO's copy of {net.name} gives other embeddings than torch; use engine='torch'")
     return model
 
 

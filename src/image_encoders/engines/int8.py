@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 FEWEST, MOST = 16, 300  # images that int8 is calibrated on
-JUDGED = 48  # of them its rows are compared on
-POOR = 0.95  # least centred cosine of int8's rows below which it is warned of
+JUDGED = 48  # of them its embeddings are compared on
+POOR = 0.95  # least centred cosine of int8's embeddings below which it is warned of
 
 
 def calibrated(net: Net, calibration: Sequence[Any] | str | None) -> str:
@@ -90,12 +90,14 @@ def _digest(inputs: Sequence[np.ndarray]) -> str:
 
 
 def _nearness(quantized: openvino.Model, model: openvino.Model, inputs: Sequence[np.ndarray]) -> Closeness:
-    """How near the quantised model's rows are to the model's own."""
-    rows = []
+    """How near the quantised model's embeddings are to the model's own."""
+    embeddings = []
     for one in (quantized, model):
         request = core().compile_model(one, "CPU", {"INFERENCE_PRECISION_HINT": "f32"}).create_infer_request()
-        rows.append(np.concatenate([next(iter(request.infer({0: single[None]}).values())).copy() for single in inputs]))
-    return closeness(*rows)
+        embeddings.append(
+            np.concatenate([next(iter(request.infer({0: single[None]}).values())).copy() for single in inputs])
+        )
+    return closeness(*embeddings)
 
 
 def verdict(net: Net, folder: Path) -> Choice | None:
@@ -106,7 +108,7 @@ def verdict(net: Net, folder: Path) -> Choice | None:
         return None
     if near.centred < POOR:
         logger.warning(
-            "%s: int8 changes its rows much: least centred cosine to float32 %.2f, nearest neighbours %.0f %% "
+            "%s: int8 changes its embeddings much: least centred cosine to float32 %.2f, nearest neighbours %.0f %% "
             "the same; precision='auto' keeps them",
             net.name,
             near.centred,

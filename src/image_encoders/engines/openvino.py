@@ -40,7 +40,7 @@ ALONE = 8  # calls with fewer than that, one after the other, after which more o
 
 
 class OpenVinoEmbedder:
-    """A net on the CPU: inputs (B, ...) -> rows (B, dim) float32.
+    """A net on the CPU: inputs (B, ...) -> embeddings (B, dim) float32.
 
     Inputs of another type or shape than images are prepared to, such as prepared floats, go through torch in the same
     precision; beside int8, which torch has not, in float32.

@@ -14,7 +14,7 @@ import numpy as np
 from image_encoders.engines.embedder import Closeness, Net
 from image_encoders.errors import InputError
 
-CLOSEST = 0.998  # the least centred cosine of a row in low precision to the same row in float32
+CLOSEST = 0.998  # the least centred cosine of an embedding in low precision to the same embedding in float32
 PROBES, FEWEST = 24, 8  # images that a candidate is judged on; a slow net is judged on fewer
 PATIENCE_S = 30.0  # after which no further probes are embedded
 BATCH = 8
@@ -22,14 +22,14 @@ DEFAULT_SIDE = 16  # of an input where any length goes
 WORDS = ("man", "woman", "dog", "cat", "red", "blue", "car", "street", "tree", "house", "boat", "table")
 
 
-def closeness(rows: np.ndarray, reference: np.ndarray) -> Closeness:
-    """How near `rows` (N, dim) come to the `reference` (N, dim), N at least 2."""
+def closeness(embeddings: np.ndarray, reference: np.ndarray) -> Closeness:
+    """How near `embeddings` (N, dim) come to the `reference` (N, dim), N at least 2."""
     mean = reference.mean(axis=0)
     return Closeness(
-        cosine=float(_cosines(rows, reference).min()),
-        centred=float(_cosines(rows - mean, reference - mean).min()),
-        neighbours=float((_nearest(rows) == _nearest(reference)).mean()),
-        images=len(rows),
+        cosine=float(_cosines(embeddings, reference).min()),
+        centred=float(_cosines(embeddings - mean, reference - mean).min()),
+        neighbours=float((_nearest(embeddings) == _nearest(reference)).mean()),
+        images=len(embeddings),
     )
 
 
@@ -73,24 +73,24 @@ def example_inputs(net: Net, count: int = PROBES) -> list[np.ndarray]:
 def embed_probes(
     embed: Callable[[np.ndarray], np.ndarray], inputs: list[np.ndarray], patience: float = float("inf")
 ) -> tuple[np.ndarray, list[np.ndarray]]:
-    """Rows of inputs of one shape, and the inputs that there was time for."""
-    rows: list[np.ndarray] = []
+    """Embeddings of inputs of one shape, and the inputs that there was time for."""
+    embeddings: list[np.ndarray] = []
     began = time.monotonic()
     for start in range(0, len(inputs), BATCH):
         if start >= FEWEST and time.monotonic() - began > patience:
             break
-        rows.extend(embed(np.stack(inputs[start : start + BATCH])))
-    return np.stack(rows), inputs[: len(rows)]
+        embeddings.extend(embed(np.stack(inputs[start : start + BATCH])))
+    return np.stack(embeddings), inputs[: len(embeddings)]
 
 
-def _cosines(rows: np.ndarray, reference: np.ndarray) -> np.ndarray:
-    lengths = np.linalg.norm(rows, axis=1) * np.linalg.norm(reference, axis=1)
-    return (rows * reference).sum(axis=1) / np.maximum(lengths, np.finfo(np.float32).tiny)
+def _cosines(embeddings: np.ndarray, reference: np.ndarray) -> np.ndarray:
+    lengths = np.linalg.norm(embeddings, axis=1) * np.linalg.norm(reference, axis=1)
+    return (embeddings * reference).sum(axis=1) / np.maximum(lengths, np.finfo(np.float32).tiny)
 
 
-def _nearest(rows: np.ndarray) -> np.ndarray:
-    """For each row the position of the nearest other one, by cosine."""
-    unit = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), np.finfo(np.float32).tiny)
+def _nearest(embeddings: np.ndarray) -> np.ndarray:
+    """For each embedding the position of the nearest other one, by cosine."""
+    unit = embeddings / np.maximum(np.linalg.norm(embeddings, axis=1, keepdims=True), np.finfo(np.float32).tiny)
     similar = unit @ unit.T
     np.fill_diagonal(similar, -np.inf)
     return similar.argmax(axis=1)

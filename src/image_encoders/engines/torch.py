@@ -50,8 +50,8 @@ class TorchEmbedder:
             torch.inference_mode(),
             torch.autocast(self.device.split(":")[0], self._dtype, enabled=self._dtype != torch.float32),
         ):
-            rows = self._net(self._on_device(torch.from_numpy(np.ascontiguousarray(inputs))))
-        return rows.float().cpu().numpy()
+            embeddings = self._net(self._on_device(torch.from_numpy(np.ascontiguousarray(inputs))))
+        return embeddings.float().cpu().numpy()
 
     def _on_device(self, inputs: Tensor) -> Tensor:
         """On a GPU the copy has a stream of its own, so that one thread's batch travels while another's is computed."""

@@ -10,7 +10,7 @@ Inputs: arrays as they come, cast to float32: neither scaled nor turned, in what
     (files, bytes, PIL images, uint8 arrays) where `preprocess` says how they become such arrays.
 Output: one number for each channel of the layer, or as `pooling` says; not of unit length.
 Differs: the net stops after the layer, so what follows cannot fail; `layer` may be dotted; a layer of one channel gives
-    rows of shape (1,), where the original gives no axis at all; outputs of two and three axes are accepted as well.
+    embeddings of shape (1,), where the original gives no axis at all; outputs of two or three axes are accepted too.
     How often the layer runs, and what is written into its output afterwards, is observed once for each shape of an
     input: a net in which that depends on the values of its input may need `whole=True`.
     Numbers: none known, tests/golden/test_custom_golden.py.
@@ -99,8 +99,8 @@ def load(
         "imagenet"  short side to 256 (bilinear), central 224 x 224, ImageNet's mean and deviation
         "clip"      short side to 224 (bicubic), central 224 x 224, CLIP's mean and deviation
         None: images are not accepted, arrays are, as they come. Float arrays are taken as they come in any case.
-    input_shape: of one input, without batch axis, from which the length of a row is learnt; needed where it cannot be
-        guessed, and for "none" where it is not (3, 224, 224)
+    input_shape: of one input, without batch axis, from which `dim` is learnt; needed where it cannot be guessed, and
+        for "none" where it is not (3, 224, 224)
     whole: run the net to its end every time, whatever the layer
 
     Raises WeightsError for whatever is wrong with the files or the layer; InputError for an option's value.

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 GROUPS = 32
 NORM_EPS = 1e-5
-KERNEL_EPS = 1e-10  # under the root; 1e-8 already changes rows where a kernel's values are small
+KERNEL_EPS = 1e-10  # under the root; 1e-8 already changes embeddings where a kernel's values are small
 EXPANSION = 4  # a unit's output channels for each of its inner ones
 
 

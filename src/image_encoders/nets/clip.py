@@ -1,4 +1,4 @@
-"""The two towers of one transformers model: pixels or token ids in, rows out.
+"""The two towers of one transformers model: pixels or token ids in, embeddings out.
 
 The model itself is shared: two towers hold its weights once.
 """
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 
 class ImageTower(nn.Module):
-    """Prepared images (B, 3, H, W) -> rows (B, dim)."""
+    """Prepared images (B, 3, H, W) -> embeddings (B, dim)."""
 
     def __init__(self, model: Any):
         super().__init__()
@@ -23,7 +23,7 @@ class ImageTower(nn.Module):
 
 
 class FlexibleImageTower(nn.Module):
-    """Prepared images of one shape (B, 3, H, W), H and W whole numbers of patches -> rows (B, dim).
+    """Prepared images of one shape (B, 3, H, W), H and W whole numbers of patches -> embeddings (B, dim).
 
     For nets that take patches of any grid (SigLIP 2 NaFlex). The original pads every image to the same number of
     patches and masks what it added; images of one shape need neither.
@@ -50,7 +50,7 @@ class FlexibleImageTower(nn.Module):
 
 
 class TextTower(nn.Module):
-    """Token ids (B, L) -> rows (B, dim).
+    """Token ids (B, L) -> embeddings (B, dim).
 
     padding: the id that stands where ids are negative, and is hidden from the others; None: nothing is hidden
     """

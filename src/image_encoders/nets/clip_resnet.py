@@ -63,7 +63,7 @@ class AttentionPool(nn.Module):
 
 
 class ClipResNet(nn.Module):
-    """Prepared images (B, 3, side, side) float32 -> rows (B, dim).
+    """Prepared images (B, 3, side, side) float32 -> embeddings (B, dim).
 
     layers: bottlenecks per stage; (3, 4, 6, 3) is RN50
     width: channels after the stem; the last stage has 32 times as many

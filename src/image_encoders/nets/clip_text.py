@@ -62,7 +62,7 @@ class Transformer(nn.Module):
 
 
 class ClipText(nn.Module):
-    """Token ids (B, L) int64 -> rows (B, dim): the feature at each text's largest id, which is its end.
+    """Token ids (B, L) int64 -> embeddings (B, dim): the feature at each text's largest id, which is its end.
 
     What follows the end cannot reach it, so the batch is cut after its last end.
     """

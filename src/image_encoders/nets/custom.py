@@ -62,7 +62,7 @@ class _Run:
 
 
 class Tapped(nn.Module):
-    """A batch (B, ...) -> rows (B, dim): what `layer` of `net` gives for it, pooled.
+    """A batch (B, ...) -> embeddings (B, dim): what `layer` of `net` gives for it, pooled.
 
     As with a hook that keeps a reference, a layer that runs several times counts with its last call, and what is
     written into its output in place afterwards shows. Both can only be known by running the rest of the net, so that
@@ -101,7 +101,7 @@ class Tapped(nn.Module):
         return self._pooled(run.map, len(x))
 
     def dim(self, shape: tuple[int, ...]) -> int:
-        """The length of the row of an input of that shape; computes nothing where the net allows it.
+        """The length of the embedding of an input of that shape; computes nothing where the net allows it.
 
         Raises WeightsError, and whatever the net itself raises for such an input.
         """
@@ -110,13 +110,13 @@ class Tapped(nn.Module):
         # Meta tensors have shapes and no content; a net that looks at content fails on them and is run on zeros.
         meta = {name: _moved(value) for name, value in (*self.named_parameters(), *self.named_buffers())}
         nothing, zeros = torch.zeros(2, *shape, device="meta"), torch.zeros(2, *shape)
-        for rows in (
+        for embeddings in (
             lambda: self.copied(meta=True)(nothing),
             lambda: self.copied()(zeros),
             lambda: torch.func.functional_call(self, meta, nothing),
         ):
             try:
-                found = rows().shape[1]
+                found = embeddings().shape[1]
             except Exception:
                 continue
             self._stops.clear()  # what follows the layer may have failed for want of content only
@@ -292,7 +292,7 @@ def unsaved(net: nn.Module) -> dict[str, Tensor]:
 
 
 def pool(x: Tensor, pooling: str) -> Tensor:
-    """Rows (B, dim) of what a layer gives.
+    """Embeddings (B, dim) of what a layer gives.
 
     x: (B, D) features, (B, L, D) tokens or (B, C, H, W) maps
     pooling:

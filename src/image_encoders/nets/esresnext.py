@@ -113,10 +113,10 @@ class Attention(nn.Module):
 
 
 class ESResNeXt(nn.Module):
-    """Sounds at 44.1 kHz, (B, T) or (B, channels, T) float32 in [-32768, 32767] -> rows (B, dim).
+    """Sounds at 44.1 kHz, (B, T) or (B, channels, T) float32 in [-32768, 32767] -> embeddings (B, dim).
 
-    The features of several channels are summed. Rows do not depend on the other sounds of a batch: the spectrogram,
-    whose logarithm turns the rounding noise of silence into signal, is computed for each sound by itself.
+    The features of several channels are summed. Embeddings do not depend on the other sounds of a batch: the
+    spectrogram, whose logarithm turns the rounding noise of silence into signal, is computed for each sound by itself.
 
     layers: blocks per stage; (3, 4, 6, 3) is the original
     width: channels after the stem; stage i has 2 ** i * 2 * width inside a block and 2 ** i * 4 * width after it

@@ -15,8 +15,8 @@ class ImageTower(nn.Module):
     cnn: images (B, 3, H, W) -> features (B, F); None: the inputs are features (B, F) that were computed before,
         which the original takes to be of unit length and does not normalise again
     features: F
-    normalise: rows of unit length
-    absolute: rows without signs, as order embeddings have them
+    normalise: embeddings of unit length
+    absolute: embeddings without signs, as order embeddings have them
     """
 
     def __init__(self, cnn: nn.Module | None, features: int, dim: int, normalise: bool, absolute: bool):
@@ -30,14 +30,14 @@ class ImageTower(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self._images:
             x = unit(self.cnn(x))  # (B, F); it matters, because fc has a bias
-        rows = self.fc(x)
+        embeddings = self.fc(x)
         if self._normalise:
-            rows = unit(rows)
-        return rows.abs() if self._absolute else rows
+            embeddings = unit(embeddings)
+        return embeddings.abs() if self._absolute else embeddings
 
 
 class CaptionTower(nn.Module):
-    """Captions (B, L) int64, all of length L with <start> and <end>, into the space: unit rows (B, dim)."""
+    """Captions (B, L) int64, all of length L with <start> and <end>, into the space: unit embeddings (B, dim)."""
 
     def __init__(self, words: int, word_dim: int, dim: int, layers: int, absolute: bool):
         super().__init__()
@@ -48,12 +48,12 @@ class CaptionTower(nn.Module):
 
     def forward(self, ids: Tensor) -> Tensor:
         states, _ = self.rnn(self.embed(ids))  # (B, L, dim)
-        rows = unit(states[:, -1])
-        return rows.abs() if self._absolute else rows
+        embeddings = unit(states[:, -1])
+        return embeddings.abs() if self._absolute else embeddings
 
 
 def unit(x: Tensor) -> Tensor:
-    """Rows divided by their length. No epsilon, as in the original: a row of zeros becomes NaN."""
+    """Embeddings divided by their length. No epsilon, as in the original: an embedding of zeros becomes NaN."""
     return x / x.pow(2).sum(dim=1, keepdim=True).sqrt()
 
 
