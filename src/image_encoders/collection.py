@@ -626,7 +626,7 @@ class Collection:
 
     def _open(self, name: str) -> Any:
         """A table, or None where it has not been made yet."""
-        return self._database.open_table(name) if (self.folder / f"{name}.lance").is_dir() else None
+        return self._database.open_table(name) if _is_made(self.folder / f"{name}.lance") else None
 
     def _read(self, name: str, function: Callable[[Any], Result], empty: Result) -> Result:
         """`function` of a table, again if a writer merged its files away meanwhile; `empty` where there is no table."""
@@ -873,6 +873,11 @@ def _exclusive(lock: FileLock, entering: threading.Lock, folder: Path) -> Iterat
     finally:
         with entering:
             lock.release()
+
+
+def _is_made(table: Path) -> bool:
+    """Whether a table is there. A process that was killed while it made one leaves a folder that is none yet."""
+    return any(table.glob("_versions/*.manifest")) or any(table.glob("data/*"))
 
 
 def _pinned(table: Any) -> Any:
