@@ -14,10 +14,10 @@ DEMO ?= demo-output
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet --no-compile -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-jina check goals format clean
+.PHONY: help demo test test-other-processor test-jina check goals format clean
 
 help: ## show this
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-21s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(VENV)/demo-installed ## see the whole tour: draw images, encode them, search them by words
 	@$(BIN)/image-encoders demo $(DEMO)
@@ -25,6 +25,12 @@ demo: $(VENV)/demo-installed ## see the whole tour: draw images, encode them, se
 test: $(VENV)/dev-installed ## run every test but the slow ones of the Jina Executors
 	$(BIN)/python -m pytest
 	$(MAKE) test-jina JINA_TESTS='-m "not golden and not slow"'
+
+# Tests of what `auto` chooses run on both kinds of processor by themselves; this runs whatever else may depend on it.
+test-other-processor: $(VENV)/dev-installed ## run the tests of models and engines as on a processor without bfloat16, or with it
+	IMAGE_ENCODERS_BFLOAT16=$$($(BIN)/python -c \
+		"from image_encoders.engines.openvino import has_bfloat16; print(int(not has_bfloat16()))") \
+		$(BIN)/python -m pytest tests/engines tests/models tests/contract tests/test_encoder.py -m "not golden"
 
 test-jina: $(JINA)/installed ## run all tests of the Jina Executors, real Flows among them, in an environment of their own
 	$(JINA)/bin/python -m pytest tests/jina $(JINA_TESTS)
