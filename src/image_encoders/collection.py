@@ -13,6 +13,7 @@ Every change is one atomic step of the database: a process that is killed leaves
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import threading
@@ -38,6 +39,8 @@ if TYPE_CHECKING:
     from image_encoders.encoder import Encoder
 
 Result = TypeVar("Result")
+
+logger = logging.getLogger(__name__)
 
 FORMAT = 2  # of the folder; another one is refused
 MARK = "collection.json"  # makes a folder a collection
@@ -776,8 +779,10 @@ def _index(table: Any) -> None:
     rows = table.count_rows()
     if rows < EXACT_BELOW:
         return
-    if os.name == "posix" and not os.access(os.environ.get("TMPDIR") or "/tmp", os.W_OK):
-        return  # an index is made of temporary files; without it searches compare all rows
+    temporary = os.environ.get("TMPDIR") or "/tmp"
+    if os.name == "posix" and not os.access(temporary, os.W_OK):
+        logger.warning("no index is built, so that searches compare all rows: %s cannot be written (TMPDIR)", temporary)
+        return
     existing = [index.name for index in table.list_indices()]
     if not existing:
         from lancedb.index import IvfSq
