@@ -12,7 +12,8 @@ from PIL import Image
 from image_encoders import models
 from image_encoders.bulk import run as bulk_run
 from image_encoders.cli import printing
-from image_encoders.collection import Collection
+from image_encoders.cli.failures import told
+from image_encoders.collection import Collection, Failure
 from image_encoders.errors import WeightsError
 
 
@@ -114,6 +115,12 @@ def test_a_failure_by_a_limit_says_how_to_raise_it(command, photos, tmp_path, li
     ran = command("encode", photos, "-o", tmp_path / "c", "-m", "colours/plain", limit, 10)
     assert f"raise it with {limit} N and --retry-failed" in ran.out
     assert command("failures", tmp_path / "c").out.count(f"raise it with {limit} N and --retry-failed") == 6
+
+
+def test_a_failure_for_want_of_a_package_says_how_to_go_on_once_it_is_installed():
+    message = "a HEIC file, which needs pillow-heif: pip install 'image-encoders[heif]'"
+    failure = Failure("/a.heic", "/a.heic", "read", "unsupported", message, state="1", when="2026-01-01T00:00:00Z")
+    assert told(failure) == f"{message}; then encode it with --retry-failed"
 
 
 def test_what_a_custom_model_needs_is_said_in_flags(command, photos, tmp_path):
