@@ -18,6 +18,12 @@ from image_encoders.conformance.agreement import Limits, agreement
 
 collect_ignore = [] if importlib.util.find_spec("docarray") else ["jina"]  # it has an environment of its own
 
+if importlib.util.find_spec("hypothesis"):  # the same examples every time; --hypothesis-profile=default draws others
+    from hypothesis import settings
+
+    settings.register_profile("steady", derandomize=True)
+    settings.load_profile("steady")
+
 CHECKPOINTS = bundle.checkpoints()  # before any test chooses another cache
 
 

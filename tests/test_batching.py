@@ -280,3 +280,14 @@ def test_coroutines_wait_for_their_answers_and_what_they_leave_is_dropped(net: N
         assert net.batches == [[1], [3]]
 
     asyncio.run(ask())
+
+
+def test_who_asks_for_nothing_is_never_overloaded() -> None:
+    net = Net()
+    with Batcher(net, max_waiting=1) as batcher:
+        busy = batcher.submit(inputs(1, 2, 3))
+        net.started.acquire()
+        waiting = batcher.submit(inputs(4, 5))
+        assert batcher.submit([]) == []
+        net.go.set()
+        wait([*busy, *waiting])

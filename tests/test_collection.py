@@ -149,6 +149,16 @@ def test_damaged_tables_are_one_clear_error(folder: Path, collection: Collection
         Collection.open(folder).count()
 
 
+def test_a_table_that_a_killed_process_had_begun_to_make_is_none_yet(folder: Path, collection: Collection) -> None:
+    table = folder / f"{ITEMS}.lance"
+    for path in (*table.rglob("*.manifest"), *table.rglob("*.txn")):
+        path.unlink()
+    opened = Collection.open(folder)
+    assert opened.count() == 0
+    opened.append([row(1)])
+    assert opened.count() == 1
+
+
 # ------------------------------------------------------------------ writing
 
 

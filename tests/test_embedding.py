@@ -122,3 +122,21 @@ def test_what_no_input_is_to_blame_for_is_raised(error: BaseException) -> None:
     with pytest.raises(type(error)):
         embed_each(net, inputs(1, 2), dim=2)
     assert len(net.batches) == 1
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "[enforce fail at alloc_cpu.cpp:118] DefaultCPUAllocator: can't allocate memory",
+        "std::bad_alloc",
+        "CUBLAS_STATUS_ALLOC_FAILED",
+    ],
+)
+def test_libraries_that_run_out_of_memory_say_so_in_their_own_words(said: str) -> None:
+    def fails(values: list[float]) -> None:
+        if len(values) > 2:
+            raise RuntimeError(said)
+
+    net, sizes = Net(fails), []
+    assert outcomes(embed_each(net, inputs(*range(8)), out_of_memory=sizes.append)) == [2.0 * n for n in range(8)]
+    assert sizes == [8, 4]

@@ -88,6 +88,8 @@ class Batcher:
         with what the engine raised (DeviceError, ...) where none is. Raises Overloaded, and takes none of them, where
         others wait and `max_waiting` would be exceeded.
         """
+        if not inputs:
+            return []
         now = self._clock()
         entries = [_Entry(one, self._cost(one), batch_size, prepare_s, now, Future()) for one in inputs]
         with self._changed:
@@ -95,7 +97,7 @@ class Batcher:
                 raise RuntimeError("this batcher is closed")
             self._make_room(len(entries))
             self._waiting.extend(entries)
-            if entries and (self._thread is None or not self._thread.is_alive()):
+            if self._thread is None or not self._thread.is_alive():
                 self._thread = threading.Thread(target=self._run, name="batcher", daemon=True)
                 self._thread.start()
             self._changed.notify()

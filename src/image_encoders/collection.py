@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields
@@ -177,6 +178,8 @@ class Collection:
         """Use `open`, `create` or `open_or_create`."""
         self.folder = folder
         self.mark = mark
+        self.running = threading.Lock()  # held by a run: its rows are compared with what is there when it begins
+        self._entering = threading.Lock()
         encoder = mark["encoder"]
         self.name: str = encoder["name"]
         self.fingerprint: str = encoder["fingerprint"]
@@ -237,7 +240,7 @@ class Collection:
         with _storage(folder, "made"):
             folder.mkdir(parents=True, exist_ok=True)
             _check_vacant(folder)  # before a lock is left in somebody's folder, and again once it is held
-        with _exclusive(file_lock(folder / LOCK, wait=False), folder), _storage(folder, "made"):
+        with _exclusive(file_lock(folder / LOCK, wait=False), threading.Lock(), folder), _storage(folder, "made"):
             _check_vacant(folder)
             with atomic_write(folder / MARK) as part:
                 part.write_text(json.dumps(mark, indent=2, default=str) + "\n", "utf-8")
@@ -506,7 +509,7 @@ class Collection:
 
         Raises CollectionError where another process is writing.
         """
-        with _exclusive(self._lock, self.folder):
+        with _exclusive(self._lock, self._entering, self.folder):
             with _storage(self.folder, "written"):
                 self._tables  # noqa: B018  made here where they are missing
             yield
@@ -530,7 +533,7 @@ class Collection:
         columns: dict[str, Any] = {
             "embedding": pa.FixedSizeListArray.from_arrays(flat, type=schema.field("embedding").type),
             "path": [id_of(row.locator.path) for row in rows],
-            "member": [row.locator.member for row in rows],
+            "member": [row.locator.member and _text(row.locator.member) for row in rows],
             "time_s": [row.locator.time_s for row in rows],
             "metadata": [None if row.metadata is None else json.dumps(row.metadata, default=str) for row in rows],
         }
@@ -625,7 +628,7 @@ class Collection:
 
     def _open(self, name: str) -> Any:
         """A table, or None where it has not been made yet."""
-        return self._database.open_table(name) if (self.folder / f"{name}.lance").is_dir() else None
+        return self._database.open_table(name) if _is_made(self.folder / f"{name}.lance") else None
 
     def _read(self, name: str, function: Callable[[Any], Result], empty: Result) -> Result:
         """`function` of a table, again if a writer merged its files away meanwhile; `empty` where there is no table."""
@@ -855,11 +858,14 @@ def _check_vacant(folder: Path) -> None:
 
 
 @contextmanager
-def _exclusive(lock: FileLock, folder: Path) -> Iterator[None]:
-    """The lock held while the block runs; the operating system takes it back from a process that is killed."""
+def _exclusive(lock: FileLock, entering: threading.Lock, folder: Path) -> Iterator[None]:
+    """The lock held while the block runs; the operating system takes it back from a process that is killed.
+
+    entering: held while `lock` counts the threads of this process that are in such blocks
+    """
     from filelock import Timeout
 
-    with _storage(folder, "written"):
+    with _storage(folder, "written"), entering:
         try:
             lock.acquire()
         except Timeout:
@@ -867,7 +873,13 @@ def _exclusive(lock: FileLock, folder: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        lock.release()
+        with entering:
+            lock.release()
+
+
+def _is_made(table: Path) -> bool:
+    """Whether a table is there. A process that was killed while it made one leaves a folder that is none yet."""
+    return any(table.glob("_versions/*.manifest")) or any(table.glob("data/*"))
 
 
 def _pinned(table: Any) -> Any:

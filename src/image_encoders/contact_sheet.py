@@ -100,7 +100,7 @@ def _thumbnail(path: Path, said: str) -> str:
 
 
 def thumbnail(path: Path) -> bytes:
-    """A small JPEG of a image file: upright, transparency on white, at most SIDE on its longest side."""
+    """A small JPEG of an image file: upright, transparency on white, at most SIDE on its longest side."""
     from PIL import Image
 
     from image_encoders.inputs.image import read_image

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -10,6 +11,9 @@ import numpy as np
 from image_encoders.errors import ImageEncodersError, InputError, first_line
 
 log = logging.getLogger(__name__)
+
+# As CUDA, torch on the CPU ("can't allocate memory"), C++ and CUDA's libraries say it.
+OUT_OF_MEMORY = re.compile(r"out ?of ?memory|allocate memory|bad_alloc|ALLOC_FAILED", re.IGNORECASE)
 
 
 def embed_each(
@@ -99,7 +103,7 @@ def as_input_error(error: Exception) -> InputError:
         return error
     name, said = type(error).__name__, first_line(error)
     message = name if said == name else f"{name}: {said}"
-    memory = isinstance(error, MemoryError) or "outofmemory" in message.lower().replace(" ", "")
+    memory = isinstance(error, MemoryError) or OUT_OF_MEMORY.search(message) is not None
     reason = InputError(message, code="out-of-memory" if memory else "unexpected")
     reason.__cause__ = error
     return reason

@@ -92,5 +92,7 @@ class MissingExtra(ImageEncodersError):
 
     def __init__(self, package: str, extra: str, purpose: str):
         super().__init__(f"{purpose} needs {package}: pip install 'image-encoders[{extra}]'")
-        self.package = package
-        self.extra = extra
+        self.package, self.extra, self.purpose = package, extra, purpose
+
+    def __reduce__(self):
+        return MissingExtra, (self.package, self.extra, self.purpose)

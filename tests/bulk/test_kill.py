@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import random
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from random import Random
 
 import pytest
 from drawn import draw, image, rows
@@ -101,7 +101,7 @@ def test_killing_it_at_ten_random_moments_changes_nothing(
 ) -> None:
     index = tmp_path / "index"
     complete = rows(undisturbed)
-    killed_in_the_midst = 0
+    killed_in_the_midst, random = 0, Random(0)
     process = start()
     for _ in range(10):
         begin(process)

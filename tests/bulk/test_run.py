@@ -753,3 +753,94 @@ def test_a_rare_shape_does_not_wait_for_ever(tmp_path: Path) -> None:
     report = run(find([str(folder)]), encoder, collection, batch_size=2)
     assert counts(report) == {"encoded": 40}
     assert waiting == [1] * 40
+
+
+def drawn_encoder(**options: Any) -> FakeEncoder:
+    return FakeEncoder(read=grey, **options)
+
+
+@dataclass(frozen=True)
+class Stored(Drawn):
+    """An item in a store that is no file system."""
+
+    @property
+    def locator(self) -> Locator:
+        return Locator(f"s3://bucket/{self.number}")
+
+    def read(self, limits: ImageLimits) -> bytes:
+        if self.error is not None:
+            raise self.error
+        return super().read(limits)
+
+
+def test_what_no_file_system_holds_is_never_pruned(tmp_path: Path) -> None:
+    items = [Stored(0), Stored(1), Stored(2, error=InputError("not available", code="unreadable"))]
+    for _ in range(2):
+        report = run(items, drawn_encoder(), tmp_path / "index", prune=True)
+        assert (report.failed, report.pruned) == (1, 0)
+    assert Collection.open(tmp_path / "index").count() == 2
+    assert len(Collection.open(tmp_path / "index").failures()) == 1
+
+
+@dataclass(frozen=True)
+class Unsteady(Drawn):
+    """An item whose state is not known, and which cannot be read as long as `broken` is not empty."""
+
+    state: str = ""
+    broken: tuple[InputError, ...] = ()
+
+    def read(self, limits: ImageLimits) -> bytes:
+        for error in self.broken:
+            raise error
+        return super().read(limits)
+
+
+def test_an_item_of_unknown_state_that_failed_is_read_again(tmp_path: Path) -> None:
+    failed = Unsteady(0, broken=(InputError("answers 503", code="unreadable"),))
+    assert run([failed], drawn_encoder(), tmp_path / "index").failed == 1
+    assert run([Unsteady(0)], drawn_encoder(), tmp_path / "index").encoded == 1
+
+
+def test_metadata_that_cannot_be_stored_fails_its_item_alone(tmp_path: Path) -> None:
+    items = [Drawn(0), Drawn(1, metadata={"score": float("nan")}), Drawn(2, metadata={(1, 2): 3})]
+    report = run(items, drawn_encoder(), tmp_path / "index")
+    assert (report.encoded, report.failed) == (1, 2)
+    assert {failure.code for failure in Collection.open(tmp_path / "index").failures()} == {"metadata"}
+
+
+@dataclass(frozen=True)
+class Member(Drawn):
+    """A member of an archive whose name is no Unicode."""
+
+    @property
+    def locator(self) -> Locator:
+        return Locator("/archive.tar", "caf\udce9.png")
+
+
+def test_a_member_may_have_any_name(tmp_path: Path) -> None:
+    assert run([Member(0)], drawn_encoder(), tmp_path / "index").encoded == 1
+
+
+def test_paths_from_a_generator_are_refused_with_what_to_do(photos: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"00000.png: a path among source items.*run\(list\(paths\)"):
+        run(iter(sorted(photos.iterdir())), FakeEncoder(), tmp_path / "index")
+
+
+def test_two_runs_of_threads_into_one_collection_are_one_too_many(tmp_path: Path) -> None:
+    encoding, go = threading.Event(), threading.Event()
+
+    def wait(inputs: np.ndarray) -> None:
+        encoding.set()
+        assert go.wait(60)
+
+    collection = Collection.create(tmp_path / "index", FakeEncoder())
+    thread = threading.Thread(target=run, args=([Drawn(0)], drawn_encoder(before=wait), collection))
+    thread.start()
+    try:
+        assert encoding.wait(60)
+        with pytest.raises(CollectionError, match="being written by another run of this process"):
+            run([Drawn(1)], drawn_encoder(), collection)
+    finally:
+        go.set()
+        thread.join()
+    assert collection.count() == 1

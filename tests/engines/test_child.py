@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from image_encoders.engines.child import ChildDied, Unsendable, call_in_child
+from image_encoders.errors import MissingExtra
 
 
 def run(code: str, *arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -160,3 +162,25 @@ except ie.WeightsError as error:
     ran = run(code, folder)
     assert ran.returncode == 0, ran.stderr
     assert str(folder) in ran.stdout
+
+
+def test_an_error_that_names_an_extra_comes_back_whole():
+    missing = MissingExtra("nncf", "int8", "precision='int8'")
+    with pytest.raises(MissingExtra, match=r"needs nncf: pip install 'image-encoders\[int8\]'"):
+        raise pickle.loads(pickle.dumps(missing))
+
+
+ODD = """
+class Odd(Exception):
+    def __init__(self, one, two):
+        super().__init__(f"{one} and {two}")
+def fail():
+    raise Odd(1, 2)
+"""
+
+
+def test_an_error_that_cannot_be_made_again_comes_back_as_its_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "odd_errors.py").write_text(ODD)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(Exception, match="1 and 2"):
+        call_in_child("odd_errors:fail")

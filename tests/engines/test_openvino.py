@@ -186,6 +186,46 @@ def test_a_forked_process_embeds_and_ends_as_any_other(before: str, then: str, t
     assert done.returncode == 0, done.stderr
 
 
+AFTER_A_FORK_AT_ONCE = """
+import os, sys, threading
+import numpy as np
+import image_encoders as ie
+from image_encoders.engines import openvino
+from image_encoders.engines.precision import probes
+
+ie.load("clip/demo", precision="float32").encode_image(probes(1))  # the copy is in the cache
+"""
+
+FORKED_AT_ONCE = """
+import os, sys, threading
+import numpy as np
+import image_encoders as ie
+from image_encoders.engines import openvino
+from image_encoders.engines.precision import probes
+
+go, read = threading.Event(), openvino.read
+def slowly(*arguments):
+    assert go.wait(60)
+    return read(*arguments)
+openvino.read = slowly
+encoder = ie.load("clip/demo", precision="float32")  # OpenVINO is being started
+child = os.fork()
+if child == 0:
+    assert np.isfinite(encoder.encode_image(probes(1))).all()
+    sys.exit(0)
+assert os.waitpid(child, 0)[1] == 0
+go.set()
+assert np.isfinite(encoder.encode_image(probes(1))).all()
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no processes are forked here")
+def test_a_process_forked_while_openvino_starts_embeds(tmp_path: Path):
+    for code in (AFTER_A_FORK_AT_ONCE, FORKED_AT_ONCE):
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr
+
+
 INT8_AFTER_A_FORK = """
 import os, sys
 import numpy as np

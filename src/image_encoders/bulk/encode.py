@@ -8,6 +8,7 @@ No collection, no signals, no progress: what it gives depends on the items, the 
 from __future__ import annotations
 
 import hashlib
+import json
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, suppress
@@ -21,7 +22,7 @@ from image_encoders.bulk.batch_size import BatchSizeTuner
 from image_encoders.bulk.sources import SourceItem
 from image_encoders.embedding import as_input_error, embed_each
 from image_encoders.encoder import Encoder, Tower, cores, ordered
-from image_encoders.errors import InputError
+from image_encoders.errors import InputError, first_line
 from image_encoders.inputs.image import ImageLimits, read_header
 
 HELD = 4  # batches of inputs that wait for others of their shape at most
@@ -103,6 +104,7 @@ def _read(item: SourceItem, *, tower: Tower, limits: ImageLimits, known: Callabl
     """Read and preprocess one item; bytes whose embedding is known are not decoded."""
     stage = "read"
     try:
+        _check_metadata(item)
         content = item.read(limits)
         encoded = Encoded(item, hashlib.sha256(content).hexdigest(), len(content))
         if known(encoded.sha256):
@@ -120,6 +122,14 @@ def _read(item: SourceItem, *, tower: Tower, limits: ImageLimits, known: Callabl
         return _Read(encoded, prepared)
     except Exception as error:  # a decoder may raise anything
         return _Read(_failed(item, stage, as_input_error(error)))
+
+
+def _check_metadata(item: SourceItem) -> None:
+    """Raise InputError unless an item's metadata can be stored."""
+    try:
+        json.dumps(item.metadata, default=str, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"metadata that JSON cannot hold: {first_line(error)}", code="metadata") from error
 
 
 class _Batch:

@@ -44,11 +44,17 @@ class Plan:
                 self.unchanged += 1
                 if item.id in self.failures:
                     self.recovered.append(item.id)
-            elif not self.retry_failed and item.error is None and self.failures.matches(item.id, item.state):
+            elif self._failed_before(item):
                 self.failed += 1
             else:
                 self._under_way.add(item.id)
                 yield item
+
+    def _failed_before(self, item: SourceItem) -> bool:
+        """Whether an item failed in this very state, and is not to be tried again."""
+        if self.retry_failed:
+            return False
+        return bool(item.state) and item.error is None and self.failures.matches(item.id, item.state)
 
     def stored(self, id: str, state: str) -> None:
         """Note that an item has a row."""

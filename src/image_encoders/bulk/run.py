@@ -23,6 +23,8 @@ from image_encoders.bulk.plan import Plan
 from image_encoders.bulk.sources import SourceItem, Sources, find
 from image_encoders.collection import ITEMS, Collection, RunRecord, now, path_of
 from image_encoders.encoder import Encoder, check_batch_size
+from image_encoders.errors import CollectionError, InputError
+from image_encoders.inputs.files import ADDRESS
 
 Source = str | os.PathLike[str]
 Progress = Callable[[int, int], None]
@@ -90,10 +92,17 @@ def run(
         collection = Collection.open_or_create(collection, encoder)
     collection.check(encoder)
     collection.check_canaries(encoder)
-    with collection.writing():
-        return _Run(sources, encoder, collection, retry_failed, progress).all(
-            BatchSizeTuner(batch_size), workers, prune
+    if not collection.running.acquire(blocking=False):
+        raise CollectionError(
+            f"{collection.folder} is being written by another run of this process; wait until it has ended"
         )
+    try:
+        with collection.writing():
+            return _Run(sources, encoder, collection, retry_failed, progress).all(
+                BatchSizeTuner(batch_size), workers, prune
+            )
+    finally:
+        collection.running.release()
 
 
 class _Run:
@@ -145,6 +154,12 @@ class _Run:
 
     def _drawn(self) -> Iterator[SourceItem]:
         for item in self.sources:
+            if isinstance(item, (str, os.PathLike)):
+                raise InputError(
+                    "a path among source items; paths are accepted in a list, such as run(list(paths), ...)",
+                    item=os.fsdecode(item),
+                    code="type",
+                )
             yield item
             self._show()
 
@@ -198,6 +213,8 @@ class _Run:
 
 def _mode(path: str) -> int | None:
     """What kind of file there is, as `os.stat` says it; None where there is none, 0 where that cannot be known."""
+    if ADDRESS.match(path):
+        return 0
     try:
         return os.stat(path).st_mode
     except (FileNotFoundError, NotADirectoryError):

@@ -27,7 +27,7 @@ LISTS = frozenset({".txt", ".lst"})
 CHUNK = 1 << 16  # bytes of a list read at a time
 LONGEST = 1 << 20  # bytes of a name in a list; far more than a path may have
 NAMED = 3  # names of what was passed over that are kept
-ACCEPTED = "accepted: a folder, a image file, a quoted glob, a list of paths (@list.txt), - for standard input"
+ACCEPTED = "accepted: a folder, an image file, a quoted glob, a list of paths (@list.txt), - for standard input"
 
 
 class SourceItem(Protocol):

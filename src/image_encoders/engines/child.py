@@ -98,7 +98,8 @@ def answer() -> None:
         outcome = (None, error)
     try:
         reply = pickle.dumps(outcome)
-    except Exception:  # an error that holds what cannot be sent
+        pickle.loads(reply)
+    except Exception:  # an error that cannot be sent, or not be made again
         reply = pickle.dumps((None, RuntimeError(str(outcome[1]))))
     replies.write(reply)
     replies.close()

@@ -64,6 +64,7 @@ class OpenVinoEmbedder:
         if not net.traceable and not self.calibration:  # what its Python does, no key knows: the copy is for now
             self._opened.set_result(_Compiled(converted(net), precision))
         elif (folder / ABOUT).is_file():  # meanwhile the caller can read its first images
+            openvino_uses(self)  # also should the process fork before OpenVINO has started
             threading.Thread(target=self._open, args=(folder,), name="openvino").start()
         else:
             self._opened.set_result(_Compiled(copied(net, folder), precision))

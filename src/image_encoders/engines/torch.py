@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from image_encoders.engines.embedder import Choice
 from image_encoders.engines.process import compute_full_float32, keep_freed_memory, torch_has_computed
-from image_encoders.errors import DeviceError
+from image_encoders.errors import DeviceError, first_line
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -46,12 +46,18 @@ class TorchEmbedder:
         self._net: Callable[[Tensor], Tensor] = torch.compile(net) if compiled else net
 
     def __call__(self, inputs: np.ndarray) -> np.ndarray:
-        with (
-            torch.inference_mode(),
-            torch.autocast(self.device.split(":")[0], self._dtype, enabled=self._dtype != torch.float32),
-        ):
-            embeddings = self._net(self._on_device(torch.from_numpy(np.ascontiguousarray(inputs))))
-        return embeddings.float().cpu().numpy()
+        try:
+            with (
+                torch.inference_mode(),
+                torch.autocast(self.device.split(":")[0], self._dtype, enabled=self._dtype != torch.float32),
+            ):
+                embeddings = self._net(self._on_device(torch.from_numpy(np.ascontiguousarray(inputs))))
+            return embeddings.float().cpu().numpy()
+        except torch.AcceleratorError as error:  # no input's fault: every later call fails as well
+            raise DeviceError(
+                f"{self.device} has failed: {first_line(error)}; start the program again, which goes on from there, or "
+                "use device='cpu'"
+            ) from error
 
     def _on_device(self, inputs: Tensor) -> Tensor:
         """On a GPU the copy has a stream of its own, so that one thread's batch travels while another's is computed."""

@@ -13,7 +13,7 @@ A = np.float32(-0.75)  # of the cubic convolution kernel; Pillow has -0.5
 def resize_and_crop(
     pixels: np.ndarray, size: tuple[int, int], crop: tuple[int, int], top: int, left: int
 ) -> np.ndarray:
-    """A part of a image that was resized.
+    """A part of an image that was resized.
 
     pixels: (H, W, 3) uint8
     size: (height, width) of the resized image

@@ -62,9 +62,14 @@ class _Tags:
         self.first = self._integer(4, 4) if content[:4] in (b"II*\0", b"MM\0*") else 0
 
     def number(self, tag: int, directory: int) -> int | None:
-        """A tag that is one whole number."""
+        """A tag that is a whole number; of several the first."""
         kind, count, place = self._entry(tag, directory)
-        return self._integer(place, NUMBERS[kind]) if kind in NUMBERS and count == 1 else None
+        if kind not in NUMBERS or not count:
+            return None
+        length = NUMBERS[kind]
+        if count * length > 4:
+            place = self._integer(place, 4)
+        return self._integer(place, length) if place + length <= len(self.content) else None
 
     def text(self, tag: int, directory: int) -> str:
         """A tag that is a text, else an empty one."""

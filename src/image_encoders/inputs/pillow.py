@@ -17,6 +17,7 @@ STRIP = 2**20  # pixels of a PIL image that are converted at a time
 # What a PNG says beside its pixels; of an animation the first image is all that is read.
 PNG_METADATA = (b"eXIf", b"iCCP", b"tEXt", b"zTXt", b"iTXt", b"acTL", b"fcTL", b"fdAT")
 PNG_EXIF, PNG_XMP = b"Raw profile type exif\0", b"XML:com.adobe.xmp\0"
+MAX_CHUNKS = 2**18  # of a PNG: the pixels of a large one come in some thousands
 MAX_TEXT = 2**22  # bytes of a compressed text that are expanded
 
 
@@ -106,7 +107,9 @@ def _without_metadata(encoded: bytes) -> tuple[BytesIO, list[tuple[bytes, bytes]
     whole, plain = memoryview(encoded), BytesIO()
     metadata = []
     at, done = 8, 0
-    while len(head := encoded[at : at + 8]) == 8:
+    for _ in range(MAX_CHUNKS):
+        if len(head := encoded[at : at + 8]) < 8:
+            break
         end = at + 12 + int.from_bytes(head[:4], "big")
         if head[4:] in PNG_METADATA:
             plain.write(whole[done:at])
@@ -114,6 +117,8 @@ def _without_metadata(encoded: bytes) -> tuple[BytesIO, list[tuple[bytes, bytes]
             if head[4:] == b"eXIf" or encoded.startswith((PNG_EXIF, PNG_XMP), at + 8):
                 metadata.append((head[4:], encoded[at + 8 : end - 4]))
         at = end
+    else:
+        raise InputError(f"PNG of more than {MAX_CHUNKS:,} chunks", code="corrupt")
     if not done:
         return BytesIO(encoded), []  # which shares the memory
     plain.write(whole[done:])

@@ -234,7 +234,7 @@ def _tensors(nets: nn.ModuleDict) -> dict[str, Any]:
 
 def _read_features(source: Any, length: int) -> np.ndarray:
     """Precomputed features (length,) float32."""
-    wanted = f"this model takes {length} precomputed features a image, as an array of floats"
+    wanted = f"this model takes {length} precomputed features per image, as an array of floats"
     if isinstance(source, (str, bytes, os.PathLike)):
         raise InputError(f"a path or bytes; {wanted}", code="type")
     try:

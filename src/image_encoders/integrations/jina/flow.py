@@ -1,6 +1,7 @@
 """A `Flow` that understands what the executors' documentation says: names of a hub that is gone, `pods:`, `image=`."""
 
 import json
+import logging
 import os
 import re
 import subprocess
@@ -23,6 +24,8 @@ from image_encoders.errors import InputError, UnknownModel
 from image_encoders.integrations.jina import watchdog
 from image_encoders.integrations.jina.documents import Document
 from image_encoders.legacy_names import CLASSES
+
+logger = logging.getLogger(__name__)
 
 CONFIGS = Path(__file__).parent / "configs"
 PATIENCE_S = 20  # between asking a process to end and killing it
@@ -66,8 +69,12 @@ class Flow(jina.Flow):
     def enter_context(self, context: Any) -> Any:
         """Starts a part of the Flow, whose processes are watched from then on."""
         entered = super().enter_context(context)
-        if hasattr(os, "pidfd_open"):
-            self._watchdog = self._watchdog or _start_watchdog()
+        if self._watchdog is None and hasattr(os, "pidfd_open"):
+            try:
+                self._watchdog = _start_watchdog()
+            except OSError as error:  # an old kernel, or a sandbox
+                logger.warning("if this process is killed, the Flow's processes go on: no watchdog (%s)", error)
+        if self._watchdog is not None:
             assert self._watchdog.stdin is not None
             with suppress(BrokenPipeError):  # somebody ended it
                 self._watchdog.stdin.write("".join(f"{pod.worker.pid}\n" for pod in _pods(context)))
