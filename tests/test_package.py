@@ -92,6 +92,11 @@ def test_the_first_result_is_on_the_readmes_first_screen():
     assert len(lines) < 100
 
 
+def test_the_readme_installs_the_version_of_torch_that_the_tests_run_with():
+    version = re.search(r"^torch==(\S+)", (ROOT / "constraints.txt").read_text(), re.MULTILINE)[1]
+    assert f"pip install torch=={version} " in (ROOT / "README.md").read_text()
+
+
 def test_every_page_of_the_docs_is_in_their_index():
     index = (ROOT / "docs" / "README.md").read_text()
     listed = {(ROOT / "docs" / target).resolve() for target in re.findall(r"\]\(([^)]+)\)", index)}

@@ -367,6 +367,8 @@ class Collection:
         """
         if sum(query is not None for query in (vector, words, image, audio)) != 1:
             raise InputError("give one query: a vector, words, image or audio", code="query")
+        if isinstance(vector, str):
+            raise InputError("a query in words goes into words=, a file's path into image= or audio=", code="query")
         if words is not None:
             vector = self.encoder.encode_text([words])[0]
         elif image is not None:

@@ -28,11 +28,13 @@ def names_beside(path: Path) -> Path:
 
 
 def check(path: Path, overwrite: bool) -> None:
-    """Raise CollectionError unless `path` may be written: for its ending, or a file that is there."""
+    """Raise CollectionError unless `path` may be written: for its ending, its folder, or a file that is there."""
     ending = path.suffix.lower()
     if ending not in ENDINGS:
         found = repr(ending) if ending else "a name without an ending"
         raise CollectionError(f"{path}: cannot export to {found}; accepted: {', '.join(ENDINGS)}")
+    if not path.absolute().parent.is_dir():
+        raise CollectionError(f"{path}: there is no folder {path.parent}; make it, or choose another")
     for target in [path, names_beside(path)] if ending == ".npy" else [path]:
         if target.is_dir():
             raise CollectionError(f"{target} is a folder; choose another name")

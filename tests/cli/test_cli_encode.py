@@ -12,7 +12,8 @@ from PIL import Image
 from image_encoders import models
 from image_encoders.bulk import run as bulk_run
 from image_encoders.cli import printing
-from image_encoders.collection import Collection
+from image_encoders.cli.failures import told
+from image_encoders.collection import Collection, Failure
 from image_encoders.errors import WeightsError
 
 
@@ -101,6 +102,31 @@ def limits(monkeypatch):
 def test_quiet_says_nothing(command, photos, tmp_path):
     ran = command("encode", photos, "-o", tmp_path / "c", "-m", "colours/plain", "--quiet")
     assert (ran.status, ran.out, ran.err) == (0, "", "")
+
+
+def test_quiet_says_in_one_line_how_many_failed_and_where_they_are_listed(command, photos, broken, tmp_path):
+    ran = command("encode", photos, "-o", tmp_path / "c", "-m", "colours/plain", "--quiet")
+    assert (ran.status, ran.out) == (3, "")
+    assert ran.err == f"2 failed; image-encoders failures {tmp_path / 'c'} lists them\n"
+
+
+@pytest.mark.parametrize("limit", ["--max-pixels", "--max-bytes"])
+def test_a_failure_by_a_limit_says_how_to_raise_it(command, photos, tmp_path, limit):
+    ran = command("encode", photos, "-o", tmp_path / "c", "-m", "colours/plain", limit, 10)
+    assert f"raise it with {limit} N and --retry-failed" in ran.out
+    assert command("failures", tmp_path / "c").out.count(f"raise it with {limit} N and --retry-failed") == 6
+
+
+def test_a_failure_for_want_of_a_package_says_how_to_go_on_once_it_is_installed():
+    message = "a HEIC file, which needs pillow-heif: pip install 'image-encoders[heif]'"
+    failure = Failure("/a.heic", "/a.heic", "read", "unsupported", message, state="1", when="2026-01-01T00:00:00Z")
+    assert told(failure) == f"{message}; then encode it with --retry-failed"
+
+
+def test_what_a_custom_model_needs_is_said_in_flags(command, photos, tmp_path):
+    ran = command("encode", photos, "-o", tmp_path / "c", "-m", "custom")
+    assert ran.status == 2
+    assert "custom needs --weights, -O definition=..., -O class_name=...:" in ran.err
 
 
 def test_no_images_is_said_with_what_was_passed_over_and_the_way_to_take_it(command, tmp_path):
@@ -302,7 +328,7 @@ def test_a_model_that_takes_its_time_is_said_to_be_loading_in_one_line(command, 
     ran = command("encode", photos, "-o", tmp_path / "c", "-m", "colours/plain")
     assert ran.status == 0
     assert len(ran.err.splitlines()) == 1
-    assert ran.err.startswith("loading colours/plain")
+    assert ran.err == "loading colours/plain\n"
     ran = command("search", tmp_path / "c", "red")
     assert ran.status == 0
     assert ran.err.startswith("loading colours/plain")

@@ -6,7 +6,8 @@ import pytest
 from PIL import Image
 
 from image_encoders import models
-from image_encoders.collection import Collection
+from image_encoders.cli.search import show
+from image_encoders.collection import Collection, Hit, id_of
 
 
 @pytest.fixture
@@ -25,6 +26,21 @@ def test_words_find_their_images(command, collection):
     assert lines[1].split() == ["1", "1.000", "40", "x", "30", "photos/red.png"]
     assert lines[2].split()[-1] == "photos/more/dark-red.jpg"
     assert len(lines) == 3
+
+
+def test_an_item_of_a_programs_own_source_is_shown_by_its_id(capsys):
+    places = [("shard-1/7.png", "https://example.org/shard-1.tar"), ("/a.png", "/a.png"), (id_of("/\udcff"), "/\udcff")]
+    show([Hit(one, path, 1.0, 40, 30, "00") for one, path in places])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[-1] for line in lines[1:]] == ["shard-1/7.png", "/a.png", "/\\udcff"]
+
+
+def test_a_file_that_is_not_there_is_said_as_every_error_is(command, collection):
+    assert command("search", "c", "--image", "nope.jpg").err == "error: nope.jpg: no such file or directory\n"
+
+
+def test_an_export_into_a_folder_that_is_missing_names_the_folder(command, collection):
+    assert "there is no folder nowhere; " in command("export", "c", "nowhere/rows.npy").err
 
 
 def test_an_image_finds_those_like_it(command, collection, tmp_path):

@@ -95,6 +95,7 @@ def test_what_is_left_out_is_named_with_its_size(command, kept, monkeypatch):
     [
         (["bit/R101x1"], "bit/R50x1, bit/R50x3"),
         (["nothing"], "no conformance case"),
+        (["clip/demo"], "clip/demo has no original to compare with; `verify clip` checks the same code"),
         (["custom", "--device", "tpu"], "unknown device 'tpu'"),
         (["custom", "--image", "a.jpg"], "--image goes with --weights"),
         (["custom", "--weights", "x.pt", "--full"], "--full goes without --weights"),

@@ -10,7 +10,10 @@ from pathlib import Path
 import pytest
 
 from image_encoders import models
+from image_encoders.cli.doctor import _show_stages
+from image_encoders.cli.printing import error_sentence
 from image_encoders.doctor import Stages
+from image_encoders.errors import WeightsError
 
 
 def test_models_lists_every_model_within_a_terminals_width(command):
@@ -76,9 +79,30 @@ def test_without_a_model_and_a_network_the_message_names_what_works(start, photo
     out, err = running.communicate(timeout=120)
     assert (running.returncode, out) == (2, ""), err
     assert models.DEFAULT.removeprefix("clip/") in err
-    assert "clip/demo" in err
+    assert "--model clip/demo" in err
     assert len(sentences(err)) == 1
     assert not (tmp_path / "c").exists()
+
+
+@pytest.mark.parametrize(
+    ("said", "in_flags"),
+    [
+        ("shorten it, or pass truncate=True", "shorten it"),
+        ("shorten it, or load with truncate=True", "shorten it"),
+        ("pass its path as weights=; then", "pass its path as --weights; then"),
+        ("give weights=PATH, or a name", "give --weights PATH, or a name"),
+        ("with precision='auto' or engine='torch'", "with --precision auto or --engine torch"),
+        ("no code; definition= is the python file", "no code; -O definition=... is the python file"),
+        ("add -O definition=FILE", "add -O definition=FILE"),
+        ("--weights=a.pt: no such file", "--weights=a.pt: no such file"),
+    ],
+)
+def test_errors_of_the_library_are_said_in_flags(said, in_flags):
+    assert error_sentence(WeightsError(said)) == in_flags
+
+
+def test_the_weights_of_a_custom_model_are_described_in_flags(command):
+    assert "--weights PATH to a state_dict, -O definition=PATH" in command("models", "custom").out
 
 
 # ---- doctor ----
@@ -105,6 +129,21 @@ def test_doctor_needs_a_model_for_images(command, photos):
     ran = command("doctor", photos / "red.png")
     assert ran.status == 2
     assert "--model" in ran.err
+
+
+def test_doctor_says_what_is_wrong_with_an_image_or_a_name_before_anything_else(command, photos, broken):
+    for arguments, said in ((("colours/plain", broken[0]), "not an image"), (("clop/demo",), "clop/demo")):
+        ran = command("doctor", "--model", *arguments)
+        assert (ran.status, ran.out) == (2, "")
+        assert said in ran.err
+
+
+def test_doctor_shows_the_times_that_the_shares_are_of(capsys):
+    _show_stages(stages())
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["read", "4.00", "2.00", "15", "%"] in lines
+    assert ["preprocess", "2.00", "1.00", "8", "%"] in lines
+    assert ["embed", "10.00", "77", "%"] in lines
 
 
 def stages(**changes) -> Stages:
@@ -136,6 +175,17 @@ def test_the_tour_needs_no_folder_named(command, tmp_path, monkeypatch):
     monkeypatch.setattr("image_encoders.cli.demo._import_nets", lambda: None)
     ran = command("demo")
     assert (ran.status, ran.err) == (2, "error: drawing in image-encoders-demo/images\n")
+
+
+@pytest.mark.parametrize("other", ["mine.txt", "images/mine.png"])
+def test_the_tour_refuses_a_folder_of_other_files_and_leaves_it_alone(command, tmp_path, other):
+    mine = tmp_path / other
+    mine.parent.mkdir(exist_ok=True)
+    mine.write_text("mine")
+    ran = command("demo", tmp_path)
+    assert (ran.status, ran.out) == (2, "")
+    assert other in ran.err
+    assert [one for one in tmp_path.rglob("*") if one.is_file()] == [mine]
 
 
 @pytest.mark.slow

@@ -13,6 +13,7 @@ import typer
 
 from image_encoders.cli.options import local_path
 from image_encoders.cli.printing import console, counted, shown
+from image_encoders.errors import InputError
 
 EXAMPLES = """\b
 Examples:
@@ -20,12 +21,18 @@ Examples:
   image-encoders demo /tmp/tour"""
 
 IMAGES = 300
+MADE = {"images", ".images.part", "collection", "red-circles.html"}  # by a tour, in its folder
 QUERIES = ("a red circle", "a purple triangle on a white background", "a green heart and a yellow square")
 
 
 def demo(
     folder: Annotated[
-        Path, typer.Argument(metavar="FOLDER", help="Where the images and the collection go.", parser=local_path)
+        Path,
+        typer.Argument(
+            metavar="FOLDER",
+            help="Where the images and the collection go: new or empty, or an earlier tour's.",
+            parser=local_path,
+        ),
     ] = Path("image-encoders-demo"),
 ) -> None:
     """Take the tour: draw images, encode them, search them.
@@ -33,6 +40,7 @@ def demo(
     It uses the bundled model and no network, and shows each command before running it. Two of the files are broken, to
     show how a run reports them.
     """
+    _check(folder)
     start = time.perf_counter()
     images, collection, page = folder / "images", folder / "collection", folder / "red-circles.html"
     if not images.exists():  # later tours have the converted model in the cache
@@ -46,6 +54,22 @@ def demo(
     _run("search", str(collection), "--image", str(min(images.rglob("*.webp"))), "-k", "5")
     _tell(f"\nThat took {time.perf_counter() - start:.1f} s. Thumbnails to look at in a browser: {page.resolve()}")
     _tell("Now with your own images: image-encoders encode IMAGES -o COLLECTION   (downloads CLIP once)")
+
+
+def _check(folder: Path) -> None:
+    """Raise InputError for a folder that holds anything but what an earlier tour made."""
+    if not folder.is_dir():
+        if folder.exists():
+            raise InputError(f"{folder} is a file; name a folder, new or empty", code="folder")
+        return
+    others = sorted({one.name for one in folder.iterdir()} - MADE)
+    if (images := folder / "images").exists():
+        others += [f"images/{one.name}" for one in images.iterdir() if not one.name.startswith("album-")]
+    if others:
+        raise InputError(
+            f"{folder} holds files that are not of the tour, such as {others[0]}; name a folder that is new or empty",
+            code="folder",
+        )
 
 
 def _import_nets() -> None:

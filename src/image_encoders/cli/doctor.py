@@ -64,8 +64,13 @@ def doctor(
     if images and model is None:
         raise typer.BadParameter("images are measured with a model: add --model NAME")
     check_paths(weights, calibration)
-    for image in images or ():
-        image.open("rb").close()
+    if model is not None:
+        from image_encoders import models
+        from image_encoders.inputs.image import read_image
+
+        models.family(model)
+        for image in images or ():
+            read_image(image)
 
     from image_encoders import doctor as diagnosis
 
@@ -163,18 +168,13 @@ def _show_choice(choice: Choice) -> None:
 def _show_stages(measured: Stages) -> None:
     costs = measured.costs
     total = sum(costs.values())
-    notes = {
-        "read": f"one thread; {measured.workers} share the work",
-        "preprocess": f"one thread; {measured.workers} share the work",
-        "embed": f"batches of {measured.batch_size}",
-    }
+    alone = {"read": f"{measured.read_ms:.2f}", "preprocess": f"{measured.preprocess_ms:.2f}"}
+    together = counted(measured.workers, "thread")
     print_table(
-        ("stage", "ms per image", "share", "measured on"),
-        [
-            (stage, f"{getattr(measured, f'{stage}_ms'):.2f}", f"{100 * cost / total:.0f} %", notes[stage])
-            for stage, cost in costs.items()
-        ],
+        ("stage", "ms per image on 1 thread", f"on {together}", "share"),
+        [(stage, alone.get(stage, ""), f"{cost:.2f}", f"{100 * cost / total:.0f} %") for stage, cost in costs.items()],
     )
+    print(f"embedded in batches of {measured.batch_size}")
     print(f"{measured.limit} limits; expect about {measured.rate:.0f} images/s")
     if measured.limit != "embed" and not measured.shared:
         say("the device waits for images: more processor cores, or smaller files, would help")

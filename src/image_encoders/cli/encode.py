@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from image_encoders.cli.failures import told
 from image_encoders.cli.loading import check_goes_on, check_paths, load, load_again
 from image_encoders.cli.options import (
     Calibration,
@@ -118,7 +119,7 @@ def encode(
     offline: Offline = False,
     as_json: Json = False,
     quiet: Annotated[
-        bool, typer.Option("--quiet", "-q", help="Print no progress and no summary, only errors.")
+        bool, typer.Option("--quiet", "-q", help="Print no progress and no summary, only errors and how many failed.")
     ] = False,
 ) -> None:
     """Encode images into a collection.
@@ -169,6 +170,8 @@ def encode(
     elif not quiet:
         summarize(report, output, collection, load_seconds)
     if report.failed:
+        if quiet:
+            say(f"{report.failed:,} failed; image-encoders failures {shown(output)} lists them")
         raise typer.Exit(3)
 
 
@@ -247,7 +250,7 @@ def summarize(report: Report, output: Path, collection: Collection, load_seconds
     print("  " + ", ".join(f"{count:,} {name}" for name, count in counts.items() if count or name == "encoded"))
     if report.failed:
         for failure in collection.failures()[:SHOWN]:
-            print(escape_controls(f"  {shown(failure.id)}: {failure.message}"))
+            print(escape_controls(f"  {shown(failure.id)}: {told(failure)}"))
         print(f"  all failures: image-encoders failures {shown(output)}; to try them again: --retry-failed")
 
 

@@ -68,7 +68,7 @@ def _given(wishes: Mapping[str, Any]) -> dict[str, Any]:
 
 def loading(name: str, shown: bool = True) -> AbstractContextManager[None]:
     """A block that loads a model, and says so where it takes long."""
-    return notice(f"loading {name}; the first time it is also converted for this machine", shown)
+    return notice(f"loading {name}", shown)
 
 
 def check_paths(weights: Any, calibration: Any) -> None:

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from image_encoders.cli.options import Json
-from image_encoders.cli.printing import print_json, print_table, say
+from image_encoders.cli.printing import in_flags, print_json, print_table, say
 
 EXAMPLES = """\b
 Examples:
@@ -72,7 +72,7 @@ def _describe(model: dict[str, Any]) -> None:
         ("model", model["name"]),
         ("encodes", ", ".join(model["towers"])),
         ("dim", model["dim"] or "as the checkpoint has it"),
-        ("weights", model["weights"]),
+        ("weights", in_flags(model["weights"])),
         ("licence of the weights", model["licence"]),
         (
             "options (-O)",

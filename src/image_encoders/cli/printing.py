@@ -10,6 +10,7 @@ import builtins
 import errno
 import json
 import os
+import re
 import sys
 import threading
 import time
@@ -29,6 +30,19 @@ ENDLESS = 10_000  # columns: where no terminal sets a width, no line is broken a
 QUIET_S = 10.0  # seconds between two lines of progress where there is no terminal
 NOTICE_S = 1.0  # after which something slow is said to be going on
 
+_VALUE = r"""=(?:['"]([\w.-]+)['"]|(\w+))"""
+_FLAGS = r"(?<![\w-])(weights|device|precision|engine|calibration)"
+_OPTIONS = (
+    r"(?<![\w-])(?<!-O )(definition|class_name|class_args|layer|pooling|preprocess|input_shape|vocabulary|source)"
+)
+KEYWORDS = (  # in the library's errors, and how the command line spells them
+    (r",? or (?:pass|load with) truncate=True", ""),  # a command that takes a text takes no options of its model
+    (r"(?<!--model )clip/demo, which is bundled", "--model clip/demo, which is bundled"),
+    (_FLAGS + _VALUE, r"--\1 \2\3"),
+    (_FLAGS + "=", r"--\1"),
+    (_OPTIONS + _VALUE, r"-O \1=\2\3"),
+    (_OPTIONS + "=", r"-O \1=..."),
+)
 
 _results: list[TextIO] = []  # standard output, of the command that runs
 
@@ -170,7 +184,14 @@ def counted(count: int, noun: str, plural: str = "") -> str:
 def error_sentence(error: Exception) -> str:
     """What an error says, in one line; for an operating system's error also which file, and what next."""
     if not isinstance(error, OSError) or error.strerror is None:
-        return " ".join(str(error).split())
+        return in_flags(" ".join(str(error).split()))
     where = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, (str, bytes, os.PathLike)) else ""
     advice = "; free some space and run the same command again" if error.errno == errno.ENOSPC else ""
-    return f"{where}{error.strerror}{advice}"
+    return f"{where}{error.strerror[:1].lower()}{error.strerror[1:]}{advice}"
+
+
+def in_flags(sentence: str) -> str:
+    """A sentence of the library's with the command line's flags in place of Python's keywords."""
+    for keyword, flag in KEYWORDS:
+        sentence = re.sub(keyword, flag, sentence)
+    return sentence

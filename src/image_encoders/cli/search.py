@@ -120,8 +120,11 @@ def show(hits: Sequence[Hit]) -> None:
 
 
 def _named(hit: Hit) -> str:
+    from image_encoders.collection import path_of
+
     copies = len(hit.copies)
-    return shown(hit.path) + (f" and {counted(copies, 'copy', 'copies')}" if copies else "")
+    name = shown(hit.path) if path_of(hit.id) == hit.path else hit.id  # an item of a program's own source
+    return name + (f" and {counted(copies, 'copy', 'copies')}" if copies else "")
 
 
 def write_page(

@@ -12,6 +12,7 @@ import typer
 from image_encoders.cli.loading import check_paths, load
 from image_encoders.cli.options import Json, Offline, Options, Weights, go_offline, local_path, parse_options
 from image_encoders.cli.printing import counted, print, print_json, print_table, say, shown
+from image_encoders.errors import UnknownModel
 
 if TYPE_CHECKING:
     from image_encoders.conformance.cases import Case, Result
@@ -79,6 +80,8 @@ def verify(
     if offline:
         go_offline()
     if weights is None:
+        if name == "clip/demo":
+            raise UnknownModel("clip/demo has no original to compare with; `verify clip` checks the same code")
         for option, given in (("--image", image), ("-O", options)):
             if given:
                 raise typer.BadParameter(f"{option} goes with --weights")
