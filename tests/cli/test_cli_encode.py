@@ -225,7 +225,7 @@ def test_a_full_disk_is_one_sentence(command, photos, tmp_path, monkeypatch):
 
     monkeypatch.setattr(bulk_run, "run", full)
     refused(
-        command("encode", photos, "-o", tmp_path / "c", "-m", "colours/plain"), "No space left", "run the same command"
+        command("encode", photos, "-o", tmp_path / "c", "-m", "colours/plain"), "no space left", "run the same command"
     )
 
 
