@@ -44,7 +44,7 @@ def test_a_list_on_a_closed_standard_input_is_refused(tmp_path):
 def test_what_cannot_be_written_is_one_sentence(arguments):
     ran = shell(">/dev/full", *arguments)
     assert ran.returncode == 2
-    assert "No space left" in ran.stderr
+    assert "no space left" in ran.stderr
     assert len(ran.stderr.splitlines()) == 1
 
 
