@@ -5,12 +5,14 @@ from __future__ import annotations
 import io
 import ipaddress
 import os
+import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -371,7 +373,8 @@ def test_jina_s_own_commands_start_the_packaged_configurations(
             f"    uses_with:\n      pretrained_model_name_or_path: {demo}\n"
         )
         arguments = ["--uses", str(path)]
-    running = subprocess.Popen([str(Path(sys.executable).with_name("jina")), command, *arguments])
+    jina_itself = str(Path(sys.executable).with_name("jina"))
+    running = subprocess.Popen([jina_itself, command, *arguments], start_new_session=True)
     try:
         client = jina.Client(host="127.0.0.1", port=port)
         _until(lambda: client.is_flow_ready() if command == "flow" else _answers(port), running)
@@ -380,6 +383,8 @@ def test_jina_s_own_commands_start_the_packaged_configurations(
     finally:
         running.terminate()
         running.wait(60)
+        with suppress(ProcessLookupError):  # Jina's command leaves processes of its own behind
+            os.killpg(running.pid, signal.SIGKILL)
 
 
 # ------------------------------------------------------------------ names, arguments, YAML: without a process
