@@ -7,7 +7,6 @@ Source: jina-hub (Apache-2.0), whose encoders' tests hold the rows that their ma
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from image_encoders.cache import running_sha256
 from image_encoders.errors import InputError
 
 if TYPE_CHECKING:
@@ -119,21 +119,13 @@ def is_published_file(model: str, weights: Path) -> bool | None:
     from image_encoders.models.audioclip import CHECKPOINTS
 
     file = CHECKPOINTS[variant]
-    return weights.stat().st_size == file.size and _sha256(weights) == file.sha256
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while piece := file.read(1 << 20):
-            digest.update(piece)
-    return digest.hexdigest()
+    return weights.stat().st_size == file.size and running_sha256(weights).hexdigest() == file.sha256
 
 
 def check_image(path: Path) -> None:
     """Raise InputError unless the file is the image that the rows were made of."""
     try:
-        digest = _sha256(path)
+        digest = running_sha256(path).hexdigest()
     except OSError as error:
         raise InputError(f"{error.strerror}", item=str(path), code="unreadable") from error
     if digest != IMAGE_SHA256:
