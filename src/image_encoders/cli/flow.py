@@ -42,7 +42,7 @@ def flow(
     loaded = _loaded(path)
     try:
         _start(loaded, path)
-        signal.signal(signal.SIGTERM, _interrupt)  # after the start, as processes inherit it
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # after the start, as processes inherit it
         scheme = str(loaded.protocol).lower().rpartition(".")[2]
         say(f"listening on {scheme}://{loaded.host}:{loaded.port}; Ctrl-C stops it")
         loaded.block()
@@ -69,7 +69,3 @@ def _start(flow: Any, path: Path) -> None:
         flow.start()
     except Exception as error:
         raise ImageEncodersError(f"{path}: the Flow cannot start; the reason is above") from error
-
-
-def _interrupt(*_: object) -> None:
-    raise KeyboardInterrupt

@@ -78,15 +78,11 @@ def interrupted() -> Iterator[None]:
 @contextmanager
 def terminations() -> Iterator[None]:
     """SIGTERM ends the block as Ctrl-C does, unless it was to be ignored."""
-
-    def interrupt(number: int, frame: object) -> None:
-        raise KeyboardInterrupt
-
     before = signal.getsignal(signal.SIGTERM)
     if before == signal.SIG_IGN or threading.current_thread() is not threading.main_thread():
         yield
         return
-    signal.signal(signal.SIGTERM, interrupt)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
     finally:
