@@ -181,8 +181,8 @@ class Collection:
         """Use `open`, `create` or `open_or_create`."""
         self.folder = folder
         self.mark = mark
-        self.running = threading.Lock()  # held by a run: its rows are compared with what is there when it begins
-        self._entering = threading.Lock()
+        self._running = threading.Lock()  # held by a run
+        self._entering = threading.Lock()  # held while the threads that are writing are counted
         encoder = mark["encoder"]
         self.name: str = encoder["name"]
         self.fingerprint: str = encoder["fingerprint"]
@@ -243,17 +243,18 @@ class Collection:
         with _storage(folder, "made"):
             folder.mkdir(parents=True, exist_ok=True)
             _check_vacant(folder)  # before a lock is left in somebody's folder, and again once it is held
-        with _exclusive(file_lock(folder / LOCK, wait=False), threading.Lock(), folder), _storage(folder, "made"):
+        text = json.dumps(mark, indent=2, default=str) + "\n"
+        collection = cls(folder, json.loads(text))
+        with collection._exclusive(), _storage(folder, "made"):
             _check_vacant(folder)
             with atomic_write(folder / MARK) as part:
-                part.write_text(json.dumps(mark, indent=2, default=str) + "\n", "utf-8")
-        collection = cls.open(folder)
-        with collection.writing(), _storage(folder, "made"):
-            embeddings = embed_canaries(encoder)
-            if embeddings is not None:
-                with atomic_write(folder / CANARIES) as part, part.open("wb") as file:
-                    np.save(file, embeddings)
-            return collection
+                part.write_text(text, "utf-8")
+            with collection.writing():
+                embeddings = embed_canaries(encoder)
+                if embeddings is not None:
+                    with atomic_write(folder / CANARIES) as part, part.open("wb") as file:
+                        np.save(file, embeddings)
+        return collection
 
     @classmethod
     def open_or_create(cls, folder: str | os.PathLike[str], encoder: Encoder) -> Collection:
@@ -507,15 +508,52 @@ class Collection:
     # ------------------------------------------------------------------ writing
 
     @contextmanager
+    def running(self) -> Iterator[None]:
+        """`writing` for a run, which compares its sources with the rows that are there when it begins.
+
+        Raises CollectionError where another run of this process, or another process, is writing.
+        """
+        if not self._running.acquire(blocking=False):
+            raise CollectionError(
+                f"{self.folder} is being written by another run of this process; wait until it has ended"
+            )
+        try:
+            with self.writing():
+                yield
+        finally:
+            self._running.release()
+
+    @contextmanager
     def writing(self) -> Iterator[None]:
         """The collection for this process alone while the block runs; may be nested.
 
         Raises CollectionError where another process is writing.
         """
-        with _exclusive(self._lock, self._entering, self.folder):
+        with self._exclusive():
             with _storage(self.folder, "written"):
                 self._tables  # noqa: B018  made here where they are missing
             yield
+
+    @contextmanager
+    def _exclusive(self) -> Iterator[None]:
+        """The folder's lock, for any number of this process's threads while their blocks run.
+
+        The operating system takes it back from a process that is killed.
+        """
+        from filelock import Timeout
+
+        with _storage(self.folder, "written"), self._entering:
+            try:
+                self._lock.acquire()
+            except Timeout:
+                raise CollectionError(
+                    f"{self.folder} is being written by another process; wait until it has ended"
+                ) from None
+        try:
+            yield
+        finally:
+            with self._entering:
+                self._lock.release()
 
     def append(self, rows: Sequence[Row], *, new: bool = False) -> None:
         """Add rows, replacing those of the same ids, in one atomic step.
@@ -860,26 +898,6 @@ def _check_vacant(folder: Path) -> None:
         raise CollectionError(f"{folder} is a collection already")
     if found:
         raise CollectionError(f"{folder} holds {found[0]} and is no collection; choose a folder that is new or empty")
-
-
-@contextmanager
-def _exclusive(lock: FileLock, entering: threading.Lock, folder: Path) -> Iterator[None]:
-    """The lock held while the block runs; the operating system takes it back from a process that is killed.
-
-    entering: held while `lock` counts the threads of this process that are in such blocks
-    """
-    from filelock import Timeout
-
-    with _storage(folder, "written"), entering:
-        try:
-            lock.acquire()
-        except Timeout:
-            raise CollectionError(f"{folder} is being written by another process; wait until it has ended") from None
-    try:
-        yield
-    finally:
-        with entering:
-            lock.release()
 
 
 def _is_made(table: Path) -> bool:

@@ -23,7 +23,7 @@ from image_encoders.bulk.plan import Plan
 from image_encoders.bulk.sources import SourceItem, Sources, find
 from image_encoders.collection import ITEMS, Collection, RunRecord, now, path_of
 from image_encoders.encoder import Encoder, check_batch_size
-from image_encoders.errors import CollectionError, InputError
+from image_encoders.errors import InputError
 from image_encoders.inputs.files import ADDRESS
 
 Source = str | os.PathLike[str]
@@ -92,17 +92,10 @@ def run(
         collection = Collection.open_or_create(collection, encoder)
     collection.check(encoder)
     collection.check_canaries(encoder)
-    if not collection.running.acquire(blocking=False):
-        raise CollectionError(
-            f"{collection.folder} is being written by another run of this process; wait until it has ended"
+    with collection.running():
+        return _Run(sources, encoder, collection, retry_failed, progress).all(
+            BatchSizeTuner(batch_size), workers, prune
         )
-    try:
-        with collection.writing():
-            return _Run(sources, encoder, collection, retry_failed, progress).all(
-                BatchSizeTuner(batch_size), workers, prune
-            )
-    finally:
-        collection.running.release()
 
 
 class _Run:
