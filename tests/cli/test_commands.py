@@ -95,6 +95,8 @@ def test_without_a_model_and_a_network_the_message_names_what_works(start, photo
         ("no code; definition= is the python file", "no code; -O definition=... is the python file"),
         ("add -O definition=FILE", "add -O definition=FILE"),
         ("--weights=a.pt: no such file", "--weights=a.pt: no such file"),
+        ("photos/source=web/a.jpg: no such file", "photos/source=web/a.jpg: no such file"),
+        ("device=nikon/a.jpg: no such file", "device=nikon/a.jpg: no such file"),
     ],
 )
 def test_errors_of_the_library_are_said_in_flags(said, in_flags):

@@ -30,18 +30,20 @@ ENDLESS = 10_000  # columns: where no terminal sets a width, no line is broken a
 QUIET_S = 10.0  # seconds between two lines of progress where there is no terminal
 NOTICE_S = 1.0  # after which something slow is said to be going on
 
-_VALUE = r"""=(?:['"]([\w.-]+)['"]|(\w+))"""
-_FLAGS = r"(?<![\w-])(weights|device|precision|engine|calibration)"
+# The library quotes a keyword's value, or names it in capitals, such as weights=PATH; a folder called source=web is neither.
+_VALUE = r"""=(?:['"]([\w.-]+)['"]|([A-Z]+))(?!\w)"""
+_NO_VALUE = r"=(?=[\s,;]|$)"
+_FLAGS = r"(?<![\w/-])(weights|device|precision|engine|calibration)"
 _OPTIONS = (
-    r"(?<![\w-])(?<!-O )(definition|class_name|class_args|layer|pooling|preprocess|input_shape|vocabulary|source)"
+    r"(?<![\w/-])(?<!-O )(definition|class_name|class_args|layer|pooling|preprocess|input_shape|vocabulary|source)"
 )
 KEYWORDS = (  # in the library's errors, and how the command line spells them
     (r",? or (?:pass|load with) truncate=True", ""),  # a command that takes a text takes no options of its model
     (r"(?<!--model )clip/demo, which is bundled", "--model clip/demo, which is bundled"),
     (_FLAGS + _VALUE, r"--\1 \2\3"),
-    (_FLAGS + "=", r"--\1"),
+    (_FLAGS + _NO_VALUE, r"--\1"),
     (_OPTIONS + _VALUE, r"-O \1=\2\3"),
-    (_OPTIONS + "=", r"-O \1=..."),
+    (_OPTIONS + _NO_VALUE, r"-O \1=..."),
 )
 
 _results: list[TextIO] = []  # standard output, of the command that runs
