@@ -10,6 +10,7 @@ import hashlib
 import html
 import re
 from functools import lru_cache
+from io import BytesIO
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -61,7 +62,7 @@ class BytePairs:
         try:
             content = path.read_bytes()
             packed = content[:2] == b"\x1f\x8b"
-            with gzip.open(path) if packed else path.open("rb") as file:
+            with gzip.open(BytesIO(content)) if packed else BytesIO(content) as file:
                 unpacked = file.read(MAX_VOCABULARY + 1)
         except (OSError, EOFError, ValueError) as error:
             raise WeightsError(

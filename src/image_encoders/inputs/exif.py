@@ -55,9 +55,10 @@ class _Tags:
     """
 
     def __init__(self, content: bytes):
-        while content.startswith(PREFIX):
-            content = content[len(PREFIX) :]
-        self.content = content
+        begin = 0
+        while content.startswith(PREFIX, begin):
+            begin += len(PREFIX)
+        self.content = content = content[begin:]
         self.little = content.startswith(b"II")
         self.first = self._integer(4, 4) if content[:4] in (b"II*\0", b"MM\0*") else 0
 
