@@ -43,6 +43,16 @@ def test_every_array_comes_back_equal_and_in_order(tmp_path: Path, save: object)
         found["other"]
 
 
+def test_asking_for_a_name_reads_no_array(tmp_path: Path) -> None:
+    path = tmp_path / "a.npz"
+    np.savez(path, a=np.full(8, 1.5))
+    path.write_bytes(path.read_bytes().replace(np.float64(1.5).tobytes(), np.float64(2.5).tobytes(), 1))
+    found = read(path)
+    assert "a" in found
+    with pytest.raises(WeightsError, match="array a: .* wrong checksum"):
+        found["a"]
+
+
 def test_arrays_of_an_uncompressed_archive_are_mapped(tmp_path: Path) -> None:
     path = tmp_path / "a.npz"
     np.savez(path, a=np.ones(1 << 18), b=np.ones(1 << 18))

@@ -46,6 +46,9 @@ class Archive(Mapping[str, np.ndarray]):
         except Exception as error:  # untrusted bytes
             raise WeightsError(f"{self.path}: array {name}: {reason(error)}; get the file again") from error
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._names  # a Mapping's own would read the array
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._names)
 
