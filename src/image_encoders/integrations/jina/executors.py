@@ -15,7 +15,7 @@ import numpy as np
 from docarray import DocList
 
 from image_encoders.batching import Batcher
-from image_encoders.encoder import Encoder, cores
+from image_encoders.encoder import Encoder, ordered
 from image_encoders.errors import ImageEncodersError, InputError
 from image_encoders.inputs.urls import UrlFetcher, UrlLimits, read_url
 from image_encoders.integrations.jina.calls import Call, read_batch_size, read_parameters, reason, without_traceback
@@ -186,8 +186,7 @@ class EncoderExecutor(Executor):
 
         if len(sources) < 2:
             return [one(source) for source in sources]
-        with ThreadPoolExecutor(cores(), thread_name_prefix="prepare") as pool:
-            return list(pool.map(one, sources))
+        return list(ordered(one, sources, ahead=len(sources)))
 
     def _is_remote(self, doc: Document) -> bool:
         """Whether what a document has to encode is at another machine's address."""
