@@ -49,7 +49,7 @@ def test_asking_for_a_name_reads_no_array(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes().replace(np.float64(1.5).tobytes(), np.float64(2.5).tobytes(), 1))
     found = read(path)
     assert "a" in found
-    with pytest.raises(WeightsError, match="array a: .* wrong checksum"):
+    with pytest.raises(WeightsError, match=r"array a: .* wrong checksum"):
         found["a"]
 
 

@@ -30,7 +30,7 @@ ENDLESS = 10_000  # columns: where no terminal sets a width, no line is broken a
 QUIET_S = 10.0  # seconds between two lines of progress where there is no terminal
 NOTICE_S = 1.0  # after which something slow is said to be going on
 
-# The library quotes a keyword's value, or names it in capitals, such as weights=PATH; a folder called source=web is neither.
+# The library quotes the value of a keyword, or names it in capitals (weights=PATH); a folder source=web is neither.
 _VALUE = r"""=(?:['"]([\w.-]+)['"]|([A-Z]+))(?!\w)"""
 _NO_VALUE = r"=(?=[\s,;]|$)"
 _FLAGS = r"(?<![\w/-])(weights|device|precision|engine|calibration)"
