@@ -61,12 +61,12 @@ $(VENV)/bin/python:
 
 $(VENV)/demo-installed: pyproject.toml constraints.txt | $(VENV)/bin/python
 	@echo "installing into $(VENV): a minute or two, the first time"
-	@$(PIP) -e ".[audio,heif]"
+	@$(PIP) -e ".[audio,heif,serve]"
 	@touch $@
 
 $(VENV)/dev-installed: pyproject.toml constraints.txt | $(VENV)/bin/python
 	@echo "installing into $(VENV): a minute or two, the first time"
-	@$(PIP) -e ".[audio,heif,dev]"
+	@$(PIP) -e ".[audio,heif,serve,dev]"
 	@touch $@ $(VENV)/demo-installed
 
 # Jina holds back urllib3, grpcio and others, so it has its own environment and its own tested set.

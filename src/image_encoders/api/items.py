@@ -1,0 +1,19 @@
+"""What a client asks to have embedded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Item:
+    """One thing to embed, as it came.
+
+    modality: "image", "text" or "audio"
+    content: of a text, the text; of an image or a sound, the bytes of its file
+    url: where the bytes have yet to be fetched; content is empty then
+    """
+
+    modality: str
+    content: bytes | str = b""
+    url: str | None = None
