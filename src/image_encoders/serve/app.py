@@ -15,6 +15,7 @@ from image_encoders.errors import CollectionError, InputError, MissingExtra, Ove
 from image_encoders.serve import documentation, embeddings, health
 from image_encoders.serve.metrics import Measured
 from image_encoders.serve.models import Unavailable
+from image_encoders.serve.pages import pages
 from image_encoders.serve.service import Deadline, Service
 
 DESCRIPTION = "Embeddings of images, texts and sounds, in the shapes of OpenAI's and Cohere's clients."
@@ -28,7 +29,7 @@ def create_app(service: Service) -> FastAPI:
     """The application over a service that has started."""
     app = FastAPI(title="Image Encoders", version=__version__, description=DESCRIPTION, docs_url=None, redoc_url=None)
     app.state.service = service
-    for router in (embeddings.router, health.router, documentation.router):
+    for router in (embeddings.router, health.router, documentation.router, pages()):
         app.include_router(router)
     for kind in (
         *(RequestError, Overloaded, UnknownModel, Unavailable, Deadline, InputError, MissingExtra, CollectionError),
