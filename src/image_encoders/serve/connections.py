@@ -17,7 +17,7 @@ from typing import Any
 import httptools
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
-from image_encoders.serve.refusals import refusal_body
+from image_encoders.serve.refusals import MEDIA_TYPE, refusal_body
 from image_encoders.serve.settings import Settings
 
 MAX_HEAD_BYTES = 128 << 10  # a search's address may hold an embedding of 8,192 numbers twice
@@ -324,7 +324,7 @@ class _Answering:
         return self._connection.closing
 
 
-JSON = [(b"content-type", b"application/json"), (b"x-content-type-options", b"nosniff")]
+JSON = [(b"content-type", MEDIA_TYPE.encode()), (b"x-content-type-options", b"nosniff")]
 TOO_LARGE_HEAD = (
     431,
     "headers_too_large",

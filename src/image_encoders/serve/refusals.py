@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 from http import HTTPStatus
 
+MEDIA_TYPE = "application/problem+json"
 
-def refusal_body(status: int, code: str, message: str) -> bytes:
+
+def refusal_body(status: int, code: str, message: str, *, request_id: str | None = None) -> bytes:
     """JSON, in the form of every error of the service."""
     title = HTTPStatus(status).phrase
     error = {"message": message, "type": "invalid_request_error", "param": None, "code": code}
