@@ -101,6 +101,7 @@ def _value(value: Any) -> Any:
 
 def _run(names: list[str], wishes: dict[str, Any], settings: Settings) -> None:
     try:
+        from image_encoders.serve import logs
         from image_encoders.serve.models import Recipe
         from image_encoders.serve.server import serve as listen
         from image_encoders.serve.service import Service
@@ -118,5 +119,6 @@ def _run(names: list[str], wishes: dict[str, Any], settings: Settings) -> None:
         say(f"listening on {address}; documentation at {address}/docs; Ctrl-C stops it")
         say(f"""try: curl {address}/v1/embeddings --json '{{"input": ["a red circle"]}}'""")
 
+    logs.configure(as_json=settings.json_logs)
     listen(service, started)
     say("stopped")

@@ -15,6 +15,7 @@ import asyncio
 import hashlib
 import hmac
 import ipaddress
+import json
 import logging
 import re
 import secrets
@@ -24,9 +25,9 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 from urllib.parse import parse_qs, quote, urlsplit
 
+from image_encoders.api.responses import PROBLEM, RequestError, problem
 from image_encoders.errors import ImageEncodersError
 from image_encoders.serve import logs
-from image_encoders.serve.refusals import MEDIA_TYPE, refusal_body
 from image_encoders.serve.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -79,18 +80,6 @@ def is_loopback(host: str) -> bool:
     return all(ipaddress.ip_address(one[4][0]).is_loopback for one in found)
 
 
-class Refused(Exception):
-    """A request that goes no further.
-
-    code: a short stable word
-    """
-
-    def __init__(self, status: int, code: str, message: str, **headers: str):
-        super().__init__(message)
-        self.status, self.code, self.message = status, code, message
-        self.headers = {name.replace("_", "-"): value for name, value in headers.items()}
-
-
 class Guards:
     """An application behind the guards."""
 
@@ -108,7 +97,7 @@ class Guards:
         elif scope["type"] == "lifespan":
             await self._app(scope, receive, send)
 
-    # The guards, in their order; each raises Refused.
+    # The guards, in their order; each raises RequestError.
 
     async def answer(self, request: _Passage) -> None:
         """Let a request pass, or answer it here."""
@@ -132,15 +121,15 @@ class Guards:
     def _check_host(self, request: _Passage) -> None:
         hosts = request.all(b"host")
         if len(hosts) != 1:
-            raise Refused(400, "invalid_http", f"{len(hosts)} Host headers; one is needed")
+            raise RequestError(400, f"{len(hosts)} Host headers; one is needed", code="invalid_http")
         name = _name(hosts[0])
         if name is None:
-            raise Refused(400, "invalid_http", "a Host header that is no name and no address")
+            raise RequestError(400, "a Host header that is no name and no address", code="invalid_http")
         if "*" not in self._hosts and name not in self._hosts and not _is_address(name):
-            raise Refused(
+            raise RequestError(
                 421,
-                "wrong_host",
                 f"this service is not known as {name}; --allowed-host {name} makes it so",
+                code="wrong_host",
             )
 
     def _check_origin(self, request: _Passage) -> bool:
@@ -151,30 +140,32 @@ class Guards:
             if allowed:
                 request.allowed_origin = "*" if "*" in self._origins else origin
             elif _netloc(origin) != (request.one(b"host") or "").lower():
-                raise Refused(
+                raise RequestError(
                     403,
-                    "wrong_origin",
                     f"pages of {origin[:200]!r} may not call this service; --cors-origin allows them",
+                    code="wrong_origin",
                 )
             return allowed and request.method == "OPTIONS" and bool(request.one(b"access-control-request-method"))
         site = request.one(b"sec-fetch-site")
         opened = request.one(b"sec-fetch-mode") == "navigate" and request.one(b"sec-fetch-dest") == "document"
         if site in ("cross-site", "same-site") and not (opened and request.method in ("GET", "HEAD")):
-            raise Refused(403, "wrong_origin", "pages of other sites may not call this service")
+            raise RequestError(403, "pages of other sites may not call this service", code="wrong_origin")
         return False
 
     def _check_size(self, request: _Passage) -> None:
         encoding = request.one(b"content-encoding")
         if encoding not in (None, "", "identity"):
-            raise Refused(415, "content_encoding", "a compressed body; bodies are accepted as they are")
+            raise RequestError(415, "a compressed body; bodies are accepted as they are", code="content_encoding")
         length = request.one(b"content-length")
         if length is not None and int(length) > self._settings.max_body_bytes:
             raise self.too_large()
 
-    def too_large(self) -> Refused:
+    def too_large(self) -> RequestError:
         """The refusal of a body that is too large."""
-        return Refused(
-            413, "too_large", f"the body has more than the {self._settings.max_body_bytes:,} bytes that are accepted"
+        return RequestError(
+            413,
+            f"the body has more than the {self._settings.max_body_bytes:,} bytes that are accepted",
+            code="too_large",
         )
 
     def take(self, request: _Passage, size: int) -> None:
@@ -184,11 +175,11 @@ class Guards:
         if request.taken > self._settings.max_body_bytes:
             raise self.too_large()
         if self.buffered > self._settings.max_buffered_bytes:
-            raise Refused(
+            raise RequestError(
                 429,
-                "overloaded",
                 f"requests hold more than {self._settings.max_buffered_bytes:,} bytes together; come back in a second",
-                retry_after="1",
+                code="overloaded",
+                headers={"Retry-After": "1"},
             )
 
     # Keys
@@ -225,11 +216,11 @@ class Guards:
             await request.reply(303, b"", (b"location", target.encode()))
             return
         said = "is not one of this service's" if request.given_keys() else "is missing"
-        raise Refused(
+        raise RequestError(
             401,
-            "no_key",
             f"the key {said}; send it as `Authorization: Bearer KEY` or `X-API-Key: KEY`",
-            WWW_Authenticate='Bearer realm="image-encoders"',
+            code="no_key",
+            headers={"WWW-Authenticate": 'Bearer realm="image-encoders"'},
         )
 
     async def _login(self, request: _Passage) -> None:
@@ -241,8 +232,11 @@ class Guards:
                 return
             body, more = body + message["body"], message["more_body"]
             if len(body) > LOGIN_BYTES:
-                raise Refused(413, "too_large", f"a login of more than {LOGIN_BYTES:,} bytes")
-        form = parse_qs(body.decode("latin-1"), max_num_fields=8)
+                raise RequestError(413, f"a login of more than {LOGIN_BYTES:,} bytes", code="too_large")
+        try:
+            form = parse_qs(body.decode("latin-1"), max_num_fields=8)
+        except ValueError as error:
+            raise RequestError(400, "a login has the fields `key` and `next`", code="invalid_request") from error
         given = form.get("key", [""])[0].strip().encode()
         target = _own_path(form.get("next", [""])[0])
         matching = [key for key in self._keys if _same(given, key)]
@@ -290,7 +284,7 @@ class _Passage:
         self.scope["request_id"] = self.id
         try:
             await self._guards.answer(self)
-        except Refused as refused:
+        except RequestError as refused:
             await self._refuse(refused)
         except asyncio.CancelledError:
             self._left = True
@@ -300,7 +294,9 @@ class _Passage:
                 log.error("a request failed", exc_info=error)
                 if self._status is not None:
                     raise _Broken from None  # the connection ends, which is all that can still be said
-                await self._refuse(Refused(500, "internal", "the request failed inside the service; its log says why"))
+                await self._refuse(
+                    RequestError(500, "the request failed inside the service; its log says why", code="internal")
+                )
         finally:
             self._guards.buffered -= self.taken
             self._write_down(time.monotonic() - began)
@@ -315,7 +311,7 @@ class _Passage:
         else:
             try:
                 self._guards.take(self, len(message.get("body", b"")))
-            except Refused as refused:  # not raised through the application, which may take it for its own
+            except RequestError as refused:  # not raised through the application, which may take it for its own
                 if self._status is None:
                     await self._refuse(refused)
                 self._over = True
@@ -339,10 +335,10 @@ class _Passage:
         await self.send({"type": "http.response.start", "status": status, "headers": list(headers)})
         await self.send({"type": "http.response.body", "body": b"" if self.method == "HEAD" else body})
 
-    async def _refuse(self, refused: Refused) -> None:
-        body = refusal_body(refused.status, refused.code, refused.message, request_id=self.id)
+    async def _refuse(self, refused: RequestError) -> None:
+        body = json.dumps(problem(refused, self.id)).encode()
         headers = [(name.lower().encode(), value.encode()) for name, value in refused.headers.items()]
-        await self.reply(refused.status, body, (b"content-type", MEDIA_TYPE.encode()), *headers)
+        await self.reply(refused.status, body, (b"content-type", PROBLEM.encode()), *headers)
 
     def _headers(self, headers: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
         there = {name.lower() for name, _ in headers}
