@@ -31,7 +31,7 @@ from image_encoders import __version__, exports, tables
 from image_encoders.cache import atomic_write, file_lock
 from image_encoders.canaries import drift, embed_canaries
 from image_encoders.errors import CollectionError, InputError, MissingExtra
-from image_encoders.tables import storage
+from image_encoders.tables import Where, id_of, path_of, storage
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -50,6 +50,7 @@ CANARIES = "canaries.npy"
 LOCK = ".lock"
 DRIFT = 0.05  # 1 - cosine: more is another space, whatever the fingerprint says
 LOADED = ("weights", "device", "precision", "engine", "calibration")  # of a recipe, beside the family's own options
+CANCELLED = 1e-4  # of the weights' sum: what is left of a mix below this is rounding
 CHUNK = 1 << 24  # bytes of rows held at a time
 
 
@@ -336,7 +337,7 @@ class Collection:
 
     def count(self) -> int:
         """How many rows there are."""
-        return self._read(ITEMS, lambda table: table.count_rows(), 0)
+        return self.read(ITEMS, lambda table: table.count_rows(), 0)
 
     def search(
         self,
@@ -347,6 +348,7 @@ class Collection:
         image: Any = None,
         audio: Any = None,
         each_copy: bool = False,
+        where: Where | None = None,
     ) -> list[Hit]:
         """The k images nearest to a query by cosine, best first, equal ones by id.
 
@@ -354,6 +356,7 @@ class Collection:
         words, image, audio: in place of a vector, what the collection's model is to embed; an image or a sound as
             `encode_image` and `encode_audio` take it. The model is loaded at the first such query.
         each_copy: files with the same bytes are hits of their own, not one hit with its copies
+        where: only images for which this holds
         returns: at most k; a row that is all zero has no direction and is never found
 
         Exact below 100,000 rows. Above, the index that a run ends with is used; rows newer than it are compared too.
@@ -369,20 +372,41 @@ class Collection:
             vector = self.encoder.encode_image([image])[0]
         elif audio is not None:
             vector = self.encoder.encode_audio([audio])[0]
+        query = self.direction(vector)
+        if k < 1:
+            raise InputError(f"k is {k}; it must be 1 or more", code="k")
+        condition = None if where is None else where.condition()
+        found: list[list[dict]] = self.read(
+            ITEMS, lambda table: tables.nearest(table, query, k, each_copy, condition), []
+        )
+        return [_hit(row, tuple(copy["id"] for copy in copies)) for row, *copies in found]
+
+    def direction(self, vector: Any) -> np.ndarray:
+        """A query's vector at unit length, (dim,) float32.
+
+        Raises InputError for a vector without a direction, CollectionError for one of another length.
+        """
         query = np.asarray(vector, np.float64)
         if query.shape != (self.dim,):
             raise CollectionError(f"a query of shape {query.shape}; {self.folder} holds rows of shape ({self.dim},)")
         if not np.isfinite(query).all() or not query.any():
             what = "all zeros" if np.isfinite(query).all() else "not finite"
             raise InputError(f"the query's vector is {what}, so nothing is nearest to it", code="no-direction")
-        if k < 1:
-            raise InputError(f"k is {k}; it must be 1 or more", code="k")
-        query /= np.abs(query).max()  # squares of huge numbers would not be finite
-        query /= np.linalg.norm(query)
-        found: list[list[dict]] = self._read(
-            ITEMS, lambda table: tables.nearest(table, query.astype(np.float32), k, each_copy), []
-        )
-        return [_hit(row, tuple(copy["id"] for copy in copies)) for row, *copies in found]
+        query = query / np.abs(query).max()  # squares of huge numbers would not be finite
+        return (query / np.linalg.norm(query)).astype(np.float32)
+
+    def mix(self, vectors: Sequence[Any], weights: Sequence[float]) -> np.ndarray:
+        """One query of several, (dim,) float32: the sum of their directions times their weights, at unit length.
+
+        weights: one for each; below 0, what it stands for is kept away
+
+        Raises InputError where nothing is left of them, CollectionError for a vector of another length.
+        """
+        directions = [weight * self.direction(vector) for vector, weight in zip(vectors, weights, strict=True)]
+        mixed = np.sum(directions, axis=0, dtype=np.float64) if directions else np.zeros(self.dim)
+        if np.linalg.norm(mixed) < CANCELLED * sum(map(abs, weights)):
+            raise InputError("the queries cancel each other out, so nothing is nearest to them", code="no-direction")
+        return self.direction(mixed)
 
     def info(self) -> dict[str, Any]:
         """What the collection is, in plain values: whose embeddings, how many, how large, when they were made."""
@@ -393,7 +417,7 @@ class Collection:
                     found = os.stat(os.path.join(folder, name))
                     sizes.append(found.st_size)
                     times.append(found.st_mtime)
-        rows, indexed = self._read(ITEMS, lambda table: (table.count_rows(), tables.indexed(table)), (0, 0))
+        rows, indexed = self.read(ITEMS, lambda table: (table.count_rows(), tables.indexed(table)), (0, 0))
         return {
             "path": str(self.folder.absolute()),
             "model": self.name,
@@ -403,7 +427,7 @@ class Collection:
             "fingerprint": self.fingerprint,
             "recipe": self.recipe,
             "images": rows,
-            "failures": self._read(FAILURES, lambda table: table.count_rows(), 0),
+            "failures": self.read(FAILURES, lambda table: table.count_rows(), 0),
             "indexed": indexed,
             "bytes": sum(sizes),
             "sources": sorted({source for run in self.runs() for source in run.sources}),
@@ -415,7 +439,7 @@ class Collection:
 
     def failures(self) -> list[Failure]:
         """The files that could not be encoded, by id."""
-        rows: list[dict] = self._read(FAILURES, lambda table: table.search().to_arrow().to_pylist(), [])
+        rows: list[dict] = self.read(FAILURES, lambda table: table.search().to_arrow().to_pylist(), [])
         failures = (Failure(**{**row, "path": path_of(row["path"])}) for row in rows)
         return sorted(failures, key=lambda failure: failure.id)
 
@@ -450,7 +474,7 @@ class Collection:
 
     def runs(self) -> list[RunRecord]:
         """The runs into this collection, the first one first."""
-        rows: list[dict] = self._read(RUNS, lambda table: table.search().to_arrow().to_pylist(), [])
+        rows: list[dict] = self.read(RUNS, lambda table: table.search().to_arrow().to_pylist(), [])
         return sorted((RunRecord(**row) for row in rows), key=lambda run: run.began)
 
     def export(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> int:
@@ -473,7 +497,7 @@ class Collection:
                 exports.write(path, self._by_id(table), tables.items_schema(self.dim, self._metadata()), count)
             return count
 
-        written = self._read(ITEMS, lambda table: write(tables.pinned(table)), None)
+        written = self.read(ITEMS, lambda table: write(tables.pinned(table)), None)
         return write(None) if written is None else written  # a run that was killed at once leaves no table
 
     def to_arrow(self) -> pa.Table:
@@ -485,7 +509,7 @@ class Collection:
 
         schema = tables.items_schema(self.dim, self._metadata())
         empty = schema.empty_table()
-        return self._read(ITEMS, read, empty)
+        return self.read(ITEMS, read, empty)
 
     def to_pandas(self) -> Any:
         """All rows as a pandas DataFrame, ordered by id; each embedding is an array in the column `embedding`."""
@@ -665,7 +689,7 @@ class Collection:
         """A table, or None where it has not been made yet."""
         return self._database.open_table(name) if tables.is_made(self.folder / f"{name}.lance") else None
 
-    def _read(self, name: str, function: Callable[[Any], Result], empty: Result) -> Result:
+    def read(self, name: str, function: Callable[[Any], Result], empty: Result) -> Result:
         """`function` of a table, again if a writer merged its files away meanwhile; `empty` where there is no table."""
         with storage(self.folder, "read"):
             for attempt in range(3):
@@ -698,34 +722,6 @@ class Collection:
 def open_collection(folder: str | os.PathLike[str]) -> Collection:
     """The collection in `folder`; CollectionError where there is none or it cannot be read."""
     return Collection.open(folder)
-
-
-def id_of(path: str) -> str:
-    """A path as valid Unicode: itself, or, where its name is not UTF-8, "bytes:" and the path with backslash escapes.
-
-    No two absolute paths have the same.
-    """
-    try:
-        path.encode()
-        return path
-    except UnicodeEncodeError:
-        escaped = path.replace("\\", "\\\\")
-        try:
-            content = os.fsencode(escaped)
-        except UnicodeEncodeError:  # no file can have such a name
-            content = escaped.encode("utf-8", "backslashreplace")
-        return "bytes:" + content.decode("utf-8", "backslashreplace")
-
-
-def path_of(text: str) -> str:
-    """The path that `id_of` made text of, as `open` takes it."""
-    if not text.startswith("bytes:"):
-        return text
-
-    def byte(escape: re.Match[bytes]) -> bytes:
-        return bytes.fromhex(escape[1].decode()) if escape[1] else b"\\"
-
-    return os.fsdecode(re.sub(rb"\\(?:\\|x([0-9a-f]{2}))", byte, text.removeprefix("bytes:").encode()))
 
 
 def _hit(row: dict, copies: tuple[str, ...]) -> Hit:

@@ -10,8 +10,8 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import fields
-from datetime import timedelta
+from dataclasses import dataclass, fields
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +32,9 @@ UNINDEXED = 0.1  # of the rows may be missing in the index (they are found, at t
 LIST, PROBES, REFINED = 8192, 64, 10
 SMALL_FRAGMENTS = 256  # files of the database before they are merged
 IDS = 1000  # ids in one condition
+# When an image was taken, else when its file was changed, which the state of a file says after its size.
+DATE = "coalesce(taken, CAST(TRY_CAST(split_part(state, ' ', 2) AS BIGINT) / 1000000 AS TIMESTAMP(3)))"
+EPOCH = datetime(1970, 1, 1)
 NULLABLE = ("member", "time_s", "taken", "metadata", "part")
 
 
@@ -75,6 +78,82 @@ def schema_of(record: type) -> pa.Schema:
     return pa.schema([pa.field(field.name, types[str(field.type)], nullable=False) for field in fields(record)])
 
 
+def id_of(path: str) -> str:
+    """A path as valid Unicode: itself, or, where its name is not UTF-8, "bytes:" and the path with backslash escapes.
+
+    No two absolute paths have the same.
+    """
+    try:
+        path.encode()
+        return path
+    except UnicodeEncodeError:
+        return _escaped(path)
+
+
+def _escaped(path: str) -> str:
+    escaped = path.replace("\\", "\\\\")
+    try:
+        content = os.fsencode(escaped)
+    except UnicodeEncodeError:  # no file can have such a name
+        content = escaped.encode("utf-8", "backslashreplace")
+    return "bytes:" + content.decode("utf-8", "backslashreplace")
+
+
+def path_of(text: str) -> str:
+    """The path that `id_of` made text of, as `open` takes it."""
+    if not text.startswith("bytes:"):
+        return text
+
+    def byte(escape: re.Match[bytes]) -> bytes:
+        return bytes.fromhex(escape[1].decode()) if escape[1] else b"\\"
+
+    return os.fsdecode(re.sub(rb"\\(?:\\|x([0-9a-f]{2}))", byte, text.removeprefix("bytes:").encode()))
+
+
+@dataclass(frozen=True)
+class Where:
+    """Which rows a search looks at: those for which all that is given holds.
+
+    folders: the file lies in one of these folders, or below it; paths as `open` takes them, written as the row's are
+    since, until: the image's date is not before `since`, and before `until`. Its date is when it was taken; where that
+        is not known, when its file was last changed (UTC).
+    min_width, min_height: of the upright image [px]
+    """
+
+    folders: tuple[str, ...] | None = None
+    since: datetime | None = None
+    until: datetime | None = None
+    min_width: int | None = None
+    min_height: int | None = None
+
+    def condition(self) -> str | None:
+        """As the database takes it; None where nothing is asked for."""
+        parts = [
+            f"{column} >= {int(least)}"
+            for column, least in (("width", self.min_width), ("height", self.min_height))
+            if least is not None
+        ]
+        parts += [
+            f"{DATE} {comparison} CAST({round(_milliseconds(time))} AS TIMESTAMP(3))"
+            for comparison, time in ((">=", self.since), ("<", self.until))
+            if time is not None
+        ]
+        if self.folders is not None:
+            within = (
+                f"path = {quoted(text)} OR starts_with(path, {quoted(text + '/')})"
+                for folder in self.folders
+                for text in {id_of(folder.rstrip("/")), _escaped(folder.rstrip("/"))}
+            )
+            parts.append(f"({' OR '.join(within)})" if self.folders else "false")
+        return " AND ".join(parts) or None
+
+
+def _milliseconds(time: datetime) -> float:
+    """Since 1970, as the database counts a time without a zone."""
+    naive = time.astimezone(timezone.utc).replace(tzinfo=None) if time.tzinfo else time
+    return (naive - EPOCH) / timedelta(milliseconds=1)
+
+
 def as_text(text: str) -> str:
     """Text as the database takes it: what is no Unicode is escaped."""
     return text.encode("utf-8", "backslashreplace").decode()
@@ -82,8 +161,12 @@ def as_text(text: str) -> str:
 
 def among(column: str, texts: Iterable[str]) -> str:
     """A condition of the database: `column` is one of `texts`."""
-    quoted = ", ".join("'" + text.replace("'", "''") + "'" for text in texts)
-    return f"{column} IN ({quoted})"
+    return f"{column} IN ({', '.join(map(quoted, texts))})"
+
+
+def quoted(text: str) -> str:
+    """Text as a literal in a condition."""
+    return "'" + as_text(text).replace("'", "''") + "'"
 
 
 def chunks(texts: Sequence[str]) -> Iterator[Sequence[str]]:
@@ -150,13 +233,15 @@ def indexed(table: Any) -> int:
     return 0
 
 
-def nearest(table: Any, query: np.ndarray, k: int, each_copy: bool) -> list[list[dict]]:
+def nearest(table: Any, query: np.ndarray, k: int, each_copy: bool, condition: str | None = None) -> list[list[dict]]:
     """The k images with the smallest distances, equal ones by id: of each all its rows, or one with `each_copy`."""
     rows = table.count_rows()
     limit = k + 16
     groups: list[list[dict]] = []
     while rows:
         search = table.search(query, vector_column_name="embedding").distance_type("cosine").limit(min(limit, rows))
+        if condition is not None:
+            search = search.where(condition, prefilter=True)
         if rows < EXACT_BELOW:
             search = search.bypass_vector_index()
         else:
@@ -170,6 +255,17 @@ def nearest(table: Any, query: np.ndarray, k: int, each_copy: bool) -> list[list
             break
         limit *= 4
     return groups[:k]
+
+
+def best(table: Any, query: np.ndarray, count: int, condition: str | None) -> tuple[np.ndarray, np.ndarray]:
+    """The numbers of the `count` rows nearest to a query at unit length, and their cosine distances."""
+    search = table.search(query, vector_column_name="embedding").distance_type("cosine").limit(count)
+    if condition is not None:
+        search = search.where(condition, prefilter=True)
+    if table.list_indices():
+        search = search.nprobes(PROBES).refine_factor(2)
+    found = search.select(["width", "_distance"]).with_row_id(True).to_arrow()
+    return found["_rowid"].to_numpy(), found["_distance"].to_numpy()
 
 
 def _copies_together(found: Iterable[dict]) -> list[list[dict]]:
