@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from image_encoders.api.items import Item
 from image_encoders.batching import Embedded
@@ -30,6 +30,7 @@ class Service:
     models: by name; the first one is the default
     collection: what is searched; None where nothing is
     collection_model: whose embeddings it holds
+    run: how far the run is that fills the collection, as /status.json shows it; None where nobody runs one
     """
 
     def __init__(self, settings: Settings, recipes: Sequence[Recipe], collection: Collection | None = None):
@@ -37,6 +38,7 @@ class Service:
         self._models = {recipe.called: ServedModel(recipe, settings) for recipe in recipes}
         self.collection = collection
         self.collection_model: ServedModel | None = None
+        self.run: Callable[[], dict[str, Any]] | None = None
         self.metrics = Metrics()
         self.metrics.watch(list(self._models.values()))
         limits = UrlLimits(max_bytes=settings.max_image_bytes, max_seconds=min(20.0, settings.deadline))
