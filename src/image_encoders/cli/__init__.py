@@ -30,6 +30,7 @@ from image_encoders.cli import (
     info,
     models,
     search,
+    serve,
     skipped_imports,
     verify,
 )
@@ -94,6 +95,7 @@ asked: use `kill PID` (SIGTERM) there.""",
 for command in (
     encode.encode,
     search.search,
+    serve.serve,
     failures.failures,
     info.info,
     export.export,

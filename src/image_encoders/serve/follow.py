@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from image_encoders.bulk.run import run
-from image_encoders.bulk.sources import SourceFile, Sources
+from image_encoders.bulk.sources import SourceItem, Sources
 from image_encoders.collection import FAILURES, ITEMS, MARK, Collection, path_of
 from image_encoders.errors import CollectionError, ImageEncodersError, first_line
 from image_encoders.inputs.formats import SUFFIXES
@@ -104,10 +104,10 @@ class FollowedFiles(Sources):
     """The images of a folder; those that vanish while they are listed are left out, for a run would take it for the
     loss of what was embedded of them."""
 
-    def __next__(self) -> SourceFile:
+    def __next__(self) -> SourceItem:
         while True:
             file = super().__next__()
-            if file.state or os.path.isdir(file.path):
+            if file.state or os.path.isdir(file.locator.path):
                 return file
 
 

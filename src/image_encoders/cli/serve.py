@@ -1,0 +1,122 @@
+"""`image-encoders serve`: embeddings over HTTP."""
+
+from __future__ import annotations
+
+import inspect
+import types
+import typing
+from collections.abc import Callable
+from dataclasses import Field, fields
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from image_encoders.cli.options import Device, Engine, Offline, Options, Precision, Weights, go_offline, parse_options
+from image_encoders.cli.printing import say
+from image_encoders.errors import MissingExtra
+from image_encoders.serve.settings import Settings
+
+EXAMPLES = """\b
+Examples:
+  image-encoders serve --model clip/demo                          # bundled; try it out
+  image-encoders serve --model clip/openai/clip-vit-base-patch32 --model bit/R50x1 --port 8080
+  image-encoders serve --host 0.0.0.0 --api-key "$KEY"            # for other machines
+\b
+Then, from any language, or with OpenAI's own client:
+  curl http://127.0.0.1:8000/v1/embeddings --json '{"input": ["a red circle"]}'
+  curl http://127.0.0.1:8000/v1/images --data-binary @photo.jpg -H 'Content-Type: image/jpeg'
+Its documentation is at /docs, its metrics at /metrics, its readiness at /health/ready."""
+
+TYPES = typing.get_type_hints(Settings)
+
+
+def option(one: Field[Any]) -> Any:
+    """The command's option for a field of Settings."""
+    kind = TYPES[one.name]
+    many = kind == tuple[str, ...]
+    name = one.name.removesuffix("s") if many else one.name
+    if isinstance(kind, types.UnionType):
+        kind = next(choice for choice in typing.get_args(kind) if choice is not type(None))
+    unit = {"bytes": "BYTES", "px": "PIXELS", "s": "SECONDS"}.get(one.metadata["unit"])
+    said = typer.Option(
+        f"--{name.replace('_', '-')}",
+        help=one.metadata["help"],
+        metavar=None if kind is bool else unit or ("N" if kind is int else name.rpartition("_")[2].upper()),
+        envvar=f"IMAGE_ENCODERS_SERVE_{one.name.upper()}",
+        show_envvar=False,
+    )
+    return Annotated[list[str] if many else kind | None if one.default is None else kind, said]
+
+
+def _takes_settings(command: Callable[..., None]) -> Callable[..., None]:
+    """The command with an option for each field of Settings in place of its **settings."""
+    signature = inspect.signature(command, eval_str=True)
+    own = [one for one in signature.parameters.values() if one.kind is not one.VAR_KEYWORD]
+    made = [
+        inspect.Parameter(
+            one.name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=list(one.default) if isinstance(one.default, tuple) else one.default,
+            annotation=option(one),
+        )
+        for one in fields(Settings)
+    ]
+    command.__signature__ = signature.replace(parameters=[*own, *made])  # type: ignore[attr-defined]
+    return command
+
+
+@_takes_settings
+def serve(
+    model: Annotated[
+        list[str] | None, typer.Option("--model", metavar="NAME", help="A model to serve; may be repeated.")
+    ] = None,
+    weights: Weights = None,
+    device: Device = None,
+    precision: Precision = None,
+    engine: Engine = None,
+    options: Options = None,
+    offline: Offline = False,
+    **settings: Any,
+) -> None:
+    """Answer requests for embeddings over HTTP, in the shapes of OpenAI's and Cohere's clients.
+
+    It listens on this machine alone unless --host says otherwise. Ctrl-C and SIGTERM end it, when what it has begun is
+    answered.
+    """
+    if offline:
+        go_offline()
+    names = model or []
+    if not names:
+        raise typer.BadParameter("name a model: --model clip/demo, which is bundled, or see `image-encoders models`")
+    if weights is not None and len(names) > 1:
+        raise typer.BadParameter("--weights goes with one --model; a folder can be named too: --model clip/./FOLDER")
+    wishes = {"weights": weights, "device": device, "precision": precision, "engine": engine, **parse_options(options)}
+    _run(names, wishes, Settings(**{key: _value(value) for key, value in settings.items()}))
+
+
+def _value(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _run(names: list[str], wishes: dict[str, Any], settings: Settings) -> None:
+    try:
+        from image_encoders.serve.models import Recipe
+        from image_encoders.serve.server import serve as listen
+        from image_encoders.serve.service import Service
+    except ModuleNotFoundError as error:
+        raise MissingExtra(str(error.name), "serve", "serving over HTTP") from error
+    given = {key: str(one) if isinstance(one, Path) else one for key, one in wishes.items() if one is not None}
+    service = Service(settings, [Recipe(name, given) for name in names])
+
+    def started(address: str) -> None:
+        for name, served in service.models.items():
+            say(
+                f"{name}: {', '.join(served.modalities)} -> {served.dim}, {served.precision} by {served.engine} on "
+                f"{served.device}, fingerprint {served.fingerprint}"
+            )
+        say(f"listening on {address}; documentation at {address}/docs; Ctrl-C stops it")
+        say(f"""try: curl {address}/v1/embeddings --json '{{"input": ["a red circle"]}}'""")
+
+    listen(service, started)
+    say("stopped")

@@ -1,0 +1,433 @@
+"""The models of a service: for each tower a worker process, which is started, watched, replaced and ended here."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from itertools import count
+from typing import Any
+
+import numpy as np
+
+from image_encoders.api.items import Item
+from image_encoders.batching import Embedded
+from image_encoders.errors import ImageEncodersError, InputError, Overloaded
+from image_encoders.serve import frames
+from image_encoders.serve.settings import Settings
+from image_encoders.serve.worker import START
+
+log = logging.getLogger(__name__)
+
+BATCHES_AHEAD = 2  # that a worker may hold: one in the net, the next being prepared
+MISSED = 4  # canaries, after which a tower is not ready
+BACKOFF_S = (0.2, 1.0, 2.0, 5.0, 10.0, 30.0)  # before the next try to start a worker
+UNKNOWN_S = 1.0  # when to come back, while nothing has been measured
+NEWEST = 0.1  # the weight of the last answer in the measured speed
+
+
+class Unavailable(ImageEncodersError):
+    """The worker that should have answered has ended, or there is none just now."""
+
+    def __init__(self, message: str, retry_s: float = 1.0):
+        super().__init__(message)
+        self.retry_s = retry_s
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What `load` is asked for; all of it plain values, which JSON can hold."""
+
+    name: str
+    wishes: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a worker says of its model and its tower when it is ready."""
+
+    name: str
+    dim: int
+    fingerprint: str
+    device: str
+    engine: str
+    precision: str
+    modality: str
+    modalities: tuple[str, ...]
+    seconds: float
+    pid: int
+
+
+@dataclass(eq=False)
+class Entry:
+    """An item that waits, or is in a worker, and who waits for it."""
+
+    item: Item
+    future: asyncio.Future[Embedded]
+    since: float = field(default_factory=time.monotonic)
+    number: int = 0
+
+
+class Worker:
+    """One process, from its start to its end.
+
+    sent: what it has to answer yet
+    proved: when a canary came back last
+    """
+
+    def __init__(self, process: subprocess.Popen[bytes], reader: asyncio.StreamReader, writer: asyncio.StreamWriter):
+        self._process, self._reader, self._writer = process, reader, writer
+        self._numbers = count(1)
+        self._canary: tuple[int, float] | None = None
+        self.sent: dict[int, Entry] = {}
+        self.proved = time.monotonic()
+        self.queues = {"preparing": 0, "waiting": 0}
+
+    @classmethod
+    async def start(cls, recipe: Recipe, modality: str | None, settings: Settings) -> tuple[Worker, Facts]:
+        """A worker that is ready; raises ImageEncodersError with its reason where it cannot load."""
+        ours, theirs = socket.socketpair()
+        with theirs:
+            words = [sys.executable, "-c", START.format(path=sys.path), recipe.name, modality or ""]
+            process = subprocess.Popen(
+                words, stdin=theirs.fileno(), env=_environment(settings), start_new_session=True
+            )  # the terminal's Ctrl-C is for this process, which then ends that one
+        reader, writer = await asyncio.open_connection(sock=ours)
+        worker = cls(process, reader, writer)
+        try:
+            wishes = {**recipe.wishes, "name": recipe.name, "modality": modality, "batch_size": settings.batch_size}
+            writer.write(frames.pack(wishes))
+            frame = await frames.receive(reader)
+            if frame is None:
+                raise Unavailable(f"{recipe.name}: its worker ended while it loaded the model")
+            header, _ = frame
+            if header.pop("type") != "ready":
+                raise ImageEncodersError(f"{recipe.name}: {header['message']}")
+        except BaseException:
+            await worker.end()
+            raise
+        worker.proved = time.monotonic()
+        return worker, Facts(**{**header, "modalities": tuple(header["modalities"])})
+
+    async def send(self, entry: Entry) -> None:
+        """Give it an item; waits while it has more to read than sockets hold."""
+        item = entry.item
+        entry.number = next(self._numbers)
+        self.sent[entry.number] = entry
+        content = item.content.encode() if isinstance(item.content, str) else item.content
+        kind = "text" if item.modality == "text" else "file"
+        self._writer.write(frames.pack({"type": kind, "id": entry.number}, content))
+        await self._writer.drain()
+
+    def cancel(self, entry: Entry) -> None:
+        """Have it forget an item that nobody waits for."""
+        if self.sent.pop(entry.number, None) is not None:
+            self._writer.write(frames.pack({"type": "cancel", "id": entry.number}))
+
+    def try_canary(self) -> None:
+        """Send a canary, unless one is on its way."""
+        if self._canary is None:
+            self._canary = next(self._numbers), time.monotonic()
+            self._writer.write(frames.pack({"type": "canary", "id": self._canary[0]}))
+
+    async def listen(self) -> Any:
+        """Answers as they come, (entry, header, embedding), until the process ends."""
+        while (frame := await frames.receive(self._reader)) is not None:
+            header, content = frame
+            self.queues = {name: header.get(name, 0) for name in self.queues}
+            if self._canary is not None and header["id"] == self._canary[0]:
+                self._canary = None
+                if header["type"] == "embedding":
+                    self.proved = time.monotonic()
+                continue
+            entry = self.sent.pop(header["id"], None)
+            if entry is not None and not entry.future.done():
+                yield entry, header, content
+
+    def kill(self) -> None:
+        """End it at once, whatever it does."""
+        self._process.kill()
+
+    async def end(self) -> None:
+        """Have it end, and wait for that."""
+        self._writer.close()
+        with suppress(OSError):
+            await self._writer.wait_closed()
+        self._process.kill()
+        await asyncio.get_running_loop().run_in_executor(None, self._process.wait)
+
+
+def _environment(settings: Settings) -> dict[str, str]:
+    limits = {
+        "IMAGE_ENCODERS_MAX_BYTES": str(settings.max_image_bytes),
+        "IMAGE_ENCODERS_MAX_PIXELS": str(settings.max_pixels),
+    }
+    return {**os.environ, **limits}
+
+
+class Tower:
+    """One modality of a model: its items wait here, and go to its worker a few at a time.
+
+    state: "loading", "ready", "unhealthy" or "idle"
+    seconds_per_item: as measured, when its worker has much to do
+    """
+
+    def __init__(self, recipe: Recipe, modality: str | None, settings: Settings):
+        self._recipe, self._modality, self._settings = recipe, modality, settings
+        self.state = "loading"
+        self.facts: Facts | None = None
+        self.restarts = -1
+        self._waiting: deque[Entry] = deque()
+        self._worker: Worker | None = None
+        self._wanted = asyncio.Event()  # there is something to send, or room for it
+        self._keeper: asyncio.Task[None] | None = None
+        self._used = time.monotonic()
+        self.seconds_per_item = 0.0
+
+    async def start(self) -> Facts:
+        """Load the model; raises ImageEncodersError where that cannot be done."""
+        await self._start_worker()
+        self._keeper = asyncio.create_task(self._keep())
+        assert self.facts is not None
+        return self.facts
+
+    async def close(self) -> None:
+        """End the worker; what waits fails."""
+        if self._keeper is not None:
+            self._keeper.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._keeper
+        self._fail_all("the service stops")
+
+    @property
+    def waiting(self) -> int:
+        """Items that have no answer yet."""
+        return len(self._waiting) + (len(self._worker.sent) if self._worker else 0)
+
+    @property
+    def queues(self) -> dict[str, int]:
+        """How many wait in the service, to be prepared, and for the net."""
+        inside = self._worker.queues if self._worker else {"preparing": 0, "waiting": 0}
+        return {"service": len(self._waiting), **inside}
+
+    @property
+    def pid(self) -> int | None:
+        """Of the worker's process."""
+        return self.facts.pid if self._worker and self.facts else None
+
+    @property
+    def ready(self) -> bool:
+        """Whether a canary came through lately; or nothing runs, as nothing was asked for in a long time."""
+        if self.state == "idle":
+            return True
+        late = MISSED * self._settings.canary_every + 2 * (self.facts.seconds if self.facts else 0.0)
+        return self.state == "ready" and self._worker is not None and time.monotonic() - self._worker.proved < late
+
+    def admit(self) -> None:
+        """Raise Overloaded or Unavailable where no more may come just now."""
+        if self.state == "unhealthy" or (self.state == "loading" and self._worker is None and self.restarts > 0):
+            raise Unavailable("the worker of this model has ended, and is being replaced", retry_s=2.0)
+        waiting = self.waiting
+        if waiting >= self._settings.max_waiting:
+            retry_s = waiting * self.seconds_per_item if self.seconds_per_item else UNKNOWN_S
+            raise Overloaded(limit=self._settings.max_waiting, waiting=waiting, retry_s=retry_s)
+
+    async def embed(self, item: Item) -> Embedded:
+        """The embedding of an item, after those that came before it; raises InputError, Unavailable."""
+        entry = Entry(item, asyncio.get_running_loop().create_future())
+        self._waiting.append(entry)
+        self._wanted.set()
+        try:
+            return await entry.future
+        except asyncio.CancelledError:
+            with suppress(ValueError):
+                self._waiting.remove(entry)
+            if self._worker is not None:
+                self._worker.cancel(entry)
+                self._wanted.set()
+            raise
+
+    async def _start_worker(self) -> None:
+        self.state = "loading"
+        self.restarts += 1
+        worker, facts = await Worker.start(self._recipe, self._modality, self._settings)
+        if self.facts is not None and facts.fingerprint != self.facts.fingerprint:
+            await worker.end()
+            raise ImageEncodersError(f"{facts.name} is another encoder than before: its files have changed")
+        self._worker, self.facts, self.state, self._modality = worker, facts, "ready", facts.modality
+        self._used = time.monotonic()
+
+    async def _keep(self) -> None:
+        """Keep a worker at work, until cancelled."""
+        failures = 0
+        while True:
+            if self._worker is None:
+                try:
+                    await self._start_worker()
+                    failures = 0
+                except (ImageEncodersError, OSError) as error:
+                    log.error("%s", error)
+                    self.state = "unhealthy"
+                    self._fail_all(f"{self._recipe.name} cannot be loaded just now")
+                    await asyncio.sleep(BACKOFF_S[min(failures, len(BACKOFF_S) - 1)])
+                    failures += 1
+                    continue
+            if await self._run(self._worker):  # type: ignore[arg-type]
+                await self._rest()
+            else:
+                log.error("the worker of %s, %s, ended; another one is started", self._recipe.name, self._modality)
+
+    async def _run(self, worker: Worker) -> bool:
+        """Use a worker until it ends; whether it ended as nothing was to do."""
+        tasks = [asyncio.create_task(one) for one in (self._answer(worker), self._send(worker), self._watch(worker))]
+        try:
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            return tasks[2].done() and tasks[2].exception() is None and bool(tasks[2].result())
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            self._worker, self.state = None, "unhealthy"
+            for entry in worker.sent.values():
+                _fail(entry, "the worker that had this item has ended")
+            await worker.end()
+
+    async def _rest(self) -> None:
+        """Wait, without a worker, for something to do."""
+        self.state = "idle"
+        self._wanted.clear()
+        if not self._waiting:
+            await self._wanted.wait()
+
+    async def _send(self, worker: Worker) -> None:
+        most = BATCHES_AHEAD * self._settings.batch_size
+        while True:
+            self._wanted.clear()
+            while self._waiting and len(worker.sent) < most:
+                entry = self._waiting.popleft()
+                if not entry.future.done():
+                    self._used = time.monotonic()
+                    await worker.send(entry)
+            await self._wanted.wait()
+
+    async def _answer(self, worker: Worker) -> None:
+        async for entry, header, content in worker.listen():
+            self._used = time.monotonic()
+            self._wanted.set()
+            if header["type"] == "embedding":
+                taken = header["prepare_s"], header["embed_s"]
+                self._measure(header["embed_s"] / header["batch"])
+                wait_s = max(self._used - entry.since - sum(taken), 0.0)
+                embedding = np.frombuffer(content, "<f4")
+                entry.future.set_result(Embedded(embedding, taken[0], wait_s, taken[1], header["batch"]))
+            elif header["type"] == "error":
+                entry.future.set_exception(InputError(header["message"], code=header["code"]))
+            else:
+                _fail(entry, f"the model failed: {header['message']}")
+
+    def _measure(self, seconds: float) -> None:
+        before = self.seconds_per_item or seconds
+        self.seconds_per_item = NEWEST * seconds + (1 - NEWEST) * before
+
+    async def _watch(self, worker: Worker) -> bool:
+        """Return True when nothing was to do for long, False when the worker is stuck."""
+        idle = self._settings.idle_unload
+        while True:
+            worker.try_canary()
+            await asyncio.sleep(min(self._settings.canary_every, idle or self._settings.canary_every))
+            now = time.monotonic()
+            if now - worker.proved > self._settings.stuck_after:
+                log.error("%s, %s: no canary came back; it is replaced", self._recipe.name, self._modality)
+                worker.kill()
+                return False
+            if idle is not None and not self.waiting and now - self._used > idle:
+                return True
+
+    def _fail_all(self, message: str) -> None:
+        while self._waiting:
+            _fail(self._waiting.popleft(), message)
+
+
+def _fail(entry: Entry, message: str) -> None:
+    if not entry.future.done():
+        entry.future.set_exception(Unavailable(message))
+
+
+class ServedModel:
+    """A model and its towers, the main one first."""
+
+    def __init__(self, recipe: Recipe, settings: Settings):
+        self._recipe, self._settings = recipe, settings
+        self.towers: dict[str, Tower] = {}
+
+    async def start(self) -> None:
+        """Load it: first the main tower, which converts what there is to convert; then the others together."""
+        main = Tower(self._recipe, None, self._settings)
+        facts = await main.start()
+        self.towers[facts.modality] = main
+        others = [one for one in facts.modalities if one != facts.modality]
+        self.towers.update({one: Tower(self._recipe, one, self._settings) for one in others})
+        await asyncio.gather(*(self.towers[one].start() for one in others))
+
+    async def close(self) -> None:
+        await asyncio.gather(*(tower.close() for tower in self.towers.values()))
+
+    @property
+    def facts(self) -> Facts:
+        """What its main tower said when it was ready."""
+        facts = next(iter(self.towers.values())).facts
+        assert facts is not None, "a model is used once it has started"
+        return facts
+
+    @property
+    def name(self) -> str:
+        return self.facts.name
+
+    @property
+    def dim(self) -> int:
+        return self.facts.dim
+
+    @property
+    def fingerprint(self) -> str:
+        return self.facts.fingerprint
+
+    @property
+    def precision(self) -> str:
+        return self.facts.precision
+
+    @property
+    def engine(self) -> str:
+        return self.facts.engine
+
+    @property
+    def device(self) -> str:
+        return self.facts.device
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        return tuple(self.towers)
+
+    @property
+    def ready(self) -> bool:
+        return all(tower.ready for tower in self.towers.values())
+
+    @property
+    def state(self) -> str:
+        """The worst of its towers'; "unhealthy" too where a canary is late."""
+        states = [tower.state if tower.ready else "unhealthy" for tower in self.towers.values()]
+        order = ("unhealthy", "loading", "ready", "idle")
+        return min(states, key=order.index)
+
+    def tower(self, modality: str) -> Tower:
+        """The tower of `modality`; InputError where this model has none."""
+        if modality not in self.towers:
+            raise InputError(f"{self.name} has no {modality} tower; it has: {', '.join(self.towers)}", code="no-tower")
+        return self.towers[modality]
