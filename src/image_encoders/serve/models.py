@@ -14,16 +14,19 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import count
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from image_encoders.api.items import Item
 from image_encoders.batching import Embedded
-from image_encoders.errors import ImageEncodersError, InputError, Overloaded
+from image_encoders.errors import CollectionError, ImageEncodersError, InputError, Overloaded
 from image_encoders.serve import frames
 from image_encoders.serve.settings import Settings
 from image_encoders.serve.worker import START
+
+if TYPE_CHECKING:
+    from image_encoders.collection import Collection
 
 log = logging.getLogger(__name__)
 
@@ -44,10 +47,33 @@ class Unavailable(ImageEncodersError):
 
 @dataclass(frozen=True)
 class Recipe:
-    """What `load` is asked for; all of it plain values, which JSON can hold."""
+    """What `load` is asked for; all of it plain values, which JSON can hold.
+
+    id: what requests call the model; without it its name, and of a local folder the folder's last part: paths are
+        nobody's business
+    """
 
     name: str
     wishes: Mapping[str, Any] = field(default_factory=dict)
+    id: str = ""
+
+    @classmethod
+    def of(cls, collection: Collection) -> Recipe:
+        """That of the encoder that a collection was begun with."""
+        match collection.recipe:
+            case {"name": str(name), "options": dict(options)}:
+                wishes = {key: one for key, one in collection.recipe.items() if key not in ("name", "options")}
+                wishes = {key: one for key, one in {**options, **wishes}.items() if one is not None}
+                return cls(name, {**wishes, "precision": collection.precision})
+        raise CollectionError(f"{collection.folder} does not say how its encoder was loaded; name it with --model")
+
+    @property
+    def called(self) -> str:
+        """What requests call it."""
+        family, _, variant = self.name.partition("/")
+        if self.id or not variant.startswith((".", "/", "~")):
+            return self.id or self.name
+        return f"{family}/{os.path.basename(os.path.realpath(os.path.expanduser(variant)))}"
 
 
 @dataclass(frozen=True)
@@ -199,6 +225,15 @@ class Tower:
         assert self.facts is not None
         return self.facts
 
+    def begin(self, facts: Facts, *, at_once: bool) -> None:
+        """Load the model in the background: at once, or when the first item comes.
+
+        facts: what is known of it already
+        """
+        self.facts = facts
+        self.state = "loading" if at_once else "idle"
+        self._keeper = asyncio.create_task(self._keep(at_once))
+
     async def close(self) -> None:
         """End the worker; what waits fails."""
         if self._keeper is not None:
@@ -265,8 +300,10 @@ class Tower:
         self._worker, self.facts, self.state, self._modality = worker, facts, "ready", facts.modality
         self._used = time.monotonic()
 
-    async def _keep(self) -> None:
+    async def _keep(self, at_once: bool = True) -> None:
         """Keep a worker at work, until cancelled."""
+        if not at_once:
+            await self._rest()
         failures = 0
         while True:
             if self._worker is None:
@@ -367,6 +404,28 @@ class ServedModel:
     def __init__(self, recipe: Recipe, settings: Settings):
         self._recipe, self._settings = recipe, settings
         self.towers: dict[str, Tower] = {}
+
+    @classmethod
+    def of(cls, collection: Collection, settings: Settings) -> ServedModel:
+        """The model of a collection, known before it is loaded; its text tower is loaded now, others when needed."""
+        model = cls(Recipe.of(collection), settings)
+        begun = collection.mark["encoder"]
+        for modality in collection.modalities:
+            facts = Facts(
+                name=collection.name,
+                dim=collection.dim,
+                fingerprint=collection.fingerprint,
+                device=begun["device"],
+                engine=begun["engine"],
+                precision=collection.precision,
+                modality=modality,
+                modalities=collection.modalities,
+                seconds=0.0,
+                pid=0,
+            )
+            model.towers[modality] = Tower(model._recipe, modality, settings)
+            model.towers[modality].begin(facts, at_once=modality == "text")
+        return model
 
     async def start(self) -> None:
         """Load it: first the main tower, which converts what there is to convert; then the others together."""

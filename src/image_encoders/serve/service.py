@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from image_encoders.api.items import Item
 from image_encoders.batching import Embedded
@@ -29,6 +29,7 @@ class Service:
     models: by name; the first one is the default
     collection: what is searched; None where nothing is
     collection_model: whose embeddings it holds
+    run: says how far the run is that fills the collection; None where there is none
     """
 
     def __init__(self, settings: Settings, recipes: Sequence[Recipe], collection: Collection | None = None):
@@ -37,6 +38,8 @@ class Service:
         self._models: dict[str, ServedModel] = {}
         self.collection = collection
         self.collection_model: ServedModel | None = None
+        self.run: Callable[[], dict[str, Any]] | None = None
+        self._closing: set[asyncio.Task[None]] = set()
         limits = UrlLimits(max_bytes=settings.max_image_bytes, max_seconds=min(20.0, settings.deadline))
         self._fetcher = UrlFetcher(limits)
 
@@ -58,10 +61,22 @@ class Service:
     async def close(self) -> None:
         """End the workers."""
         self._fetcher.close()
-        await asyncio.gather(*(model.close() for model in self._models.values()))
+        await asyncio.gather(*(model.close() for model in self._models.values()), *self._closing)
+
+    def attach(self, collection: Collection) -> None:
+        """Search this collection from now on, in place of another; its model is loaded in the background."""
+        before, model = self.collection_model, ServedModel.of(collection, self.settings)
+        self._models = {model.name: model}
+        self.collection, self.collection_model = collection, model
+        if before is not None:
+            task = asyncio.create_task(before.close())
+            self._closing.add(task)
+            task.add_done_callback(self._closing.discard)
 
     def model(self, name: str | None = None) -> ServedModel:
         """The model called `name`, or the default one; UnknownModel where it was not started."""
+        if not self._models:
+            raise Unavailable("the model is being loaded", retry_s=2.0)
         if name is None:
             return next(iter(self._models.values()))
         if name not in self._models:
