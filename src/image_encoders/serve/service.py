@@ -30,7 +30,7 @@ class Service:
     models: by name; the first one is the default
     collection: what is searched; None where nothing is
     collection_model: whose embeddings it holds
-    run: says how far the run is that fills the collection; None where there is none
+    run: how far the run is that fills the collection, as /status.json shows it; None where nobody runs one
     """
 
     def __init__(self, settings: Settings, recipes: Sequence[Recipe], collection: Collection | None = None):
