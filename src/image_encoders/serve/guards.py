@@ -25,7 +25,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 from urllib.parse import parse_qs, quote, urlsplit
 
-from image_encoders.api.responses import PROBLEM, RequestError, problem
+from image_encoders.api.responses import RequestError, problem
 from image_encoders.errors import ImageEncodersError
 from image_encoders.serve import logs
 from image_encoders.serve.settings import Settings
@@ -338,7 +338,7 @@ class _Passage:
     async def _refuse(self, refused: RequestError) -> None:
         body = json.dumps(problem(refused, self.id)).encode()
         headers = [(name.lower().encode(), value.encode()) for name, value in refused.headers.items()]
-        await self.reply(refused.status, body, (b"content-type", PROBLEM.encode()), *headers)
+        await self.reply(refused.status, body, (b"content-type", b"application/json"), *headers)
 
     def _headers(self, headers: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
         there = {name.lower() for name, _ in headers}
