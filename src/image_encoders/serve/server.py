@@ -14,6 +14,7 @@ import uvicorn
 
 from image_encoders.serve.app import create_app
 from image_encoders.serve.connections import limited
+from image_encoders.serve.guards import Guards, check_exposure
 from image_encoders.serve.service import Service
 
 
@@ -27,6 +28,7 @@ def serve(service: Service, started: Callable[[str], None]) -> None:
 
 async def _serve(service: Service, started: Callable[[str], None]) -> None:
     settings = service.settings
+    check_exposure(settings)
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     listening = socket.create_server((settings.host, settings.port), family=family, backlog=2048)
     with listening:
@@ -34,7 +36,7 @@ async def _serve(service: Service, started: Callable[[str], None]) -> None:
         await service.start()
         try:
             config = uvicorn.Config(
-                create_app(service),
+                Guards(create_app(service), settings),  # type: ignore[arg-type]
                 http=limited(settings),
                 ws="none",
                 lifespan="off",
