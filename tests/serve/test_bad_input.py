@@ -43,7 +43,7 @@ def assert_blamed(answer: httpx.Response, *positions: int) -> None:
 
 def assert_a_problem(answer: httpx.Response) -> None:
     found = answer.json()
-    assert answer.headers["content-type"] == "application/problem+json"
+    assert answer.headers["content-type"] == "application/json"
     assert found["status"] == answer.status_code
     assert found["detail"] == found["error"]["message"] != ""
     assert found["error"]["code"]

@@ -351,7 +351,7 @@ def test_what_proxies_could_read_differently_is_refused_and_nothing_after_it_is_
     with Client(shared.port) as client:
         client.send(sent + request(path="/large"))
         found, headers, body = client.answer()
-        assert (found, headers["connection"], headers["content-type"]) == (status, "close", "application/problem+json")
+        assert (found, headers["connection"], headers["content-type"]) == (status, "close", "application/json")
         assert reason(body)
         assert client.ended()
     assert works(shared)

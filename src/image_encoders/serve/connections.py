@@ -18,7 +18,7 @@ from typing import Any
 import httptools
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
-from image_encoders.api.responses import PROBLEM, RequestError, problem
+from image_encoders.api.responses import RequestError, problem
 from image_encoders.serve.settings import Settings
 
 MAX_HEAD_BYTES = 128 << 10  # a search's address may hold an embedding of 8,192 numbers twice
@@ -329,7 +329,7 @@ class _Answering:
         return self._connection.closing
 
 
-JSON = [(b"content-type", PROBLEM.encode()), (b"x-content-type-options", b"nosniff")]
+JSON = [(b"content-type", b"application/json"), (b"x-content-type-options", b"nosniff")]
 TOO_LARGE_HEAD = (
     431,
     "headers_too_large",

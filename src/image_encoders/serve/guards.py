@@ -25,7 +25,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 from urllib.parse import parse_qs, quote, urlsplit
 
-from image_encoders.api.responses import PROBLEM, RequestError, problem
+from image_encoders.api.responses import RequestError, problem
 from image_encoders.errors import ImageEncodersError
 from image_encoders.serve import logs
 from image_encoders.serve.settings import Settings
@@ -290,13 +290,12 @@ class _Passage:
             self._left = True
             raise
         except Exception as error:
-            if not self._complete:  # else the application has said so, and raises it for whoever serves it
-                log.error("a request failed", exc_info=error)
-                if self._status is not None:
-                    raise _Broken from None  # the connection ends, which is all that can still be said
-                await self._refuse(
-                    RequestError(500, "the request failed inside the service; its log says why", code="internal")
-                )
+            log.error("a request failed", exc_info=error)
+            if self._status is None:
+                message = "the request failed inside the service; its log says why"
+                await self._refuse(RequestError(500, message, code="internal"))
+            elif not self._complete:
+                raise _Broken from None  # the connection ends, which is all that can still be said
         finally:
             self._guards.buffered -= self.taken
             self._write_down(time.monotonic() - began)
@@ -338,7 +337,7 @@ class _Passage:
     async def _refuse(self, refused: RequestError) -> None:
         body = json.dumps(problem(refused, self.id)).encode()
         headers = [(name.lower().encode(), value.encode()) for name, value in refused.headers.items()]
-        await self.reply(refused.status, body, (b"content-type", PROBLEM.encode()), *headers)
+        await self.reply(refused.status, body, (b"content-type", b"application/json"), *headers)
 
     def _headers(self, headers: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
         there = {name.lower() for name, _ in headers}
