@@ -12,9 +12,11 @@ from starlette.exceptions import HTTPException
 from image_encoders import __version__
 from image_encoders.api.responses import RequestError, problem
 from image_encoders.errors import CollectionError, InputError, MissingExtra, Overloaded, UnknownModel
-from image_encoders.serve import documentation, embeddings, health
+from image_encoders.serve import documentation, embeddings, health, search
 from image_encoders.serve.metrics import Measured
 from image_encoders.serve.models import Unavailable
+from image_encoders.serve.pages import pages
+from image_encoders.serve.searcher import Searcher
 from image_encoders.serve.service import Deadline, Service
 
 DESCRIPTION = "Embeddings of images, texts and sounds, in the shapes of OpenAI's and Cohere's clients."
@@ -28,7 +30,8 @@ def create_app(service: Service) -> FastAPI:
     """The application over a service that has started."""
     app = FastAPI(title="Image Encoders", version=__version__, description=DESCRIPTION, docs_url=None, redoc_url=None)
     app.state.service = service
-    for router in (embeddings.router, health.router, documentation.router):
+    app.state.searcher = Searcher(service)
+    for router in (embeddings.router, health.router, search.router, documentation.router, pages()):
         app.include_router(router)
     for kind in (
         *(RequestError, Overloaded, UnknownModel, Unavailable, Deadline, InputError, MissingExtra, CollectionError),

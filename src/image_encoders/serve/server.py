@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import signal
 import socket
 from collections.abc import Callable, Iterator
@@ -42,7 +43,7 @@ async def _serve(service: Service, started: Callable[[str], None]) -> None:
                 log_config=None,
                 access_log=False,
                 server_header=False,
-                timeout_graceful_shutdown=int(settings.grace),
+                timeout_graceful_shutdown=math.ceil(settings.grace),
             )
             server = _Server(config, lambda: started(f"http://{f'[{host}]' if ':' in host else host}:{port}"))
             await server.serve(sockets=[listening])
