@@ -86,7 +86,7 @@ def soak(server: Server, seconds: float, *, clients: int = 16, broken: float = B
     began = time.monotonic()
     end = began + seconds
     threads = [
-        threading.Thread(target=_use, args=(server, what, found, lock, end, seed), daemon=True)
+        threading.Thread(target=_use, args=(server, what, found, lock, end, random.Random(seed), broken), daemon=True)
         for seed in range(clients)
     ]
     for thread in threads:
@@ -123,7 +123,7 @@ def _use(
     try:
         while time.monotonic() < end:
             positions = [
-                None if draw.random() < BROKEN else draw.randrange(len(what.items))
+                None if draw.random() < broken else draw.randrange(len(what.items))
                 for _ in range(draw.choice((1, 1, 4, 16)))
             ]
             whole, partial = _request(what, positions, draw)
