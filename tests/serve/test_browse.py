@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import shutil
 import signal
+import struct
 import subprocess
 import sys
 import threading
 import time
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from PIL import Image
 
 from image_encoders.scenes import write_images
 
@@ -74,7 +78,7 @@ class Browsing:
 
 
 def _processes() -> Iterator[tuple[int, int]]:
-    for name in os.listdir("/proc"):
+    for name in filter(str.isdigit, os.listdir("/proc")):
         try:
             with open(f"/proc/{name}/stat") as file:
                 state, parent = file.read().rpartition(")")[2].split()[:2]
@@ -156,15 +160,32 @@ def test_a_folder_is_embedded_searched_followed_and_taken_up_again(browse, photo
 
 
 def test_what_is_embedded_is_searched_while_the_rest_is_and_a_killed_run_goes_on(browse, photos: Path, tmp_path: Path):
-    for number in range(12):  # other bytes, so that each is embedded
-        write_images(photos / f"more-{number}", 40, seed=number + 1)
+    draw_large(photos / "large", 100)
     browsing = browse(photos, "-o", tmp_path / "index")
-    early = until(lambda: 0 < (browsing.status()["collection"] or {"images": 0})["images"] < 540 and browsing, "some")
-    assert len(early.names(q="a red circle")) > 0
+
+    def some() -> bool:
+        found = browsing.status()
+        return found["run"]["state"] == "embedding" and 0 < (found["collection"] or {"images": 0})["images"] < 160
+
+    until(some, "partly embedded")
+    assert 0 < len(browsing.names()) < 160
     follower = next(pid for pid in browsing.children() if _runs(pid, "image_encoders.serve.follow"))
     os.kill(follower, signal.SIGKILL)
     until(lambda: browsing.status()["run"]["state"] == "following", "embedded")
-    assert browsing.status()["collection"]["images"] == 540
+    assert browsing.status()["collection"]["images"] == 160
+    assert len(browsing.names(q="a red circle")) == 160
+
+
+def draw_large(folder: Path, count: int) -> None:
+    """Images that take long to decode, each with other bytes."""
+    folder.mkdir()
+    file = io.BytesIO()
+    Image.new("RGB", (5000, 5000), (200, 30, 30)).save(file, "PNG", compress_level=1)
+    content, header = file.getvalue(), 33  # bytes before the second chunk
+    for number in range(count):
+        text = b"tEXt" + f"number\0{number}".encode()
+        chunk = struct.pack(">I", len(text) - 4) + text + struct.pack(">I", zlib.crc32(text))
+        (folder / f"{number}.png").write_bytes(content[:header] + chunk + content[header:])
 
 
 def _runs(process: int, module: str) -> bool:

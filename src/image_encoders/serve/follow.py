@@ -23,6 +23,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from image_encoders.bulk import commit
 from image_encoders.bulk.run import run
 from image_encoders.bulk.sources import SourceItem, Sources
 from image_encoders.collection import FAILURES, ITEMS, MARK, Collection, path_of
@@ -44,6 +45,7 @@ SHOW_S = 0.25  # between two lines of progress
 RATE_S = 10.0  # over which the rate is measured
 END_S = 15.0  # for what is embedded to be stored, when this process is told to end
 NICE = 10  # searches come first
+COMMIT_S = 1.0  # between commits, so that the page soon shows what is embedded
 FAILED = 2  # exit status
 
 
@@ -330,6 +332,7 @@ def main() -> None:
             sys.stdout.flush()
             os._exit(FAILED)
         reporter.send(collection=str(collection.folder))
+        commit.COMMIT_S = COMMIT_S
         Following(job, encoder, collection, reporter).follow()
     except KeyboardInterrupt:
         pass
