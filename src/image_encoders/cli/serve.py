@@ -152,6 +152,7 @@ def _run(recipes: list[tuple[str, str, dict[str, Any]]], folder: Path | None, se
         from image_encoders.serve.service import Service
     except ModuleNotFoundError as error:
         raise MissingExtra(str(error.name), "serve", "serving over HTTP") from error
+    logs.configure(as_json=settings.json_logs)
     opened = None if folder is None else _opened(folder)
     made = [Recipe(name, wishes, id) for id, name, wishes in recipes]
     if opened is not None and not made:
