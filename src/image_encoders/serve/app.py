@@ -15,6 +15,7 @@ from image_encoders.errors import CollectionError, InputError, MissingExtra, Ove
 from image_encoders.serve import documentation, embeddings, health, search
 from image_encoders.serve.metrics import Measured
 from image_encoders.serve.models import Unavailable
+from image_encoders.serve.pages import pages
 from image_encoders.serve.searcher import Searcher
 from image_encoders.serve.service import Deadline, Service
 
@@ -30,7 +31,7 @@ def create_app(service: Service) -> FastAPI:
     app = FastAPI(title="Image Encoders", version=__version__, description=DESCRIPTION, docs_url=None, redoc_url=None)
     app.state.service = service
     app.state.searcher = Searcher(service)
-    for router in (embeddings.router, health.router, search.router, documentation.router):
+    for router in (embeddings.router, health.router, search.router, documentation.router, pages()):
         app.include_router(router)
     for kind in (
         *(RequestError, Overloaded, UnknownModel, Unavailable, Deadline, InputError, MissingExtra, CollectionError),

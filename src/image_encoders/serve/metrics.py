@@ -115,6 +115,7 @@ class _Towers:
             "Items that wait: in the service, to be prepared, for the net.",
             labels=(*labels, "queue"),
         )
+        inside = GaugeMetricFamily("image_encoders_in_service", "Items that have no answer yet.", labels=labels)
         ready = GaugeMetricFamily("image_encoders_ready", "Whether a canary came through lately.", labels=labels)
         running = GaugeMetricFamily("image_encoders_worker_up", "Whether its worker runs.", labels=labels)
         restarts = GaugeMetricFamily("image_encoders_worker_restarts", "Workers replaced so far.", labels=labels)
@@ -124,9 +125,10 @@ class _Towers:
                 ready.add_metric(of, float(tower.ready))
                 running.add_metric(of, float(tower.pid is not None))
                 restarts.add_metric(of, tower.restarts)
+                inside.add_metric(of, tower.waiting)
                 for queue, count in tower.queues.items():
                     waiting.add_metric((*of, queue), count)
-        yield from (waiting, ready, running, restarts)
+        yield from (waiting, inside, ready, running, restarts)
 
 
 class Measured:

@@ -251,6 +251,15 @@ class Tower:
         assert self.facts is not None
         return self.facts
 
+    def begin(self, facts: Facts, *, at_once: bool) -> None:
+        """Load the model in the background: at once, or when the first item comes.
+
+        facts: what is known of it already
+        """
+        self.facts = facts
+        self.state = "loading" if at_once else "idle"
+        self._keeper = asyncio.create_task(self._keep(at_once))
+
     async def close(self) -> None:
         """End the worker; what waits fails."""
         if self._keeper is not None:
@@ -316,9 +325,11 @@ class Tower:
         self._worker, self.facts, self.state, self._modality = worker, facts, "ready", facts.modality
         self._used = time.monotonic()
 
-    async def _keep(self) -> None:
+    async def _keep(self, at_once: bool = True) -> None:
         """Keep a worker at work, until cancelled."""
         failures, what = 0, f"{self._recipe.called}, {self._modality}"
+        if not at_once:
+            await self._rest()
         while True:
             began = time.monotonic()
             try:
@@ -424,6 +435,28 @@ class ServedModel:
         self._recipe, self._settings = recipe, settings
         self.towers: dict[str, Tower] = {}
 
+    @classmethod
+    def of(cls, collection: Collection, settings: Settings) -> ServedModel:
+        """The model of a collection, known before it is loaded; its text tower is loaded now, others when needed."""
+        model = cls(Recipe.of(collection), settings)
+        begun = collection.mark["encoder"]
+        for modality in collection.modalities:
+            facts = Facts(
+                name=collection.name,
+                dim=collection.dim,
+                fingerprint=collection.fingerprint,
+                device=begun["device"],
+                engine=begun["engine"],
+                precision=collection.precision,
+                modality=modality,
+                modalities=collection.modalities,
+                seconds=0.0,
+                pid=0,
+            )
+            model.towers[modality] = Tower(model._recipe, modality, settings)
+            model.towers[modality].begin(facts, at_once=modality == "text")
+        return model
+
     async def start(self) -> None:
         """Load it: first the main tower, which converts what there is to convert; then the others together."""
         main = Tower(self._recipe, None, self._settings)
@@ -479,7 +512,9 @@ class ServedModel:
     @property
     def state(self) -> str:
         """The worst of its towers'; "unhealthy" too where a canary is late."""
-        states = [tower.state if tower.ready else "unhealthy" for tower in self.towers.values()]
+        states = [
+            tower.state if tower.ready or tower.state == "loading" else "unhealthy" for tower in self.towers.values()
+        ]
         order = ("unhealthy", "loading", "ready", "idle")
         return min(states, key=order.index)
 

@@ -418,7 +418,7 @@ async def failures(request: Request, offset: Annotated[Offset, Query()] = 0) -> 
 async def status(request: Request) -> Response:
     """What is searched, how far its run is, and what the service did in the last minute."""
     service, searcher = _service(request), searcher_of(request)
-    served = service.collection_model or service.model()
+    served = service.collection_model or next(iter(service.models.values()), None)  # none while the first one is loaded
     collection = None
     if service.collection is not None:
         images, failed = await searcher.counts()
@@ -426,8 +426,8 @@ async def status(request: Request) -> Response:
     waiting = sum(tower.waiting for model in service.models.values() for tower in model.towers.values())
     return _json(
         {
-            "model": served.name,
-            "modalities": list(served.modalities),
+            "model": None if served is None else served.name,
+            "modalities": [] if served is None else list(served.modalities),
             "collection": collection,
             "run": None if service.run is None else service.run(),
             "service": {**service.metrics.last_minute(), "waiting": waiting},

@@ -11,7 +11,7 @@ from image_encoders.batching import Embedded
 from image_encoders.errors import CollectionError, ImageEncodersError, InputError, UnknownModel
 from image_encoders.inputs.urls import UrlFetcher, UrlLimits
 from image_encoders.serve.metrics import Metrics
-from image_encoders.serve.models import Recipe, ServedModel
+from image_encoders.serve.models import Recipe, ServedModel, Unavailable
 from image_encoders.serve.settings import Settings
 
 if TYPE_CHECKING:
@@ -39,8 +39,10 @@ class Service:
         self.collection = collection
         self.collection_model: ServedModel | None = None
         self.run: Callable[[], dict[str, Any]] | None = None
+        self._closing: set[asyncio.Task[None]] = set()
         self.metrics = Metrics()
-        self.metrics.watch(list(self._models.values()))
+        self._watched = list(self._models.values())
+        self.metrics.watch(self._watched)
         limits = UrlLimits(max_bytes=settings.max_image_bytes, max_seconds=min(20.0, settings.deadline))
         self._fetcher = UrlFetcher(limits)
 
@@ -77,10 +79,22 @@ class Service:
     async def close(self) -> None:
         """End the workers."""
         self._fetcher.close()
-        await asyncio.gather(*(model.close() for model in self._models.values()))
+        await asyncio.gather(*(model.close() for model in self._models.values()), *self._closing)
+
+    def attach(self, collection: Collection) -> None:
+        """Search this collection from now on, in place of another; its model is loaded in the background."""
+        before, model = self.collection_model, ServedModel.of(collection, self.settings)
+        self._models, self._watched[:] = {model.name: model}, [model]
+        self.collection, self.collection_model = collection, model
+        if before is not None:
+            task = asyncio.create_task(before.close())
+            self._closing.add(task)
+            task.add_done_callback(self._closing.discard)
 
     def model(self, name: str | None = None) -> ServedModel:
         """The model called `name`, or the default one; UnknownModel where it was not started."""
+        if not self._models:
+            raise Unavailable("the model is being loaded", retry_s=2.0)
         if name is None:
             return next(iter(self._models.values()))
         if name not in self._models:
