@@ -404,7 +404,7 @@ class Collection:
         """
         directions = [weight * self.direction(vector) for vector, weight in zip(vectors, weights, strict=True)]
         mixed = np.sum(directions, axis=0, dtype=np.float64) if directions else np.zeros(self.dim)
-        if np.linalg.norm(mixed) < CANCELLED * sum(map(abs, weights)):
+        if np.linalg.norm(mixed) <= CANCELLED * sum(map(abs, weights)):
             raise InputError("the queries cancel each other out, so nothing is nearest to them", code="no-direction")
         return self.direction(mixed)
 

@@ -357,7 +357,7 @@ class View:
             numbers, texts = self._groups(positions, group)
             order = _by_group(numbers, len(texts))
             positions, scores, copies = _taken(order, positions, scores, copies)
-            names = texts[numbers[order]]
+            names = texts[numbers[order]].tolist()
         return Ranking(self, positions.astype(np.int32), scores, copies.astype(np.int32), names, usual, spread, line)
 
     def _scored(
@@ -467,19 +467,25 @@ class View:
 def folder_names(paths: Sequence[str], sources: Sequence[str]) -> list[str]:
     """What folders are called: their paths below the source that they lie in, whose name comes first if there are many.
 
-    Those that lie in none are named from the folder that they all lie in.
+    Those that lie in none are named from the folder that they all lie in; where they have only the root "/" in
+    common, by their own names. Addresses stay as they are.
     """
     roots = sorted({source for source in sources if any(_within(path, source) for path in paths)}, key=len)
     roots = [root for place, root in enumerate(roots) if not any(_within(root, outer) for outer in roots[:place])]
-    others = [path for path in paths if not any(_within(path, root) for root in roots)]
+    others = [path for path in paths if path.startswith("/") and not any(_within(path, root) for root in roots)]
     if others:
-        roots.append(posixpath.commonpath(others) if len({path[:1] == "/" for path in others}) == 1 else "")
+        roots.append(posixpath.commonpath(others))
     names = []
     for path in paths:
-        root = next((root for root in roots if _within(path, root)), "")
-        below = path[len(root) :].strip("/")
-        parts = [posixpath.basename(root) if len(roots) > 1 else "", below]
-        names.append(tables.as_text("/".join(filter(None, parts)) or "."))
+        root = next((root for root in roots if _within(path, root)), None)
+        if root is None:  # an address
+            name = path
+        elif root == "/":
+            name = posixpath.basename(path)
+        else:
+            outer = [posixpath.basename(root)] if len(roots) > 1 else []
+            name = "/".join([*outer, *path[len(root) :].strip("/").split("/")]).rstrip("/")
+        names.append(tables.as_text(name or "."))
     return names
 
 

@@ -8,6 +8,9 @@ import httpx
 import pytest
 from service_process import Server, serving
 
+from image_encoders.encoder import Encoder
+from image_encoders.models import load
+
 
 @pytest.fixture(scope="session")
 def server() -> Iterator[Server]:
@@ -21,3 +24,9 @@ def client(server: Server) -> Iterator[httpx.Client]:
     """A client of that service."""
     with server.client() as one:
         yield one
+
+
+@pytest.fixture(scope="session")
+def encoder() -> Encoder:
+    """The same model in this process: what the service's embeddings are compared with."""
+    return load("clip/demo", precision="float32")

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from image_encoders.api.items import Item
 from image_encoders.api.responses import EmbeddingType, Encoding, Form, RequestError
@@ -16,6 +16,14 @@ from image_encoders.errors import InputError
 from image_encoders.inputs.urls import UrlLimits, read_url
 
 Modality = Literal["text", "image", "audio"]
+MANY = Field(max_length=1 << 16)  # of which no more are looked at; a service's own limit is said with its own words
+MOST_FIELDS = 64
+FIRST = Field(fail_fast=True)  # one wrong item is named, and not each of millions
+CohereType = Literal["float", "int8", "ubinary", "base64"]
+Tokens = int | Annotated[list[int], FIRST]
+PIXEL = (
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR4nGP4z8AAAAMBAQDJ/pLvAAAAAElFTkSuQmCC"  # a red one, in PNG
+)
 TOKENS = (
     "input holds token numbers, which belong to another model's tokenizer; send texts. "
     "LangChain: OpenAIEmbeddings(..., check_embedding_ctx_length=False)"
@@ -46,51 +54,59 @@ class EmbeddingCall:
     partial: bool = False
 
 
-class TextItem(BaseModel):
-    """A text."""
+class Bounded(BaseModel):
+    """An object whose unknown fields are named, unless there are so many that naming them would take long."""
 
-    model_config = ConfigDict(extra="forbid")
-    text: str
-
-
-class ImageItem(BaseModel):
-    """An image."""
-
-    model_config = ConfigDict(extra="forbid")
-    image: str = Field(description="A data: URL, base64, or an http(s) address where the service fetches those.")
+    @model_validator(mode="before")
+    @classmethod
+    def _has_few_fields(cls, given: Any) -> Any:
+        if isinstance(given, dict) and len(given) > MOST_FIELDS:
+            raise ValueError(f"an object of {len(given):,} fields; at most {MOST_FIELDS} are accepted")
+        return given
 
 
-class UrlItem(BaseModel):
-    """What an address holds."""
+class DictItem(Bounded):
+    """One thing to embed, under the name of what it is."""
 
-    model_config = ConfigDict(extra="forbid")
-    url: str = Field(description="A data: URL, or an http(s) address where the service fetches those.")
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={
+            "minProperties": 1,
+            "maxProperties": 1,
+            "examples": [{"text": "a red circle"}, {"image": f"data:image/png;base64,{PIXEL}"}],
+        },
+    )
+
+    text: str = ""
+    image: str = Field("", description="A data: URL, base64, or an http(s) address where the service fetches those.")
+    audio: str = Field("", description="A sound, in the same forms.")
+    url: str = Field("", description="A data: URL or an address, of an image or of what `modality` says.")
+    bytes: str = Field("", description="Base64 of an image's file, or of what `modality` says.")
+
+    @model_validator(mode="after")
+    def _is_one(self) -> DictItem:
+        if len(self.model_fields_set) != 1:
+            raise ValueError("exactly one of text, image, audio, url and bytes is accepted")
+        return self
 
 
-class BytesItem(BaseModel):
-    """The bytes of a file."""
-
-    model_config = ConfigDict(extra="forbid")
-    bytes: str = Field(description="Base64 of an image's file, or of what `modality` says.")
-
-
-class AudioItem(BaseModel):
-    """A sound."""
-
-    model_config = ConfigDict(extra="forbid")
-    audio: str = Field(description="A data: URL, base64, or an http(s) address where the service fetches those.")
-
-
-DictItem = TextItem | ImageItem | UrlItem | BytesItem | AudioItem
-
-
-class EmbeddingsRequest(BaseModel):
+class EmbeddingsRequest(Bounded):
     """OpenAI's request, and what infinity and Jina add to it."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={
+            "examples": [
+                {"input": ["a red circle", "a blue square"]},
+                {"input": f"data:image/png;base64,{PIXEL}", "normalized": True},
+                {"input": [{"text": "a red circle"}, {"image": PIXEL}], "encoding_format": "base64"},
+            ]
+        },
+    )
 
-    input: str | DictItem | list[str | DictItem] | list[int] | list[list[int]] = Field(
-        description="A text, an image as a data: URL, an object that says which it is, or a list of those."
+    input: str | DictItem | Annotated[list[str | DictItem | Tokens], FIRST, MANY] = Field(
+        description="A text, an image as a data: URL, an object that says which it is, or a list of those. Numbers of "
+        "tokens are refused."
     )
     model: str | None = Field(None, description="One of /v1/models; without it, the first.")
     modality: Modality | None = Field(
@@ -112,9 +128,92 @@ class EmbeddingsRequest(BaseModel):
         check_count(len(inputs), limits, "input")
         if any(isinstance(one, (int, list)) for one in inputs):
             raise RequestError(400, TOKENS, code="token_arrays", param="input")
-        items = [_attempt(one, self.modality, limits) for one in inputs]
+        items = [attempt(_item, one, self.modality, limits) for one in inputs if not isinstance(one, (int, list))]
         form = Form(self.embedding_type, self.encoding_format, self.normalized)
         return EmbeddingCall(self.model, items, form, self.dimensions, self.partial)
+
+
+class ImageUrl(BaseModel):
+    """Where an image is."""
+
+    url: str
+    detail: str | None = Field(None, description="Not used.")
+
+
+class Part(BaseModel):
+    """A text or an image."""
+
+    type: Literal["text", "image_url"]
+    text: str | None = None
+    image_url: ImageUrl | None = None
+
+
+class Content(BaseModel):
+    """One thing to embed."""
+
+    content: list[Part] = Field(min_length=1, max_length=1, description="One part: towers embed one thing at a time.")
+
+
+class EmbedRequest(Bounded):
+    """Cohere's request: exactly one of `texts`, `images` and `inputs`."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={
+            "examples": [
+                {"texts": ["a red circle"], "embedding_types": ["float", "int8"]},
+                {"images": [f"data:image/png;base64,{PIXEL}"]},
+            ]
+        },
+    )
+
+    model: str | None = Field(None, description="One of /v1/models; without it, the first.")
+    texts: Annotated[list[str], FIRST] | None = None
+    images: Annotated[list[str], FIRST] | None = Field(None, description="As data: URLs.")
+    inputs: Annotated[list[Content], FIRST] | None = None
+    input_type: str | None = Field(None, description="Not used: these models embed queries as documents.")
+    embedding_types: list[CohereType] = Field(["float"], min_length=1, max_length=4)
+    output_dimension: Annotated[int, Field(ge=1)] | None = None
+    truncate: Literal["NONE"] | None = Field(None, description="A text that is too long is refused, never cut.")
+    max_tokens: int | None = Field(None, description="Not used.")
+    priority: int | None = Field(None, description="Not used.")
+
+    def call(self, limits: Limits) -> EmbeddingCall:
+        """What is asked for; raises RequestError."""
+        given = {name: one for name in ("texts", "images", "inputs") if (one := getattr(self, name)) is not None}
+        if len(given) != 1:
+            raise RequestError(
+                400, "exactly one of texts, images and inputs is accepted", code="invalid_request", param="texts"
+            )
+        ((name, inputs),) = given.items()
+        check_count(len(inputs), limits, name)
+        readers: dict[str, Callable[..., Item]] = {"texts": text_item, "images": _image_item, "inputs": _part_item}
+        items = [attempt(readers[name], one, limits) for one in inputs]
+        return EmbeddingCall(self.model, items, Form(), self.output_dimension)
+
+
+def _image_item(said: str, limits: Limits) -> Item:
+    return file_item(said, "image", limits)
+
+
+def _part_item(one: Content, limits: Limits) -> Item:
+    (part,) = one.content
+    if part.type == "text" and part.text is not None:
+        return text_item(part.text, limits)
+    if part.type == "image_url" and part.image_url is not None:
+        return file_item(part.image_url.url, "image", limits)
+    raise InputError(f"a part of type {part.type} without {part.type}", code="part")
+
+
+def raw_item(content: bytes, modality: str, limits: Limits) -> Item:
+    """An image or a sound from its bytes."""
+    if len(content) > limits.max_image_bytes:
+        raise InputError(
+            f"{len(content):,} bytes; at most {limits.max_image_bytes:,} are accepted", code="too-many-bytes"
+        )
+    if not content:
+        raise InputError("an empty file", code="empty")
+    return Item(modality, content)
 
 
 def check_count(count: int, limits: Limits, param: str) -> None:
@@ -141,28 +240,28 @@ def check_dimensions(wanted: int | None, dim: int, model: str) -> None:
         )
 
 
-def _attempt(one: Any, modality: Modality | None, limits: Limits) -> Item | InputError:
+def attempt(read: Callable[..., Item], *arguments: Any) -> Item | InputError:
+    """An item, or why it cannot be read."""
     try:
-        return _item(one, modality, limits)
+        return read(*arguments)
     except InputError as error:
         return error
 
 
-def _item(one: Any, modality: Modality | None, limits: Limits) -> Item:
-    if isinstance(one, TextItem):
-        return text_item(one.text, limits)
-    if isinstance(one, ImageItem):
-        return file_item(one.image, "image", limits)
-    if isinstance(one, AudioItem):
-        return file_item(one.audio, "audio", limits)
-    if isinstance(one, BytesItem):
-        return decoded_item(one.bytes, modality or "image", limits)
-    if isinstance(one, UrlItem):
-        return file_item(one.url, modality or _kind(one.url) or "image", limits)
-    if modality in ("image", "audio"):
-        return file_item(one, modality, limits)
-    kind = None if modality == "text" else _kind(one)
-    return text_item(one, limits) if kind is None else file_item(one, kind, limits)
+def _item(one: str | DictItem, modality: Modality | None, limits: Limits) -> Item:
+    if isinstance(one, str):
+        kind = None if modality == "text" else modality or _kind(one)
+        return text_item(one, limits) if kind in (None, "text") else file_item(one, kind, limits)
+    (name,) = one.model_fields_set
+    said = getattr(one, name)
+    if name == "text":
+        return text_item(said, limits)
+    if name == "bytes":
+        return decoded_item(said, modality or "image", limits)
+    kind = modality or _kind(said) or "image" if name == "url" else name
+    if name == "url" and not said[:5].lower().startswith(("data:", "http:", "https")):
+        raise InputError("neither a data: URL nor an http(s) address", code="url")
+    return file_item(said, kind, limits)
 
 
 def text_item(text: str, limits: Limits) -> Item:

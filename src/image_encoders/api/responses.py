@@ -13,7 +13,6 @@ from pydantic import BaseModel, Field
 
 from image_encoders.errors import ImageEncodersError, InputError
 
-PROBLEM = "application/problem+json"
 KINDS = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
 
 Encoding = Literal["float", "base64"]
@@ -177,3 +176,35 @@ def embeddings_answer(outcomes: Sequence[np.ndarray | InputError], form: Form, m
         else:
             data.append({**one, "embedding": form.value(outcome)})
     return {"object": "list", "data": data, "model": model, "usage": {"prompt_tokens": 0, "total_tokens": 0}}
+
+
+class EmbeddingsByType(BaseModel):
+    """Embeddings, in each of the forms that were asked for."""
+
+    float_: list[list[float]] | None = Field(None, alias="float")
+    int8: list[list[int]] | None = None
+    ubinary: list[list[int]] | None = None
+    base64: list[str] | None = None
+
+
+class EmbedAnswer(BaseModel):
+    """The embeddings of a request of Cohere's shape, in the order of its items."""
+
+    id: str
+    embeddings: EmbeddingsByType
+    texts: list[str] | None = None
+    meta: dict[str, Any]
+    response_type: Literal["embeddings_by_type"] = "embeddings_by_type"
+
+
+FORMS = {"float": Form(), "int8": Form("int8"), "ubinary": Form("ubinary"), "base64": Form(encoding="base64")}
+
+
+def embed_answer(
+    embeddings: Sequence[np.ndarray], types: Sequence[str], *, id: str, texts: Sequence[str] | None
+) -> dict[str, Any]:
+    """The body that answers /v2/embed."""
+    by_type = {kind: [FORMS[kind].value(one) for one in embeddings] for kind in dict.fromkeys(types)}
+    said = {} if texts is None else {"texts": list(texts)}
+    meta = {"api_version": {"version": "2"}}
+    return {"id": id, "embeddings": by_type, **said, "meta": meta, "response_type": "embeddings_by_type"}

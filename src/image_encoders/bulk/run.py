@@ -114,6 +114,8 @@ class _Run:
         self.sources, self.encoder, self.collection = sources, encoder, collection
         self.began, self.since = now(), time.monotonic()
         self.plan = Plan(collection, retry_failed)
+        if isinstance(sources, Sources):
+            sources.known = self.plan.rows.matches
         self.committer = Committer(collection, self.plan, partial(encode, encoder=encoder))
         self.progress = progress
         self.read = 0  # items that had to be read, and were
@@ -163,12 +165,12 @@ class _Run:
             self.progress(self.plan.unchanged + self.plan.failed + self.read, self.read)
 
     def _forget(self) -> None:
-        """Take off the list of failures what has a row, and folders that could be searched this time."""
-        searched = self.sources.searched if isinstance(self.sources, Sources) else lambda path: False
-        folders = (
-            failure.id for failure in self.collection.failures() if failure.when < self.began and searched(failure.path)
+        """Take off the list of failures what has a row, and archives and folders that were read whole now."""
+        finished = self.sources.finished if isinstance(self.sources, Sources) else lambda id: False
+        whole = (
+            failure.id for failure in self.collection.failures() if failure.when < self.began and finished(failure.id)
         )
-        self.collection.forget([*self.plan.recovered, *folders])
+        self.collection.forget([*self.plan.recovered, *whole])
 
     def _prune(self, chosen: Prune) -> None:
         """Remove the rows, and the failures of earlier runs, whose files are gone."""

@@ -19,6 +19,7 @@ from typer.core import TyperGroup
 
 from image_encoders import __version__
 from image_encoders.cli import (
+    browse,
     convert,
     demo,
     doctor,
@@ -93,6 +94,7 @@ asked: use `kill PID` (SIGTERM) there.""",
 )
 
 for command in (
+    browse.browse,
     encode.encode,
     search.search,
     serve.serve,

@@ -3,19 +3,38 @@
 from __future__ import annotations
 
 import inspect
+import re
 import types
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import Field, fields
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from image_encoders.cli.options import Device, Engine, Offline, Options, Precision, Weights, go_offline, parse_options
-from image_encoders.cli.printing import say
+from image_encoders.cli.loading import check_paths
+from image_encoders.cli.options import (
+    Calibration,
+    Device,
+    Engine,
+    Offline,
+    Options,
+    Precision,
+    Weights,
+    go_offline,
+    local_path,
+    parse_options,
+)
+from image_encoders.cli.printing import notice, say
+from image_encoders.cli.shutdown import terminations
 from image_encoders.errors import MissingExtra
 from image_encoders.serve.settings import Settings
+
+if TYPE_CHECKING:
+    from image_encoders.collection import Collection
+    from image_encoders.serve.service import Service
 
 EXAMPLES = """\b
 Examples:
@@ -69,54 +88,105 @@ def _takes_settings(command: Callable[..., None]) -> Callable[..., None]:
 @_takes_settings
 def serve(
     model: Annotated[
-        list[str] | None, typer.Option("--model", metavar="NAME", help="A model to serve; may be repeated.")
+        list[str] | None,
+        typer.Option(
+            "--model",
+            metavar="[ID=]NAME",
+            help="A model to serve, and what requests are to call it; may be repeated.  [default: the collection's]",
+        ),
+    ] = None,
+    collection: Annotated[
+        Path | None,
+        typer.Option(metavar="COLLECTION", help="Search this collection, which `encode -o` made.", parser=local_path),
     ] = None,
     weights: Weights = None,
     device: Device = None,
     precision: Precision = None,
     engine: Engine = None,
+    calibration: Calibration = None,
     options: Options = None,
     offline: Offline = False,
     **settings: Any,
 ) -> None:
     """Answer requests for embeddings over HTTP, in the shapes of OpenAI's and Cohere's clients.
 
-    It listens on this machine alone unless --host says otherwise. Ctrl-C and SIGTERM end it, when what it has begun is
-    answered.
+    With --collection also searches, for programs and on a page. It listens on this machine alone unless --host says
+    otherwise. Each option can be a variable of the environment too: --max-items is IMAGE_ENCODERS_SERVE_MAX_ITEMS.
+    Ctrl-C and SIGTERM end it, when what it has begun is answered.
     """
     if offline:
         go_offline()
-    names = model or []
-    if not names:
+    if not model and collection is None:
         raise typer.BadParameter("name a model: --model clip/demo, which is bundled, or see `image-encoders models`")
-    if weights is not None and len(names) > 1:
+    if weights is not None and len(model or ()) != 1:
         raise typer.BadParameter("--weights goes with one --model; a folder can be named too: --model clip/./FOLDER")
-    wishes = {"weights": weights, "device": device, "precision": precision, "engine": engine, **parse_options(options)}
-    _run(names, wishes, Settings(**{key: _value(value) for key, value in settings.items()}))
+    check_paths(weights, calibration)
+    wishes = {"weights": weights, "device": device, "precision": precision, "engine": engine}
+    wishes = {**wishes, "calibration": calibration, **parse_options(options)}
+    _run(_recipes(model or (), wishes), collection, Settings(**{key: _value(one) for key, one in settings.items()}))
+
+
+def _recipes(named: Sequence[str], wishes: Mapping[str, Any]) -> list[tuple[str, str, dict[str, Any]]]:
+    """For each model its id, "" where it has none of its own, its name, and what else it is loaded with."""
+    from image_encoders import models
+
+    given = {key: str(one) if isinstance(one, Path) else one for key, one in wishes.items() if one is not None}
+    found = []
+    for one in named:
+        known = re.fullmatch(r"([\w.-]+)=(.+)", one)
+        id, name = (known[1], known[2]) if known else ("", one)
+        models.family(name)  # which raises where there is none such
+        found.append((id, name, given))
+    return found
 
 
 def _value(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
-def _run(names: list[str], wishes: dict[str, Any], settings: Settings) -> None:
+def _run(recipes: list[tuple[str, str, dict[str, Any]]], folder: Path | None, settings: Settings) -> None:
     try:
+        from image_encoders.serve import logs
         from image_encoders.serve.models import Recipe
         from image_encoders.serve.server import serve as listen
         from image_encoders.serve.service import Service
     except ModuleNotFoundError as error:
         raise MissingExtra(str(error.name), "serve", "serving over HTTP") from error
-    given = {key: str(one) if isinstance(one, Path) else one for key, one in wishes.items() if one is not None}
-    service = Service(settings, [Recipe(name, given) for name in names])
+    opened = None if folder is None else _opened(folder)
+    made = [Recipe(name, wishes, id) for id, name, wishes in recipes]
+    if opened is not None and not made:
+        made = [Recipe.of(opened)]
+    service = Service(settings, made, opened)
+    with terminations(), ExitStack() as loading:
+        loading.enter_context(notice(f"loading {', '.join(recipe.name for recipe in made)}"))
 
-    def started(address: str) -> None:
-        for name, served in service.models.items():
-            say(
-                f"{name}: {', '.join(served.modalities)} -> {served.dim}, {served.precision} by {served.engine} on "
-                f"{served.device}, fingerprint {served.fingerprint}"
-            )
-        say(f"listening on {address}; documentation at {address}/docs; Ctrl-C stops it")
-        say(f"""try: curl {address}/v1/embeddings --json '{{"input": ["a red circle"]}}'""")
+        def started(address: str) -> None:
+            loading.close()
+            _tell(service, address)
 
-    listen(service, started)
+        logs.configure(as_json=settings.json_logs)
+        listen(service, started)
     say("stopped")
+
+
+def _opened(folder: Path) -> Collection:
+    from image_encoders.collection import Collection
+
+    return Collection.open(folder)
+
+
+def _tell(service: Service, address: str) -> None:
+    """What was loaded, where it listens, and how to try it."""
+    for name, served in service.models.items():
+        say(
+            f"{name}: {', '.join(served.modalities)} -> {served.dim}, {served.precision} by {served.engine} on "
+            f"{served.device}, fingerprint {served.fingerprint}"
+        )
+    say(f"listening on {address}; documentation at {address}/docs; Ctrl-C stops it")
+    if service.collection is not None:
+        say(f"search {service.collection.folder} at {address}/search")
+    key = ' -H "Authorization: Bearer $KEY"' if service.settings.api_keys else ""
+    if "text" in service.model().modalities:
+        say(f"""try: curl {address}/v1/embeddings{key} --json '{{"input": ["a red circle"]}}'""")
+    else:
+        say(f"try: curl {address}/v1/images{key} -H 'Content-Type: image/jpeg' --data-binary @photo.jpg")

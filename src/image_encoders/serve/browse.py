@@ -150,10 +150,13 @@ class Follower:
         self,
         job: Job,
         attach: Callable[[Path], None] = lambda collection: None,
+        failed: Callable[[str], None] = lambda error: None,
         command: Sequence[str] = COMMAND,
     ):
-        """attach: called on a thread of this object's with the collection, at its first and whenever it is another"""
-        self.job, self._attach, self._command = job, attach, command
+        """attach, failed: called on a thread of this object's: with the collection, when it is known and whenever it is
+        another one; with the error, when nobody follows the folder any more
+        """
+        self.job, self._attach, self._failed, self._command = job, attach, failed, command
         self.collection: Path | None = None
         self.error: str | None = None
         self._run: dict[str, Any] = {
@@ -203,6 +206,7 @@ class Follower:
                 return
             if self.error is not None:
                 self._run = {**self._run, "state": "failed", "rate": 0.0, "eta": None, "message": self.error}
+                self._failed(self.error)
                 return
             pause = BACKOFF_S[0] if time.monotonic() - began > STEADY_S else pause
             message = f"the process that embeds ended with {ended}; it is started again in {pause:.1f} s"

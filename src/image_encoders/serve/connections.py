@@ -11,13 +11,14 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections import deque
 from typing import Any
 
 import httptools
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
-from image_encoders.serve.refusals import refusal_body
+from image_encoders.api.responses import RequestError, problem
 from image_encoders.serve.settings import Settings
 
 MAX_HEAD_BYTES = 128 << 10  # a search's address may hold an embedding of 8,192 numbers twice
@@ -182,7 +183,7 @@ class Connection(HttpToolsProtocol):
                 self._running = None
 
     async def _come_back(self, send: Any) -> None:
-        body = refusal_body(
+        body = _body(
             503,
             "too_many_connections",
             f"{self.settings.max_connections} connections are open, which is the limit; come back in a second",
@@ -294,7 +295,7 @@ class Connection(HttpToolsProtocol):
         elif newest is not None and not newest.response_complete:
             newest.keep_alive = False
             return
-        body = refusal_body(status, code, message)
+        body = _body(status, code, message)
         head = [
             STATUS_LINE[status],
             *(b"%b: %b\r\n" % header for header in [*self.server_state.default_headers, *JSON]),
@@ -310,6 +311,10 @@ class Connection(HttpToolsProtocol):
             cycle.disconnected = True
             cycle.message_event.set()
             task.cancel()
+
+
+def _body(status: int, code: str, message: str) -> bytes:
+    return json.dumps(problem(RequestError(status, message, code=code))).encode()
 
 
 class _Answering:

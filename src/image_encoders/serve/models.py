@@ -14,23 +14,28 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import count
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from image_encoders.api.items import Item
 from image_encoders.batching import Embedded
-from image_encoders.errors import ImageEncodersError, InputError, Overloaded
+from image_encoders.errors import CollectionError, ImageEncodersError, InputError, Overloaded
 from image_encoders.serve import frames
 from image_encoders.serve.settings import Settings
 from image_encoders.serve.worker import START
 
+if TYPE_CHECKING:
+    from image_encoders.collection import Collection
+
 log = logging.getLogger(__name__)
 
+MOST_BYTES = 256 << 20  # of items that a worker may hold
 BATCHES_AHEAD = 2  # that a worker may hold: one in the net, the next being prepared
 MISSED = 4  # canaries, after which a tower is not ready
 BACKOFF_S = (0.2, 1.0, 2.0, 5.0, 10.0, 30.0)  # before the next try to start a worker
 UNKNOWN_S = 1.0  # when to come back, while nothing has been measured
+STEADY_S = 30.0  # a worker that lived so long has not died at its start
 NEWEST = 0.1  # the weight of the last answer in the measured speed
 
 
@@ -44,10 +49,33 @@ class Unavailable(ImageEncodersError):
 
 @dataclass(frozen=True)
 class Recipe:
-    """What `load` is asked for; all of it plain values, which JSON can hold."""
+    """What `load` is asked for; all of it plain values, which JSON can hold.
+
+    id: what requests call the model; without it its name, and of a local folder the folder's last part: paths are
+        nobody's business
+    """
 
     name: str
     wishes: Mapping[str, Any] = field(default_factory=dict)
+    id: str = ""
+
+    @classmethod
+    def of(cls, collection: Collection) -> Recipe:
+        """That of the encoder that a collection was begun with."""
+        match collection.recipe:
+            case {"name": str(name), "options": dict(options)}:
+                wishes = {key: one for key, one in collection.recipe.items() if key not in ("name", "options")}
+                wishes = {key: one for key, one in {**options, **wishes}.items() if one is not None}
+                return cls(name, {**wishes, "precision": collection.precision})
+        raise CollectionError(f"{collection.folder} does not say how its encoder was loaded; name it with --model")
+
+    @property
+    def called(self) -> str:
+        """What requests call it."""
+        family, _, variant = self.name.partition("/")
+        if self.id or not variant.startswith((".", "/", "~")):
+            return self.id or self.name
+        return f"{family}/{os.path.basename(os.path.realpath(os.path.expanduser(variant)))}"
 
 
 @dataclass(frozen=True)
@@ -68,19 +96,29 @@ class Facts:
 
 @dataclass(eq=False)
 class Entry:
-    """An item that waits, or is in a worker, and who waits for it."""
+    """An item that waits, or is in a worker, and who waits for it.
 
-    item: Item
+    item: None once it was sent
+    number: of the frame that it was sent in
+    """
+
+    item: Item | None
     future: asyncio.Future[Embedded]
     since: float = field(default_factory=time.monotonic)
     number: int = 0
+    size: int = 0
+
+    def __post_init__(self) -> None:
+        self.size = 0 if self.item is None else len(self.item.content)
 
 
 class Worker:
     """One process, from its start to its end.
 
     sent: what it has to answer yet
+    held: bytes of that
     proved: when a canary came back last
+    queues: how many items wait in it to be prepared, and for the net, as it said with its last answer
     """
 
     def __init__(self, process: subprocess.Popen[bytes], reader: asyncio.StreamReader, writer: asyncio.StreamWriter):
@@ -88,6 +126,7 @@ class Worker:
         self._numbers = count(1)
         self._canary: tuple[int, float] | None = None
         self.sent: dict[int, Entry] = {}
+        self.held = 0
         self.proved = time.monotonic()
         self.queues = {"preparing": 0, "waiting": 0}
 
@@ -107,7 +146,7 @@ class Worker:
             writer.write(frames.pack(wishes))
             frame = await frames.receive(reader)
             if frame is None:
-                raise Unavailable(f"{recipe.name}: its worker ended while it loaded the model")
+                raise Unavailable(f"{recipe.name}: the process that loads it ended with no reason given")
             header, _ = frame
             if header.pop("type") != "ready":
                 raise ImageEncodersError(f"{recipe.name}: {header['message']}")
@@ -117,20 +156,33 @@ class Worker:
         worker.proved = time.monotonic()
         return worker, Facts(**{**header, "modalities": tuple(header["modalities"])})
 
+    def has_room(self, entry: Entry, most: int) -> bool:
+        """Whether it may hold this item beside the others; one alone it may hold in any case."""
+        return not self.sent or (len(self.sent) < most and self.held + entry.size <= MOST_BYTES)
+
     async def send(self, entry: Entry) -> None:
         """Give it an item; waits while it has more to read than sockets hold."""
-        item = entry.item
+        item, entry.item = entry.item, None
+        assert item is not None, "an item is sent once"
         entry.number = next(self._numbers)
         self.sent[entry.number] = entry
+        self.held += entry.size
         content = item.content.encode() if isinstance(item.content, str) else item.content
         kind = "text" if item.modality == "text" else "file"
         self._writer.write(frames.pack({"type": kind, "id": entry.number}, content))
+        del item, content
         await self._writer.drain()
 
     def cancel(self, entry: Entry) -> None:
         """Have it forget an item that nobody waits for."""
-        if self.sent.pop(entry.number, None) is not None:
+        if self.sent.get(entry.number) is entry:
+            self._take(entry.number)
             self._writer.write(frames.pack({"type": "cancel", "id": entry.number}))
+
+    def _take(self, number: int) -> Entry | None:
+        entry = self.sent.pop(number, None)
+        self.held -= 0 if entry is None else entry.size
+        return entry
 
     def try_canary(self) -> None:
         """Send a canary, unless one is on its way."""
@@ -148,7 +200,7 @@ class Worker:
                 if header["type"] == "embedding":
                     self.proved = time.monotonic()
                 continue
-            entry = self.sent.pop(header["id"], None)
+            entry = self._take(header["id"])
             if entry is not None and not entry.future.done():
                 yield entry, header, content
 
@@ -184,7 +236,7 @@ class Tower:
         self._recipe, self._modality, self._settings = recipe, modality, settings
         self.state = "loading"
         self.facts: Facts | None = None
-        self.restarts = -1
+        self.restarts = 0
         self._waiting: deque[Entry] = deque()
         self._worker: Worker | None = None
         self._wanted = asyncio.Event()  # there is something to send, or room for it
@@ -198,6 +250,15 @@ class Tower:
         self._keeper = asyncio.create_task(self._keep())
         assert self.facts is not None
         return self.facts
+
+    def begin(self, facts: Facts, *, at_once: bool) -> None:
+        """Load the model in the background: at once, or when the first item comes.
+
+        facts: what is known of it already
+        """
+        self.facts = facts
+        self.state = "loading" if at_once else "idle"
+        self._keeper = asyncio.create_task(self._keep(at_once))
 
     async def close(self) -> None:
         """End the worker; what waits fails."""
@@ -233,8 +294,8 @@ class Tower:
 
     def admit(self) -> None:
         """Raise Overloaded or Unavailable where no more may come just now."""
-        if self.state == "unhealthy" or (self.state == "loading" and self._worker is None and self.restarts > 0):
-            raise Unavailable("the worker of this model has ended, and is being replaced", retry_s=2.0)
+        if self.state == "unhealthy":
+            raise Unavailable(f"{self._recipe.called} has ended, and is being started again", retry_s=2.0)
         waiting = self.waiting
         if waiting >= self._settings.max_waiting:
             retry_s = waiting * self.seconds_per_item if self.seconds_per_item else UNKNOWN_S
@@ -257,7 +318,6 @@ class Tower:
 
     async def _start_worker(self) -> None:
         self.state = "loading"
-        self.restarts += 1
         worker, facts = await Worker.start(self._recipe, self._modality, self._settings)
         if self.facts is not None and facts.fingerprint != self.facts.fingerprint:
             await worker.end()
@@ -265,44 +325,51 @@ class Tower:
         self._worker, self.facts, self.state, self._modality = worker, facts, "ready", facts.modality
         self._used = time.monotonic()
 
-    async def _keep(self) -> None:
+    async def _keep(self, at_once: bool = True) -> None:
         """Keep a worker at work, until cancelled."""
-        failures = 0
+        failures, what = 0, f"{self._recipe.called}, {self._modality}"
+        if not at_once:
+            await self._rest()
         while True:
-            if self._worker is None:
-                try:
+            began = time.monotonic()
+            try:
+                if self._worker is None:
                     await self._start_worker()
-                    failures = 0
-                except (ImageEncodersError, OSError) as error:
-                    log.error("%s", error)
-                    self.state = "unhealthy"
-                    self._fail_all(f"{self._recipe.name} cannot be loaded just now")
-                    await asyncio.sleep(BACKOFF_S[min(failures, len(BACKOFF_S) - 1)])
-                    failures += 1
+                assert self._worker is not None
+                if await self._run(self._worker):
+                    await self._rest()
                     continue
-            if await self._run(self._worker):  # type: ignore[arg-type]
-                await self._rest()
-            else:
-                log.error("the worker of %s, %s, ended; another one is started", self._recipe.name, self._modality)
+                log.error("%s: its worker has ended; another one is started", what)
+                self.restarts += 1
+            except (ImageEncodersError, OSError) as error:
+                log.error("%s: %s", what, error)
+                self.state = "unhealthy"
+                self._fail_all(f"{self._recipe.called} cannot be loaded just now")
+            failures = 0 if time.monotonic() - began > STEADY_S else failures + 1
+            await asyncio.sleep(BACKOFF_S[min(failures, len(BACKOFF_S) - 1)])
 
     async def _run(self, worker: Worker) -> bool:
-        """Use a worker until it ends; whether it ended as nothing was to do."""
-        tasks = [asyncio.create_task(one) for one in (self._answer(worker), self._send(worker), self._watch(worker))]
+        """Use a worker until it ends; whether it was ended because there was nothing to do."""
+        watching = asyncio.create_task(self._watch(worker))
+        tasks = [watching, *(asyncio.create_task(one) for one in (self._answer(worker), self._send(worker)))]
+        rested = False
         try:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-            return tasks[2].done() and tasks[2].exception() is None and bool(tasks[2].result())
+            rested = watching.done() and watching.exception() is None and watching.result() is True
         finally:
+            self._worker, self.state = None, "idle" if rested else "unhealthy"
             for task in tasks:
                 task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-            self._worker, self.state = None, "unhealthy"
+            for one in await asyncio.gather(*tasks, return_exceptions=True):
+                if isinstance(one, Exception) and not isinstance(one, OSError):
+                    log.error("%s: what serves its worker failed", self._recipe.called, exc_info=one)
             for entry in worker.sent.values():
                 _fail(entry, "the worker that had this item has ended")
             await worker.end()
+        return rested
 
     async def _rest(self) -> None:
         """Wait, without a worker, for something to do."""
-        self.state = "idle"
         self._wanted.clear()
         if not self._waiting:
             await self._wanted.wait()
@@ -311,7 +378,7 @@ class Tower:
         most = BATCHES_AHEAD * self._settings.batch_size
         while True:
             self._wanted.clear()
-            while self._waiting and len(worker.sent) < most:
+            while self._waiting and worker.has_room(self._waiting[0], most):
                 entry = self._waiting.popleft()
                 if not entry.future.done():
                     self._used = time.monotonic()
@@ -345,7 +412,7 @@ class Tower:
             await asyncio.sleep(min(self._settings.canary_every, idle or self._settings.canary_every))
             now = time.monotonic()
             if now - worker.proved > self._settings.stuck_after:
-                log.error("%s, %s: no canary came back; it is replaced", self._recipe.name, self._modality)
+                log.error("%s, %s: no canary came back", self._recipe.called, self._modality)
                 worker.kill()
                 return False
             if idle is not None and not self.waiting and now - self._used > idle:
@@ -368,6 +435,28 @@ class ServedModel:
         self._recipe, self._settings = recipe, settings
         self.towers: dict[str, Tower] = {}
 
+    @classmethod
+    def of(cls, collection: Collection, settings: Settings) -> ServedModel:
+        """The model of a collection, known before it is loaded; its text tower is loaded now, others when needed."""
+        model = cls(Recipe.of(collection), settings)
+        begun = collection.mark["encoder"]
+        for modality in collection.modalities:
+            facts = Facts(
+                name=collection.name,
+                dim=collection.dim,
+                fingerprint=collection.fingerprint,
+                device=begun["device"],
+                engine=begun["engine"],
+                precision=collection.precision,
+                modality=modality,
+                modalities=collection.modalities,
+                seconds=0.0,
+                pid=0,
+            )
+            model.towers[modality] = Tower(model._recipe, modality, settings)
+            model.towers[modality].begin(facts, at_once=modality == "text")
+        return model
+
     async def start(self) -> None:
         """Load it: first the main tower, which converts what there is to convert; then the others together."""
         main = Tower(self._recipe, None, self._settings)
@@ -389,7 +478,8 @@ class ServedModel:
 
     @property
     def name(self) -> str:
-        return self.facts.name
+        """What requests call it."""
+        return self._recipe.called
 
     @property
     def dim(self) -> int:
@@ -422,7 +512,9 @@ class ServedModel:
     @property
     def state(self) -> str:
         """The worst of its towers'; "unhealthy" too where a canary is late."""
-        states = [tower.state if tower.ready else "unhealthy" for tower in self.towers.values()]
+        states = [
+            tower.state if tower.ready or tower.state == "loading" else "unhealthy" for tower in self.towers.values()
+        ]
         order = ("unhealthy", "loading", "ready", "idle")
         return min(states, key=order.index)
 

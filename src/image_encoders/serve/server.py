@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import signal
 import socket
 from collections.abc import Callable, Iterator
@@ -12,6 +13,8 @@ from types import FrameType
 import uvicorn
 
 from image_encoders.serve.app import create_app
+from image_encoders.serve.connections import limited
+from image_encoders.serve.guards import Guards, check_exposure
 from image_encoders.serve.service import Service
 
 
@@ -25,6 +28,7 @@ def serve(service: Service, started: Callable[[str], None]) -> None:
 
 async def _serve(service: Service, started: Callable[[str], None]) -> None:
     settings = service.settings
+    check_exposure(settings)
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     listening = socket.create_server((settings.host, settings.port), family=family, backlog=2048)
     with listening:
@@ -32,15 +36,14 @@ async def _serve(service: Service, started: Callable[[str], None]) -> None:
         await service.start()
         try:
             config = uvicorn.Config(
-                create_app(service),
-                http="httptools",
+                Guards(create_app(service), settings),  # type: ignore[arg-type]
+                http=limited(settings),
                 ws="none",
                 lifespan="off",
                 log_config=None,
                 access_log=False,
                 server_header=False,
-                timeout_keep_alive=int(settings.keep_alive),
-                timeout_graceful_shutdown=int(settings.grace),
+                timeout_graceful_shutdown=math.ceil(settings.grace),
             )
             server = _Server(config, lambda: started(f"http://{f'[{host}]' if ':' in host else host}:{port}"))
             await server.serve(sockets=[listening])

@@ -6,17 +6,23 @@ import glob
 import hashlib
 import os
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from image_encoders.bulk.sources import lists
+from image_encoders.bulk.sources.archives import Archive, is_archive_name
 from image_encoders.bulk.sources.files import FileEntry, Folder, Glob, OneFile, absolute
 from image_encoders.bulk.sources.items import Entry, Source, SourceItem, Walk
 from image_encoders.bulk.sources.lists import ListFile, StandardInput
+from image_encoders.bulk.sources.places import LocalFile
+from image_encoders.collection import path_of
 from image_encoders.errors import InputError
 from image_encoders.inputs.files import address_error
 
-ACCEPTED = "accepted: a folder, an image file, a quoted glob, a list of paths (@list.txt), - for standard input"
+ACCEPTED = (
+    "accepted: a folder, an image file, an archive (.tar, .zip), a quoted glob, a list of paths (@list.txt), "
+    "- for standard input"
+)
 
 
 def find(arguments: Sequence[str | os.PathLike[str]], *, stdin: Any = None, all_files: bool = False) -> Sources:
@@ -24,7 +30,8 @@ def find(arguments: Sequence[str | os.PathLike[str]], *, stdin: Any = None, all_
 
     arguments: each one of
         a folder: searched recursively, links followed, for names of images; hidden names and collections are skipped
-        a file: taken whatever its name, unless it ends in .txt or .lst
+        an archive, .tar (also .gz, .bz2, .xz) or .zip: the images inside
+        a file: taken whatever its name, unless it ends as archives and lists do
         a list, "@list" or any file ending in .txt or .lst: one path a line, or separated by null bytes; relative ones
             begin at the current folder, as on the command line; a folder in it is searched
         a glob such as "photos/**/*.jpg": if it ends in an extension, all that matches is taken, else images
@@ -57,7 +64,7 @@ class Sources(Iterator[SourceItem]):
 
     @property
     def ignored(self) -> int:
-        """Files met in folders that are not images by their names, so far."""
+        """Files met in folders and archives that are not images by their names, so far."""
         return self._walk.ignored
 
     @property
@@ -73,10 +80,21 @@ class Sources(Iterator[SourceItem]):
             except InputError as error:
                 raise error if error.code != "not-found" else _accepting(error) from error.__cause__
 
-    def searched(self, path: str) -> bool:
-        """Whether there is a folder at `path` that has been searched by now."""
+    @property
+    def known(self) -> Callable[[str, str], bool]:
+        """Whether an item of that id is stored in that state, as a run says that asks for these sources."""
+        return self._walk.known
+
+    @known.setter
+    def known(self, known: Callable[[str, str], bool]) -> None:
+        self._walk.known = known
+
+    def finished(self, id: str) -> bool:
+        """Whether there is a folder, an archive or the like of that id that has been read to its end by now."""
+        if id in self._walk.whole:
+            return True
         try:
-            found = os.stat(path)
+            found = os.stat(path_of(id))
         except (OSError, ValueError):
             return False
         return (found.st_dev, found.st_ino) in self._walk.folders
@@ -137,6 +155,8 @@ def source_of(argument: str, walk: Walk, stdin: Any = None, all_files: bool = Fa
         path = absolute(name)
         if os.path.isdir(path):
             yield from Folder(path, walk, all_files).entries()
+        elif is_archive_name(path) and os.path.isfile(path):
+            yield from Archive(LocalFile(path), walk, all_files).entries()
         elif (error := address_error(name, "image")) is not None and not os.path.lexists(path):
             yield FileEntry(name, error)
         else:
@@ -153,6 +173,8 @@ def source_of(argument: str, walk: Walk, stdin: Any = None, all_files: bool = Fa
     ending = os.path.splitext(argument)[1].lower()
     if ending in lists.SUFFIXES and os.path.isfile(argument):
         return ListFile(argument, named)
+    if is_archive_name(argument) and os.path.isfile(argument):
+        return Archive(LocalFile.at(argument), walk, all_files)
     if os.path.exists(argument):
         return OneFile(argument)
     if (address := address_error(argument, "image")) is not None:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from image_encoders.collection import Locator
+from image_encoders.collection import Locator, id_of
 from image_encoders.errors import InputError
 from image_encoders.inputs.image import ImageLimits
 
@@ -76,15 +76,49 @@ class Source(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Problem:
+    """Something that cannot be encoded, and why: an entry and its item at once."""
+
+    name: str
+    locator: Locator
+    error: InputError
+    state: str = ""
+    metadata: Mapping[str, Any] | None = None
+    path: None = None
+
+    @property
+    def id(self) -> str:
+        return id_of(self.name)
+
+    def item(self) -> Problem:
+        """Itself."""
+        return self
+
+    def read(self, limits: ImageLimits) -> bytes:
+        """Raises the error."""
+        raise self.error
+
+
+def nothing_known(id: str, state: str) -> bool:
+    """As a collection without embeddings answers."""
+    return False
+
+
 @dataclass
 class Walk:
     """What is met while sources are gone through.
 
+    known: whether an item of that id is stored in that state: its bytes will not be asked for. Wrong answers only cost
+        time
     folders: device and inode of those that were searched: links may form loops
+    whole: ids of what holds many items, such as archives, and was read to its end
     ignored: files in folders that are not images by their names; passed_over: the first few names of them
     """
 
+    known: Callable[[str, str], bool] = nothing_known
     folders: set[tuple[int, int]] = field(default_factory=set)
+    whole: set[str] = field(default_factory=set)
     ignored: int = 0
     passed_over: list[str] = field(default_factory=list)
 
@@ -93,3 +127,7 @@ class Walk:
         self.ignored += 1
         if len(self.passed_over) < NAMED:
             self.passed_over.append(name)
+
+    def finished(self, id: str) -> None:
+        """Note that an archive, or the like, was read to its end."""
+        self.whole.add(id)
