@@ -245,7 +245,7 @@ def test_a_prepared_image_that_makes_no_array_is_named():
 def test_a_tensor_that_makes_no_array_is_named_by_every_family(family: str):
     for tensor in (torch.zeros(40, 40).to_sparse(), torch.zeros(40, 40, 3, device="meta")):
         with pytest.raises(InputError, match=r"^image\[0\]: a Tensor that makes no array"):
-            models.family(family).tiny().encode_image([tensor])
+            models.family(family).tiny().assemble().encode_image([tensor])
 
 
 # ------------------------------------------------------------------ other processes
@@ -355,4 +355,4 @@ def test_an_encoder_whose_files_have_changed_is_not_unpickled(demo: Encoder):
 
 def test_an_encoder_that_was_not_loaded_says_that_it_cannot_be_pickled():
     with pytest.raises(pickle.PicklingError, match="not made by load"):
-        pickle.dumps(models.family("clip").tiny())
+        pickle.dumps(models.family("clip").tiny().assemble())

@@ -44,7 +44,7 @@ PLACES = [(*tower, engine) for engine in ENGINES for tower in TOWERS if engine =
 
 @lru_cache(None)
 def tiny(family: str, engine: str = "torch") -> Encoder:
-    return models.family(family).tiny(Runtime(precision="float32", engine=engine))
+    return models.family(family).tiny().assemble(Runtime(precision="float32", engine=engine))
 
 
 @pytest.fixture(params=FAMILIES)
@@ -78,7 +78,7 @@ def test_every_engine_gives_the_same_rows(family: str, modality: str):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_in_bfloat16_engines_give_comparable_embeddings(family: str):
     """The bounds of docs/decisions/0003."""
-    low = [models.family(family).tiny(Runtime(precision="bfloat16", engine=engine)) for engine in ENGINES]
+    low = [models.family(family).tiny().assemble(Runtime(precision="bfloat16", engine=engine)) for engine in ENGINES]
     by_torch, by_openvino = (encoder.encode_image(probes(24)) for encoder in low)
     assert low[0].fingerprint == low[1].fingerprint != tiny(family).fingerprint
     assert closeness(by_openvino, by_torch).cosine >= 1 - 5e-3
@@ -88,8 +88,8 @@ def test_in_bfloat16_engines_give_comparable_embeddings(family: str):
 @pytest.mark.usefixtures("bfloat16")
 @pytest.mark.parametrize("family", FAMILIES)
 def test_prepared_images_are_embedded_in_the_encoders_precision(family: str):
-    encoder = models.family(family).tiny(Runtime())
-    same = models.family(family).tiny(Runtime(precision=encoder.precision, engine="torch"))
+    encoder = models.family(family).tiny().assemble(Runtime())
+    same = models.family(family).tiny().assemble(Runtime(precision=encoder.precision, engine="torch"))
     images = sources("image")
     inputs = [encoder.tower("image").input(image).astype(np.float32) / 128 - 1 for image in images]
     limit = {"float32": CLOSE, "bfloat16": 0.1}[encoder.precision]
@@ -259,13 +259,13 @@ def test_a_family_s_preprocessing_is_what_prepares_and_what_names_the_space(
     module, before = models.family(family), tiny(family).fingerprint
     other = replace(getattr(module, name), **change)
     monkeypatch.setattr(module, name, other)
-    encoder = module.tiny()
+    encoder = module.tiny().assemble()
     assert encoder.fingerprint != before
     assert {**encoder.tower("image").inputs.facts, "size": None} == {**other.facts(), "size": None}
 
 
 def test_two_loads_of_one_net_share_a_fingerprint(encoder: Encoder):
-    again = models.family(encoder.name.split("/")[0]).tiny()
+    again = models.family(encoder.name.split("/")[0]).tiny().assemble()
     assert again.fingerprint == encoder.fingerprint
     assert len(encoder.fingerprint) == 32
 

@@ -499,7 +499,7 @@ def test_a_text_that_just_fits_is_taken(clip_folder: Path):
 @pytest.mark.parametrize(("source", "code"), [(b"words", "type"), (None, "type"), (3, "type"), ("half \ud83d", "text")])
 def test_what_is_not_a_text_is_refused(source: object, code: str):
     with pytest.raises(InputError) as caught:
-        clip.tiny().encode_text(["fine", source])
+        clip.tiny().assemble().encode_text(["fine", source])
     assert (caught.value.code, caught.value.item) == (code, "text[1]")
 
 
@@ -547,7 +547,7 @@ def test_a_tokenizer_that_needs_sentencepiece_says_how_to_get_it(siglip_folder: 
 def test_tiny_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     state = torch.random.get_rng_state()
-    clip.tiny()
+    clip.tiny().assemble()
     assert not list(tmp_path.iterdir())
     assert torch.equal(torch.random.get_rng_state(), state)
 

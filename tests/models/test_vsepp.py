@@ -167,7 +167,7 @@ def test_options_that_older_programs_lacked_have_the_authors_defaults(run):
 def test_images_are_prepared_as_torchvision_does(conformance):
     from PIL import Image
 
-    tower = vsepp.tiny().tower("image")
+    tower = vsepp.tiny().assemble().tower("image")
     with np.load(conformance / "golden" / "preprocess.npz", allow_pickle=False) as golden:
         assert len(golden["vse/names"]) == 15
         for i, name in enumerate(golden["vse/names"]):
@@ -182,7 +182,7 @@ def test_images_are_prepared_as_torchvision_does(conformance):
 
 
 def test_raw_pixels_and_prepared_floats_give_the_same_row():
-    encoder = vsepp.tiny()
+    encoder = vsepp.tiny().assemble()
     pixels = np.random.default_rng(0).integers(0, 256, (256, 300, 3), np.uint8)
     prepared = encoder.tower("image").input(pixels)
     floats = vsepp.PREPROCESSING.normalised(prepared.astype(np.float32) / np.float32(255))
@@ -190,14 +190,14 @@ def test_raw_pixels_and_prepared_floats_give_the_same_row():
 
 
 def test_prepared_images_may_have_other_sizes_but_not_tiny_ones():
-    encoder = vsepp.tiny()
+    encoder = vsepp.tiny().assemble()
     assert encoder.embed_image(np.zeros((1, 3, 96, 160), np.float32)).shape == (1, encoder.dim)
     with pytest.raises(InputError, match="31 x 64"):
         encoder.embed_image(np.zeros((1, 3, 31, 64), np.float32))
 
 
 def test_the_small_net_tells_images_and_captions_apart():
-    encoder = vsepp.tiny()
+    encoder = vsepp.tiny().assemble()
     random = np.random.default_rng(0)
     images = encoder.encode_image([random.integers(0, 256, (60, 80, 3), np.uint8), np.zeros((60, 80, 3), np.uint8)])
     texts = encoder.encode_text(["a red circle", "a blue square"])
@@ -509,7 +509,7 @@ def test_the_table_lists_every_variant_and_the_plain_family():
 
 
 def test_the_small_encoder_is_the_same_every_time():
-    one, two = vsepp.tiny(), vsepp.tiny()
+    one, two = vsepp.tiny().assemble(), vsepp.tiny().assemble()
     assert isinstance(one, Encoder)
     assert one.fingerprint == two.fingerprint
     assert one.device == Runtime().device

@@ -20,8 +20,8 @@ from image_encoders.engines.copies import ABOUT, copied, core, folder_of, lock_p
 from image_encoders.engines.embedder import Choice, Closeness, Net
 from image_encoders.engines.machine import system_lines
 from image_encoders.engines.precision import closeness
-from image_encoders.engines.process import import_nncf, quiet
 from image_encoders.errors import InputError, MissingExtra, WeightsError
+from image_encoders.process import import_nncf, quiet
 
 if TYPE_CHECKING:
     import openvino
