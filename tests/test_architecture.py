@@ -11,7 +11,6 @@ from types import FrameType
 from typing import Any
 
 import pytest
-import tomllib
 from PIL import Image
 
 import image_encoders as ie
@@ -94,6 +93,7 @@ def test_the_page_shows_the_calls_between_modules(path: str, found: dict[str, li
 
 @pytest.mark.parametrize("path", ["encode", "load"])
 def test_no_call_goes_up_through_the_layers(path: str, found: dict[str, list[Call]]):
+    tomllib = pytest.importorskip("tomllib")  # Python 3.11
     contracts = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["tool"]["importlinter"]["contracts"]
     height = {
         module: -level

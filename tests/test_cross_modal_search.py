@@ -115,7 +115,7 @@ def test_words_that_mean_nothing_to_the_model_find_nothing(small):
         small.encode_text(["zebra"])
 
 
-def test_a_collection_refuses_the_rows_of_other_weights(collection, images):
+def test_a_collection_refuses_the_embeddings_of_other_weights(collection, images):
     other = replace(vsepp.tiny().assemble(), fingerprint="0" * 32)
     with pytest.raises(CollectionError, match="cannot be compared"):
         run(find([next(iter(images.values())).parent]), other, collection)

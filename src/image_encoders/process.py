@@ -108,7 +108,7 @@ def quiet() -> Iterator[None]:
 
 
 def import_nncf() -> ModuleType:
-    """NNCF, told before its import not to report to its makers."""
+    """NNCF, whose reports to its makers are switched off before its import."""
     os.environ.setdefault("NNCF_CI", "1")
     return importlib.import_module("nncf")
 

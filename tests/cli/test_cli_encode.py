@@ -144,7 +144,7 @@ def test_no_images_is_said_with_what_was_passed_over_and_the_way_to_take_it(comm
     assert ran.err == f"warning: no images in {folder}, but {others}; --all-files takes them\n"
 
 
-def test_rows_of_files_that_are_gone_can_be_removed(command, photos, tmp_path):
+def test_embeddings_of_files_that_are_gone_can_be_removed(command, photos, tmp_path):
     command("encode", photos, "-o", tmp_path / "c", "-m", "colours/plain")
     (photos / "red.png").unlink()
     assert command("encode", photos, "-o", tmp_path / "c", "--json").json["rows"] == 6
@@ -212,7 +212,7 @@ def test_an_output_that_cannot_be_a_collection_is_refused_and_untouched(command,
     assert (tmp_path / "file").read_text() == "mine"
 
 
-def test_rows_of_another_model_are_refused_and_the_collection_stays(command, photos, tmp_path):
+def test_embeddings_of_another_model_are_refused_and_the_collection_stays(command, photos, tmp_path):
     command("encode", photos, "-o", tmp_path / "c", "-m", "colours/plain")
     refused(command("encode", photos, "-o", tmp_path / "c", "-m", "colours/mute"), "colours/plain", "colours/mute")
     refused(command("encode", photos, "-o", tmp_path / "c", "-O", "scale=2.0"))

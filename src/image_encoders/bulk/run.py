@@ -185,7 +185,7 @@ class _Run:
         )
 
     def _close(self, tuner: BatchSizeTuner) -> Report:
-        """What the run did, told also to the collection."""
+        """What the run did, which the collection records too."""
         plan, written = self.plan, self.committer.counts
         report = Report(
             total=plan.total,

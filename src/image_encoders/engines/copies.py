@@ -162,7 +162,7 @@ def write(model: openvino.Model, folder: Path, name: str, **about: Any) -> None:
             about[file] = running_sha256(folder / file).hexdigest()
         with atomic_write(folder / ABOUT) as part:
             part.write_text(json.dumps(about, indent=2), "utf-8")
-    except RuntimeError as error:  # a full disk, as OpenVINO tells it
+    except RuntimeError as error:  # what OpenVINO raises for a full disk
         shutil.rmtree(folder, ignore_errors=True)
         raise OSError(5, first_line(error)) from error
 

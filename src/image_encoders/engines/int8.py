@@ -104,7 +104,7 @@ def verdict(net: Net, folder: Path) -> Choice | None:
     """What was measured when int8 was calibrated; a warning where it costs much."""
     try:
         near = Closeness(**json.loads((folder / ABOUT).read_text("utf-8"))["closeness"])
-    except (OSError, ValueError, KeyError, TypeError):  # damaged: reading the copy will tell
+    except (OSError, ValueError, KeyError, TypeError):  # damaged: reading the copy will raise
         return None
     if near.centred < POOR:
         logger.warning(

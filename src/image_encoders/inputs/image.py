@@ -126,7 +126,7 @@ def decoding(name: str, encoded: bytes = b"", ends: Callable[[bytes], bool] = la
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         if not ends(encoded) or re.search(r"truncated|premature end|\bEOF\b|end of file", reason, re.I):
-            after = f", after {len(encoded)} bytes" if encoded else ""  # a PIL image does not tell
+            after = f", after {len(encoded)} bytes" if encoded else ""  # of a PIL image that is unknown
             raise InputError(f"{name} that ends too early{after}", code="truncated") from error
         raise InputError(f"{name} that cannot be decoded: {reason}", code="corrupt") from error
 

@@ -146,7 +146,7 @@ def pil_pixels(image: Image.Image) -> np.ndarray:
     Equals transformers 5's convert_to_rgb, but for 16-bit grey, which that clips to white, and for colours multiplied
     by alpha (modes La, RGBa), of which it drops the alpha.
     """
-    image.load()  # which tells some modes and key colours only then
+    image.load()  # some modes and key colours are known only then
     rows = max(1, STRIP // image.width)
     if rows >= image.height:
         return np.array(_rgb(image))

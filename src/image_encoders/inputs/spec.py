@@ -18,7 +18,7 @@ class InputSpec:
     modality: "image", "text" or "audio"
     read: source -> item; may touch the disk; raises InputError
     prepare: item -> input, an ndarray without batch axis; pure; raises InputError
-    shape: of an input, None where any length goes; None altogether where the net alone can tell
+    shape: of an input, None where any length goes; None altogether where only the net knows
     facts: everything that decides an input, as plain values: it goes into the fingerprint
     summary: the same for people
     smallest: the least length where any goes

@@ -170,7 +170,7 @@ def published(variant: str, source: str = "npz") -> list[str]:
 def original(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """The tensors of an original checkpoint as the net has them, kernels standardised, and what else `load` needs."""
     variables, input_range = _variables(path)
-    found = _found(variables) or ARCHITECTURES["R50x1"]  # where they do not tell, the error lists what lacks
+    found = _found(variables) or ARCHITECTURES["R50x1"]  # where it is unknown, the error lists what is missing
     tensors = _folded(variables, _names(variables, found, path), path)
     return tensors, {"family": "bit", "units": found.units, "width": found.width, "input_range": input_range}
 
@@ -282,7 +282,7 @@ def _is_safetensors(path: Path) -> bool:
 
 
 def _found(variables: Mapping[str, np.ndarray]) -> Architecture | None:
-    """The size of the net whose variables these are; None when they do not tell."""
+    """The size of the net whose variables these are; None when they do not show it."""
     names = set(variables)
     units: list[int] = []
     while f"resnet/block{len(units) + 1}/unit01/a/standardized_conv2d/kernel" in names:
@@ -350,7 +350,7 @@ def _folded(variables: Mapping[str, np.ndarray], names: dict[str, str], path: Pa
 def _by_npz_names(bundle: Bundle, path: Path) -> dict[str, np.ndarray]:
     """A SavedModel's variables by the npz's names.
 
-    Some exports keep those names; others give short ones that repeat, and only the object graph tells which tensor
+    Some exports keep those names; others give short ones that repeat, and only the object graph says which tensor
     is which.
     """
     named: dict[str, str] = {}
