@@ -10,8 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from image_encoders.bulk import sources
-from image_encoders.bulk.sources import SourceFile, find
+from image_encoders.bulk.sources import SourceFile, find, lists
 from image_encoders.collection import Locator, id_of, path_of
 from image_encoders.errors import InputError
 from image_encoders.inputs.image import ImageLimits
@@ -143,7 +142,7 @@ def test_lists_are_read_from_files_and_from_standard_input(photos: Path, content
 def test_a_list_longer_than_what_is_read_at_once_keeps_every_name(
     photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sources, "CHUNK", 7)
+    monkeypatch.setattr(lists, "CHUNK", 7)
     wanted = [f"photos/image {number}.jpg" for number in range(50)]
     for separator in ("\n", "\0", "\r\n"):
         found = find(["-"], stdin=io.BytesIO(separator.join(wanted).encode()))

@@ -19,6 +19,7 @@ from typer.core import TyperGroup
 
 from image_encoders import __version__
 from image_encoders.cli import (
+    browse,
     convert,
     demo,
     doctor,
@@ -30,6 +31,7 @@ from image_encoders.cli import (
     info,
     models,
     search,
+    serve,
     skipped_imports,
     verify,
 )
@@ -92,8 +94,10 @@ asked: use `kill PID` (SIGTERM) there.""",
 )
 
 for command in (
+    browse.browse,
     encode.encode,
     search.search,
+    serve.serve,
     failures.failures,
     info.info,
     export.export,

@@ -32,7 +32,7 @@ NOTICE_S = 1.0  # after which something slow is said to be going on
 
 # The library quotes the value of a keyword, or names it in capitals (weights=PATH); a folder source=web is neither.
 _VALUE = r"""=(?:['"]([\w.-]+)['"]|([A-Z]+))(?!\w)"""
-_NO_VALUE = r"=(?=[\s,;]|$)"
+_NO_VALUE = r"=(?=[\s,;:]|$)"
 _FLAGS = r"(?<![\w/-])(weights|device|precision|engine|calibration)"
 _OPTIONS = (
     r"(?<![\w/-])(?<!-O )(definition|class_name|class_args|layer|pooling|preprocess|input_shape|vocabulary|source)"

@@ -1,0 +1,95 @@
+"""What sources consist of: items to encode, and what is known before they are looked at."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from image_encoders.collection import Locator
+from image_encoders.errors import InputError
+from image_encoders.inputs.image import ImageLimits
+
+NAMED = 3  # names of what was passed over that are kept
+
+
+class SourceItem(Protocol):
+    """One thing to encode, wherever its bytes are.
+
+    id: unique, valid Unicode
+    locator: where its bytes are
+    state: text that changes whenever the bytes may have changed, such as a size and a time, or an etag; "" where nobody
+        knows: then they are read
+    metadata: what its source says about it, as JSON can hold it; None: nothing. Asked for on any thread, and InputError
+        where it cannot be read
+    error: why it cannot be read, where that is known already
+    """
+
+    @property
+    def id(self) -> str: ...
+    @property
+    def locator(self) -> Locator: ...
+    @property
+    def state(self) -> str: ...
+    @property
+    def metadata(self) -> Mapping[str, Any] | None: ...
+    @property
+    def error(self) -> InputError | None: ...
+
+    def read(self, limits: ImageLimits) -> bytes:
+        """Its bytes, on any thread; InputError where they cannot be read or are too many."""
+        ...
+
+
+class Entry(Protocol):
+    """Something that a source names, before it is looked at: listing and counting make many of them.
+
+    name: what makes it different from other entries, such as a path
+    path: the file that it is, where it is a whole one that seems to be there; else None
+    """
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def path(self) -> str | None: ...
+
+    def item(self) -> SourceItem:
+        """The item, looked at now."""
+        ...
+
+
+class Source(Protocol):
+    """What one argument of a run names.
+
+    repeatable: whether `entries` may be called again, to count them, and costs little beside encoding them
+    """
+
+    @property
+    def repeatable(self) -> bool: ...
+
+    def check(self) -> None:
+        """Raise InputError unless there is something; quick, and reads nothing that can be read only once."""
+        ...
+
+    def entries(self) -> Iterator[Entry]:
+        """What there is, in an order that depends on names alone; the same thing may come again."""
+        ...
+
+
+@dataclass
+class Walk:
+    """What is met while sources are gone through.
+
+    folders: device and inode of those that were searched: links may form loops
+    ignored: files in folders that are not images by their names; passed_over: the first few names of them
+    """
+
+    folders: set[tuple[int, int]] = field(default_factory=set)
+    ignored: int = 0
+    passed_over: list[str] = field(default_factory=list)
+
+    def ignore(self, name: str) -> None:
+        """Count a file that is passed over."""
+        self.ignored += 1
+        if len(self.passed_over) < NAMED:
+            self.passed_over.append(name)
