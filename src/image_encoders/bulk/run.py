@@ -192,7 +192,7 @@ class _Run:
         self.collection.forget(id for id, path in failures.items() if path in wanted)
 
     def _close(self, tuner: BatchSizeTuner) -> Report:
-        """What the run did, told also to the collection."""
+        """What the run did, which the collection records too."""
         plan, written = self.plan, self.committer.counts
         report = Report(
             total=plan.total,
