@@ -63,7 +63,6 @@ def one(path: str, index: str) -> None:
     """A run whose net takes no time; prints images/s."""
     sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
     from fake_encoder import FakeEncoder
-
     from image_encoders.bulk.run import run
     from image_encoders.bulk.sources import find
     from image_encoders.collection import Collection

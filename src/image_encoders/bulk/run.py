@@ -164,9 +164,11 @@ class _Run:
 
     def _forget(self) -> None:
         """Take off the list of failures what has a row, and archives and folders that were read whole now."""
-        finished = self.sources.finished if isinstance(self.sources, Sources) else lambda id: False
+        finished = self.sources.finished if isinstance(self.sources, Sources) else lambda *failure: False
         whole = (
-            failure.id for failure in self.collection.failures() if failure.when < self.began and finished(failure.id)
+            failure.id
+            for failure in self.collection.failures()
+            if failure.when < self.began and finished(failure.id, failure.state)
         )
         self.collection.forget([*self.plan.recovered, *whole])
 

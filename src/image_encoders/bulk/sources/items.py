@@ -100,6 +100,24 @@ class Problem:
         raise self.error
 
 
+class Uncountable(Exception):
+    """There is something among the sources that cannot be counted without reading it all, or twice."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How sources are to be understood.
+
+    stdin: the binary stream that "-" reads; None: sys.stdin's
+    all_files: take every file of a folder or an archive, whatever its name
+    column: of tables, the one that holds images or says where they are; None: the one that looks like it
+    """
+
+    stdin: Any = None
+    all_files: bool = False
+    column: str | None = None
+
+
 def nothing_known(id: str, state: str) -> bool:
     """As a collection without embeddings answers."""
     return False
@@ -109,6 +127,7 @@ def nothing_known(id: str, state: str) -> bool:
 class Walk:
     """What is met while sources are gone through.
 
+    counting: whether entries are counted only; Uncountable is raised where that costs much
     known: whether an item of that id is stored in that state: its bytes will not be asked for. Wrong answers only cost
         time
     folders: device and inode of those that were searched: links may form loops
@@ -116,6 +135,7 @@ class Walk:
     ignored: files in folders that are not images by their names; passed_over: the first few names of them
     """
 
+    counting: bool = False
     known: Callable[[str, str], bool] = nothing_known
     folders: set[tuple[int, int]] = field(default_factory=set)
     whole: set[str] = field(default_factory=set)
