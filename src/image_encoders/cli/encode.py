@@ -116,6 +116,12 @@ def encode(
         str | None,
         typer.Option(metavar="NAME", help="Of tables: the column of images, paths or URLs.  [default: as it looks]"),
     ] = None,
+    private_urls: Annotated[
+        bool, typer.Option("--private-urls", help="Fetch URLs of lists and tables from private addresses, too.")
+    ] = False,
+    max_failures: Annotated[
+        int | None, typer.Option(metavar="N", min=0, help="Stop once more than N images have failed in this run.")
+    ] = None,
     max_pixels: Annotated[
         int | None,
         typer.Option(metavar="N", min=1, help="Largest image to decode, width x height.  [default: 178000000]"),
@@ -141,7 +147,7 @@ def encode(
     from image_encoders.bulk import run, sources
     from image_encoders.collection import Collection
 
-    files = sources.find(source, all_files=all_files, column=column)
+    files = sources.find(source, all_files=all_files, column=column, private_urls=private_urls)
     begun = _begun(output)
     check_paths(weights, calibration)
     if begun is not None:
@@ -164,6 +170,7 @@ def encode(
                     workers=workers,
                     retry_failed=retry_failed,
                     prune=prune,
+                    max_failures=max_failures,
                     progress=told and Meter(files, told),
                 )
     except KeyboardInterrupt:

@@ -6,16 +6,19 @@ import glob
 import hashlib
 import os
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 from image_encoders.bulk.sources import lists
+from image_encoders.bulk.sources.ahead import Ahead
 from image_encoders.bulk.sources.archives import Archive, ArchivedImage, find_member, is_archive_name
 from image_encoders.bulk.sources.files import FileEntry, Folder, Glob, OneFile, absolute
 from image_encoders.bulk.sources.items import Entry, Problem, Settings, Source, SourceItem, Uncountable, Walk
 from image_encoders.bulk.sources.lists import ListFile, StandardInput
 from image_encoders.bulk.sources.places import LocalFile
 from image_encoders.bulk.sources.tables import Table, table_name
+from image_encoders.bulk.sources.urls import UrlEntry, is_url
 from image_encoders.collection import Locator, path_of
 from image_encoders.errors import InputError
 from image_encoders.inputs.files import address_error
@@ -32,6 +35,7 @@ def find(
     stdin: Any = None,
     all_files: bool = False,
     column: str | None = None,
+    private_urls: bool = False,
 ) -> Sources:
     """What the arguments name, each thing once, in an order that depends on names alone.
 
@@ -48,11 +52,13 @@ def find(
     stdin: the binary stream that "-" reads; None: sys.stdin's
     all_files: take every file of a folder or an archive, whatever its name
     column: of tables, the one that holds images or says where they are; None: the one that looks like it
+    private_urls: fetch also from addresses that are not public. Addresses of the web are taken from lists and tables
+        alone; items come from there as they are fetched, not in order
 
     Raises InputError for an argument that names nothing, before any image is looked at. A missing path in a list is not
     an error here: its item says so.
     """
-    sources = Sources([os.fspath(argument) for argument in arguments], Settings(stdin, all_files, column))
+    sources = Sources([os.fspath(argument) for argument in arguments], Settings(stdin, all_files, column, private_urls))
     sources.check()
     return sources
 
@@ -63,13 +69,17 @@ class Sources(Iterator[SourceItem]):
     def __init__(self, arguments: Sequence[str], settings: Settings):
         self.arguments, self.settings = arguments, settings
         self._walk = Walk()
-        self._items = (entry.item() for entry in self._entries(self._walk))
+        self._items = self._looked_at()
 
     def __iter__(self) -> Sources:
         return self
 
     def __next__(self) -> SourceItem:
         return next(self._items)
+
+    def close(self) -> None:
+        """End here: nothing more is fetched ahead."""
+        self._items.close()
 
     @property
     def ignored(self) -> int:
@@ -154,6 +164,22 @@ class Sources(Iterator[SourceItem]):
     def _all(self, walk: Walk) -> list[Source]:
         return [source_of(argument, self.settings, walk) for argument in self.arguments]
 
+    def _looked_at(self) -> Generator[SourceItem, None, None]:
+        """The items, in order but for those that come over a network: they come when they come."""
+        with ExitStack() as ending:
+            ahead: Ahead | None = None
+            for entry in self._entries(self._walk):
+                if not isinstance(entry, UrlEntry):
+                    yield entry.item()
+                    continue
+                if ahead is None:
+                    ahead = Ahead(self.known)
+                    ending.callback(ahead.close)
+                ahead.add(entry)
+                yield from ahead.taken()
+            if ahead is not None:
+                yield from ahead.rest()
+
     def _entries(self, walk: Walk) -> Iterator[Entry]:
         """What the arguments name, each once."""
         sources = self._all(walk)
@@ -180,7 +206,10 @@ def source_of(argument: str, settings: Settings, walk: Walk) -> Source:
         elif is_archive_name(path) and os.path.isfile(path):
             yield from Archive(LocalFile(path), walk, settings.all_files).entries()
         else:
-            yield entry_of(name, None)
+            yield image(name)
+
+    def image(name: str, metadata: Mapping[str, Any] | None = None) -> Entry:
+        return entry_of(name, metadata, settings)
 
     if not argument:
         raise InputError("an empty name among the sources", code="not-found")
@@ -197,9 +226,12 @@ def source_of(argument: str, settings: Settings, walk: Walk) -> Source:
         return Archive(LocalFile.at(argument), walk, settings.all_files)
     table = table_name(argument)
     if table is not None and os.path.isfile(table[0]):
-        return Table(LocalFile.at(table[0]), walk, entry_of, table[1] or settings.column)
+        return Table(LocalFile.at(table[0]), walk, image, table[1] or settings.column)
     if os.path.exists(argument):
         return OneFile(argument)
+    if is_url(argument):
+        said = f"a web address, not a path; those in a list or a table are fetched: echo '{argument}' | ... encode -"
+        raise InputError(said, item=argument, code="url")
     if (address := address_error(argument, "image")) is not None:
         raise address.named(argument)
     if glob.has_magic(argument):
@@ -207,9 +239,11 @@ def source_of(argument: str, settings: Settings, walk: Walk) -> Source:
     raise InputError("no such file or folder", item=argument, code="not-found")
 
 
-def entry_of(name: str, metadata: Mapping[str, Any] | None) -> Entry:
-    """The one image that a name in a list or a table names: a path, or archive.tar#member."""
+def entry_of(name: str, metadata: Mapping[str, Any] | None, settings: Settings) -> Entry:
+    """The one image that a name in a list or a table names: a path, an address of the web, or archive.tar#member."""
     path = absolute(name)
+    if is_url(name) and not os.path.lexists(path):
+        return UrlEntry(name, metadata, settings.private_urls)
     if (error := address_error(name, "image")) is not None and not os.path.lexists(path):
         return FileEntry(name, error, metadata)
     for at in (at for at, sign in enumerate(name) if sign == "#"):
