@@ -66,7 +66,7 @@ def find(
 class Sources(Iterator[SourceItem]):
     """What `find` gives: an iterator over items, that also counts."""
 
-    def __init__(self, arguments: Sequence[str], settings: Settings):
+    def __init__(self, arguments: Sequence[str], settings: Settings = Settings()):
         self.arguments, self.settings = arguments, settings
         self._walk = Walk()
         self._items = self._looked_at()
