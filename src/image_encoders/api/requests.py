@@ -16,6 +16,8 @@ from image_encoders.errors import InputError
 from image_encoders.inputs.urls import UrlLimits, read_url
 
 Modality = Literal["text", "image", "audio"]
+MANY = Field(max_length=1 << 16)  # of which no more are looked at; a service's own limit is said with its own words
+MOST_FIELDS = 64
 FIRST = Field(fail_fast=True)  # one wrong item is named, and not each of millions
 CohereType = Literal["float", "int8", "ubinary", "base64"]
 Tokens = int | Annotated[list[int], FIRST]
@@ -52,7 +54,18 @@ class EmbeddingCall:
     partial: bool = False
 
 
-class DictItem(BaseModel):
+class Bounded(BaseModel):
+    """An object whose unknown fields are named, unless there are so many that naming them would take long."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _has_few_fields(cls, given: Any) -> Any:
+        if isinstance(given, dict) and len(given) > MOST_FIELDS:
+            raise ValueError(f"an object of {len(given):,} fields; at most {MOST_FIELDS} are accepted")
+        return given
+
+
+class DictItem(Bounded):
     """One thing to embed, under the name of what it is."""
 
     model_config = ConfigDict(
@@ -77,7 +90,7 @@ class DictItem(BaseModel):
         return self
 
 
-class EmbeddingsRequest(BaseModel):
+class EmbeddingsRequest(Bounded):
     """OpenAI's request, and what infinity and Jina add to it."""
 
     model_config = ConfigDict(
@@ -91,7 +104,7 @@ class EmbeddingsRequest(BaseModel):
         },
     )
 
-    input: str | DictItem | Annotated[list[str | DictItem | Tokens], FIRST] = Field(
+    input: str | DictItem | Annotated[list[str | DictItem | Tokens], FIRST, MANY] = Field(
         description="A text, an image as a data: URL, an object that says which it is, or a list of those. Numbers of "
         "tokens are refused."
     )
@@ -141,7 +154,7 @@ class Content(BaseModel):
     content: list[Part] = Field(min_length=1, max_length=1, description="One part: towers embed one thing at a time.")
 
 
-class EmbedRequest(BaseModel):
+class EmbedRequest(Bounded):
     """Cohere's request: exactly one of `texts`, `images` and `inputs`."""
 
     model_config = ConfigDict(

@@ -55,7 +55,6 @@ REFUSALS: dict[int | str, dict[str, Any]] = {
 router = APIRouter(tags=["search"], responses=REFUSALS)
 
 Words = Annotated[list[str], Field(max_length=MAX_QUERIES)]
-Key = Annotated[str, Field(pattern=r"\A[0-9a-f]{64}\Z")]
 Offset = Annotated[int, Field(ge=0, le=1 << 31)]
 Side = Annotated[int, Field(ge=1, le=MAX_SIDE_PX)]
 
@@ -85,12 +84,7 @@ class SearchAddress(BaseModel):
         """What a form sends for what was left empty is not there."""
         if not isinstance(given, dict):
             return given
-        kept = {
-            name: [one for one in value if not isinstance(one, str) or one.strip()]
-            if isinstance(value, list)
-            else value
-            for name, value in given.items()
-        }
+        kept = {name: _without_blanks(value) for name, value in given.items()}
         return {name: value for name, value in kept.items() if value not in ("", [])}
 
     def wanted(self, limits: Limits) -> Wanted:
@@ -424,7 +418,7 @@ async def failures(request: Request, offset: Annotated[Offset, Query()] = 0) -> 
 async def status(request: Request) -> Response:
     """What is searched, how far its run is, and what the service did in the last minute."""
     service, searcher = _service(request), searcher_of(request)
-    served = service.collection_model or service.model()
+    served = service.collection_model or next(iter(service.models.values()), None)  # none while the first one is loaded
     collection = None
     if service.collection is not None:
         images, failed = await searcher.counts()
@@ -432,8 +426,8 @@ async def status(request: Request) -> Response:
     waiting = sum(tower.waiting for model in service.models.values() for tower in model.towers.values())
     return _json(
         {
-            "model": served.name,
-            "modalities": list(served.modalities),
+            "model": None if served is None else served.name,
+            "modalities": [] if served is None else list(served.modalities),
             "collection": collection,
             "run": None if service.run is None else service.run(),
             "service": {**service.metrics.last_minute(), "waiting": waiting},

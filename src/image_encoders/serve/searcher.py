@@ -127,6 +127,8 @@ class Searcher:
     @property
     def collection(self) -> Collection:
         """What is searched; RequestError (404) where this service has none."""
+        if self._service.collection is None and self._service.run is not None:
+            raise RequestError(404, "nothing is embedded yet: the model is being loaded", code="no_collection")
         if self._service.collection is None:
             raise RequestError(
                 404, "this service has no collection to search; it is started with --collection", code="no_collection"
