@@ -13,6 +13,7 @@ import re
 import time
 from collections.abc import Iterator
 from datetime import datetime, timedelta
+from itertools import groupby
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Request
@@ -250,26 +251,26 @@ async def _answer(request: Request, asked: SearchAddress | SearchRequest) -> Res
     wanted = asked.wanted(_limits(request))
     began = time.perf_counter()
     direction = await searcher.direction(wanted.terms)
-    embedded = time.perf_counter()
-    ranking = await searcher.rank(direction, wanted)
-    ranked = time.perf_counter()
-    end = min(asked.offset + asked.k, len(ranking))
-    places = range(min(asked.offset, end), end)
+    embed_s = time.perf_counter() - began
     shows_paths = may_see_paths(request)
-    return _json(
-        {
-            "model": collection.name,
-            "fingerprint": collection.fingerprint,
+
+    def page(ranking: Ranking) -> dict[str, Any]:
+        end = min(asked.offset + asked.k, len(ranking))
+        places = range(min(asked.offset, end), end)
+        return {
             "count": len(ranking),
             "usual": None if ranking.usual is None else {"score": ranking.usual, "spread": ranking.spread},
             "line": ranking.line,
             "hits": [_hit(ranking, place, shows_paths) for place in places],
             "groups": None if ranking.groups is None else list(_groups(ranking, places)),
             "next": end if end < len(ranking) else None,
-            "seconds": {"embed": round(embedded - began, 4), "search": round(ranked - embedded, 4)},
-        },
-        headers={"X-Encoder": collection.name, "X-Encoder-Fingerprint": collection.fingerprint},
-    )
+        }
+
+    found, search_s = await searcher.rank(direction, wanted, page)
+    of = {"model": collection.name, "fingerprint": collection.fingerprint}
+    seconds = {"embed": round(embed_s, 4), "search": round(search_s, 4)}
+    headers = {"X-Encoder": collection.name, "X-Encoder-Fingerprint": collection.fingerprint}
+    return _json({**of, **found, "seconds": seconds}, headers)
 
 
 def _hit(ranking: Ranking, place: int, shows_paths: bool) -> dict[str, Any]:
@@ -293,15 +294,8 @@ def _hit(ranking: Ranking, place: int, shows_paths: bool) -> dict[str, Any]:
 
 def _groups(ranking: Ranking, places: range) -> Iterator[dict[str, Any]]:
     names = ranking.groups or ()
-    group: dict[str, Any] | None = None
-    for number, place in enumerate(places):
-        if group is None or group["name"] != names[place]:
-            if group is not None:
-                yield group
-            group = {"name": names[place], "hits": []}
-        group["hits"].append(number)
-    if group is not None:
-        yield group
+    for name, hits in groupby(range(len(places)), key=lambda hit: names[places[hit]]):
+        yield {"name": name, "hits": list(hits)}
 
 
 UPLOAD = {
