@@ -10,6 +10,7 @@ import base64
 import binascii
 import hashlib
 import struct
+import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -212,9 +213,19 @@ class Searcher:
             raise InputError("no image of the collection has this key; it may have been removed", code="unknown-key")
         return view.direction(found[0])
 
-    async def rank(self, direction: np.ndarray | None, wanted: Wanted) -> Ranking:
-        """All that is found, in order."""
-        return await self._searches.run(self._rank, self.gallery, direction, wanted)
+    async def rank(
+        self, direction: np.ndarray | None, wanted: Wanted, read: Callable[[Ranking], Result]
+    ) -> tuple[Result, float]:
+        """What `read` makes, on the same thread, of all that is found, and how long the search took [s]."""
+        gallery = self.gallery
+
+        def search() -> tuple[Result, float]:
+            began = time.perf_counter()
+            ranking = self._rank(gallery, direction, wanted)
+            seconds = time.perf_counter() - began
+            return read(ranking), seconds
+
+        return await self._searches.run(search)
 
     @staticmethod
     def _rank(gallery: Gallery, direction: np.ndarray | None, wanted: Wanted) -> Ranking:
