@@ -160,27 +160,27 @@ def test_a_folder_is_embedded_searched_followed_and_taken_up_again(browse, photo
 
 
 def test_what_is_embedded_is_searched_while_the_rest_is_and_a_killed_run_goes_on(browse, photos: Path, tmp_path: Path):
-    draw_large(photos / "large", 100)
+    draw_large(photos / "large", 150)
     browsing = browse(photos, "-o", tmp_path / "index")
 
     def some() -> bool:
         found = browsing.status()
-        return found["run"]["state"] == "embedding" and 0 < (found["collection"] or {"images": 0})["images"] < 160
+        return found["run"]["state"] == "embedding" and 0 < (found["collection"] or {"images": 0})["images"] < 210
 
     until(some, "partly embedded")
-    assert 0 < len(browsing.names()) < 160
+    assert 0 < len(browsing.names()) < 210
     follower = next(pid for pid in browsing.children() if _runs(pid, "image_encoders.serve.follow"))
     os.kill(follower, signal.SIGKILL)
     until(lambda: browsing.status()["run"]["state"] == "following", "embedded")
-    assert browsing.status()["collection"]["images"] == 160
-    assert len(browsing.names(q="a red circle")) == 160
+    assert browsing.status()["collection"]["images"] == 210
+    assert len(browsing.names(q="a red circle")) == 210
 
 
 def draw_large(folder: Path, count: int) -> None:
     """Images that take long to decode, each with other bytes."""
     folder.mkdir()
     file = io.BytesIO()
-    Image.new("RGB", (5000, 5000), (200, 30, 30)).save(file, "PNG", compress_level=1)
+    Image.new("RGB", (2500, 2500), (200, 30, 30)).save(file, "PNG", compress_level=1)
     content, header = file.getvalue(), 33  # bytes before the second chunk
     for number in range(count):
         text = b"tEXt" + f"number\0{number}".encode()

@@ -32,7 +32,7 @@ from image_encoders.canaries import canary_images
 from image_encoders.embedding import as_input_error
 from image_encoders.encoder import Encoder, Tower, cores
 from image_encoders.errors import ImageEncodersError, InputError, first_line
-from image_encoders.serve import frames
+from image_encoders.serve import frames, logs
 
 log = logging.getLogger(__name__)
 
@@ -50,11 +50,11 @@ def main() -> None:
     nothing = os.open(os.devnull, os.O_RDWR)
     os.dup2(nothing, 0)
     os.dup2(2, 1)  # whatever libraries print
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     answers = _Answers(connection)
     stream = connection.makefile("rb")
     wished = frames.read(stream)
     if wished is not None:
+        logs.configure(as_json=wished[0].pop("json_logs"))
         worker: Future[Worker] = Future()
         threading.Thread(target=_load, args=(wished[0], answers.send, worker), daemon=True).start()
         while (frame := frames.read(stream)) is not None:
