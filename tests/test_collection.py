@@ -617,7 +617,7 @@ def test_an_empty_collection_exports_no_rows(collection: Collection, tmp_path: P
     assert pq.read_table(tmp_path / "rows.parquet").num_rows == 0
 
 
-def test_a_file_that_is_there_is_replaced_only_if_told_to(filled: Collection, tmp_path: Path) -> None:
+def test_a_file_that_is_there_is_replaced_only_with_overwrite(filled: Collection, tmp_path: Path) -> None:
     for name in ("rows.parquet", "rows.npy"):
         (tmp_path / name).write_bytes(b"precious")
         with pytest.raises(CollectionError, match="there already"):

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         InputError,
         MissingExtra,
         Overloaded,
+        TooManyFailures,
         UnknownModel,
         WeightsError,
     )
@@ -52,6 +53,7 @@ _HOMES = {
             "InputError",
             "MissingExtra",
             "Overloaded",
+            "TooManyFailures",
             "UnknownModel",
             "WeightsError",
         ),
@@ -69,6 +71,7 @@ __all__ = [
     "Locator",
     "MissingExtra",
     "Overloaded",
+    "TooManyFailures",
     "Tower",
     "UnknownModel",
     "WeightsError",

@@ -322,12 +322,13 @@ def invalid_request(errors: Sequence[Any]) -> RequestError:
         name = str((where or one["loc"] or ["body"])[0])
         params.append(name)
         position = next((f"[{part}]" for part in where if isinstance(part, int)), "")
+        within = f".{where[-1]}" if len(where) > 1 and isinstance(where[-1], str) else ""
         if one["type"] == "json_invalid":
             said[f"the body is not valid JSON: {one.get('ctx', {}).get('error', one['msg'])}"] = None
         elif name in WRONG and one["type"] not in ("missing", "value_error"):
             said[f"{name}{position}: {WRONG[name]} is accepted"] = None
         else:
-            said[f"{name}{position}: {one['msg']}"] = None
+            said[f"{name}{position}{within}: {one['msg']}"] = None
     sentences = list(said)
     more = f"; and {len(sentences) - 3} more" if len(sentences) > 3 else ""
     param = None if "json_invalid" in (one["type"] for one in errors) else params[0]

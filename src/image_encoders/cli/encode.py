@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from image_encoders.cli.failures import told
+from image_encoders.cli.failures import with_advice
 from image_encoders.cli.loading import check_goes_on, check_paths, load, load_again
 from image_encoders.cli.options import (
     Calibration,
@@ -43,6 +43,8 @@ Examples:
   image-encoders encode photos/ -o my-photos --model clip/demo     # with the small bundled model, no network
   image-encoders encode photos/ -o my-photos -m clip/./my-clip     # with the checkpoint in the folder my-clip
   image-encoders encode 'photos/**/*.jpg' more/ -o my-photos       # globs and folders
+  image-encoders encode 'shards/*.tar' -o my-photos                # WebDataset shards, other archives
+  image-encoders encode photos.csv --column path -o my-photos      # a table; its other columns as metadata
   find photos -name '*.png' | image-encoders encode - -o my-photos # paths from standard input
   image-encoders encode photos/ -o my-photos                       # again: only what is new or changed
   image-encoders encode photos/ -o my-photos --retry-failed        # and what failed before
@@ -62,7 +64,8 @@ def encode(
         list[str],
         typer.Argument(
             metavar="SOURCE",
-            help='Folders, "globs", image files, lists of paths (@list.txt), or - for a list on standard input.',
+            help='Folders, "globs", image files, archives (.tar, .zip), tables (.parquet, .csv, .jsonl), lists of '
+            "paths (@list.txt), or - for a list on standard input.",
             show_default=False,
         ),
     ],
@@ -109,6 +112,16 @@ def encode(
     all_files: Annotated[
         bool, typer.Option("--all-files", help="Take every file in a folder, whatever its extension.")
     ] = False,
+    column: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Of tables: the column of images, paths or URLs.  [default: as it looks]"),
+    ] = None,
+    private_urls: Annotated[
+        bool, typer.Option("--private-urls", help="Fetch URLs of lists and tables from private addresses, too.")
+    ] = False,
+    max_failures: Annotated[
+        int | None, typer.Option(metavar="N", min=0, help="Stop once more than N images have failed in this run.")
+    ] = None,
     max_pixels: Annotated[
         int | None,
         typer.Option(metavar="N", min=1, help="Largest image to decode, width x height.  [default: 178000000]"),
@@ -134,7 +147,7 @@ def encode(
     from image_encoders.bulk import run, sources
     from image_encoders.collection import Collection
 
-    files = sources.find(source, all_files=all_files)
+    files = sources.find(source, all_files=all_files, column=column, private_urls=private_urls)
     begun = _begun(output)
     check_paths(weights, calibration)
     if begun is not None:
@@ -148,7 +161,7 @@ def encode(
     try:
         with terminations():
             collection = Collection.open_or_create(output, encoder)
-            with bar("encoding", shown=not quiet) as told:
+            with bar("encoding", shown=not quiet) as show:
                 report = run.run(
                     files,
                     encoder,
@@ -157,7 +170,8 @@ def encode(
                     workers=workers,
                     retry_failed=retry_failed,
                     prune=prune,
-                    progress=told and Meter(files, told),
+                    max_failures=max_failures,
+                    progress=show and Meter(files, show),
                 )
     except KeyboardInterrupt:
         with interrupted():
@@ -250,7 +264,7 @@ def summarize(report: Report, output: Path, collection: Collection, load_seconds
     print("  " + ", ".join(f"{count:,} {name}" for name, count in counts.items() if count or name == "encoded"))
     if report.failed:
         for failure in collection.failures()[:SHOWN]:
-            print(escape_controls(f"  {shown(failure.id)}: {told(failure)}"))
+            print(escape_controls(f"  {shown(failure.id)}: {with_advice(failure)}"))
         print(f"  all failures: image-encoders failures {shown(output)}; to try them again: --retry-failed")
 
 

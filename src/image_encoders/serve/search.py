@@ -55,7 +55,6 @@ REFUSALS: dict[int | str, dict[str, Any]] = {
 router = APIRouter(tags=["search"], responses=REFUSALS)
 
 Words = Annotated[list[str], Field(max_length=MAX_QUERIES)]
-Key = Annotated[str, Field(pattern=r"\A[0-9a-f]{64}\Z")]
 Offset = Annotated[int, Field(ge=0, le=1 << 31)]
 Side = Annotated[int, Field(ge=1, le=MAX_SIDE_PX)]
 
@@ -85,12 +84,7 @@ class SearchAddress(BaseModel):
         """What a form sends for what was left empty is not there."""
         if not isinstance(given, dict):
             return given
-        kept = {
-            name: [one for one in value if not isinstance(one, str) or one.strip()]
-            if isinstance(value, list)
-            else value
-            for name, value in given.items()
-        }
+        kept = {name: _without_blanks(value) for name, value in given.items()}
         return {name: value for name, value in kept.items() if value not in ("", [])}
 
     def wanted(self, limits: Limits) -> Wanted:

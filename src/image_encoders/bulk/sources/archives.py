@@ -26,7 +26,7 @@ from typing import Any, cast
 from image_encoders.bulk.digests import DigestTable
 from image_encoders.bulk.sources.contents import Content
 from image_encoders.bulk.sources.files import is_image_name
-from image_encoders.bulk.sources.items import Entry, Problem, Walk
+from image_encoders.bulk.sources.items import Entry, Problem, Uncountable, Walk
 from image_encoders.bulk.sources.places import Place
 from image_encoders.collection import Locator, id_of
 from image_encoders.errors import InputError, first_line
@@ -142,6 +142,8 @@ class Archive:
 
     def entries(self) -> Iterator[Entry]:
         """Its images; what cannot be read of it comes out as one entry with the archive's name, at the end."""
+        if self.walk.counting and not self.repeatable:
+            raise Uncountable
         names = DigestTable()  # as there may be millions
         try:
             self.place.state  # noqa: B018  before anything of it is read
