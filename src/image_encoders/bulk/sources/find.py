@@ -14,9 +14,19 @@ from image_encoders.bulk.sources import lists
 from image_encoders.bulk.sources.ahead import Ahead
 from image_encoders.bulk.sources.archives import Archive, ArchivedImage, find_member, is_archive_name
 from image_encoders.bulk.sources.files import FileEntry, Folder, Glob, OneFile, absolute
-from image_encoders.bulk.sources.items import Entry, Problem, Settings, Source, SourceItem, Uncountable, Walk
-from image_encoders.bulk.sources.lists import ListFile, StandardInput
+from image_encoders.bulk.sources.items import (
+    Entry,
+    Problem,
+    RemoteEntry,
+    Settings,
+    Source,
+    SourceItem,
+    Uncountable,
+    Walk,
+)
+from image_encoders.bulk.sources.lists import ListFile, RemoteList, StandardInput
 from image_encoders.bulk.sources.places import LocalFile
+from image_encoders.bulk.sources.stores import ObjectEntry, ObjectFile, ObjectFolder, is_object
 from image_encoders.bulk.sources.tables import Table, table_name
 from image_encoders.bulk.sources.urls import UrlEntry, is_url
 from image_encoders.collection import Locator, path_of
@@ -48,6 +58,8 @@ def find(
             "table.csv#column" says which column
         a glob such as "photos/**/*.jpg": if it ends in an extension, all that matches is taken, else images
         another file: taken whatever its name
+        an address in a store, such as s3://bucket/folder: a folder, a pattern or a file of any of these kinds, by
+            fsspec; credentials come by the store's usual means
         "-": a list on standard input
     stdin: the binary stream that "-" reads; None: sys.stdin's
     all_files: take every file of a folder or an archive, whatever its name
@@ -106,7 +118,8 @@ class Sources(Iterator[SourceItem]):
             try:
                 source_of(argument, self.settings, self._walk).check()
             except InputError as error:
-                raise error if error.code != "not-found" else _accepting(error) from error.__cause__
+                named = error.named(argument) if argument else error
+                raise named if error.code != "not-found" else _accepting(named) from error.__cause__
 
     def finished(self, id: str, state: str = "") -> bool:
         """Whether what failed as `id` would have failed again by now if anything were still wrong with it.
@@ -150,7 +163,7 @@ class Sources(Iterator[SourceItem]):
         """The arguments as they can be understood later, in another folder."""
         return [
             argument
-            if argument == "-"
+            if argument == "-" or "://" in argument
             else "@" * argument.startswith("@") + os.path.abspath(argument.removeprefix("@"))
             for argument in self.arguments
         ]
@@ -169,7 +182,7 @@ class Sources(Iterator[SourceItem]):
         with ExitStack() as ending:
             ahead: Ahead | None = None
             for entry in self._entries(self._walk):
-                if not isinstance(entry, UrlEntry):
+                if not isinstance(entry, RemoteEntry):
                     yield entry.item()
                     continue
                 if ahead is None:
@@ -201,10 +214,21 @@ def source_of(argument: str, settings: Settings, walk: Walk) -> Source:
     def named(name: str) -> Iterator[Entry]:
         """What a name in a list or a match of a glob names."""
         path = absolute(name)
-        if os.path.isdir(path):
+        if is_object(name) and not os.path.lexists(path):
+            yield from in_store(name)
+        elif os.path.isdir(path):
             yield from Folder(path, walk, settings.all_files).entries()
         elif is_archive_name(path) and os.path.isfile(path):
             yield from Archive(LocalFile(path), walk, settings.all_files).entries()
+        else:
+            yield image(name)
+
+    def in_store(name: str) -> Iterator[Entry]:
+        """What an address in a list, or one that matches a pattern, names."""
+        if is_archive_name(name):
+            yield from Archive(ObjectFile(name), walk, settings.all_files).entries()
+        elif name.endswith("/"):
+            yield from ObjectFolder(name, walk, settings.all_files, in_store).entries()
         else:
             yield image(name)
 
@@ -217,6 +241,8 @@ def source_of(argument: str, settings: Settings, walk: Walk) -> Source:
         return StandardInput(settings.stdin, named)
     if os.path.isdir(argument):
         return Folder(argument, walk, settings.all_files)
+    if argument.startswith("@") and is_object(argument[1:]):
+        return RemoteList(ObjectFile(argument[1:]), named)
     if argument.startswith("@"):
         return ListFile(argument[1:], named)
     ending = os.path.splitext(argument)[1].lower()
@@ -229,6 +255,14 @@ def source_of(argument: str, settings: Settings, walk: Walk) -> Source:
         return Table(LocalFile.at(table[0]), walk, image, table[1] or settings.column)
     if os.path.exists(argument):
         return OneFile(argument)
+    if is_object(argument):
+        if ending in lists.SUFFIXES and not glob.has_magic(argument):
+            return RemoteList(ObjectFile(argument), named)
+        if is_archive_name(argument) and not glob.has_magic(argument):
+            return Archive(ObjectFile(argument), walk, settings.all_files)
+        if table is not None and not glob.has_magic(argument):
+            return Table(ObjectFile(table[0]), walk, image, table[1] or settings.column)
+        return ObjectFolder(argument, walk, settings.all_files, in_store)
     if is_url(argument):
         said = f"a web address, not a path; those in a list or a table are fetched: echo '{argument}' | ... encode -"
         raise InputError(said, item=argument, code="url")
@@ -244,6 +278,8 @@ def entry_of(name: str, metadata: Mapping[str, Any] | None, settings: Settings) 
     path = absolute(name)
     if is_url(name) and not os.path.lexists(path):
         return UrlEntry(name, metadata, settings.private_urls)
+    if is_object(name) and not os.path.lexists(path):
+        return ObjectEntry(name, metadata)
     if (error := address_error(name, "image")) is not None and not os.path.lexists(path):
         return FileEntry(name, error, metadata)
     for at in (at for at, sign in enumerate(name) if sign == "#"):

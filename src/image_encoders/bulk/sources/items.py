@@ -64,7 +64,8 @@ class Entry(Protocol):
 class RemoteEntry(Protocol):
     """An entry that is looked at over a network, which takes its time.
 
-    host: which server is asked; few of one are asked at a time
+    host: which server is asked
+    polite: whether few of one host may be asked at a time
     """
 
     @property
@@ -73,6 +74,8 @@ class RemoteEntry(Protocol):
     def path(self) -> None: ...
     @property
     def host(self) -> str: ...
+    @property
+    def polite(self) -> bool: ...
 
     def item(self, known: Callable[[str, str], bool] = ...) -> SourceItem:
         """The item, looked at now; the bytes of one that is known, as of `Walk`, need not be fetched."""
