@@ -86,13 +86,13 @@ def float_inputs() -> Callable[[str, str], np.ndarray]:
 
 
 @pytest.fixture(scope="session")
-def assert_rows_agree() -> Callable[..., None]:
-    """assert_rows_agree(rows, reference, rel=..., one_minus_cos=...): the bundle's two measures must both hold."""
+def assert_embeddings_agree() -> Callable[..., None]:
+    """assert_embeddings_agree(found, reference, rel=..., one_minus_cos=...): both measures of the bundle must hold."""
 
-    def check(rows: np.ndarray, reference: np.ndarray, *, rel: float, one_minus_cos: float) -> None:
-        assert rows.shape == reference.shape
-        assert rows.dtype == np.float32
-        found, limits = agreement(rows, reference), Limits(rel=rel, one_minus_cos=one_minus_cos)
+    def check(embeddings: np.ndarray, reference: np.ndarray, *, rel: float, one_minus_cos: float) -> None:
+        assert embeddings.shape == reference.shape
+        assert embeddings.dtype == np.float32
+        found, limits = agreement(embeddings, reference), Limits(rel=rel, one_minus_cos=one_minus_cos)
         assert limits.hold(found), f"{found} exceeds {limits}"
 
     return check

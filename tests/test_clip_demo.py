@@ -137,7 +137,7 @@ def test_the_bundled_tokens_are_those_of_the_trainer(program, encoder):
     )
 
 
-def test_what_is_exported_gives_the_trainers_own_rows(program, tmp_path):
+def test_what_is_exported_gives_the_trainers_own_embeddings(program, tmp_path):
     import torch
     from transformers import CLIPModel
 

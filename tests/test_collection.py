@@ -22,7 +22,7 @@ from pyarrow import feather
 
 from fake_encoder import DIM, FakeEncoder
 from image_encoders import collection as collection_module
-from image_encoders import exports, load
+from image_encoders import exports, load, tables
 from image_encoders.collection import FAILURES, ITEMS, MARK, Collection, Failure, Locator, Row, id_of, open_collection
 from image_encoders.errors import CollectionError, InputError, MissingExtra
 
@@ -278,7 +278,7 @@ def test_a_writer_in_another_process_is_refused_and_a_killed_one_leaves_no_lock(
 def test_many_small_writes_are_merged_and_lose_nothing(
     collection: Collection, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(collection_module, "SMALL_FRAGMENTS", 8)
+    monkeypatch.setattr(tables, "SMALL_FRAGMENTS", 8)
     reader = Collection.open(folder)
     for number in range(20):
         collection.append([row(number)], new=True)
@@ -341,7 +341,7 @@ def test_a_collection_needs_no_folder_for_temporary_files(
     collection: Collection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TMPDIR", "/proc/nowhere")
-    monkeypatch.setattr(collection_module, "EXACT_BELOW", 3)
+    monkeypatch.setattr(tables, "EXACT_BELOW", 3)
     collection.append([row(1), row(2)])
     collection.append([row(2, width=7), row(3)])
     collection.record([failure(), failure("/photos/other.jpg")])
@@ -452,7 +452,7 @@ def test_paths_that_are_not_utf8_come_back_as_they_are(collection: Collection) -
 def test_many_rows_are_found_through_an_index_that_new_rows_need_not_be_in(
     collection: Collection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(collection_module, "EXACT_BELOW", 3000)
+    monkeypatch.setattr(tables, "EXACT_BELOW", 3000)
     rng = np.random.default_rng(2)
     rows = rng.standard_normal((4000, DIM)).astype(np.float32)
     collection.append([row(number, one) for number, one in enumerate(rows)])
@@ -617,7 +617,7 @@ def test_an_empty_collection_exports_no_rows(collection: Collection, tmp_path: P
     assert pq.read_table(tmp_path / "rows.parquet").num_rows == 0
 
 
-def test_a_file_that_is_there_is_replaced_only_if_told_to(filled: Collection, tmp_path: Path) -> None:
+def test_a_file_that_is_there_is_replaced_only_with_overwrite(filled: Collection, tmp_path: Path) -> None:
     for name in ("rows.parquet", "rows.npy"):
         (tmp_path / name).write_bytes(b"precious")
         with pytest.raises(CollectionError, match="there already"):
@@ -750,5 +750,5 @@ def test_a_collection_whose_first_run_was_killed_exports_no_rows(tmp_path: Path,
         assert np.load(tmp_path / name).shape == (0, DIM)
         assert (tmp_path / "rows.ids.jsonl").read_text() == ""
     else:
-        assert pq.read_table(tmp_path / name).schema == collection._schema(collection._metadata())
+        assert pq.read_table(tmp_path / name).schema == tables.items_schema(DIM, collection._metadata())
         assert pq.read_table(tmp_path / name).num_rows == 0

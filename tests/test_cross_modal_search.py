@@ -74,7 +74,7 @@ def caption_state(rows: Mapping[str, np.ndarray]) -> dict[str, torch.Tensor]:
 @pytest.fixture
 def small(images: dict[str, Path]) -> Encoder:
     """An encoder of small nets that knows the images' nouns."""
-    tiny = vsepp.tiny()
+    tiny = vsepp.tiny().assemble()
     rows = dict(zip(images, tiny.encode_image(list(images.values()))))
     net = CaptionTower(len(WORDS), tiny.dim + 1, tiny.dim, 1, absolute=False)
     net.load_state_dict(caption_state(rows))
@@ -115,8 +115,8 @@ def test_words_that_mean_nothing_to_the_model_find_nothing(small):
         small.encode_text(["zebra"])
 
 
-def test_a_collection_refuses_the_rows_of_other_weights(collection, images):
-    other = replace(vsepp.tiny(), fingerprint="0" * 32)
+def test_a_collection_refuses_the_embeddings_of_other_weights(collection, images):
+    other = replace(vsepp.tiny().assemble(), fingerprint="0" * 32)
     with pytest.raises(CollectionError, match="cannot be compared"):
         run(find([next(iter(images.values())).parent]), other, collection)
 

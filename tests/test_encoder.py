@@ -64,11 +64,11 @@ class Wrapped:
 
 
 @pytest.mark.parametrize("make", [lambda array: array, torch.from_numpy, Wrapped, lambda array: array[:, :]])
-def test_an_array_that_is_refilled_gives_the_row_of_what_it_held(make, wanted: np.ndarray):
+def test_an_array_that_is_refilled_gives_the_embedding_of_what_it_held(make, wanted: np.ndarray):
     assert np.array_equal(FakeEncoder().encode_image(refilled(make)), wanted)
 
 
-def test_bytes_that_are_refilled_give_the_row_of_what_they_held(wanted: np.ndarray):
+def test_bytes_that_are_refilled_give_the_embedding_of_what_they_held(wanted: np.ndarray):
     def files() -> Iterator[bytearray]:
         memory = bytearray()
         for frame in FRAMES:
@@ -78,7 +78,7 @@ def test_bytes_that_are_refilled_give_the_row_of_what_they_held(wanted: np.ndarr
     assert np.array_equal(FakeEncoder().encode_image(files()), wanted)
 
 
-def test_a_sound_that_is_refilled_gives_the_row_of_what_it_held():
+def test_a_sound_that_is_refilled_gives_the_embedding_of_what_it_held():
     def mean(sounds: np.ndarray) -> np.ndarray:
         return sounds.mean(axis=1, keepdims=True)
 
@@ -94,7 +94,7 @@ def test_a_sound_that_is_refilled_gives_the_row_of_what_it_held():
     assert encoder.encode_audio(sounds())[:, 0] == pytest.approx(np.arange(40) / 40)
 
 
-def test_a_prepared_image_that_is_refilled_gives_the_row_of_what_it_held():
+def test_a_prepared_image_that_is_refilled_gives_the_embedding_of_what_it_held():
     images = np.random.default_rng(0).random((9, 3, SIDE, SIDE), np.float32)
 
     def drawn() -> Iterator[np.ndarray]:
@@ -245,7 +245,7 @@ def test_a_prepared_image_that_makes_no_array_is_named():
 def test_a_tensor_that_makes_no_array_is_named_by_every_family(family: str):
     for tensor in (torch.zeros(40, 40).to_sparse(), torch.zeros(40, 40, 3, device="meta")):
         with pytest.raises(InputError, match=r"^image\[0\]: a Tensor that makes no array"):
-            models.family(family).tiny().encode_image([tensor])
+            models.family(family).tiny().assemble().encode_image([tensor])
 
 
 # ------------------------------------------------------------------ other processes
@@ -355,4 +355,4 @@ def test_an_encoder_whose_files_have_changed_is_not_unpickled(demo: Encoder):
 
 def test_an_encoder_that_was_not_loaded_says_that_it_cannot_be_pickled():
     with pytest.raises(pickle.PicklingError, match="not made by load"):
-        pickle.dumps(models.family("clip").tiny())
+        pickle.dumps(models.family("clip").tiny().assemble())

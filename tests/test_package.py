@@ -83,7 +83,7 @@ def test_a_name_that_is_not_public_is_an_attribute_error():
         image_encoders.encode  # noqa: B018
 
 
-def test_type_checkers_are_told_that_the_package_has_types():
+def test_type_checkers_find_the_package_s_types():
     assert (SOURCE / "py.typed").is_file()
 
 

@@ -213,7 +213,7 @@ def test_a_turned_image_shows_its_scene_upright(tmp_path):
             assert (shown == np.rot90(stored, -1)).all()
 
 
-def test_written_images_cannot_be_told_by_their_names_and_are_the_same_for_a_seed(tmp_path):
+def test_the_names_of_written_images_do_not_show_what_is_in_them_and_a_seed_repeats_them(tmp_path):
     first = write_images(tmp_path / "a", 24, seed=3)
     second = write_images(tmp_path / "b", 24, seed=3)
     assert [words for _, words in first] == [words for _, words in second]

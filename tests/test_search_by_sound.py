@@ -53,7 +53,7 @@ def fit(layer_inputs: torch.Tensor, rows: np.ndarray) -> torch.Tensor:
 @pytest.fixture(scope="module")
 def encoder(images) -> Encoder:
     """Small nets whose sounds and words lie where their images lie."""
-    tiny = audioclip.tiny()
+    tiny = audioclip.tiny().assemble()
     rows = tiny.encode_image(list(images.values()))
     seen = {}
     audio, text = (tiny.tower(modality).embed.selected()._net for modality in ("audio", "text"))

@@ -10,7 +10,7 @@ from image_encoders.errors import InputError, first_line
 
 
 def is_tensor(source: Any) -> bool:
-    """Whether it is a PyTorch tensor; told without importing torch. Open files have a `detach` too."""
+    """Whether it is a PyTorch tensor; found out without importing torch. Open files have a `detach` too."""
     return hasattr(source, "detach") and hasattr(source, "cpu")
 
 

@@ -28,12 +28,16 @@ NEWEST = 0.5  # the weight of the last batch in the measured speed
 
 @dataclass(frozen=True)
 class Embedded:
-    """An embedding, (dim,) float32, and what it took: to prepare its input, to wait, and to embed its batch."""
+    """An embedding, (dim,) float32, and what it took: to prepare its input, to wait, and to embed its batch.
+
+    batch: how many inputs that had
+    """
 
     embedding: np.ndarray
     prepare_s: float
     wait_s: float
     embed_s: float
+    batch: int = 1
 
 
 @dataclass(frozen=True)
@@ -77,12 +81,18 @@ class Batcher:
         self._seconds_per_cost: float | None = None
 
     def submit(
-        self, inputs: Sequence[np.ndarray], *, batch_size: int | None = None, prepare_s: float = 0.0
+        self,
+        inputs: Sequence[np.ndarray],
+        *,
+        batch_size: int | None = None,
+        prepare_s: float = 0.0,
+        first: bool = False,
     ) -> list[Future[Embedded]]:
         """For each input the future of its embedding; from any thread.
 
         batch_size: how many may share a batch with these; None: any number
         prepare_s: how long it took to prepare them, for their answers
+        first: they go before those that wait, however many these are
 
         A future that is cancelled while it waits costs nothing. It fails with InputError where its input is to blame,
         with what the engine raised (DeviceError, ...) where none is. Raises Overloaded, and takes none of them, where
@@ -95,8 +105,11 @@ class Batcher:
         with self._changed:
             if self._closed:
                 raise RuntimeError("this batcher is closed")
-            self._make_room(len(entries))
-            self._waiting.extend(entries)
+            if first:
+                self._waiting.extendleft(reversed(entries))
+            else:
+                self._make_room(len(entries))
+                self._waiting.extend(entries)
             if self._thread is None or not self._thread.is_alive():
                 self._thread = threading.Thread(target=self._run, name="batcher", daemon=True)
                 self._thread.start()
@@ -181,7 +194,7 @@ class Batcher:
             if isinstance(outcome, InputError):
                 entry.future.set_exception(outcome)
             else:
-                entry.future.set_result(Embedded(outcome, entry.prepare_s, began - entry.since, embed_s))
+                entry.future.set_result(Embedded(outcome, entry.prepare_s, began - entry.since, embed_s, len(batch)))
 
     def _measure(self, seconds_per_cost: float) -> None:
         before = self._seconds_per_cost

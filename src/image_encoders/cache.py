@@ -46,9 +46,9 @@ _only_cached: ContextVar[bool] = ContextVar("only_cached", default=False)
 
 
 @contextmanager
-def only_cached() -> Iterator[None]:
-    """In the block nothing is made for the cache: what is missing there raises NotCached."""
-    token = _only_cached.set(True)
+def only_cached(wanted: bool = True) -> Iterator[None]:
+    """In the block nothing is made for the cache: what is missing there raises NotCached. False: all is as ever."""
+    token = _only_cached.set(wanted)
     try:
         yield
     finally:

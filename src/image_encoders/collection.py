@@ -19,18 +19,19 @@ import re
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, fields
-from datetime import datetime, timedelta, timezone
+from dataclasses import asdict, dataclass
+from datetime import datetime, timezone
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from image_encoders import __version__, exports
+from image_encoders import __version__, exports, tables
 from image_encoders.cache import atomic_write, file_lock
 from image_encoders.canaries import drift, embed_canaries
-from image_encoders.errors import CollectionError, ImageEncodersError, InputError, MissingExtra
+from image_encoders.errors import CollectionError, InputError, MissingExtra
+from image_encoders.tables import Where, id_of, path_of, storage
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -49,14 +50,7 @@ CANARIES = "canaries.npy"
 LOCK = ".lock"
 DRIFT = 0.05  # 1 - cosine: more is another space, whatever the fingerprint says
 LOADED = ("weights", "device", "precision", "engine", "calibration")  # of a recipe, beside the family's own options
-EXACT_BELOW = 100_000  # rows: fewer are compared one by one, more through an index
-UNINDEXED = 0.1  # of the rows may be missing in the index (they are found, at the cost of comparing them)
-# The index's lists hold about LIST rows each, in 8-bit numbers. PROBES of them are searched, which is all of them up to
-# half a million rows, and the best REFINED x k rows are compared exactly. Words lie far from the images that the
-# lists were made from, so that few probes would miss much: `benchmarks/bulk.py recall` measures it.
-LIST, PROBES, REFINED = 8192, 64, 10
-SMALL_FRAGMENTS = 256  # files of the database before they are merged
-IDS = 1000  # ids in one condition
+CANCELLED = 1e-4  # of the weights' sum: what is left of a mix below this is rounding
 CHUNK = 1 << 24  # bytes of rows held at a time
 
 
@@ -240,12 +234,12 @@ class Collection:
         }
         if folder.exists() and not folder.is_dir():
             raise CollectionError(f"{folder} is a file; a collection is a folder")
-        with _storage(folder, "made"):
+        with storage(folder, "made"):
             folder.mkdir(parents=True, exist_ok=True)
             _check_vacant(folder)  # before a lock is left in somebody's folder, and again once it is held
         text = json.dumps(mark, indent=2, default=str) + "\n"
         collection = cls(folder, json.loads(text))
-        with collection._exclusive(), _storage(folder, "made"):
+        with collection._exclusive(), storage(folder, "made"):
             _check_vacant(folder)
             with atomic_write(folder / MARK) as part:
                 part.write_text(text, "utf-8")
@@ -343,7 +337,7 @@ class Collection:
 
     def count(self) -> int:
         """How many rows there are."""
-        return self._read(ITEMS, lambda table: table.count_rows(), 0)
+        return self.read(ITEMS, lambda table: table.count_rows(), 0)
 
     def search(
         self,
@@ -354,6 +348,7 @@ class Collection:
         image: Any = None,
         audio: Any = None,
         each_copy: bool = False,
+        where: Where | None = None,
     ) -> list[Hit]:
         """The k images nearest to a query by cosine, best first, equal ones by id.
 
@@ -361,6 +356,7 @@ class Collection:
         words, image, audio: in place of a vector, what the collection's model is to embed; an image or a sound as
             `encode_image` and `encode_audio` take it. The model is loaded at the first such query.
         each_copy: files with the same bytes are hits of their own, not one hit with its copies
+        where: only images for which this holds
         returns: at most k; a row that is all zero has no direction and is never found
 
         Exact below 100,000 rows. Above, the index that a run ends with is used; rows newer than it are compared too.
@@ -376,17 +372,41 @@ class Collection:
             vector = self.encoder.encode_image([image])[0]
         elif audio is not None:
             vector = self.encoder.encode_audio([audio])[0]
+        query = self.direction(vector)
+        if k < 1:
+            raise InputError(f"k is {k}; it must be 1 or more", code="k")
+        condition = None if where is None else where.condition()
+        found: list[list[dict]] = self.read(
+            ITEMS, lambda table: tables.nearest(table, query, k, each_copy, condition), []
+        )
+        return [_hit(row, tuple(copy["id"] for copy in copies)) for row, *copies in found]
+
+    def direction(self, vector: Any) -> np.ndarray:
+        """A query's vector at unit length, (dim,) float32.
+
+        Raises InputError for a vector without a direction, CollectionError for one of another length.
+        """
         query = np.asarray(vector, np.float64)
         if query.shape != (self.dim,):
             raise CollectionError(f"a query of shape {query.shape}; {self.folder} holds rows of shape ({self.dim},)")
         if not np.isfinite(query).all() or not query.any():
             what = "all zeros" if np.isfinite(query).all() else "not finite"
             raise InputError(f"the query's vector is {what}, so nothing is nearest to it", code="no-direction")
-        if k < 1:
-            raise InputError(f"k is {k}; it must be 1 or more", code="k")
-        query /= np.abs(query).max()  # squares of huge numbers would not be finite
-        query /= np.linalg.norm(query)
-        return self._read(ITEMS, lambda table: _nearest(table, query.astype(np.float32), k, each_copy), [])
+        query = query / np.abs(query).max()  # squares of huge numbers would not be finite
+        return (query / np.linalg.norm(query)).astype(np.float32)
+
+    def mix(self, vectors: Sequence[Any], weights: Sequence[float]) -> np.ndarray:
+        """One query of several, (dim,) float32: the sum of their directions times their weights, at unit length.
+
+        weights: one for each; below 0, what it stands for is kept away
+
+        Raises InputError where nothing is left of them, CollectionError for a vector of another length.
+        """
+        directions = [weight * self.direction(vector) for vector, weight in zip(vectors, weights, strict=True)]
+        mixed = np.sum(directions, axis=0, dtype=np.float64) if directions else np.zeros(self.dim)
+        if np.linalg.norm(mixed) <= CANCELLED * sum(map(abs, weights)):
+            raise InputError("the queries cancel each other out, so nothing is nearest to them", code="no-direction")
+        return self.direction(mixed)
 
     def info(self) -> dict[str, Any]:
         """What the collection is, in plain values: whose embeddings, how many, how large, when they were made."""
@@ -397,7 +417,7 @@ class Collection:
                     found = os.stat(os.path.join(folder, name))
                     sizes.append(found.st_size)
                     times.append(found.st_mtime)
-        rows, indexed = self._read(ITEMS, lambda table: (table.count_rows(), _indexed(table)), (0, 0))
+        rows, indexed = self.read(ITEMS, lambda table: (table.count_rows(), tables.indexed(table)), (0, 0))
         return {
             "path": str(self.folder.absolute()),
             "model": self.name,
@@ -407,7 +427,7 @@ class Collection:
             "fingerprint": self.fingerprint,
             "recipe": self.recipe,
             "images": rows,
-            "failures": self._read(FAILURES, lambda table: table.count_rows(), 0),
+            "failures": self.read(FAILURES, lambda table: table.count_rows(), 0),
             "indexed": indexed,
             "bytes": sum(sizes),
             "sources": sorted({source for run in self.runs() for source in run.sources}),
@@ -419,13 +439,13 @@ class Collection:
 
     def failures(self) -> list[Failure]:
         """The files that could not be encoded, by id."""
-        rows: list[dict] = self._read(FAILURES, lambda table: table.search().to_arrow().to_pylist(), [])
+        rows: list[dict] = self.read(FAILURES, lambda table: table.search().to_arrow().to_pylist(), [])
         failures = (Failure(**{**row, "path": path_of(row["path"])}) for row in rows)
         return sorted(failures, key=lambda failure: failure.id)
 
     def scan(self, table: str, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
         """Some columns of a table, ITEMS or FAILURES, in batches, as they are now."""
-        with _storage(self.folder, "read"):
+        with storage(self.folder, "read"):
             opened = self._open(table)
             if opened is not None:
                 opened.checkout(opened.version)
@@ -434,10 +454,10 @@ class Collection:
     def stored(self, digests: Iterable[str]) -> dict[str, Stored]:
         """What is known of the bytes with these sha256 digests, where something is."""
         places: dict[str, list[tuple[int, str]]] = {}  # row numbers and ids by digest
-        with _storage(self.folder, "read"):
+        with storage(self.folder, "read"):
             table = self._open(ITEMS)
-            for some in _chunks(sorted(set(digests))) if table is not None else ():
-                query = table.search().where(_among("sha256", some)).select(["sha256", "id"]).with_row_id(True)
+            for some in tables.chunks(sorted(set(digests))) if table is not None else ():
+                query = table.search().where(tables.among("sha256", some)).select(["sha256", "id"]).with_row_id(True)
                 for row in query.to_arrow().to_pylist():
                     places.setdefault(row["sha256"], []).append((row["_rowid"], row["id"]))
             if not places:
@@ -454,7 +474,7 @@ class Collection:
 
     def runs(self) -> list[RunRecord]:
         """The runs into this collection, the first one first."""
-        rows: list[dict] = self._read(RUNS, lambda table: table.search().to_arrow().to_pylist(), [])
+        rows: list[dict] = self.read(RUNS, lambda table: table.search().to_arrow().to_pylist(), [])
         return sorted((RunRecord(**row) for row in rows), key=lambda run: run.began)
 
     def export(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> int:
@@ -473,11 +493,11 @@ class Collection:
 
         def write(table: Any) -> int:
             count = table.count_rows() if table is not None else 0
-            with _storage(path, "written"):
-                exports.write(path, self._by_id(table), self._schema(self._metadata()), count)
+            with storage(path, "written"):
+                exports.write(path, self._by_id(table), tables.items_schema(self.dim, self._metadata()), count)
             return count
 
-        written = self._read(ITEMS, lambda table: write(_pinned(table)), None)
+        written = self.read(ITEMS, lambda table: write(tables.pinned(table)), None)
         return write(None) if written is None else written  # a run that was killed at once leaves no table
 
     def to_arrow(self) -> pa.Table:
@@ -485,11 +505,11 @@ class Collection:
         import pyarrow as pa
 
         def read(table: Any) -> pa.Table:
-            return pa.concat_tables([empty, *(rows.cast(schema) for rows in self._by_id(_pinned(table)))])
+            return pa.concat_tables([empty, *(rows.cast(schema) for rows in self._by_id(tables.pinned(table)))])
 
-        schema = self._schema(self._metadata())
+        schema = tables.items_schema(self.dim, self._metadata())
         empty = schema.empty_table()
-        return self._read(ITEMS, read, empty)
+        return self.read(ITEMS, read, empty)
 
     def to_pandas(self) -> Any:
         """All rows as a pandas DataFrame, ordered by id; each embedding is an array in the column `embedding`."""
@@ -502,8 +522,8 @@ class Collection:
     def _by_id(self, table: Any | None) -> Iterator[pa.Table]:
         """All rows ordered by id; what goes wrong here is not the fault of where they are written to."""
         if table is not None:
-            with _storage(self.folder, "read"):
-                yield from _by_id(table, max(1, CHUNK // (4 * self.dim)))
+            with storage(self.folder, "read"):
+                yield from tables.by_id(table, max(1, CHUNK // (4 * self.dim)))
 
     # ------------------------------------------------------------------ writing
 
@@ -530,7 +550,7 @@ class Collection:
         Raises CollectionError where another process is writing.
         """
         with self._exclusive():
-            with _storage(self.folder, "written"):
+            with storage(self.folder, "written"):
                 self._tables  # noqa: B018  made here where they are missing
             yield
 
@@ -542,7 +562,7 @@ class Collection:
         """
         from filelock import Timeout
 
-        with _storage(self.folder, "written"), self._entering:
+        with storage(self.folder, "written"), self._entering:
             try:
                 self._lock.acquire()
             except Timeout:
@@ -570,7 +590,7 @@ class Collection:
         if len({row.id for row in rows}) != len(rows):
             raise CollectionError("two of the rows to be stored have the same id")
         flat = pa.array(embeddings.ravel(), pa.float32())
-        schema = self._schema()
+        schema = tables.items_schema(self.dim)
         columns: dict[str, Any] = {
             "embedding": pa.FixedSizeListArray.from_arrays(flat, type=schema.field("embedding").type),
             "path": [id_of(row.locator.path) for row in rows],
@@ -587,16 +607,16 @@ class Collection:
             ],
             schema=schema,
         )
-        with self.writing(), _storage(self.folder, "written"):
+        with self.writing(), storage(self.folder, "written"):
             if new:
                 self._tables[ITEMS].add(batch)
             else:
-                _replace(self._tables[ITEMS], batch)
+                tables.replace(self._tables[ITEMS], batch)
 
     def remove(self, ids: Iterable[str]) -> None:
         """Remove the rows of these ids, where there are any."""
-        with self.writing(), _storage(self.folder, "written"):
-            _delete(self._tables[ITEMS], ids)
+        with self.writing(), storage(self.folder, "written"):
+            tables.delete(self._tables[ITEMS], ids)
 
     def record(self, failures: Sequence[Failure]) -> None:
         """List what could not be encoded, in place of what was listed for it before."""
@@ -604,39 +624,38 @@ class Collection:
 
         if failures:
             listed = [
-                {name: _text(value) for name, value in asdict(failure).items()} | {"path": id_of(failure.path)}
+                {name: tables.as_text(value) for name, value in asdict(failure).items()} | {"path": id_of(failure.path)}
                 for failure in failures
             ]
-            with self.writing(), _storage(self.folder, "written"):
-                _replace(self._tables[FAILURES], pa.Table.from_pylist(listed, schema=_failures_schema()))
+            with self.writing(), storage(self.folder, "written"):
+                tables.replace(self._tables[FAILURES], pa.Table.from_pylist(listed, schema=tables.schema_of(Failure)))
 
     def forget(self, ids: Iterable[str]) -> None:
         """Take files off the list of failures."""
-        with self.writing(), _storage(self.folder, "written"):
-            _delete(self._tables[FAILURES], ids)
+        with self.writing(), storage(self.folder, "written"):
+            tables.delete(self._tables[FAILURES], ids)
 
     def add_run(self, record: RunRecord) -> None:
         """Keep what a run did."""
         import pyarrow as pa
 
-        kept = {**asdict(record), "sources": [_text(source) for source in record.sources]}
-        with self.writing(), _storage(self.folder, "written"):
-            self._tables[RUNS].add(pa.Table.from_pylist([kept], schema=_runs_schema()))
+        kept = {**asdict(record), "sources": [tables.as_text(source) for source in record.sources]}
+        with self.writing(), storage(self.folder, "written"):
+            self._tables[RUNS].add(pa.Table.from_pylist([kept], schema=tables.schema_of(RunRecord)))
 
     def settle(self, *, index: bool = True) -> None:
         """Merge the database's files where small ones have become many, and bring the index up to date if wanted."""
-        with self.writing(), _storage(self.folder, "written"):
+        with self.writing(), storage(self.folder, "written"):
             for table in self._tables.values():
-                if table.stats()["fragment_stats"]["num_small_fragments"] > SMALL_FRAGMENTS:
-                    _optimize(table)
+                tables.merge_small_files(table)
             if index:
-                _index(self._tables[ITEMS])
+                tables.build_index(self._tables[ITEMS])
 
     def write_failures(self) -> None:
         """The list of failures as a text file beside the database, or no file where nothing failed."""
         path = self.folder / "failures.txt"
         failures = self.failures()
-        with _storage(self.folder, "written"):
+        with storage(self.folder, "written"):
             if not failures:
                 path.unlink(missing_ok=True)
                 return
@@ -652,28 +671,27 @@ class Collection:
 
     @cached_property
     def _database(self) -> Any:
-        import lancedb
-
-        # A table is always read as it is now. Of the caches, the first holds what searches have used of the index; the
-        # second would otherwise grow with the number of writes.
-        session = lancedb.Session(index_cache_size_bytes=1 << 30, metadata_cache_size_bytes=1 << 25)
-        return lancedb.connect(self.folder, read_consistency_interval=timedelta(0), session=session)
+        return tables.connect(self.folder)
 
     @cached_property
     def _tables(self) -> dict[str, Any]:
         """The tables, to be written; made where they are missing."""
-        schemas = {ITEMS: self._schema(), FAILURES: _failures_schema(), RUNS: _runs_schema()}
+        schemas = {
+            ITEMS: tables.items_schema(self.dim),
+            FAILURES: tables.schema_of(Failure),
+            RUNS: tables.schema_of(RunRecord),
+        }
         return {
             name: self._database.create_table(name, schema=schema, exist_ok=True) for name, schema in schemas.items()
         }
 
     def _open(self, name: str) -> Any:
         """A table, or None where it has not been made yet."""
-        return self._database.open_table(name) if _is_made(self.folder / f"{name}.lance") else None
+        return self._database.open_table(name) if tables.is_made(self.folder / f"{name}.lance") else None
 
-    def _read(self, name: str, function: Callable[[Any], Result], empty: Result) -> Result:
+    def read(self, name: str, function: Callable[[Any], Result], empty: Result) -> Result:
         """`function` of a table, again if a writer merged its files away meanwhile; `empty` where there is no table."""
-        with _storage(self.folder, "read"):
+        with storage(self.folder, "read"):
             for attempt in range(3):
                 table = self._open(name)
                 if table is None:
@@ -684,29 +702,6 @@ class Collection:
                     if attempt == 2 or not re.search(r"not ?found", str(error), re.IGNORECASE):
                         raise
         return empty
-
-    def _schema(self, metadata: dict[str, str] | None = None) -> pa.Schema:
-        import pyarrow as pa
-
-        types = {
-            "id": pa.utf8(),
-            "embedding": pa.list_(pa.float32(), self.dim),
-            "width": pa.int32(),
-            "height": pa.int32(),
-            "sha256": pa.utf8(),
-            "path": pa.utf8(),
-            "member": pa.utf8(),
-            "time_s": pa.float64(),
-            "size": pa.int64(),
-            "state": pa.utf8(),
-            "taken": pa.timestamp("ms"),
-            "metadata": pa.utf8(),
-            "part": pa.utf8(),
-        }
-        return pa.schema(
-            [pa.field(name, type, nullable=name in _NULLABLE) for name, type in types.items()],
-            metadata,
-        )
 
     def _metadata(self) -> dict[str, str]:
         """What an exported file says about its rows."""
@@ -724,151 +719,9 @@ class Collection:
         }
 
 
-_NULLABLE = ("member", "time_s", "taken", "metadata", "part")
-
-
 def open_collection(folder: str | os.PathLike[str]) -> Collection:
     """The collection in `folder`; CollectionError where there is none or it cannot be read."""
     return Collection.open(folder)
-
-
-def id_of(path: str) -> str:
-    """A path as valid Unicode: itself, or, where its name is not UTF-8, "bytes:" and the path with backslash escapes.
-
-    No two absolute paths have the same.
-    """
-    try:
-        path.encode()
-        return path
-    except UnicodeEncodeError:
-        escaped = path.replace("\\", "\\\\")
-        try:
-            content = os.fsencode(escaped)
-        except UnicodeEncodeError:  # no file can have such a name
-            content = escaped.encode("utf-8", "backslashreplace")
-        return "bytes:" + content.decode("utf-8", "backslashreplace")
-
-
-def path_of(text: str) -> str:
-    """The path that `id_of` made text of, as `open` takes it."""
-    if not text.startswith("bytes:"):
-        return text
-
-    def byte(escape: re.Match[bytes]) -> bytes:
-        return bytes.fromhex(escape[1].decode()) if escape[1] else b"\\"
-
-    return os.fsdecode(re.sub(rb"\\(?:\\|x([0-9a-f]{2}))", byte, text.removeprefix("bytes:").encode()))
-
-
-# ------------------------------------------------------------------ tables
-
-
-def _failures_schema() -> pa.Schema:
-    import pyarrow as pa
-
-    return pa.schema([pa.field(field.name, pa.utf8(), nullable=False) for field in fields(Failure)])
-
-
-def _runs_schema() -> pa.Schema:
-    import pyarrow as pa
-
-    types = {"str": pa.utf8(), "int": pa.int64(), "list[str]": pa.list_(pa.utf8())}
-    return pa.schema([pa.field(field.name, types[str(field.type)], nullable=False) for field in fields(RunRecord)])
-
-
-def _text(text: str) -> str:
-    """Text as the database takes it: what is no Unicode is escaped."""
-    return text.encode("utf-8", "backslashreplace").decode()
-
-
-def _among(column: str, texts: Iterable[str]) -> str:
-    """A condition of the database: `column` is one of `texts`."""
-    quoted = ", ".join("'" + text.replace("'", "''") + "'" for text in texts)
-    return f"{column} IN ({quoted})"
-
-
-def _chunks(texts: Sequence[str]) -> Iterator[Sequence[str]]:
-    for start in range(0, len(texts), IDS):
-        yield texts[start : start + IDS]
-
-
-def _replace(table: Any, rows: Any) -> None:
-    try:
-        table.merge_insert("id").when_matched_update_all().when_not_matched_insert_all().execute(rows)
-    except (OSError, RuntimeError, ValueError) as error:
-        if "temp dir" not in str(error):
-            raise
-        # One step needs a folder for temporary files (TMPDIR), and there is none that can be written. In two steps,
-        # a process that is killed in between leaves these ids without rows, and the next run encodes them again.
-        _delete(table, rows.column("id").to_pylist())
-        table.add(rows)
-
-
-def _delete(table: Any, ids: Iterable[str]) -> None:
-    for some in _chunks(list(ids)):
-        table.delete(_among("id", some))
-
-
-def _optimize(table: Any) -> None:
-    # A reader of an older version finds its files gone, and reads again: see `Collection._read`.
-    table.optimize(cleanup_older_than=timedelta(milliseconds=1))
-
-
-def _index(table: Any) -> None:
-    """An index over the embeddings where there are many; it takes about 12 s for 100,000 rows of 512 on two cores."""
-    rows = table.count_rows()
-    if rows < EXACT_BELOW:
-        return
-    temporary = os.environ.get("TMPDIR") or "/tmp"
-    if os.name == "posix" and not os.access(temporary, os.W_OK):
-        logger.warning("no index is built, so that searches compare all rows: %s cannot be written (TMPDIR)", temporary)
-        return
-    existing = [index.name for index in table.list_indices()]
-    if not existing:
-        from lancedb.index import IvfSq
-
-        # 8-bit numbers and an exact second look found every neighbour even among random vectors, where product
-        # quantisation found one in seven and took twenty times as long to build.
-        table.create_index("embedding", config=IvfSq(distance_type="cosine", num_partitions=max(1, rows // LIST)))
-    elif table.index_stats(existing[0]).num_unindexed_rows > UNINDEXED * rows:
-        _optimize(table)
-
-
-def _indexed(table: Any) -> int:
-    """How many rows are in the index; 0 where there is none."""
-    for index in table.list_indices():
-        return table.index_stats(index.name).num_indexed_rows
-    return 0
-
-
-def _nearest(table: Any, query: np.ndarray, k: int, each_copy: bool) -> list[Hit]:
-    """The k images with the smallest distances, equal distances by id."""
-    rows = table.count_rows()
-    limit = k + 16
-    groups: list[list[dict]] = []
-    while rows:
-        search = table.search(query, vector_column_name="embedding").distance_type("cosine").limit(min(limit, rows))
-        if rows < EXACT_BELOW:
-            search = search.bypass_vector_index()
-        else:
-            search = search.nprobes(PROBES).refine_factor(REFINED)
-        columns = ["id", "path", "width", "height", "sha256", "_distance"]
-        found = search.select(columns).to_arrow().to_pylist()
-        found.sort(key=lambda row: (row["_distance"], row["id"]))
-        groups = [[row] for row in found] if each_copy else _copies_together(found)
-        # Rows as near as the k-th may have been left out: without them the order among equals would be chance.
-        if len(found) < limit or (len(groups) >= k and groups[k - 1][0]["_distance"] < found[-1]["_distance"]):
-            break
-        limit *= 4
-    return [_hit(row, tuple(copy["id"] for copy in copies)) for row, *copies in groups[:k]]
-
-
-def _copies_together(found: Iterable[dict]) -> list[list[dict]]:
-    """Rows grouped by the bytes they were made from, in the order of each group's first."""
-    groups: dict[str, list[dict]] = {}
-    for row in found:
-        groups.setdefault(row["sha256"], []).append(row)
-    return list(groups.values())
 
 
 def _hit(row: dict, copies: tuple[str, ...]) -> Hit:
@@ -887,7 +740,7 @@ def check_new(folder: Path) -> None:
     if not os.access(there, os.W_OK | os.X_OK):
         raise CollectionError(f"{folder} cannot be made: no permission to write in {there}")
     if there == folder:
-        with _storage(folder, "read"):
+        with storage(folder, "read"):
             _check_vacant(folder)
 
 
@@ -900,31 +753,6 @@ def _check_vacant(folder: Path) -> None:
         raise CollectionError(f"{folder} holds {found[0]} and is no collection; choose a folder that is new or empty")
 
 
-def _is_made(table: Path) -> bool:
-    """Whether a table is there. A process that was killed while it made one leaves a folder that is none yet."""
-    return any(table.glob("_versions/*.manifest")) or any(table.glob("data/*"))
-
-
-def _pinned(table: Any) -> Any:
-    """The table as it is now, whatever is written meanwhile."""
-    table.checkout(table.version)
-    return table
-
-
-def _by_id(table: Any, size: int) -> Iterator[pa.Table]:
-    """All rows ordered by id, `size` at a time; only the ids are held."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    places = table.search().select(["id"]).with_row_id(True).to_arrow()
-    numbers = places["_rowid"].combine_chunks().take(pc.sort_indices(places["id"]))
-    for start in range(0, len(numbers), size):
-        some = numbers[start : start + size]
-        rows = table.take_row_ids(some.to_pylist()).select(table.schema.names).with_row_id().to_arrow()
-        order = pc.index_in(some, value_set=pa.chunked_array(rows["_rowid"]).combine_chunks())
-        yield rows.drop_columns("_rowid").take(order)
-
-
 def _line(text: str) -> str:
     """Text without line ends and tabs of its own."""
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
@@ -933,29 +761,3 @@ def _line(text: str) -> str:
 def now() -> str:
     """The time as it is stored: ISO 8601, UTC."""
     return datetime.now(timezone.utc).isoformat(timespec="microseconds")
-
-
-@contextmanager
-def _storage(path: Path, done: str) -> Iterator[None]:
-    """What the database and the disk raise, as one sentence: `path` cannot be `done`, and why."""
-    try:
-        yield
-    except ImageEncodersError:
-        raise
-    except (OSError, RuntimeError, ValueError) as error:
-        raise CollectionError(f"{path} cannot be {done}: {_reason(error, done)}") from error
-
-
-def _reason(error: Exception, done: str) -> str:
-    text = str(error)
-    if "No space left" in text:
-        return "the disk is full; free some space and run the same command again"
-    if "Permission denied" in text or "Read-only file system" in text or "not permitted" in text:
-        return "no permission"
-    if isinstance(error, OSError) and error.errno:
-        return os.strerror(error.errno)
-    lines = re.sub(r", /\S*\.rs:[\d:]*", "", text).strip().splitlines()
-    reason = (lines[0] if lines else type(error).__name__)[:300]
-    if done != "read" or "os error" in reason:
-        return reason
-    return f"{reason}; if its files are damaged, restore them from a copy, or delete the folder and encode again"

@@ -15,6 +15,7 @@ from image_encoders.errors import InputError
 
 if TYPE_CHECKING:
     from image_encoders.collection import Hit
+    from image_encoders.inputs.limits import ImageLimits
 
 SIDE = 256  # longest side of a thumbnail [px]
 QUALITY = 80  # of its JPEG
@@ -99,14 +100,19 @@ def _thumbnail(path: Path, said: str) -> str:
     return f'<img alt="{escape(said)}" src="data:image/jpeg;base64,{encoded}">'
 
 
-def thumbnail(path: Path) -> bytes:
-    """A small JPEG of an image file: upright, transparency on white, at most SIDE on its longest side."""
+def thumbnail(source: Path | bytes, *, side: int = SIDE, limits: ImageLimits | None = None) -> bytes:
+    """A small JPEG of an image: upright, transparency on white.
+
+    source: an image file, or its bytes
+    side: the longest side [px]; smaller images stay as they are
+    limits: None: `ImageLimits.from_environment()`
+    """
     from PIL import Image
 
     from image_encoders.inputs.image import read_image
 
-    image = Image.fromarray(read_image(path))
-    image.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS, reducing_gap=2)
+    image = Image.fromarray(read_image(source, limits=limits, short_side=side))
+    image.thumbnail((side, side), Image.Resampling.LANCZOS, reducing_gap=2)
     file = io.BytesIO()
     image.save(file, "JPEG", quality=QUALITY)
     return file.getvalue()

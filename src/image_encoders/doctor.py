@@ -16,8 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from image_encoders.encoder import Encoder, cores
+from image_encoders.encoder import Encoder
 from image_encoders.engines import system_lines
+from image_encoders.process import cores
 
 PACKAGES = (
     "image-encoders",

@@ -22,56 +22,12 @@ import numpy as np
 
 from image_encoders.arrays import as_array
 from image_encoders.errors import ImageEncodersError, InputError
+from image_encoders.inputs.spec import InputSpec
+from image_encoders.process import cores
 from image_encoders.progress import bar
 
 Source = TypeVar("Source")
 Result = TypeVar("Result")
-
-
-@dataclass(frozen=True)
-class InputSpec:
-    """How sources of one modality become inputs: written once, for the tower and for the net that engines probe.
-
-    modality: "image", "text" or "audio"
-    read: source -> item; may touch the disk; raises InputError
-    prepare: item -> input, an ndarray without batch axis; pure; raises InputError
-    shape: of an input, None where any length goes; None altogether where the net alone can tell
-    facts: everything that decides an input, as plain values: it goes into the fingerprint
-    summary: the same for people
-    smallest: the least length where any goes
-    low_precision: the spec for a net in lower precision, whose inputs need not be the reference's to the last bit;
-        None: this one
-    """
-
-    modality: str
-    read: Callable[[Any], Any]
-    prepare: Callable[[Any], np.ndarray]
-    shape: tuple[int | None, ...] | None = None
-    facts: Mapping[str, Any] = field(default_factory=dict)
-    summary: str = ""
-    smallest: int = 1
-    low_precision: InputSpec | None = None
-
-    def input(self, source: Any) -> np.ndarray:
-        """The net's input for one source: read, then prepared."""
-        return self.prepare(self.read(source))
-
-    def at(self, precision: str) -> InputSpec:
-        """The spec for a net that computes in `precision`."""
-        return self if precision == "float32" or self.low_precision is None else self.low_precision
-
-    def check(self, one: np.ndarray) -> None:
-        """Raise InputError unless `one` has the shape that the net takes."""
-        if self.shape is None:
-            return
-        if one.ndim != len(self.shape) or any(w is not None and w != n for w, n in zip(self.shape, one.shape)):
-            wanted = " x ".join("any" if n is None else str(n) for n in self.shape)
-            raise InputError(f"a prepared {self.modality} of {_lengths(one)}; this model takes {wanted}", code="shape")
-        if any(w is None and n < self.smallest for w, n in zip(self.shape, one.shape)):
-            raise InputError(
-                f"a prepared {self.modality} of {_lengths(one)}; this model takes sides of {self.smallest} and more",
-                code="shape",
-            )
 
 
 @dataclass(frozen=True)
@@ -103,7 +59,7 @@ class Tower:
 
     def input(self, source: Any) -> np.ndarray:
         """The net's input for one source: read, then prepared."""
-        return self.inputs.input(source)
+        return self.prepare(self.read(source))
 
     def begin(self, source: Any, keep: bool) -> Callable[[], np.ndarray]:
         """What is left of `input` for another thread.
@@ -331,19 +287,10 @@ def ordered(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def cores() -> int:
-    """How many processors this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def fingerprint(**facts: Any) -> str:
     """The digest that names an embedding space: 32 hexadecimal digits over everything that decides its embeddings."""
     canonical = json.dumps(facts, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return hashlib.sha256(canonical.encode()).hexdigest()[:32]
-
-
-def _lengths(array: np.ndarray) -> str:
-    return " x ".join(map(str, array.shape)) or "a single number"
 
 
 def _may_refill(sources: Any) -> bool:

@@ -95,7 +95,7 @@ class Claim:
 
 @dataclass(frozen=True)
 class Caption:
-    """A sentence and what it says, so that its truth of any scene can be told."""
+    """A sentence and what it says, so that it can be checked on any scene."""
 
     text: str
     claims: tuple[Claim, ...]
@@ -343,9 +343,9 @@ def _query(scene: Scene, things: list[Thing], rng: Random) -> Caption:
         things = things[: rng.randint(1, len(things) - 1)]
     claims = []
     for thing in things:
-        told = rng.random()
-        colour = thing.colour if told < 0.9 else None
-        shape = thing.shape if told > 0.08 else None
+        known = rng.random()
+        colour = thing.colour if known < 0.9 else None
+        shape = thing.shape if known > 0.08 else None
         size = thing.size if rng.random() < 0.15 else None
         claims.append(Claim(colour, shape, size, *_place(thing, rng, rng.random() < 0.15)))
     return _sentence(claims, scene.background if rng.random() < 0.15 else None, rng)
@@ -423,7 +423,7 @@ _SHOWN_TURNED_RIGHT = 6  # a viewer turns the stored image a quarter clockwise
 def write_images(folder: str | Path, count: int, seed: int) -> list[tuple[Path, str | None]]:
     """A small mixed collection of image files, two of which cannot be read.
 
-    folder: made if absent; the files lie in folders within it, and no name tells what its image shows
+    folder: made if absent; the files lie in folders within it, and no name says what its image shows
     count: good images, of 96 to 640 px and nearly square: JPEG (some turned by their EXIF orientation), PNG
         (RGB, RGBA, palette), WebP, GIF, BMP and TIFF; after them come a JPEG that breaks off and a text file
         named `.jpg`

@@ -21,6 +21,7 @@ from image_encoders.cli import app, printing
 from image_encoders.encoder import Encoder, InputSpec, Tower, fingerprint
 from image_encoders.errors import WeightsError
 from image_encoders.inputs.image import read_image
+from image_encoders.model import Variant
 
 COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255), "white": (255, 255, 255)}
 
@@ -87,7 +88,7 @@ def _mean_colour(inputs: np.ndarray) -> np.ndarray:
     return inputs.reshape(len(inputs), 3).astype(np.float32)
 
 
-def _load(variant: str, *, weights: Path | None, runtime: Any, scale: float = 1.0) -> Encoder:
+def _load(variant: str, *, weights: Path | None, scale: float = 1.0) -> SimpleNamespace:
     """Mean colours; words are colours' names."""
     if weights is not None and not weights.exists():
         raise WeightsError(f"{weights}: no such file")
@@ -102,18 +103,24 @@ def _load(variant: str, *, weights: Path | None, runtime: Any, scale: float = 1.
     towers = {"image": Tower(InputSpec("image", read_image, seen, (3,)), _mean_colour)}
     if variant != "mute":
         towers["text"] = Tower(InputSpec("text", str, named, (3,)), _mean_colour)
-    return Encoder(
-        name=f"colours/{variant}".rstrip("/"),
-        dim=3,
-        towers=towers,
-        fingerprint=fingerprint(variant=variant, scale=scale, weights=None if weights is None else weights.read_text()),
-        device=runtime.device,
-        precision="float32" if runtime.precision == "auto" else runtime.precision,
-    )
+
+    def assemble(runtime: Any) -> Encoder:
+        return Encoder(
+            name=f"colours/{variant}".rstrip("/"),
+            dim=3,
+            towers=towers,
+            fingerprint=fingerprint(
+                variant=variant, scale=scale, weights=None if weights is None else weights.read_text()
+            ),
+            device=runtime.device,
+            precision="float32" if runtime.precision == "auto" else runtime.precision,
+        )
+
+    return SimpleNamespace(assemble=assemble)
 
 
 COLOUR_FAMILY = SimpleNamespace(
-    load=_load, VARIANTS=(models.Variant("plain", ("image", "text"), 3, "none are needed", "none"),)
+    load=_load, VARIANTS=(Variant("plain", ("image", "text"), 3, "none are needed", "none"),)
 )
 
 

@@ -12,7 +12,7 @@ from PIL import Image
 from image_encoders import models
 from image_encoders.bulk import run as bulk_run
 from image_encoders.cli import printing
-from image_encoders.cli.failures import told
+from image_encoders.cli.failures import with_advice
 from image_encoders.collection import Collection, Failure
 from image_encoders.errors import WeightsError
 
@@ -51,12 +51,12 @@ def test_what_is_new_is_added_and_the_same_bytes_are_not_embedded_twice(command,
 def test_json_holds_what_a_script_wants_and_nothing_else_is_on_standard_output(command, photos, broken, tmp_path):
     ran = command("encode", photos, "-o", tmp_path / "c", "-m", "colours/plain", "--json")
     assert ran.status == 3
-    told = ran.json
-    assert (told["total"], told["encoded"], told["failed"], told["rows"]) == (8, 6, 2, 6)
-    assert told["collection"] == str(tmp_path / "c")
-    assert told["fingerprint"] == Collection.open(tmp_path / "c").fingerprint
-    assert told["seconds"] >= 0
-    assert {failure["id"] for failure in told["failures"]} == {str(one) for one in broken}
+    printed = ran.json
+    assert (printed["total"], printed["encoded"], printed["failed"], printed["rows"]) == (8, 6, 2, 6)
+    assert printed["collection"] == str(tmp_path / "c")
+    assert printed["fingerprint"] == Collection.open(tmp_path / "c").fingerprint
+    assert printed["seconds"] >= 0
+    assert {failure["id"] for failure in printed["failures"]} == {str(one) for one in broken}
 
 
 def test_broken_files_fail_alone_are_listed_and_give_status_3(command, photos, broken, tmp_path):
@@ -120,7 +120,7 @@ def test_a_failure_by_a_limit_says_how_to_raise_it(command, photos, tmp_path, li
 def test_a_failure_for_want_of_a_package_says_how_to_go_on_once_it_is_installed():
     message = "a HEIC file, which needs pillow-heif: pip install 'image-encoders[heif]'"
     failure = Failure("/a.heic", "/a.heic", "read", "unsupported", message, state="1", when="2026-01-01T00:00:00Z")
-    assert told(failure) == f"{message}; then encode it with --retry-failed"
+    assert with_advice(failure) == f"{message}; then encode it with --retry-failed"
 
 
 def test_what_a_custom_model_needs_is_said_in_flags(command, photos, tmp_path):
@@ -144,7 +144,7 @@ def test_no_images_is_said_with_what_was_passed_over_and_the_way_to_take_it(comm
     assert ran.err == f"warning: no images in {folder}, but {others}; --all-files takes them\n"
 
 
-def test_rows_of_files_that_are_gone_can_be_removed(command, photos, tmp_path):
+def test_embeddings_of_files_that_are_gone_can_be_removed(command, photos, tmp_path):
     command("encode", photos, "-o", tmp_path / "c", "-m", "colours/plain")
     (photos / "red.png").unlink()
     assert command("encode", photos, "-o", tmp_path / "c", "--json").json["rows"] == 6
@@ -212,7 +212,7 @@ def test_an_output_that_cannot_be_a_collection_is_refused_and_untouched(command,
     assert (tmp_path / "file").read_text() == "mine"
 
 
-def test_rows_of_another_model_are_refused_and_the_collection_stays(command, photos, tmp_path):
+def test_embeddings_of_another_model_are_refused_and_the_collection_stays(command, photos, tmp_path):
     command("encode", photos, "-o", tmp_path / "c", "-m", "colours/plain")
     refused(command("encode", photos, "-o", tmp_path / "c", "-m", "colours/mute"), "colours/plain", "colours/mute")
     refused(command("encode", photos, "-o", tmp_path / "c", "-O", "scale=2.0"))
@@ -345,8 +345,8 @@ def test_the_summary_counts_the_models_time(command, photos, tmp_path, monkeypat
     ran = command("encode", photos, "-o", tmp_path / "c", "-m", "colours/plain")
     seconds, of_the_model = map(float, re.search(r"6 images in ([\d.]+) s \(([\d.]+) s to load", ran.out).groups())
     assert seconds >= of_the_model >= 0.3
-    told = command("encode", photos, "-o", tmp_path / "c", "--json").json
-    assert told["load_seconds"] >= 0.3
+    printed = command("encode", photos, "-o", tmp_path / "c", "--json").json
+    assert printed["load_seconds"] >= 0.3
 
 
 # ---- sources ----

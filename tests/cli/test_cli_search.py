@@ -199,7 +199,7 @@ def test_export_says_what_it_wrote(command, collection, tmp_path, name):
     assert "6 embeddings of 3 numbers" in command("export", "c", name, "--overwrite").out
 
 
-def test_export_does_not_replace_a_file_unless_told(command, collection, tmp_path):
+def test_export_replaces_a_file_only_with_overwrite(command, collection, tmp_path):
     (tmp_path / "rows.npy").write_text("mine")
     ran = command("export", "c", "rows.npy")
     assert ran.status == 2

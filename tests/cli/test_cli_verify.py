@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from image_encoders.conformance import bundle, published
-from image_encoders.conformance.published import PublishedRow
+from image_encoders.conformance.published import PublishedEmbedding
 
 CASE = "custom-inplace"  # 12 kB
 
@@ -120,14 +120,14 @@ def weights(tmp_path, monkeypatch):
     Image.new("RGB", (8, 8), (10, 20, 40)).save("image.png")
     monkeypatch.setattr(published, "IMAGE_SHA256", hashlib.sha256((tmp_path / "image.png").read_bytes()).hexdigest())
     rows = (
-        PublishedRow("colours/plain", "text", (0.0, 255.0), 255.0, 1e-3, text="green"),
-        PublishedRow("colours/plain", "image", (20.0, 40.0), 2100**0.5 * 2, 1e-3, options={"scale": 2.0}),
+        PublishedEmbedding("colours/plain", "text", (0.0, 255.0), 255.0, 1e-3, text="green"),
+        PublishedEmbedding("colours/plain", "image", (20.0, 40.0), 2100**0.5 * 2, 1e-3, options={"scale": 2.0}),
     )
-    monkeypatch.setattr(published, "ROWS", rows)
+    monkeypatch.setattr(published, "EMBEDDINGS", rows)
     return tmp_path / "weights.txt"
 
 
-def test_published_rows_are_compared(command, weights):
+def test_published_embeddings_are_compared(command, weights):
     ran = command("verify", "colours/plain", "--weights", weights, "--image", "image.png")
     assert ran.status == 0, ran.err
     loaded, _, text, image = ran.out.splitlines()
@@ -138,9 +138,9 @@ def test_published_rows_are_compared(command, weights):
     assert image.endswith("ok")
 
 
-def test_a_row_that_differs_ends_with_3(command, weights, monkeypatch):
-    text, image = published.ROWS
-    monkeypatch.setattr(published, "ROWS", (replace(text, norm=250.0), image))
+def test_an_embedding_that_differs_ends_with_3(command, weights, monkeypatch):
+    text, image = published.EMBEDDINGS
+    monkeypatch.setattr(published, "EMBEDDINGS", (replace(text, norm=250.0), image))
     ran = command("verify", "colours/plain", "--weights", weights, "--image", "image.png")
     assert ran.status == 3
     assert [line.split()[-1] for line in ran.out.splitlines()[2:]] == ["FAIL", "ok"]
@@ -149,7 +149,7 @@ def test_a_row_that_differs_ends_with_3(command, weights, monkeypatch):
     assert told["checks"][0]["norm_error"] == pytest.approx(0.02)
 
 
-def test_without_the_image_its_row_is_not_compared_and_that_is_said(command, weights):
+def test_without_the_image_its_embedding_is_not_compared_and_that_is_said(command, weights):
     ran = command("verify", "colours/plain", "--weights", weights)
     assert ran.status == 0
     assert "the image" not in ran.out
@@ -166,7 +166,7 @@ def test_another_image_is_refused(command, weights):
         assert said in ran.err
 
 
-def test_a_model_of_which_nothing_is_published_is_loaded_and_told_so(command, weights):
+def test_a_model_of_which_nothing_is_published_is_loaded_and_that_is_said(command, weights):
     ran = command("verify", "colours/mute", "--weights", weights)
     assert ran.status == 0
     assert "loads as colours/mute" in ran.out

@@ -31,7 +31,7 @@ def test_every_case_of_the_bundle_is_here():
 
 
 @pytest.mark.parametrize("name", [one.name for one in cases.CASES])
-def test_every_row_of_the_reference_is_checked(name):
+def test_every_embedding_of_the_reference_is_checked(name):
     wanted = {
         key: array for key, array in bundle.golden(name).items() if key.endswith("/out") and not re.fullmatch(LEFT, key)
     }
@@ -59,7 +59,7 @@ def test_a_case_passes_every_check(name, checkpoint):
     assert len(results) == len(list(cases.checks(case(name))))
 
 
-def test_rows_of_another_checkpoint_fail(checkpoint):
+def test_embeddings_of_another_checkpoint_fail(checkpoint):
     other = cases.Case("clip-tiny-gelu", "clip", "", rules=cases.CLIP_RULES)
     weights = checkpoint("clip-tiny-quickgelu")
     encoder = other.load(weights, {}, **REFERENCE)
@@ -98,7 +98,7 @@ def test_cases_are_found_by_family_model_and_name(name, expected):
 
 
 @pytest.mark.parametrize(("name", "shown"), [("bit/R101x1", "bit/R50x1, bit/R50x3"), ("bti", "audioclip, bit, clip")])
-def test_a_model_without_a_case_is_told_which_have_one(name, shown):
+def test_the_error_for_a_model_without_a_case_lists_those_that_have_one(name, shown):
     with pytest.raises(UnknownModel, match=shown):
         cases.named(name)
 

@@ -7,19 +7,19 @@ import pytest
 
 from image_encoders import InputError, models
 from image_encoders.conformance import published
-from image_encoders.conformance.published import Comparison, PublishedRow
+from image_encoders.conformance.published import Comparison, PublishedEmbedding
 from image_encoders.models import audioclip
 
-ROW = PublishedRow("m", "text", (3.0, -4.0), 13.0, 1e-2, text="words")
+PUBLISHED = PublishedEmbedding("m", "text", (3.0, -4.0), 13.0, 1e-2, text="words")
 
 
-def test_rows_are_those_of_listed_models_with_a_tower_for_them():
+def test_embeddings_are_those_of_listed_models_with_a_tower_for_them():
     listed = models.variants()
-    for row in published.ROWS:
+    for row in published.EMBEDDINGS:
         assert row.modality in listed[row.model].towers
         assert bool(row.text) == (row.modality == "text")
         assert np.linalg.norm(row.first) < row.norm
-    assert len({str((row.model, row.modality)) for row in published.ROWS}) == 4
+    assert len({str((row.model, row.modality)) for row in published.EMBEDDINGS}) == 4
 
 
 @pytest.mark.parametrize(
@@ -33,7 +33,7 @@ def test_rows_are_those_of_listed_models_with_a_tower_for_them():
     ],
 )
 def test_first_values_and_length_have_both_to_agree(found, passes):
-    assert Comparison(ROW, np.array(found, np.float32)).passed is passes
+    assert Comparison(PUBLISHED, np.array(found, np.float32)).passed is passes
 
 
 def test_the_image_is_known_by_its_sha256(tmp_path, monkeypatch):

@@ -44,7 +44,7 @@ PLACES = [(*tower, engine) for engine in ENGINES for tower in TOWERS if engine =
 
 @lru_cache(None)
 def tiny(family: str, engine: str = "torch") -> Encoder:
-    return models.family(family).tiny(Runtime(precision="float32", engine=engine))
+    return models.family(family).tiny().assemble(Runtime(precision="float32", engine=engine))
 
 
 @pytest.fixture(params=FAMILIES)
@@ -66,7 +66,7 @@ def test_an_engine_that_was_asked_for_and_cannot_run_a_tower_is_an_error(family:
 
 
 @pytest.mark.parametrize(("family", "modality"), [tower for tower in TOWERS if tower not in TORCH_ALONE])
-def test_every_engine_gives_the_same_rows(family: str, modality: str):
+def test_every_engine_gives_the_same_embeddings(family: str, modality: str):
     some = sources(modality)
     rows = [encode(tiny(family, engine), modality, some) for engine in ENGINES]
     assert np.abs(rows[0] - rows[1]).max() <= 1e-4 * np.abs(rows[0]).max()
@@ -78,7 +78,7 @@ def test_every_engine_gives_the_same_rows(family: str, modality: str):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_in_bfloat16_engines_give_comparable_embeddings(family: str):
     """The bounds of docs/decisions/0003."""
-    low = [models.family(family).tiny(Runtime(precision="bfloat16", engine=engine)) for engine in ENGINES]
+    low = [models.family(family).tiny().assemble(Runtime(precision="bfloat16", engine=engine)) for engine in ENGINES]
     by_torch, by_openvino = (encoder.encode_image(probes(24)) for encoder in low)
     assert low[0].fingerprint == low[1].fingerprint != tiny(family).fingerprint
     assert closeness(by_openvino, by_torch).cosine >= 1 - 5e-3
@@ -88,8 +88,8 @@ def test_in_bfloat16_engines_give_comparable_embeddings(family: str):
 @pytest.mark.usefixtures("bfloat16")
 @pytest.mark.parametrize("family", FAMILIES)
 def test_prepared_images_are_embedded_in_the_encoders_precision(family: str):
-    encoder = models.family(family).tiny(Runtime())
-    same = models.family(family).tiny(Runtime(precision=encoder.precision, engine="torch"))
+    encoder = models.family(family).tiny().assemble(Runtime())
+    same = models.family(family).tiny().assemble(Runtime(precision=encoder.precision, engine="torch"))
     images = sources("image")
     inputs = [encoder.tower("image").input(image).astype(np.float32) / 128 - 1 for image in images]
     limit = {"float32": CLOSE, "bfloat16": 0.1}[encoder.precision]
@@ -118,7 +118,7 @@ def assert_close(found: np.ndarray, wanted: np.ndarray) -> None:
     assert np.abs(found - wanted).max() <= CLOSE * max(1e-30, float(np.abs(wanted).max()))
 
 
-def test_rows_are_float32_finite_and_one_per_source(place: Place):
+def test_embeddings_are_float32_finite_and_one_per_source(place: Place):
     encoder, tower = place
     some = sources(tower.modality)
     rows = encode(encoder, tower.modality, some)
@@ -128,13 +128,13 @@ def test_rows_are_float32_finite_and_one_per_source(place: Place):
     assert rows.flags.c_contiguous
 
 
-def test_different_sources_have_different_rows(place: Place):
+def test_different_sources_have_different_embeddings(place: Place):
     encoder, tower = place
     rows = encode(encoder, tower.modality, sources(tower.modality))
     assert not np.allclose(rows[0], rows[1], rtol=1e-4, atol=0)
 
 
-def test_a_row_is_the_same_alone_in_a_batch_and_in_another_order(place: Place):
+def test_an_embedding_is_the_same_alone_in_a_batch_and_in_another_order(place: Place):
     encoder, tower = place
     some = sources(tower.modality)
     rows = encode(encoder, tower.modality, some)
@@ -152,7 +152,7 @@ def test_an_iterator_is_as_good_as_a_list(place: Place):
     assert_close(encode(encoder, tower.modality, iter(some)), encode(encoder, tower.modality, some))
 
 
-def test_no_sources_give_no_rows(place: Place):
+def test_no_sources_give_no_embeddings(place: Place):
     encoder, tower = place
     rows = encode(encoder, tower.modality, [])
     assert rows.shape == (0, encoder.dim)
@@ -185,7 +185,7 @@ def test_prepare_is_pure(place: Place):
             assert np.array_equal(after, before)
 
 
-def test_prepared_inputs_and_sources_give_the_same_rows(place: Place):
+def test_prepared_inputs_and_sources_give_the_same_embeddings(place: Place):
     encoder, tower = place
     some = sources(tower.modality)
     rows = tower.embeddings([tower.input(one) for one in some])
@@ -219,7 +219,7 @@ def test_a_single_source_is_refused_with_the_remedy(place: Place):
     assert caught.value.code == "not-a-list"
 
 
-def test_images_give_the_same_row_from_an_array_a_pil_image_and_a_file(encoder: Encoder, tmp_path):
+def test_images_give_the_same_embedding_from_an_array_a_pil_image_and_a_file(encoder: Encoder, tmp_path):
     pixels = sources("image")[1]
     path = tmp_path / "image.png"
     Image.fromarray(pixels).save(path)
@@ -259,13 +259,13 @@ def test_a_family_s_preprocessing_is_what_prepares_and_what_names_the_space(
     module, before = models.family(family), tiny(family).fingerprint
     other = replace(getattr(module, name), **change)
     monkeypatch.setattr(module, name, other)
-    encoder = module.tiny()
+    encoder = module.tiny().assemble()
     assert encoder.fingerprint != before
     assert {**encoder.tower("image").inputs.facts, "size": None} == {**other.facts(), "size": None}
 
 
 def test_two_loads_of_one_net_share_a_fingerprint(encoder: Encoder):
-    again = models.family(encoder.name.split("/")[0]).tiny()
+    again = models.family(encoder.name.split("/")[0]).tiny().assemble()
     assert again.fingerprint == encoder.fingerprint
     assert len(encoder.fingerprint) == 32
 
@@ -275,7 +275,7 @@ def test_a_tiny_encoder_has_every_tower_of_its_family(encoder: Encoder):
     assert set(encoder.modalities) == {modality for name, modality in TOWERS if name == family}
 
 
-def test_what_runs_the_net_is_told(encoder: Encoder):
+def test_an_encoder_names_what_runs_its_net(encoder: Encoder):
     assert (encoder.device, encoder.engine, encoder.precision) == ("cpu", "torch", "float32")
     assert encoder.name in repr(encoder)
     assert set(encoder.modalities) <= set(MODALITIES)

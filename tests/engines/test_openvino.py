@@ -40,7 +40,7 @@ def made_copies(cache: Path) -> list[Path]:
     return sorted(path.parent for path in cache.rglob(ABOUT))
 
 
-def test_the_copy_gives_torch_s_rows_for_any_batch(net: Make, inputs, rows):
+def test_the_copy_gives_torch_s_embeddings_for_any_batch(net: Make, inputs, rows):
     embed = OpenVinoEmbedder(net(), "float32")
     for count in (1, 2, 7, 8, 9, 21):
         assert close(embed(inputs[:count]), rows[:count])
@@ -102,7 +102,7 @@ def test_threads_that_come_together_make_one_copy(net: Make, inputs, rows):
     assert all(close(embed(inputs), rows) for embed in embedders)
 
 
-def test_more_callers_than_requests_all_get_their_own_rows(net: Make, inputs, rows):
+def test_more_callers_than_requests_all_get_their_own_embeddings(net: Make, inputs, rows):
     embed = OpenVinoEmbedder(net(), "float32")
     with ThreadPoolExecutor(16) as pool:
         for start, found in enumerate(pool.map(lambda i: embed(inputs[i % 5 :]), range(64))):
@@ -301,7 +301,7 @@ class Moody(nn.Module):
         return flat[:, :5] * 3 if len(x) == 2 else flat[:, :5]
 
 
-def test_a_copy_that_would_give_other_rows_is_refused(net: Make):
+def test_a_copy_that_would_give_other_embeddings_is_refused(net: Make):
     with pytest.raises(DeviceError, match="other embeddings"):
         OpenVinoEmbedder(net(Moody), "float32")
 
@@ -342,7 +342,7 @@ def test_int8_keeps_near_and_is_calibrated_once(net: Make, images, capfd):
     assert np.array_equal(again(inputs), found)
 
 
-def test_int8_that_loses_the_rows_is_warned_of(net: Make, images, caplog):
+def test_int8_that_loses_the_embeddings_is_warned_of(net: Make, images, caplog):
     pytest.importorskip("nncf")
 
     class Far(nn.Module):

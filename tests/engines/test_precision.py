@@ -59,7 +59,7 @@ def noisy(monkeypatch) -> Callable[[float], list[tuple[str, str]]]:
     return set_up
 
 
-def test_closeness_is_of_rows_without_their_mean():
+def test_closeness_is_of_embeddings_without_their_mean():
     rng = np.random.default_rng(0)
     reference = rng.normal(size=(50, 8)).astype(np.float32) + 100
     near = closeness(reference + rng.normal(size=reference.shape).astype(np.float32), reference)
@@ -114,7 +114,7 @@ def test_another_word_in_the_environment_is_refused(net: Make, monkeypatch):
 
 
 @pytest.mark.usefixtures("matrix_units")
-def test_the_fast_precision_is_taken_where_it_keeps_the_rows(net: Make, noisy):
+def test_the_fast_precision_is_taken_where_it_keeps_the_embeddings(net: Make, noisy):
     made = noisy(0.005)
     embed = select_embedder(Runtime.resolve("cpu"), net())
     assert embed.precision == "bfloat16"
@@ -124,7 +124,7 @@ def test_the_fast_precision_is_taken_where_it_keeps_the_rows(net: Make, noisy):
 
 
 @pytest.mark.usefixtures("matrix_units")
-def test_float32_stays_where_the_fast_precision_would_lose_rows_and_that_is_told(net: Make, noisy):
+def test_float32_stays_where_the_fast_precision_would_lose_embeddings_and_choice_says_so(net: Make, noisy):
     noisy(0.3)
     embed = select_embedder(Runtime.resolve("cpu"), net())
     assert embed.precision == "float32"

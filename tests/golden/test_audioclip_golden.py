@@ -108,9 +108,13 @@ def decoded(conformance: Path, name: str) -> np.ndarray:
     return np.asarray(Image.open(conformance / "images" / "decoded" / f"{name}.png").convert("RGB"))
 
 
-def test_prepared_images_give_the_originals_rows(encoder, reference, tolerance, float_inputs, assert_rows_agree):
+def test_prepared_images_give_the_originals_embeddings(
+    encoder, reference, tolerance, float_inputs, assert_embeddings_agree
+):
     rows = encoder.embed_image(float_inputs("audioclip", "float224"))
-    assert_rows_agree(rows, reference["float224/out"], rel=tolerance["rel"], one_minus_cos=tolerance["one_minus_cos"])
+    assert_embeddings_agree(
+        rows, reference["float224/out"], rel=tolerance["rel"], one_minus_cos=tolerance["one_minus_cos"]
+    )
 
 
 def test_every_stage_of_the_image_net_agrees(encoder, reference, float_inputs, stages):
@@ -135,8 +139,8 @@ def test_preprocessing_equals_the_originals(golden, conformance):
             np.testing.assert_allclose(prepared, reference[full[name]], rtol=0, atol=2e-5)
 
 
-def test_images_prepared_as_clip_does_give_the_originals_rows(
-    encoder, reference, tolerance, conformance, assert_rows_agree
+def test_images_prepared_as_clip_does_give_the_originals_embeddings(
+    encoder, reference, tolerance, conformance, assert_embeddings_agree
 ):
     steps = replace(audioclip.PREPROCESSING, resizer=PILLOW)
     prepared = []
@@ -144,18 +148,18 @@ def test_images_prepared_as_clip_does_give_the_originals_rows(
         pixels = steps.prepare(decoded(conformance, name))
         prepared.append(steps.normalised(pixels.astype(np.float32) / np.float32(255)))
     rows = encoder.embed_image(prepared)
-    assert_rows_agree(
+    assert_embeddings_agree(
         rows, reference["image/clip_pil/out"], rel=tolerance["rel"], one_minus_cos=tolerance["one_minus_cos"]
     )
 
 
-def test_texts_give_the_originals_ids_and_rows(encoder, reference, tolerance, assert_rows_agree):
+def test_texts_give_the_originals_ids_and_embeddings(encoder, reference, tolerance, assert_embeddings_agree):
     captions = reference["text/synthetic_bpe/captions"].tolist()
     tower = encoder.tower("text")
     np.testing.assert_array_equal(
         np.stack([tower.input(caption) for caption in captions]), reference["text/synthetic_bpe/ids"]
     )
-    assert_rows_agree(
+    assert_embeddings_agree(
         encoder.encode_text(captions),
         reference["text/synthetic_bpe/out"],
         rel=tolerance["text_rel"],
@@ -163,24 +167,26 @@ def test_texts_give_the_originals_ids_and_rows(encoder, reference, tolerance, as
     )
 
 
-def test_sound_files_and_samples_give_the_originals_rows(
-    encoder, wav, conformance, reference, tolerance, assert_rows_agree
+def test_sound_files_and_samples_give_the_originals_embeddings(
+    encoder, wav, conformance, reference, tolerance, assert_embeddings_agree
 ):
     wanted = reference["audio/eval_bn/int16/out"][: len(CLIPS)]
     paths = [conformance / "audio" / f"{name}.wav" for name in CLIPS]
     bounds = tolerance["audio"]["eval_bn/int16"]
-    assert_rows_agree(encoder.encode_audio(paths), wanted, **bounds)
-    assert_rows_agree(encoder.encode_audio([path.read_bytes() for path in paths]), wanted, **bounds)
-    assert_rows_agree(encoder.encode_audio([(wav(name), 44100) for name in CLIPS]), wanted, **bounds)
+    assert_embeddings_agree(encoder.encode_audio(paths), wanted, **bounds)
+    assert_embeddings_agree(encoder.encode_audio([path.read_bytes() for path in paths]), wanted, **bounds)
+    assert_embeddings_agree(encoder.encode_audio([(wav(name), 44100) for name in CLIPS]), wanted, **bounds)
 
 
-def test_a_sound_twice_in_a_batch_gives_the_originals_rows(per_item, wav, reference, tolerance, assert_rows_agree):
+def test_a_sound_twice_in_a_batch_gives_the_originals_embeddings(
+    per_item, wav, reference, tolerance, assert_embeddings_agree
+):
     rows = per_item.encode_audio([(wav("tones"), 44100)] * 2)
     wanted = reference["audio/batch2_tones_tones_int16/batchstat_bn/out"]
-    assert_rows_agree(rows, wanted, **tolerance["audio"]["batchstat_bn/int16"])
+    assert_embeddings_agree(rows, wanted, **tolerance["audio"]["batchstat_bn/int16"])
 
 
-def test_a_sounds_row_is_the_same_beside_any_other(encoder, per_item, wav):
+def test_a_sounds_embedding_is_the_same_beside_any_other(encoder, per_item, wav):
     tones, bursts = (wav(name)[:60_000].astype(np.float32) for name in ("tones", "bursts"))
     silence = np.zeros_like(tones)
     for tower in (encoder.tower("audio"), per_item.tower("audio")):
@@ -218,7 +224,7 @@ def test_every_stage_of_the_audio_net_agrees(encoder, wav, reference, stages):
         assert_stage_agrees(found[name], reference[f"stage/audio.{name}"], rel=5e-4)
 
 
-def test_a_converted_checkpoint_gives_the_same_rows_and_fingerprint(
+def test_a_converted_checkpoint_gives_the_same_embeddings_and_fingerprint(
     load, encoder, checkpoint, conformance, tmp_path, wav
 ):
     from image_encoders.weights import convert

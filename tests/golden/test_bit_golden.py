@@ -75,23 +75,23 @@ CASES = [
 
 
 @pytest.mark.parametrize(("case", "name"), CASES)
-def test_rows_of_prepared_floats_are_the_originals(
-    case, name, encoder, golden, float_inputs, manifest, assert_rows_agree
+def test_embeddings_of_prepared_floats_are_the_originals(
+    case, name, encoder, golden, float_inputs, manifest, assert_embeddings_agree
 ):
     rows = encoder(case, **own_range(case)).embed_image(float_inputs(case, name))
     tolerance = {key: manifest["cases"][case][key] for key in ("rel", "one_minus_cos")}
-    assert_rows_agree(rows, golden(case)[f"{name}/out"], **tolerance)
+    assert_embeddings_agree(rows, golden(case)[f"{name}/out"], **tolerance)
 
 
 @pytest.mark.golden
-def test_rows_agree_with_the_originals_in_float64(encoder, golden, float_inputs, assert_rows_agree):
+def test_embeddings_agree_with_the_originals_in_float64(encoder, golden, float_inputs, assert_embeddings_agree):
     rows = encoder("bit-npz-R50x1").embed_image(float_inputs("bit-npz-R50x1", "float224"))
     reference = golden("bit-npz-R50x1")["float224/out_f64"]
-    assert_rows_agree(rows, reference, rel=1e-4, one_minus_cos=1e-8)
+    assert_embeddings_agree(rows, reference, rel=1e-4, one_minus_cos=1e-8)
 
 
 @pytest.mark.golden
-def test_flat_images_get_the_rows_of_float64(checkpoint, encoder, conformance, assert_rows_agree):
+def test_flat_images_get_the_embeddings_of_float64(checkpoint, encoder, conformance, assert_embeddings_agree):
     import torch
 
     case = "bit-savedmodel-hub"
@@ -100,7 +100,7 @@ def test_flat_images_get_the_rows_of_float64(checkpoint, encoder, conformance, a
     inputs = np.stack([bit._sized(bit.BIT, 224).prepare(one) for one in images])
     with torch.inference_mode():
         reference = net(torch.from_numpy(inputs).double() / 255).numpy()
-    assert_rows_agree(encoder(case, input_size=224).encode_image(images), reference, rel=1e-4, one_minus_cos=1e-8)
+    assert_embeddings_agree(encoder(case, input_size=224).encode_image(images), reference, rel=1e-4, one_minus_cos=1e-8)
 
 
 @pytest.mark.golden

@@ -54,27 +54,29 @@ def decoded(conformance: Path, names: list[str]) -> list[np.ndarray]:
     return [np.array(Image.open(conformance / "images" / "decoded" / f"{name}.png")) for name in names]
 
 
-def test_prepared_arrays(encoder, case, golden, float_inputs, tolerance, assert_rows_agree):
+def test_prepared_arrays(encoder, case, golden, float_inputs, tolerance, assert_embeddings_agree):
     inputs, rows = float_inputs(case, "float224"), golden(case)["float224/out"]
-    assert_rows_agree(encoder.embed_image(inputs), rows, **tolerance)
-    assert_rows_agree(encoder.embed_image(inputs.transpose(0, 2, 3, 1)), rows, **tolerance)
-    assert_rows_agree(encoder.embed_image(inputs, batch_size=1), rows, **tolerance)
+    assert_embeddings_agree(encoder.embed_image(inputs), rows, **tolerance)
+    assert_embeddings_agree(encoder.embed_image(inputs.transpose(0, 2, 3, 1)), rows, **tolerance)
+    assert_embeddings_agree(encoder.embed_image(inputs, batch_size=1), rows, **tolerance)
 
 
-def test_rows_are_as_close_to_the_truth_as_the_reference(encoder, case, golden, float_inputs, tolerance):
+def test_embeddings_are_as_close_to_the_truth_as_the_reference(encoder, case, golden, float_inputs, tolerance):
     truth = golden(case)["float224/out_f64"]
     error = np.abs(encoder.embed_image(float_inputs(case, "float224")) - truth).max() / np.abs(truth).max()
     assert error <= tolerance["rel"]
 
 
-def test_pixels(encoder, case, golden, conformance, tolerance, assert_rows_agree):
+def test_pixels(encoder, case, golden, conformance, tolerance, assert_embeddings_agree):
     stored = golden(case)
     arrays = decoded(conformance, list(stored["image/clip_hf/names"]))
-    assert_rows_agree(encoder.encode_image(arrays), stored["image/clip_hf/out"], **tolerance)
-    assert_rows_agree(encoder.encode_image(map(Image.fromarray, arrays)), stored["image/clip_hf/out"], **tolerance)
+    assert_embeddings_agree(encoder.encode_image(arrays), stored["image/clip_hf/out"], **tolerance)
+    assert_embeddings_agree(
+        encoder.encode_image(map(Image.fromarray, arrays)), stored["image/clip_hf/out"], **tolerance
+    )
 
 
-def test_files(encoder, case, golden, conformance, tolerance, assert_rows_agree):
+def test_files(encoder, case, golden, conformance, tolerance, assert_embeddings_agree):
     stored = golden(case)
     names = list(stored["image/clip_hf/names"])
     paths = [conformance / "images" / name for name in FILES]
@@ -82,8 +84,8 @@ def test_files(encoder, case, golden, conformance, tolerance, assert_rows_agree)
     rows = encoder.encode_image(paths)
     assert np.array_equal(rows, encoder.encode_image([path.read_bytes() for path in paths]))
     exact = [not name.endswith(LOSSY) for name in FILES]
-    assert_rows_agree(rows[exact], wanted[exact], **tolerance)
-    assert_rows_agree(rows, wanted, rel=1, one_minus_cos=LOSSY_COSINE)
+    assert_embeddings_agree(rows[exact], wanted[exact], **tolerance)
+    assert_embeddings_agree(rows, wanted, rel=1, one_minus_cos=LOSSY_COSINE)
 
 
 def test_token_ids(encoder, case, golden):
@@ -97,14 +99,14 @@ def test_token_ids(encoder, case, golden):
         assert (found[length:] == wanted.max()).all()  # padded with the end, the highest id
 
 
-def test_texts(encoder, case, golden, manifest, assert_rows_agree):
+def test_texts(encoder, case, golden, manifest, assert_embeddings_agree):
     stored, tolerances = golden(case), manifest["cases"][case]
     rows = encoder.encode_text([str(caption) for caption in stored["text/captions"]])
     limits = {"rel": tolerances["text_rel"], "one_minus_cos": tolerances["text_one_minus_cos"]}
-    assert_rows_agree(rows, stored["text/out"], **limits)
+    assert_embeddings_agree(rows, stored["text/out"], **limits)
     assert np.abs(rows - stored["text/out_f64"]).max() <= limits["rel"] * np.abs(stored["text/out_f64"]).max()
     if "text_real_bpe/ids" in stored:
-        assert_rows_agree(
+        assert_embeddings_agree(
             encoder.tower("text").embed(stored["text_real_bpe/ids"]), stored["text_real_bpe/out"], **limits
         )
 
@@ -139,7 +141,9 @@ def compare(stored: dict, steps: str, conformance: Path, prepare: Callable[[np.n
     np.testing.assert_allclose(found[whole], stored[f"{steps}/full/rgb_odd.png.rgb"], **limit)
 
 
-def test_raw_pixels_and_their_normalised_floats_give_the_same_rows(encoder, conformance, tolerance, assert_rows_agree):
+def test_raw_pixels_and_their_normalised_floats_give_the_same_embeddings(
+    encoder, conformance, tolerance, assert_embeddings_agree
+):
     pixels = decoded(conformance, ["rgb_odd.png.rgb", "rgb.jpg.rgb"])
     tower = encoder.tower("image")
     prepared = np.stack([tower.input(one) for one in pixels])
@@ -148,4 +152,4 @@ def test_raw_pixels_and_their_normalised_floats_give_the_same_rows(encoder, conf
     mean = np.array(colours["image_mean"], np.float32)[:, None, None]
     std = np.array(colours["image_std"], np.float32)[:, None, None]
     floats = (prepared.astype(np.float32) / 255 - mean) / std
-    assert_rows_agree(encoder.encode_image(pixels), encoder.embed_image(floats), rel=1e-6, one_minus_cos=1e-12)
+    assert_embeddings_agree(encoder.encode_image(pixels), encoder.embed_image(floats), rel=1e-6, one_minus_cos=1e-12)

@@ -48,14 +48,14 @@ def test_every_golden_key_is_tested(golden):
 
 
 @pytest.mark.parametrize(("case", "name", "layer"), KEYS)
-def test_rows_are_the_originals(case, name, layer, load, golden, float_inputs, manifest, assert_rows_agree):
+def test_embeddings_are_the_originals(case, name, layer, load, golden, float_inputs, manifest, assert_embeddings_agree):
     encoder, inputs = load(case, layer), float_inputs(case, name)
     tolerance = {key: manifest["cases"][case][key] for key in ("rel", "one_minus_cos")}
     reference = golden(case)[f"{name}/{layer}/out"]
     assert encoder.dim == reference.shape[1]
     for _ in range(2):  # the first pass over a shape runs the whole net, later ones stop early
-        assert_rows_agree(encoder.embed_image(inputs), reference, **tolerance)
-    assert_rows_agree(encoder.encode_image(list(inputs), batch_size=4), reference, **tolerance)
+        assert_embeddings_agree(encoder.embed_image(inputs), reference, **tolerance)
+    assert_embeddings_agree(encoder.encode_image(list(inputs), batch_size=4), reference, **tolerance)
 
 
 @pytest.mark.parametrize("name", ["float224", "float97x131"])

@@ -44,7 +44,7 @@ def judged(count: int) -> list[np.ndarray]:
 
 @pytest.mark.usefixtures("bfloat16")
 @pytest.mark.parametrize("model", MODELS)
-def test_what_auto_chooses_on_this_machine_keeps_the_rows(model: str, load: Callable[..., ie.Encoder]) -> None:
+def test_what_auto_chooses_on_this_machine_keeps_the_embeddings(model: str, load: Callable[..., ie.Encoder]) -> None:
     images = judged(12)
     auto, plain = load(model), load(model, precision="float32", engine="torch")
     near = closeness(auto.encode_image(images), plain.encode_image(images))
@@ -57,7 +57,7 @@ def test_what_auto_chooses_on_this_machine_keeps_the_rows(model: str, load: Call
 
 
 @pytest.mark.parametrize("model", ["clip", "bit"])
-def test_bfloat16_is_chosen_only_where_it_keeps_the_rows(
+def test_bfloat16_is_chosen_only_where_it_keeps_the_embeddings(
     model: str, load: Callable[..., ie.Encoder], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """True bfloat16 arithmetic, by torch, which every processor can do."""

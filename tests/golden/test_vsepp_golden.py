@@ -77,12 +77,14 @@ def tolerance(manifest: dict[str, Any]) -> Callable[[str], dict[str, float]]:
 
 
 @pytest.mark.parametrize("case", NAMES)
-def test_prepared_images_have_the_originals_rows(case, encoder, golden, float_inputs, assert_rows_agree, tolerance):
+def test_prepared_images_have_the_originals_embeddings(
+    case, encoder, golden, float_inputs, assert_embeddings_agree, tolerance
+):
     rows = encoder(case).embed_image(float_inputs(case, "float224"))
     reference = golden(case)
-    assert_rows_agree(rows, reference["float224/out"], **tolerance(case))
+    assert_embeddings_agree(rows, reference["float224/out"], **tolerance(case))
     if "float224/out_f64_samples2to4" in reference:
-        assert_rows_agree(rows[2:5], reference["float224/out_f64_samples2to4"], **tolerance(case))
+        assert_embeddings_agree(rows[2:5], reference["float224/out_f64_samples2to4"], **tolerance(case))
 
 
 @pytest.mark.parametrize("case", STAGED)
@@ -114,13 +116,13 @@ def test_every_stage_of_the_net_agrees(case, checkpoint, golden, float_inputs, t
 
 
 @pytest.mark.parametrize("case", NAMES)
-def test_captions_have_the_originals_rows(case, encoder, golden, assert_rows_agree, manifest):
+def test_captions_have_the_originals_embeddings(case, encoder, golden, assert_embeddings_agree, manifest):
     tolerances = manifest["cases"][case]
     limits = {"rel": tolerances["text_rel"], "one_minus_cos": tolerances["text_one_minus_cos"]}
     captions = golden("vse-vgg19")["text/captions"].tolist()  # the py2 case has the rows of the same captions
     expected = golden(case)["text/out"]
-    assert_rows_agree(encoder(case).encode_text(captions), expected, **limits)
-    assert_rows_agree(encoder(case).encode_text(captions, batch_size=1), expected, **limits)
+    assert_embeddings_agree(encoder(case).encode_text(captions), expected, **limits)
+    assert_embeddings_agree(encoder(case).encode_text(captions, batch_size=1), expected, **limits)
 
 
 @pytest.mark.parametrize("case", ["vse-vgg19", "vse-resnet152", "vse-resnet152-order"])

@@ -12,7 +12,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
-from image_encoders.inputs.exif import date_taken, orientation, upright
+from image_encoders.inputs.exif import date_taken, orientation, turned
 
 XMP = b'<rdf:Description tiff:Orientation="3"/>'
 
@@ -91,6 +91,6 @@ def test_an_image_is_turned_as_pillow_turns_it(stated: int):
     pixels = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
     image = Image.fromarray(pixels)
     image.getexif()[0x0112] = stated
-    turned = upright(pixels, stated)
-    assert np.array_equal(turned, np.asarray(ImageOps.exif_transpose(image)))
-    assert turned.flags.c_contiguous
+    found = turned(pixels, stated)
+    assert np.array_equal(found, np.asarray(ImageOps.exif_transpose(image)))
+    assert found.flags.c_contiguous

@@ -29,7 +29,7 @@ def test_a_file_that_would_have_to_be_waited_for_is_no_file(tmp_path: Path, monk
     ("address", "advice"),
     [("https://a.b/c.png", "download the sound"), ("sftp://a/b.wav", "download the sound"), ("file:/a", "file://")],
 )
-def test_an_address_is_told_from_a_path_with_what_to_do(address: str, advice: str) -> None:
+def test_an_address_is_distinguished_from_a_path_with_what_to_do(address: str, advice: str) -> None:
     with pytest.raises(InputError, match=advice) as raised:
         read_file(address, "sound", 1 << 20)
     assert raised.value.code == "url"

@@ -756,7 +756,7 @@ METADATA = {
 
 
 @pytest.mark.parametrize("found", METADATA)
-def test_a_png_is_read_whatever_else_it_tells(found: str):
+def test_a_png_is_read_whatever_metadata_it_has(found: str):
     content = png_chunks(photo(), depth=8, colour=2, between=[METADATA[found]])
     assert np.array_equal(read_image(content), photo())
     assert size_of(content) == (64, 48)
@@ -809,7 +809,7 @@ def test_a_pil_image_that_ends_too_early_says_no_number_of_bytes():
 
 
 @pytest.mark.parametrize("path", [b"/a/b.png", b"photos/K\xc3\xa4se 1.jpeg", b"C:\\a.JPG", b"a.tiff"])
-def test_bytes_that_hold_a_path_are_told_to_be_text(path: bytes):
+def test_bytes_that_hold_a_path_are_an_error_that_asks_for_text(path: bytes):
     with pytest.raises(InputError, match=r"a path is given as text, os\.fsdecode") as caught:
         read_image(path)
     assert caught.value.code == "not-an-image"

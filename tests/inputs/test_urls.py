@@ -268,7 +268,7 @@ def test_an_address_is_sent_in_plain_ascii(at: Callable[[str], str], server: Thr
         ("cut", "could not be fetched"),
     ],
 )
-def test_what_a_server_answers_amiss_is_told(at: Callable[[str], str], path: str, said: str) -> None:
+def test_an_error_says_what_a_server_answers_amiss(at: Callable[[str], str], path: str, said: str) -> None:
     error = refused(at(path), HERE)
     assert said in error.message
     assert error.code == "url"
@@ -310,7 +310,7 @@ def test_a_server_that_says_nothing_is_left_at_the_deadline() -> None:
         assert "longer" in error.message
 
 
-def test_what_is_told_of_a_failed_connection_names_no_address(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_of_a_failed_connection_names_no_address(monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         port = closed.getsockname()[1]
@@ -322,7 +322,7 @@ def test_what_is_told_of_a_failed_connection_names_no_address(monkeypatch: pytes
             assert str(port) not in error.message
 
 
-def test_a_name_that_nobody_knows_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unknown_host_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     def unknown(*arguments: Any, **more: Any) -> None:
         raise socket.gaierror(-2, "Name or service not known")
 

@@ -34,12 +34,14 @@ def _in_the_workshop(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyP
 
 
 @pytest.fixture
-def agree(manifest: dict[str, Any], assert_rows_agree: Callable[..., None]) -> Callable[..., None]:
+def agree(manifest: dict[str, Any], assert_embeddings_agree: Callable[..., None]) -> Callable[..., None]:
     def check(docs: list[Document], reference: np.ndarray, case: str, prefix: str = "") -> None:
         stated = manifest["cases"][case]
         assert [doc.tags for doc in docs] == [{}] * len(docs)
         rows = np.stack([doc.embedding for doc in docs])
-        assert_rows_agree(rows, reference, rel=stated[f"{prefix}rel"], one_minus_cos=stated[f"{prefix}one_minus_cos"])
+        assert_embeddings_agree(
+            rows, reference, rel=stated[f"{prefix}rel"], one_minus_cos=stated[f"{prefix}one_minus_cos"]
+        )
 
     return check
 
@@ -152,7 +154,7 @@ def test_audioclip_images(golden, float_inputs, pixels, agree) -> None:
     ],
 )
 def test_audioclip_sounds(
-    parameters: dict[str, str], stored: str, golden, conformance: Path, manifest, assert_rows_agree
+    parameters: dict[str, str], stored: str, golden, conformance: Path, manifest, assert_embeddings_agree
 ) -> None:
     tolerance = manifest["cases"]["audioclip"]["audio"][stored]
     names = [str(name) for name in golden("audioclip")["audio/names"]]
@@ -164,7 +166,7 @@ def test_audioclip_sounds(
     AudioCLIPEncoder(**parameters).encode(docs)
     rows, reference = np.stack([doc.embedding for doc in docs]), golden("audioclip")[f"audio/{stored}/out"]
     loud = [i for i, name in enumerate(names) if "silence" not in name]
-    assert_rows_agree(rows[loud], reference[loud], **tolerance)
+    assert_embeddings_agree(rows[loud], reference[loud], **tolerance)
     assert np.isfinite(rows).all()
 
 

@@ -177,7 +177,7 @@ def test_without_weights_and_network_the_message_says_what_to_fetch(monkeypatch,
 # ---------------------------------------------------------------- fingerprints and conversion
 
 
-def test_the_fingerprint_tells_apart_whatever_changes_rows(folder, tmp_path, state):
+def test_whatever_changes_embeddings_changes_the_fingerprint(folder, tmp_path, state):
     same = load(folder).fingerprint
     assert load(folder).fingerprint == same
     assert load(folder, truncate=True, max_seconds=5).fingerprint == same  # these refuse or cut; rows stay
@@ -192,7 +192,7 @@ def test_the_fingerprint_tells_apart_whatever_changes_rows(folder, tmp_path, sta
     assert len({same, *others}) == 6
 
 
-def test_a_converted_checkpoint_carries_its_vocabulary_and_gives_the_same_rows(folder, tmp_path):
+def test_a_converted_checkpoint_carries_its_vocabulary_and_gives_the_same_embeddings(folder, tmp_path):
     converted = tmp_path / "elsewhere" / "audioclip.safetensors"
     convert.save(converted, *audioclip.original(folder / CHECKPOINT))
     original, again = load(folder), load(converted)
@@ -271,7 +271,7 @@ def test_long_texts_are_refused_or_cut_as_asked(folder):
     assert cut[-1] == 517
 
 
-def test_an_empty_text_has_a_row(folder):
+def test_an_empty_text_has_an_embedding(folder):
     assert np.isfinite(load(folder).encode_text([""])).all()
 
 
@@ -329,7 +329,7 @@ def test_mono_and_stereo_clips_may_be_mixed_in_one_call(folder):
 
 
 @pytest.mark.parametrize("batch_norm", ["running", "item"])
-def test_a_clips_row_does_not_depend_on_its_neighbours(folder, batch_norm):
+def test_a_clips_embedding_does_not_depend_on_its_neighbours(folder, batch_norm):
     encoder = load(folder, batch_norm=batch_norm)
     clip, loud, silent = sound(), sound(seed=1), np.zeros(8820, np.float32)
     alone = encoder.encode_audio([(clip, RATE)])[0]

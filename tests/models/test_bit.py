@@ -137,7 +137,7 @@ def test_the_six_variants_of_both_data_sets_are_listed():
     ]
 
 
-def test_all_file_formats_give_the_same_rows_and_the_same_space(tmp_path, weights):
+def test_all_file_formats_give_the_same_embeddings_and_the_same_space(tmp_path, weights):
     arrays = variables()
     converted = tmp_path / "bit.safetensors"
     convert.save(converted, *bit.original(weights))
@@ -178,7 +178,7 @@ def test_floats_are_in_the_range_that_the_checkpoints_own_program_takes(tmp_path
     assert not np.allclose(encoder(folder).embed_image(symmetric), rows, rtol=1e-2)
 
 
-def test_rows_of_images_do_not_depend_on_the_range_of_floats(weights):
+def test_embeddings_of_images_do_not_depend_on_the_range_of_floats(weights):
     unit, symmetric = (encoder(weights, input_range=name) for name in ("unit", "symmetric"))
     assert np.array_equal(unit.encode_image(IMAGES), symmetric.encode_image(IMAGES))
     assert unit.fingerprint == symmetric.fingerprint
@@ -239,7 +239,7 @@ def test_jinas_rule_is_a_short_side_of_256_and_the_middle_of_that(size, side, we
     assert np.array_equal(prepared.transpose(1, 2, 0), np.asarray(resized.crop((left, top, left + side, top + side))))
 
 
-def test_what_decides_rows_decides_the_fingerprint(tmp_path, weights):
+def test_what_decides_embeddings_decides_the_fingerprint(tmp_path, weights):
     other = npz(tmp_path / "other.npz", variables(seed=1))
     prints = {
         encoder(weights).fingerprint,

@@ -154,13 +154,15 @@ def reference(folder: Path, *, length: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 @pytest.mark.parametrize("kind", ["siglip", "naflex", "chinese"])
-def test_rows_of_kindred_nets_are_transformers(kind: str, request: pytest.FixtureRequest, assert_rows_agree):
+def test_embeddings_of_kindred_nets_are_transformers(
+    kind: str, request: pytest.FixtureRequest, assert_embeddings_agree
+):
     folder = request.getfixturevalue(f"{kind}_folder")
     encoder = load(folder, truncate=True)
     image, text = reference(folder, length=24)
     assert encoder.dim == image.shape[1]
-    assert_rows_agree(encoder.encode_image(drawn_images()), image, **CLOSE)
-    assert_rows_agree(encoder.encode_text(TEXTS), text, **CLOSE)
+    assert_embeddings_agree(encoder.encode_image(drawn_images()), image, **CLOSE)
+    assert_embeddings_agree(encoder.encode_text(TEXTS), text, **CLOSE)
 
 
 def words_of(folder: Path, **config: Any) -> dict[str, int]:
@@ -191,7 +193,7 @@ def rows_alone(folder: Path, texts: Sequence[str] = TEXTS) -> np.ndarray:
 @pytest.mark.parametrize("engine", ["torch", "openvino"])
 @pytest.mark.parametrize("kin", ["MetaClip2", "CLIPSeg", "GroupViT"])
 def test_padding_with_the_token_that_ends_a_text_is_hidden_and_the_end_is_not(
-    kin: str, engine: str, tmp_path: Path, assert_rows_agree
+    kin: str, engine: str, tmp_path: Path, assert_embeddings_agree
 ):
     tokens = words_of(tmp_path)
     end = tokens["<|endoftext|>"]
@@ -202,7 +204,7 @@ def test_padding_with_the_token_that_ends_a_text_is_hidden_and_the_end_is_not(
     config = getattr(transformers, f"{kin}Config")(text_config=text, vision_config=vision, projection_dim=20)
     shuffled(getattr(transformers, f"{kin}Model")(config)).save_pretrained(tmp_path)
     encoder = ie.load("clip", weights=tmp_path, device="cpu", precision="float32", engine=engine, truncate=True)
-    assert_rows_agree(encoder.encode_text(TEXTS), rows_alone(tmp_path), **CLOSE)
+    assert_embeddings_agree(encoder.encode_text(TEXTS), rows_alone(tmp_path), **CLOSE)
 
 
 @pytest.mark.parametrize(
@@ -215,8 +217,8 @@ def test_padding_with_the_token_that_ends_a_text_is_hidden_and_the_end_is_not(
     ],
 )
 @pytest.mark.parametrize("eos", [2, None])
-def test_rows_of_clips_texts_are_those_of_the_text_alone(
-    config: dict[str, Any], eos: int | None, tmp_path: Path, assert_rows_agree
+def test_embeddings_of_clips_texts_are_those_of_the_text_alone(
+    config: dict[str, Any], eos: int | None, tmp_path: Path, assert_embeddings_agree
 ):
     tokens = words_of(tmp_path)
     if "added_tokens_decoder" in config:  # a token above all others
@@ -229,7 +231,7 @@ def test_rows_of_clips_texts_are_those_of_the_text_alone(
     )
     shuffled(transformers.CLIPModel(net)).save_pretrained(tmp_path)
     texts = [*TEXTS, "a<|startoftext|>b"]
-    assert_rows_agree(load(tmp_path, truncate=True).encode_text(texts), rows_alone(tmp_path, texts), **CLOSE)
+    assert_embeddings_agree(load(tmp_path, truncate=True).encode_text(texts), rows_alone(tmp_path, texts), **CLOSE)
 
 
 def test_siglips_texts_are_always_padded_to_the_whole_context(siglip_folder: Path):
@@ -336,12 +338,12 @@ def test_position_ids_of_old_uploads_are_harmless(clip_folder: Path):
     assert load(clip_folder).fingerprint == wanted
 
 
-def test_weights_stored_in_half_precision_run_in_float32(clip_folder: Path, assert_rows_agree):
+def test_weights_stored_in_half_precision_run_in_float32(clip_folder: Path, assert_embeddings_agree):
     rows = load(clip_folder).encode_text(TEXTS)
     change_weights(clip_folder, lambda t: t.update({name: value.half() for name, value in t.items()}))
     config = json.loads((clip_folder / "config.json").read_text())
     write_json(clip_folder / "config.json", {**config, "dtype": "float16"})
-    assert_rows_agree(load(clip_folder).encode_text(TEXTS), rows, rel=1e-2, one_minus_cos=1e-4)
+    assert_embeddings_agree(load(clip_folder).encode_text(TEXTS), rows, rel=1e-2, one_minus_cos=1e-4)
 
 
 def test_pickled_weights_give_the_same_encoder(clip_folder: Path):
@@ -456,7 +458,7 @@ def test_both_towers_use_one_set_of_weights():
     assert weights[0] == weights[1] == net.weight.data_ptr()
 
 
-def test_the_fingerprint_tells_spaces_apart(clip_folder: Path):
+def test_the_fingerprint_distinguishes_spaces(clip_folder: Path):
     wanted = load(clip_folder).fingerprint
     assert load(clip_folder, truncate=True).fingerprint == wanted
     path = clip_folder / "preprocessor_config.json"
@@ -499,7 +501,7 @@ def test_a_text_that_just_fits_is_taken(clip_folder: Path):
 @pytest.mark.parametrize(("source", "code"), [(b"words", "type"), (None, "type"), (3, "type"), ("half \ud83d", "text")])
 def test_what_is_not_a_text_is_refused(source: object, code: str):
     with pytest.raises(InputError) as caught:
-        clip.tiny().encode_text(["fine", source])
+        clip.tiny().assemble().encode_text(["fine", source])
     assert (caught.value.code, caught.value.item) == (code, "text[1]")
 
 
@@ -547,7 +549,7 @@ def test_a_tokenizer_that_needs_sentencepiece_says_how_to_get_it(siglip_folder: 
 def test_tiny_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     state = torch.random.get_rng_state()
-    clip.tiny()
+    clip.tiny().assemble()
     assert not list(tmp_path.iterdir())
     assert torch.equal(torch.random.get_rng_state(), state)
 

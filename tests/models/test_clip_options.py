@@ -36,15 +36,15 @@ def copied(folder: Path, to: Path, **processor: Any) -> Path:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_a_crop_rounded_half_to_even_gives_the_rows_of_openai_s_code(
-    case: str, checkpoint, golden, conformance: Path, manifest, assert_rows_agree
+def test_a_crop_rounded_half_to_even_gives_the_embeddings_of_openai_s_code(
+    case: str, checkpoint, golden, conformance: Path, manifest, assert_embeddings_agree
 ) -> None:
     stored, tolerance = golden(case), manifest["cases"][case]
     names = list(stored["image/clip_pil/names"])
     images = [np.array(Image.open(conformance / "images" / "decoded" / f"{name}.png")) for name in names]
     measure = {"rel": tolerance["rel"], "one_minus_cos": tolerance["one_minus_cos"]}
     rows = load(checkpoint(case), crop="round").encode_image(images)
-    assert_rows_agree(rows, stored["image/clip_pil/out"], **measure)
+    assert_embeddings_agree(rows, stored["image/clip_pil/out"], **measure)
     assert np.abs(rows - stored["image/clip_hf/out"]).max() > 0.01 * np.abs(rows).max()  # it makes a difference
 
 
@@ -115,7 +115,7 @@ def test_a_preprocessor_that_is_nowhere_is_an_error(tiny: Path) -> None:
         load(tiny, preprocessor="./nowhere", offline=True)
 
 
-def test_the_fingerprint_tells_what_changes_rows(tiny: Path, tmp_path: Path) -> None:
+def test_whatever_changes_embeddings_changes_the_fingerprint(tiny: Path, tmp_path: Path) -> None:
     other = copied(tiny, tmp_path / "other", resample=0)
     prints = [
         load(tiny, **options).fingerprint

@@ -162,7 +162,7 @@ def test_the_documented_example_runs_as_written(tmp_path):
     assert rows[0].shape == (10,)
 
 
-def test_a_row_is_the_layers_mean_over_space(net, tmp_path, images):
+def test_an_embedding_is_the_layers_mean_over_space(net, tmp_path, images):
     with torch.no_grad():
         wanted = net.features(torch.from_numpy(images)).mean((2, 3)).numpy()
     one = encoder(tmp_path)
@@ -250,7 +250,7 @@ def hooked(net, layer, inputs):
 
 
 @pytest.mark.parametrize("layer", ["conv", "norm", "relu", "last"])
-def test_rows_are_what_a_hook_sees_in_the_end(layer, tmp_path):
+def test_embeddings_are_what_a_hook_sees_in_the_end(layer, tmp_path):
     net = write(tmp_path, REPEATED)
     one = encoder(tmp_path, layer=layer)
     for size in (8, 16, 40, 64, 16, 8):  # a layer that runs once, twice, three times, or not at all
@@ -604,7 +604,7 @@ def test_a_pooling_that_does_not_fit_the_layer_is_refused_at_load(layer, pooling
         encoder(tmp_path, layer=layer, pooling=pooling)
 
 
-def test_unpooled_rows_want_one_shape(net, tmp_path):
+def test_unpooled_embeddings_want_one_shape(net, tmp_path):
     one = encoder(tmp_path, pooling="none", input_shape=(3, 32, 32))
     with pytest.raises(
         InputError, match=r"prepared\[0\]: a prepared image of 3 x 40 x 32; this model takes 3 x 32 x 32"
@@ -621,7 +621,7 @@ def test_unpooled_rows_want_one_shape(net, tmp_path):
         ((3, 50, 50), "nn.Sequential(nn.Conv2d(3, 4, 5), nn.Flatten(), nn.Linear(4 * 46 * 46, 7))"),
     ],
 )
-def test_the_length_of_a_row_is_learnt_whatever_the_net_takes(shape, definition, tmp_path):
+def test_the_length_of_an_embedding_is_learnt_whatever_the_net_takes(shape, definition, tmp_path):
     write(tmp_path, f"from torch import nn\ndef make():\n    return {definition}\n", "make")
     options = {"input_shape": list(shape)} if shape == (3, 50, 50) else {}
     one = encoder(tmp_path, "make", layer="1" if len(shape) == 1 else "", **options)
@@ -974,7 +974,7 @@ def test_an_unknown_pooling_lists_those_there_are(net, tmp_path):
 # ---------------------------------------------------------------- formats and fingerprints
 
 
-def test_every_container_gives_the_same_rows_and_the_same_space(net, tmp_path, images):
+def test_every_container_gives_the_same_embeddings_and_the_same_space(net, tmp_path, images):
     reference = encoder(tmp_path)
     rows = reference.embed_image(images)
     state = net.state_dict()
@@ -988,7 +988,7 @@ def test_every_container_gives_the_same_rows_and_the_same_space(net, tmp_path, i
         assert found.fingerprint == reference.fingerprint, name
 
 
-def test_what_decides_rows_decides_the_fingerprint(net, tmp_path):
+def test_what_decides_embeddings_decides_the_fingerprint(net, tmp_path):
     prints = [
         encoder(tmp_path, **options).fingerprint
         for options in ({}, {"layer": "head"}, {"pooling": "max"}, {"preprocess": "unit"}, {"preprocess": "half"})

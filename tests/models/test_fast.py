@@ -28,7 +28,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_fast_rows_are_near_and_in_a_space_of_their_own(photos: Path):
+def test_fast_embeddings_are_near_and_in_a_space_of_their_own(photos: Path):
     paths = sorted(photos.iterdir())
     asked = {"device": "cpu", "precision": "float32"}
     exact, fast = (ie.load("clip/demo", **asked, preprocessing=speed) for speed in ("exact", "fast"))

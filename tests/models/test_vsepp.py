@@ -84,7 +84,7 @@ def features(count=5):
 
 @pytest.mark.parametrize("use_abs", [False, True])
 @pytest.mark.parametrize("no_imgnorm", [False, True])
-def test_options_decide_what_becomes_of_rows(run, use_abs, no_imgnorm):
+def test_options_decide_what_becomes_of_embeddings(run, use_abs, no_imgnorm):
     encoder = load("vsepp", weights=run(use_abs=use_abs, no_imgnorm=no_imgnorm), device="cpu", precision="float32")
     fc, _ = towers()
     expected = features() @ fc["fc.weight"].numpy().T + fc["fc.bias"].numpy()
@@ -98,7 +98,7 @@ def test_options_decide_what_becomes_of_rows(run, use_abs, no_imgnorm):
 
 
 @pytest.mark.parametrize("layers", [1, 2])
-def test_a_caption_has_the_row_of_the_padded_and_packed_batch(run, layers):
+def test_a_caption_has_the_embedding_of_the_padded_and_packed_batch(run, layers):
     options = {**OPTIONS, "num_layers": layers}
     encoder = load("vsepp", weights=run(num_layers=layers))
     captions = ["A man is riding a wave.", "dog", "the man isn't riding, a dog's riding", "the wave ."]
@@ -142,7 +142,7 @@ def test_a_converted_checkpoint_gives_the_same_bits_and_needs_no_vocabulary_file
     assert one.fingerprint == two.fingerprint
 
 
-def test_the_fingerprint_tells_weights_vocabularies_measures_and_precisions_apart(run):
+def test_the_fingerprint_distinguishes_weights_vocabularies_measures_and_precisions(run):
     shuffled = [*WORDS[:4], *reversed(WORDS[4:])]
     encoders = [
         load("vsepp", weights=run("a"), precision="float32"),
@@ -167,7 +167,7 @@ def test_options_that_older_programs_lacked_have_the_authors_defaults(run):
 def test_images_are_prepared_as_torchvision_does(conformance):
     from PIL import Image
 
-    tower = vsepp.tiny().tower("image")
+    tower = vsepp.tiny().assemble().tower("image")
     with np.load(conformance / "golden" / "preprocess.npz", allow_pickle=False) as golden:
         assert len(golden["vse/names"]) == 15
         for i, name in enumerate(golden["vse/names"]):
@@ -181,8 +181,8 @@ def test_images_are_prepared_as_torchvision_does(conformance):
             assert np.allclose(scaled.mean((1, 2)), golden["vse/mean"][i], atol=1e-5)
 
 
-def test_raw_pixels_and_prepared_floats_give_the_same_row():
-    encoder = vsepp.tiny()
+def test_raw_pixels_and_prepared_floats_give_the_same_embedding():
+    encoder = vsepp.tiny().assemble()
     pixels = np.random.default_rng(0).integers(0, 256, (256, 300, 3), np.uint8)
     prepared = encoder.tower("image").input(pixels)
     floats = vsepp.PREPROCESSING.normalised(prepared.astype(np.float32) / np.float32(255))
@@ -190,14 +190,14 @@ def test_raw_pixels_and_prepared_floats_give_the_same_row():
 
 
 def test_prepared_images_may_have_other_sizes_but_not_tiny_ones():
-    encoder = vsepp.tiny()
+    encoder = vsepp.tiny().assemble()
     assert encoder.embed_image(np.zeros((1, 3, 96, 160), np.float32)).shape == (1, encoder.dim)
     with pytest.raises(InputError, match="31 x 64"):
         encoder.embed_image(np.zeros((1, 3, 31, 64), np.float32))
 
 
-def test_the_small_net_tells_images_and_captions_apart():
-    encoder = vsepp.tiny()
+def test_the_small_net_distinguishes_images_and_captions():
+    encoder = vsepp.tiny().assemble()
     random = np.random.default_rng(0)
     images = encoder.encode_image([random.integers(0, 256, (60, 80, 3), np.uint8), np.zeros((60, 80, 3), np.uint8)])
     texts = encoder.encode_text(["a red circle", "a blue square"])
@@ -509,7 +509,7 @@ def test_the_table_lists_every_variant_and_the_plain_family():
 
 
 def test_the_small_encoder_is_the_same_every_time():
-    one, two = vsepp.tiny(), vsepp.tiny()
+    one, two = vsepp.tiny().assemble(), vsepp.tiny().assemble()
     assert isinstance(one, Encoder)
     assert one.fingerprint == two.fingerprint
     assert one.device == Runtime().device

@@ -27,7 +27,7 @@ def ids(*lengths: int) -> torch.Tensor:
     return rows
 
 
-def test_rows_are_the_same_alone_and_in_a_batch(net):
+def test_embeddings_are_the_same_alone_and_in_a_batch(net):
     batch = ids(2, 77, 12, 5)
     with torch.inference_mode():
         rows = net(batch)

@@ -98,14 +98,14 @@ def test_kernels_follow_what_is_loaded():
     assert torch.equal(empty.kernels, net.kernels)
 
 
-def test_silence_and_a_single_sample_have_finite_rows(net):
+def test_silence_and_a_single_sample_have_finite_embeddings(net):
     with torch.inference_mode():
         for samples in (torch.zeros(1, 5000), torch.ones(1, 1), torch.full((1, 3000), -32768.0)):
             assert torch.isfinite(net(samples)).all()
 
 
 @pytest.mark.parametrize("per_item", [False, True])
-def test_a_row_does_not_depend_on_its_neighbours(per_item):
+def test_an_embedding_does_not_depend_on_its_neighbours(per_item):
     net = small(per_item=per_item)
     sounds = torch.stack([noise(9000), torch.zeros(9000), noise(9000, seed=1, scale=10), noise(9000, seed=2)])
     with torch.inference_mode():

@@ -21,9 +21,10 @@ import numpy as np
 from image_encoders.bulk.batch_size import BatchSizeTuner
 from image_encoders.bulk.sources import SourceItem
 from image_encoders.embedding import as_input_error, embed_each
-from image_encoders.encoder import Encoder, Tower, cores, ordered
+from image_encoders.encoder import Encoder, Tower, ordered
 from image_encoders.errors import InputError, first_line
 from image_encoders.inputs.image import ImageLimits, read_header
+from image_encoders.process import cores
 
 HELD = 4  # batches of inputs that wait for others of their shape at most
 OUTCOMES = 1024  # that wait for an embedding before them at most

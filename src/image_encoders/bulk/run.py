@@ -28,6 +28,7 @@ from image_encoders.inputs.files import ADDRESS
 
 Source = str | os.PathLike[str]
 Progress = Callable[[int, int], None]
+Prune = Callable[[list[str]], Iterable[str]]
 
 
 @dataclass
@@ -64,7 +65,7 @@ def run(
     batch_size: int | None = None,
     workers: int | None = None,
     retry_failed: bool = False,
-    prune: bool = False,
+    prune: bool | Prune = False,
     max_failures: int | None = None,
     progress: Progress | None = None,
 ) -> Report:
@@ -76,7 +77,8 @@ def run(
         depend on it in their last bits at most.
     workers: threads that read and preprocess; None: one for each processor
     retry_failed: try again also what failed in an earlier run and has not changed since
-    prune: afterwards remove the rows whose files are gone
+    prune: afterwards remove the rows whose files are gone; or a function that is given the paths of those files, and
+        gives back the ones whose rows are to be removed
     max_failures: how many items may fail in this run before it is given up: then all that was encoded is stored, and
         TooManyFailures is raised
     progress: called in this thread, often, with (items done, those of them that had to be read)
@@ -124,7 +126,7 @@ class _Run:
         self.read = 0  # items that had to be read, and were
         self.pruned = 0
 
-    def all(self, tuner: BatchSizeTuner, workers: int | None, prune: bool) -> Report:
+    def all(self, tuner: BatchSizeTuner, workers: int | None, prune: bool | Prune) -> Report:
         """The whole run."""
         try:
             try:
@@ -133,7 +135,7 @@ class _Run:
                 self.committer.finish()
             self._forget()
             if prune:
-                self._prune()
+                self._prune(list if prune is True else prune)
             self.collection.settle()
         except (KeyboardInterrupt, TooManyFailures):
             if self.committer.finished:
@@ -192,24 +194,27 @@ class _Run:
         )
         self.collection.forget([*self.plan.recovered, *whole])
 
-    def _prune(self) -> None:
+    def _prune(self, chosen: Prune) -> None:
         """Remove the rows, and the failures of earlier runs, whose files are gone."""
-        gone = [
-            id
+        rows = {
+            id: path
             for rows in self.collection.scan(ITEMS, ["id", "path"])
-            for id, path in zip(rows["id"].to_pylist(), rows["path"].to_pylist())
-            if (mode := _mode(path_of(path))) is None or (mode and not stat.S_ISREG(mode))
-        ]
-        self.collection.remove(gone)
-        self.pruned = len(gone)
-        self.collection.forget(
-            failure.id
+            for id, path in zip(rows["id"].to_pylist(), map(path_of, rows["path"].to_pylist()))
+            if (mode := _mode(path)) is None or (mode and not stat.S_ISREG(mode))
+        }
+        failures = {
+            failure.id: failure.path
             for failure in self.collection.failures()
             if failure.when < self.began and _mode(failure.path) is None
-        )
+        }
+        wanted = set(chosen([*rows.values(), *failures.values()]))
+        gone = [id for id, path in rows.items() if path in wanted]
+        self.collection.remove(gone)
+        self.pruned = len(gone)
+        self.collection.forget(id for id, path in failures.items() if path in wanted)
 
     def _close(self, tuner: BatchSizeTuner) -> Report:
-        """What the run did, told also to the collection."""
+        """What the run did, which the collection records too."""
         plan, written = self.plan, self.committer.counts
         report = Report(
             total=plan.total,

@@ -19,6 +19,7 @@ from typer.core import TyperGroup
 
 from image_encoders import __version__
 from image_encoders.cli import (
+    browse,
     convert,
     demo,
     doctor,
@@ -30,6 +31,7 @@ from image_encoders.cli import (
     info,
     models,
     search,
+    serve,
     skipped_imports,
     verify,
 )
@@ -81,6 +83,7 @@ app = typer.Typer(
     epilog="""\b
 Try it:
   image-encoders demo                                   # the whole tour, with no network
+  image-encoders browse photos/                         # a page that searches them
   image-encoders encode photos/ -o my-photos            # images into a collection
   image-encoders search my-photos "a dog on a beach"    # find them by words
 \b
@@ -92,8 +95,10 @@ asked: use `kill PID` (SIGTERM) there.""",
 )
 
 for command in (
+    browse.browse,
     encode.encode,
     search.search,
+    serve.serve,
     failures.failures,
     info.info,
     export.export,

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from image_encoders.cli.failures import told
+from image_encoders.cli.failures import with_advice
 from image_encoders.cli.loading import check_goes_on, check_paths, load, load_again
 from image_encoders.cli.options import (
     Calibration,
@@ -166,7 +166,7 @@ def encode(
     try:
         with terminations():
             collection = Collection.open_or_create(output, encoder)
-            with bar("encoding", shown=not quiet) as told:
+            with bar("encoding", shown=not quiet) as show:
                 report = run.run(
                     files,
                     encoder,
@@ -176,7 +176,7 @@ def encode(
                     retry_failed=retry_failed,
                     prune=prune,
                     max_failures=max_failures,
-                    progress=told and Meter(files, told),
+                    progress=show and Meter(files, show),
                 )
     except KeyboardInterrupt:
         with interrupted():
@@ -269,7 +269,7 @@ def summarize(report: Report, output: Path, collection: Collection, load_seconds
     print("  " + ", ".join(f"{count:,} {name}" for name, count in counts.items() if count or name == "encoded"))
     if report.failed:
         for failure in collection.failures()[:SHOWN]:
-            print(escape_controls(f"  {shown(failure.id)}: {told(failure)}"))
+            print(escape_controls(f"  {shown(failure.id)}: {with_advice(failure)}"))
         print(f"  all failures: image-encoders failures {shown(output)}; to try them again: --retry-failed")
 
 

@@ -38,13 +38,13 @@ def failures(
     elif failed:
         print_table(
             ("file", "stage", "code", "what is wrong"),
-            ((shown(one.id), one.stage, one.code, told(one)) for one in failed),
+            ((shown(one.id), one.stage, one.code, with_advice(one)) for one in failed),
         )
     else:
         say("no failures")
 
 
-def told(failure: Failure) -> str:
+def with_advice(failure: Failure) -> str:
     """What is wrong with a file, and how `encode` can be made to take it."""
     advice = "then encode it with --retry-failed" if INSTALL in failure.message else NEXT.get(failure.code)
     return failure.message + (f"; {advice}" if advice else "")

@@ -80,9 +80,9 @@ def check_paths(weights: Any, calibration: Any) -> None:
 
 
 def check_goes_on(opened: Collection, model: str | None, weights: Path | None, precision: str | None) -> None:
-    """Raise CollectionError where the options cannot mean the collection's own encoder, as far as names tell.
+    """Raise CollectionError where the options cannot mean the collection's own encoder, as far as names show.
 
-    What only the loaded model tells is left to `Collection.check`: other weights and options, other names of the same.
+    What only the loaded model shows is left to `Collection.check`: other weights and options, other names of the same.
     """
     advice = "leave out --model and --precision to add to the collection, or choose another --output"
     if precision not in (None, "auto", opened.precision):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from dataclasses import asdict
 from typing import Annotated, Any
 
@@ -29,13 +28,13 @@ def models(
     What they encode, the size of their embeddings, and the licence of their weights; with NAME also where the weights
     come from, and the options that -O takes.
     """
-    from image_encoders.models import DEFAULT, unknown, variants
+    from image_encoders.models import DEFAULT, options_of, unknown, variants
 
     listed = {key: {**asdict(one), "name": key, "default": key == DEFAULT} for key, one in variants().items()}
     if name is not None:
         if name not in listed:
             raise unknown(name)
-        described = {**listed[name], "options": _options(name)}
+        described = {**listed[name], "options": options_of(name)}
         if as_json:
             print_json(described)
         else:
@@ -47,18 +46,6 @@ def models(
         say(f"\nWithout --model: {DEFAULT}")
         say("Also any CLIP or SigLIP of Hugging Face, as clip/OWNER/NAME, or of a folder, as clip/./FOLDER")
         say("More about one of them: image-encoders models NAME")
-
-
-def _options(name: str) -> dict[str, Any]:
-    """The options of the model's family, and their defaults."""
-    from image_encoders.models import family
-
-    parameters = inspect.signature(family(name).load).parameters.values()
-    return {
-        one.name: None if one.default is one.empty else one.default
-        for one in parameters
-        if one.kind is one.KEYWORD_ONLY and one.name not in ("weights", "runtime")
-    }
 
 
 def _cells(model: dict[str, Any]) -> tuple[str, ...]:

@@ -32,7 +32,7 @@ NOTICE_S = 1.0  # after which something slow is said to be going on
 
 # The library quotes the value of a keyword, or names it in capitals (weights=PATH); a folder source=web is neither.
 _VALUE = r"""=(?:['"]([\w.-]+)['"]|([A-Z]+))(?!\w)"""
-_NO_VALUE = r"=(?=[\s,;]|$)"
+_NO_VALUE = r"=(?=[\s,;:]|$)"
 _FLAGS = r"(?<![\w/-])(weights|device|precision|engine|calibration)"
 _OPTIONS = (
     r"(?<![\w/-])(?<!-O )(definition|class_name|class_args|layer|pooling|preprocess|input_shape|vocabulary|source)"
@@ -75,7 +75,7 @@ def keeps_results_apart(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def console(stream: Any = None) -> Console:
-    """A rich console on a stream, standard output if not told; coloured only on a terminal that wants it."""
+    """A rich console on a stream, standard output by default; coloured only on a terminal that wants it."""
     from rich.console import Console
 
     stream = stream or results()
@@ -118,11 +118,11 @@ def print_table(headings: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
 def notice(words: str, shown: bool = True) -> Iterator[None]:
     """`words` as a line on standard error, once the block has taken `NOTICE_S`."""
 
-    def tell() -> None:
+    def write() -> None:
         with suppress(OSError):  # nobody reads it
             say(words)
 
-    timer = threading.Timer(NOTICE_S, tell)
+    timer = threading.Timer(NOTICE_S, write)
     timer.daemon = True
     if shown:
         timer.start()
@@ -134,7 +134,7 @@ def notice(words: str, shown: bool = True) -> Iterator[None]:
 
 @contextmanager
 def bar(label: str, shown: bool = True) -> Iterator[Callable[[int, int | None, float], None] | None]:
-    """A function to be told (done, of how many or None, per second): a bar on a terminal, else a line now and then."""
+    """Called with (done, of how many or None, per second): a bar on a terminal, else a line now and then."""
     if not shown:
         yield None
     elif sys.stderr.isatty():
@@ -147,14 +147,14 @@ def bar(label: str, shown: bool = True) -> Iterator[Callable[[int, int | None, f
 def _lines(label: str) -> Callable[[int, int | None, float], None]:
     last = time.monotonic()
 
-    def told(done: int, total: int | None, rate: float) -> None:
+    def write(done: int, total: int | None, rate: float) -> None:
         nonlocal last
         if time.monotonic() - last >= QUIET_S:
             last = time.monotonic()
             left = f", {timedelta(seconds=round((total - done) / rate))} left" if total is not None and rate > 0 else ""
             say(f"{label}: {_standing(done, total, rate)}{left}")
 
-    return told
+    return write
 
 
 def _standing(done: int, total: int | None, rate: float) -> str:

@@ -211,9 +211,9 @@ def _real(
 ) -> None:
     from image_encoders.conformance import published
 
-    known = published.rows(name)
+    known = published.of_model(name)
     if image is not None:
-        if not any(row.modality == "image" for row in known):
+        if not any(one.modality == "image" for one in known):
             raise typer.BadParameter(f"--image: no embedding of an image is published for {name}")
         published.check_image(image)
 
@@ -236,7 +236,7 @@ def _real(
                 "asserted": asserted,
                 "passed": passed,
                 "checks": [_compared(one) for one in done],
-                "not_checked": [str(one.row) for one in found if one.found is None],
+                "not_checked": [str(one.published) for one in found if one.found is None],
             }
         )
     else:
@@ -257,16 +257,16 @@ def _show_published(same_file: bool | None, done: Sequence[Comparison]) -> None:
 
 
 def _cells_of(one: Comparison) -> Sequence[str]:
-    errors = f"{one.max_abs:.1e}", f"{one.norm_error:.1e}", f"{one.row.limit:.0e}"
-    return str(one.row), *errors, "ok" if one.passed else "FAIL"
+    errors = f"{one.max_abs:.1e}", f"{one.norm_error:.1e}", f"{one.published.limit:.0e}"
+    return str(one.published), *errors, "ok" if one.passed else "FAIL"
 
 
 def _compared(one: Comparison) -> dict[str, Any]:
     return {
-        "embedding": str(one.row),
+        "embedding": str(one.published),
         "first_values_max_abs": one.max_abs,
         "norm_error": one.norm_error,
-        "limit": one.row.limit,
+        "limit": one.published.limit,
         "passed": one.passed,
     }
 
@@ -275,7 +275,7 @@ def _say_what_is_not_checked(name: str, found: Sequence[Comparison]) -> None:
     from image_encoders.conformance import published
 
     if not found:
-        models = ", ".join(dict.fromkeys(row.model for row in published.ROWS))
+        models = ", ".join(dict.fromkeys(one.model for one in published.EMBEDDINGS))
         say(f"no embedding is published for {name}, so none was compared; there are some for {models}")
     if any(one.found is None for one in found):
         say(

@@ -1,4 +1,4 @@
-"""How far found rows are from reference rows."""
+"""How far found embeddings are from reference embeddings."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import numpy as np
 
 
 class Agreement(NamedTuple):
-    """The distance of found rows from reference rows.
+    """The distance of found embeddings from reference embeddings.
 
     max_abs: max|found - reference| over all values
     rel: that, divided by max|reference|
-    one_minus_cos: 1 - the smallest cosine of a row with its reference
+    one_minus_cos: 1 - the smallest cosine of an embedding with its reference
     """
 
     max_abs: float
@@ -41,7 +41,7 @@ def agreement(found: np.ndarray, reference: np.ndarray) -> Agreement:
     """The distance of `found` from `reference`, both (N, ...); infinite where the shapes differ."""
     if found.shape != reference.shape:
         return Agreement(inf, inf, inf)
-    a, b = (rows.reshape(len(rows), -1).astype(np.float64) for rows in (found, reference))
+    a, b = (embeddings.reshape(len(embeddings), -1).astype(np.float64) for embeddings in (found, reference))
     max_abs = float(np.abs(a - b).max())
     with np.errstate(invalid="ignore", divide="ignore"):
         cosines = (a * b).sum(1) / (np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1))

@@ -82,7 +82,7 @@ def size(case: str) -> int:
 
 
 def checkpoints() -> Path:
-    """Where synthetic checkpoints are kept, unless told otherwise."""
+    """Where synthetic checkpoints are kept by default."""
     from image_encoders.cache import cache_folder
 
     return cache_folder() / "conformance"

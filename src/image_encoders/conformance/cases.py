@@ -45,7 +45,7 @@ class Case:
     model: the model that `load` is asked for
     format: of its files, for people
     options: of `load`, always
-    rules: the ways to prepare images that its reference has rows of; files are checked by the first
+    rules: the ways to prepare images that its reference has embeddings of; files are checked by the first
     """
 
     name: str
@@ -74,8 +74,8 @@ class Check(NamedTuple):
 
     stage: what is compared, for people
     options: of `load`, beside the case's own
-    found: encoder -> rows
-    reference: the original code's rows
+    found: encoder -> embeddings
+    reference: the original code's embeddings
     """
 
     stage: str
@@ -215,7 +215,7 @@ def _prepared(rule: Rule) -> Iterator[Check]:
 
 
 def flat(*arrays: np.ndarray) -> np.ndarray:
-    """All the values, as one row."""
+    """All the values, as one vector."""
     return np.concatenate([array.ravel() for array in arrays])[None]
 
 
@@ -227,21 +227,21 @@ def _limited(case: Case, names: Sequence[str], limits: Limits) -> Iterator[tuple
     if not case.format.startswith(SAVED_MODEL):
         yield "", list(names), limits
         return
-    # The reference is TensorFlow's float32, whose sums over thousands of nearly equal values drift: its rows are up to
-    # 1.8e-4 from float64's on images of little contrast, and up to 1.5e-3 on those of one colour.
+    # The reference is TensorFlow's float32, whose sums over thousands of nearly equal values drift: its embeddings are
+    # up to 1.8e-4 from float64's on images of little contrast, and up to 1.5e-3 on those of one colour.
     yield "", [name for name in names if name not in ONE_COLOUR], Limits(rel=2.5e-4, one_minus_cos=5e-8)
     yield ", one colour", [name for name in names if name in ONE_COLOUR], Limits(rel=2e-3, one_minus_cos=3e-6)
 
 
 def _pixels(case: Case, rule: Rule, stored: Mapping[str, np.ndarray], limits: Limits) -> Iterator[Check]:
     """Rows of images' pixels."""
-    rows = dict(zip(stored[f"image/{rule.name}/names"].tolist(), stored[f"image/{rule.name}/out"]))
-    for label, names, allowed in _limited(case, list(rows), limits):
+    embeddings = dict(zip(stored[f"image/{rule.name}/names"].tolist(), stored[f"image/{rule.name}/out"]))
+    for label, names, allowed in _limited(case, list(embeddings), limits):
 
         def found(encoder: Encoder, names: Sequence[str] = names) -> np.ndarray:
             return encoder.encode_image([bundle.decoded(name) for name in names])
 
-        reference = np.stack([rows[name] for name in names])
+        reference = np.stack([embeddings[name] for name in names])
         yield Check(f"pixels {rule.name}{label}", rule.options, found, reference, allowed)
 
 
@@ -252,10 +252,10 @@ LOSSY = (".jpg", ".webp")
 
 def _files(case: Case, rule: Rule, stored: Mapping[str, np.ndarray], limits: Limits) -> Iterator[Check]:
     """Rows of image files."""
-    rows = dict(zip(stored[f"image/{rule.name}/names"].tolist(), stored[f"image/{rule.name}/out"]))
+    embeddings = dict(zip(stored[f"image/{rule.name}/names"].tolist(), stored[f"image/{rule.name}/out"]))
     files = sorted(path for path in (bundle.FOLDER / "images").iterdir() if path.is_file())
     named = {f"{path.name}.{READ.get(path.name, 'rgb')}": path for path in files}
-    there = [name for name in named if name in rows]
+    there = [name for name in named if name in embeddings]
     exact = [name for name in there if named[name].suffix not in LOSSY]
     groups = [(f"PNG, GIF{label}", names, allowed) for label, names, allowed in _limited(case, exact, limits)]
     # another decoder may differ by 1 in a pixel
@@ -265,14 +265,14 @@ def _files(case: Case, rule: Rule, stored: Mapping[str, np.ndarray], limits: Lim
         def found(encoder: Encoder, names: Sequence[str] = names) -> np.ndarray:
             return encoder.encode_image([named[name] for name in names])
 
-        reference = np.stack([rows[name] for name in names])
+        reference = np.stack([embeddings[name] for name in names])
         yield Check(f"files {label}", rule.options, found, reference, allowed)
 
 
 def _texts(case: Case, stored: Mapping[str, np.ndarray], limits: Limits) -> Iterator[Check]:
     """Rows of texts, and of the ids that the published tokenizer gives."""
     prefix = "text/synthetic_bpe/" if case.family == "audioclip" else "text/"
-    # the Python 2 case has rows of the same captions as its twin
+    # the Python 2 case has embeddings of the same captions as its twin
     texts = stored if f"{prefix}captions" in stored else bundle.golden("vse-vgg19")
     captions = texts[f"{prefix}captions"].tolist()
     yield Check("texts", {}, lambda encoder: encoder.encode_text(captions), stored[f"{prefix}out"], limits)
@@ -296,7 +296,7 @@ def _sounds(stored: Mapping[str, np.ndarray], tolerances: Mapping[str, Any]) -> 
         for amplitude in ("int16", "unit"):
             options = {"batch_norm": batch_norm, "amplitude": amplitude}
             reference, limits = stored[f"audio/{statistics}/{amplitude}/out"], tolerances[f"{statistics}/{amplitude}"]
-            # silence is rounding noise after a logarithm: another machine gives another row, not far
+            # silence is rounding noise after a logarithm: another machine gives another embedding, not far
             for label, chosen, allowed in (
                 ("sounds", loud, Limits(**limits)),
                 ("silence", [silent], Limits(one_minus_cos=0.2)),

@@ -1,8 +1,8 @@
-"""Rows that were published for real weights: for whoever holds those, since they do not come with this package.
+"""Embeddings that were published for real weights: for whoever holds those, since they do not come with this package.
 
-Source: jina-hub (Apache-2.0), whose encoders' tests hold the rows that their maintainers got, as tests/expected.npy of
-    encoders/image/VSEImageEncoder, encoders/nlp/VSETextEncoder, encoders/image/CLIPImageEncoder and
-    encoders/nlp/CLIPTextEncoder. Of each row the first four values and the length are kept here.
+Source: jina-hub (Apache-2.0), whose encoders' tests hold the embeddings that their maintainers got, as
+    tests/expected.npy of encoders/image/VSEImageEncoder, encoders/nlp/VSETextEncoder, encoders/image/CLIPImageEncoder
+    and encoders/nlp/CLIPTextEncoder. Of each the first four values and the length are kept here.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ IMAGE_SHA256 = "d75d99fcf43bcb3e9a989377ea7a60173e35809e38ae7143be7dd3e02d4c43f2
 
 
 @dataclass(frozen=True)
-class PublishedRow:
-    """The beginning of a row.
+class PublishedEmbedding:
+    """The beginning of an embedding.
 
     model: whose weights it was made with
     modality: "image", of IMAGE, or "text"
     text: of a text, its words
     first: the first values
-    norm: the row's length
+    norm: its length
     limit: by how much a value or the length may differ, as a part of the largest value or the length
-    options: of `load`, that the row was made with
+    options: of `load`, that it was made with
     """
 
     model: str
@@ -49,11 +49,11 @@ class PublishedRow:
         return f"the image {IMAGE}" if self.modality == "image" else f"the text {self.text!r}"
 
 
-# A text's row is another machine's float32; an image's may be another JPEG decoder's as well.
+# A text's embedding is another machine's float32; an image's may be another JPEG decoder's as well.
 TEXT_LIMIT, IMAGE_LIMIT = 1e-3, 2e-2
-ROWS = (
-    PublishedRow("vsepp/f30k-vgg19", "image", (0.02056654, 0.07162702, 0.02590806, 0.0084742), 1.0, IMAGE_LIMIT),
-    PublishedRow(
+EMBEDDINGS = (
+    PublishedEmbedding("vsepp/f30k-vgg19", "image", (0.02056654, 0.07162702, 0.02590806, 0.0084742), 1.0, IMAGE_LIMIT),
+    PublishedEmbedding(
         "vsepp/f30k-vgg19",
         "text",
         (0.07765759, 0.02404535, -0.00854425, 0.01632042),
@@ -61,7 +61,7 @@ ROWS = (
         TEXT_LIMIT,
         text="the man with pierced ears is wearing glasses and an orange hat.",
     ),
-    PublishedRow(
+    PublishedEmbedding(
         "clip/openai/clip-vit-base-patch32",
         "image",
         (-0.18277736, -0.07135036, 0.0427517, 0.0579781),
@@ -69,7 +69,7 @@ ROWS = (
         IMAGE_LIMIT,
         options={"crop": "round"},  # OpenAI's code made it
     ),
-    PublishedRow(
+    PublishedEmbedding(
         "clip/openai/clip-vit-base-patch32",
         "text",
         (-0.06970268, -0.33675033, 0.23307934, 0.25717327),
@@ -81,31 +81,34 @@ ROWS = (
 
 
 class Comparison(NamedTuple):
-    """A published row beside the one found; `found` is None where the image is not at hand."""
+    """A published embedding beside the one found; `found` is None where the image is not at hand."""
 
-    row: PublishedRow
+    published: PublishedEmbedding
     found: np.ndarray | None = None
 
     @property
     def max_abs(self) -> float:
         """How far the first values are from the published ones."""
         assert self.found is not None
-        return float(np.abs(self.found[: len(self.row.first)] - np.array(self.row.first)).max())
+        return float(np.abs(self.found[: len(self.published.first)] - np.array(self.published.first)).max())
 
     @property
     def norm_error(self) -> float:
         """How far the length is from the published one, as a part of it."""
         assert self.found is not None
-        return abs(float(np.linalg.norm(self.found.astype(np.float64))) / self.row.norm - 1)
+        return abs(float(np.linalg.norm(self.found.astype(np.float64))) / self.published.norm - 1)
 
     @property
     def passed(self) -> bool:
-        return self.max_abs <= self.row.limit * max(map(abs, self.row.first)) and self.norm_error <= self.row.limit
+        return (
+            self.max_abs <= self.published.limit * max(map(abs, self.published.first))
+            and self.norm_error <= self.published.limit
+        )
 
 
-def rows(model: str) -> list[PublishedRow]:
+def of_model(model: str) -> list[PublishedEmbedding]:
     """What is published for a model's weights."""
-    return [row for row in ROWS if row.model == model]
+    return [one for one in EMBEDDINGS if one.model == model]
 
 
 def is_published_file(model: str, weights: Path) -> bool | None:
@@ -123,7 +126,7 @@ def is_published_file(model: str, weights: Path) -> bool | None:
 
 
 def check_image(path: Path) -> None:
-    """Raise InputError unless the file is the image that the rows were made of."""
+    """Raise InputError unless the file is the image that the embeddings were made of."""
     try:
         digest = running_sha256(path).hexdigest()
     except OSError as error:
@@ -133,16 +136,16 @@ def check_image(path: Path) -> None:
 
 
 def compare(model: str, load: Any, image: Path | None) -> Iterator[Comparison]:
-    """Each published row of a model beside the one that its weights give.
+    """Each published embedding of a model beside the one that its weights give.
 
     load: options -> encoder
     """
-    for row in rows(model):
-        if row.modality == "image" and image is None:
-            yield Comparison(row)
+    for one in of_model(model):
+        if one.modality == "image" and image is None:
+            yield Comparison(one)
             continue
-        encoder: Encoder = load(row.options)
-        if row.modality == "image":
-            yield Comparison(row, encoder.encode_image([image])[0])
+        encoder: Encoder = load(one.options)
+        if one.modality == "image":
+            yield Comparison(one, encoder.encode_image([image])[0])
         else:
-            yield Comparison(row, encoder.encode_text([row.text])[0])
+            yield Comparison(one, encoder.encode_text([one.text])[0])

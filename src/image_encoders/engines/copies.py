@@ -23,10 +23,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from image_encoders.cache import atomic_write, cache_folder, file_lock, require_cached, running_sha256
-from image_encoders.engines.embedder import Lazy, Net
+from image_encoders.engines.embedder import Net
 from image_encoders.engines.precision import example_inputs
-from image_encoders.engines.process import building, forked, import_openvino, openvino_uses, quiet, torch_has_computed
 from image_encoders.errors import DeviceError, ImageEncodersError, WeightsError, first_line
+from image_encoders.process import Lazy, building, forked, import_openvino, openvino_uses, quiet, torch_has_computed
 from image_encoders.progress import bar
 
 if TYPE_CHECKING:
@@ -162,7 +162,7 @@ def write(model: openvino.Model, folder: Path, name: str, **about: Any) -> None:
             about[file] = running_sha256(folder / file).hexdigest()
         with atomic_write(folder / ABOUT) as part:
             part.write_text(json.dumps(about, indent=2), "utf-8")
-    except RuntimeError as error:  # a full disk, as OpenVINO tells it
+    except RuntimeError as error:  # what OpenVINO raises for a full disk
         shutil.rmtree(folder, ignore_errors=True)
         raise OSError(5, first_line(error)) from error
 

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from image_encoders.engines.process import building, torch_has_computed
+from image_encoders.process import Lazy
 
 if TYPE_CHECKING:
     from torch import nn
-
-Built = TypeVar("Built")
 
 
 class Embedder(Protocol):
@@ -88,62 +83,6 @@ class Net:
     traceable: bool = True
 
 
-def net_key(**facts: Any) -> str:
-    """The `key` of a `Net` from plain values that decide its embeddings."""
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
-
-
-class Lazy(Generic[Built]):
-    """A value that is made by the first who needs it, once, and kept.
-
-    All share one lock, which is free in a forked process; a value may be made of others.
-    """
-
-    def __init__(self, make: Callable[[], Built]):
-        self._make = make
-        self._made: list[Built] = []
-
-    def __call__(self) -> Built:
-        if not self._made:
-            with building:
-                if not self._made:
-                    self._made.append(self._make())
-        return self._made[0]
-
-
-class Shared(Generic[Built]):
-    """What several nets are parts of: built when one of them needs it, and let go when none holds it any more.
-
-    In a `with` block it is kept once it is built.
-    """
-
-    def __init__(self, build: Callable[[], Built]):
-        self._build = build
-        self._built: Callable[[], Built | None] = lambda: None
-        self._keeps = False
-        self._kept: Built | None = None
-
-    def __call__(self) -> Built:
-        built = self._built()
-        if built is None:
-            with building:
-                built = self._built()
-                if built is None:
-                    torch_has_computed.set()
-                    built = self._build()
-                    self._built = weakref.ref(built)
-        if self._keeps:
-            self._kept = built
-        return built
-
-    def __enter__(self) -> Shared[Built]:
-        self._keeps = True
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._keeps, self._kept = False, None
-
-
 class LazyEmbedder:
     """An embedder that is selected when its first batch comes."""
 
@@ -152,14 +91,3 @@ class LazyEmbedder:
 
     def __call__(self, inputs: np.ndarray, /) -> np.ndarray:
         return self.selected()(inputs)
-
-
-def identity(embedder: Embedder) -> dict[str, Any]:
-    """What of an embedder decides its embeddings, for a fingerprint."""
-    calibration = {"calibration": embedder.calibration} if embedder.calibration else {}
-    return {"precision": embedder.precision, **calibration}
-
-
-def described(embedder: Embedder) -> dict[str, Any]:
-    """What an `Encoder` says of the embedder of its main tower."""
-    return {name: getattr(embedder, name) for name in ("device", "engine", "precision", "calibration", "choice")}

@@ -20,8 +20,8 @@ from image_encoders.engines.copies import ABOUT, copied, core, folder_of, lock_p
 from image_encoders.engines.embedder import Choice, Closeness, Net
 from image_encoders.engines.machine import system_lines
 from image_encoders.engines.precision import closeness
-from image_encoders.engines.process import import_nncf, quiet
 from image_encoders.errors import InputError, MissingExtra, WeightsError
+from image_encoders.process import import_nncf, quiet
 
 if TYPE_CHECKING:
     import openvino
@@ -104,7 +104,7 @@ def verdict(net: Net, folder: Path) -> Choice | None:
     """What was measured when int8 was calibrated; a warning where it costs much."""
     try:
         near = Closeness(**json.loads((folder / ABOUT).read_text("utf-8"))["closeness"])
-    except (OSError, ValueError, KeyError, TypeError):  # damaged: reading the copy will tell
+    except (OSError, ValueError, KeyError, TypeError):  # damaged: reading the copy will raise
         return None
     if near.centred < POOR:
         logger.warning(

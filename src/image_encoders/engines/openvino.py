@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from image_encoders.encoder import cores
 from image_encoders.engines.copies import (
     ABOUT,
     converted,
@@ -24,11 +23,11 @@ from image_encoders.engines.copies import (
     read,
     refuse_forked,
 )
-from image_encoders.engines.embedder import Embedder, Lazy, Net
+from image_encoders.engines.embedder import Embedder, Net
 from image_encoders.engines.int8 import calibrated, verdict
 from image_encoders.engines.machine import wished_bfloat16
-from image_encoders.engines.process import forked, openvino_uses
 from image_encoders.errors import DeviceError, ImageEncodersError
+from image_encoders.process import Lazy, cores, forked, openvino_uses
 
 if TYPE_CHECKING:
     import openvino
@@ -59,9 +58,10 @@ class OpenVinoEmbedder:
         self._torch = Lazy(self._by_torch)
         folder = folder_of(net, self.calibration)
         self._opened: Future[_Compiled] = Future()
-        if forked():
+        self._process = 0 if forked() else os.getpid()  # the one that has OpenVINO's threads
+        if not self._process:
             return  # torch runs it
-        if not net.traceable and not self.calibration:  # what its Python does, no key knows: the copy is for now
+        if not net.traceable and not self.calibration:  # its Python may change, so that no copy can be kept
             self._opened.set_result(_Compiled(converted(net), precision))
         elif (folder / ABOUT).is_file():  # meanwhile the caller can read its first images
             openvino_uses(self)  # also should the process fork before OpenVINO has started
@@ -80,7 +80,7 @@ class OpenVinoEmbedder:
             self._opened.set_exception(failure)
 
     def __call__(self, inputs: np.ndarray) -> np.ndarray:
-        if forked():
+        if os.getpid() != self._process:
             if self.precision == "int8":
                 refuse_forked()  # torch has no such copy
         elif (compiled := self._opened.result()).takes(inputs):

@@ -10,27 +10,28 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
+import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from image_encoders.cache import NotCached, atomic_write, cache_folder, only_cached, require_cached
 from image_encoders.engines.child import ChildDied, Unsendable
 from image_encoders.engines.embedder import Choice, Closeness, Embedder, LazyEmbedder, Net
 from image_encoders.engines.machine import device_model, find_device, has_bfloat16_instructions, wished_bfloat16
 from image_encoders.engines.precision import CLOSEST, PATIENCE_S, closeness, embed_probes, example_inputs
-from image_encoders.engines.process import forked
 from image_encoders.errors import DeviceError, InputError, first_line
+from image_encoders.process import forked
 
 logger = logging.getLogger(__name__)
 
 PRECISIONS = ("auto", "float32", "bfloat16", "float16", "int8")
 ENGINES = ("auto", "torch", "torch-compile", "openvino")
 
-Made = TypeVar("Made")
 Way = tuple[str, str]  # engine, precision
 
 
@@ -57,10 +58,12 @@ class Runtime:
         precision: str = "auto",
         engine: str = "auto",
         calibration: Sequence[Any] | str | None = None,
+        convert_apart: Callable[[str], str] | None = None,
     ) -> Runtime:
         """The runtime for a caller's words; DeviceError where this machine or build cannot do it.
 
         device: "auto" | "cpu" | "cuda" | "cuda:1"; TensorFlow's "/CPU:0", "/GPU:1" mean the same
+        convert_apart: used where something may have to be converted, and a process can be started for it
         """
         if precision not in PRECISIONS:
             raise DeviceError(f"unknown precision {precision!r}; accepted: {', '.join(PRECISIONS)}")
@@ -77,7 +80,8 @@ class Runtime:
                 else f"calibration= goes with precision='int8', not with {precision!r}",
                 code="calibration",
             )
-        return cls(device, precision, engine, calibration)
+        apart = device == "cpu" and engine in ("auto", "openvino") and _may_start_processes()
+        return cls(device, precision, engine, calibration, convert_apart if apart else None)
 
 
 PLAIN = Runtime(precision="float32", engine="torch")  # the original's digits, on the CPU
@@ -128,7 +132,11 @@ def select_side_embedder(runtime: Runtime, net: Net) -> LazyEmbedder:
                 f"{net.name}: OpenVINO cannot run it, since what the net does depends on what is in a batch; "
                 "with engine='auto' torch runs it, and OpenVINO the images"
             )
-        return with_conversions(lambda wish: select_embedder(wish, net), side, net.modality)
+        try:
+            with only_cached(side.convert_apart is not None):
+                return select_embedder(side, net)
+        except NotCached:
+            return select_embedder(convert_apart(side, net.modality), net)
 
     return LazyEmbedder(select)
 
@@ -173,19 +181,13 @@ def _fastest(runtime: Runtime, net: Net) -> str:
     return "openvino" if runtime.device == "cpu" and net.traceable else "torch"
 
 
-def with_conversions(make: Callable[[Runtime], Made], runtime: Runtime, modality: str) -> Made:
-    """`make` of the runtime, what it converts being converted in another process where the runtime says how.
+def convert_apart(runtime: Runtime, modality: str) -> Runtime:
+    """The runtime with which nothing is left to convert: another process has done it.
 
-    Where that process dies, as it does when an engine uses an instruction that the processor does not have, torch takes
+    Where that process died, as it does when an engine uses an instruction that the processor does not have, torch takes
     over, and a warning says so; DeviceError where another engine was asked for.
     """
-    if runtime.convert_apart is None:
-        return make(runtime)
-    try:
-        with only_cached():
-            return make(runtime)
-    except NotCached:
-        pass
+    assert runtime.convert_apart is not None
     try:
         engine = runtime.convert_apart(modality)
     except ChildDied as error:
@@ -193,11 +195,13 @@ def with_conversions(make: Callable[[Runtime], Made], runtime: Runtime, modality
             raise DeviceError(f"OpenVINO cannot run this model here: {error}; use engine='torch'") from error
         logger.warning("torch runs the model instead of OpenVINO: %s; engine='torch' spares the attempt", error)
         engine = "torch"
-    except Unsendable:  # open files to calibrate on, for example
-        return make(runtime)
-    if engine == "torch" and runtime.engine == "auto":
-        runtime = replace(runtime, engine="torch")
-    return make(runtime)
+    except Unsendable:  # open files to calibrate on, for example: it is converted here
+        return runtime
+    return replace(runtime, engine="torch") if engine == "torch" and runtime.engine == "auto" else runtime
+
+
+def _may_start_processes() -> bool:
+    return not forked() and bool(sys.executable) and os.environ.get("IMAGE_ENCODERS_CONVERT_APART", "1") != "0"
 
 
 def _check_combination(device: str, precision: str, engine: str) -> None:

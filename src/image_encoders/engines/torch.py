@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from image_encoders.engines.embedder import Choice
-from image_encoders.engines.process import compute_full_float32, keep_freed_memory, torch_has_computed
 from image_encoders.errors import DeviceError, first_line
+from image_encoders.process import compute_full_float32, keep_freed_memory, torch_has_computed
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 

@@ -200,7 +200,7 @@ def _decode(content: bytes, limits: AudioLimits) -> tuple[np.ndarray, int]:
         reason = str(getattr(error, "error_string", error)).strip(" .")
         raise InputError(f"a damaged {kind} file: {reason}", code="corrupt") from error
     _check_size(len(samples), channels, rate, limits)
-    exact = kind == "MP3" and any(tag in content[:4096] for tag in (b"Xing", b"Info"))  # such headers tell the length
+    exact = kind == "MP3" and any(tag in content[:4096] for tag in (b"Xing", b"Info"))  # such headers state the length
     if exact and announced - len(samples) > 2 * MP3_FRAME:
         raise InputError(f"the MP3 file ends after {len(samples):,} of {announced:,} samples", code="truncated")
     return samples.T, rate

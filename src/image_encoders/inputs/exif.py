@@ -37,8 +37,13 @@ def date_taken(exif: bytes) -> datetime | None:
         return None
 
 
-def upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
-    """An image as it is meant to be seen, contiguous, for EXIF's orientation."""
+def upright(pixels: np.ndarray, exif: bytes, xmp: bytes = b"") -> np.ndarray:
+    """An image as it is meant to be seen, contiguous."""
+    return turned(pixels, orientation(exif, xmp))
+
+
+def turned(pixels: np.ndarray, orientation: int) -> np.ndarray:
+    """An image turned and mirrored as EXIF's orientation says, contiguous."""
     if orientation in SIDEWAYS:
         pixels = pixels.transpose(1, 0, 2)
     if orientation in (2, 3, 6, 7):

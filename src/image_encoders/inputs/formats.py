@@ -18,7 +18,10 @@ from image_encoders.inputs.pillow import PillowFile, PngFile, TiffFile
 
 
 class OpenImage(Protocol):
-    """A file whose header has been read, and whose (width, height) is within the limits, not turned yet."""
+    """A file whose header has been read, and whose size is within the limits.
+
+    size: (width, height) as they are stored, which `orientation` may exchange; `pixels` are upright
+    """
 
     size: tuple[int, int]
 

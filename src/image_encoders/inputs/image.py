@@ -27,7 +27,7 @@ from PIL import Image
 
 from image_encoders.arrays import as_array
 from image_encoders.errors import InputError
-from image_encoders.inputs.exif import SIDEWAYS, date_taken, upright
+from image_encoders.inputs.exif import SIDEWAYS, date_taken
 from image_encoders.inputs.files import read_file, read_source, source_name
 from image_encoders.inputs.formats import image_format
 from image_encoders.inputs.limits import ImageLimits
@@ -104,8 +104,7 @@ def _decode(encoded: bytes, limits: ImageLimits, short_side: int | None) -> np.n
     """An image file's pixels, upright."""
     format = image_format(encoded)
     with decoding(format.name, encoded, format.ends):
-        file = format.open(encoded, limits)
-        return upright(file.pixels(short_side), file.orientation)
+        return format.open(encoded, limits).pixels(short_side)
 
 
 @contextmanager
@@ -127,7 +126,7 @@ def decoding(name: str, encoded: bytes = b"", ends: Callable[[bytes], bool] = la
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         if not ends(encoded) or re.search(r"truncated|premature end|\bEOF\b|end of file", reason, re.I):
-            after = f", after {len(encoded)} bytes" if encoded else ""  # a PIL image does not tell
+            after = f", after {len(encoded)} bytes" if encoded else ""  # of a PIL image that is unknown
             raise InputError(f"{name} that ends too early{after}", code="truncated") from error
         raise InputError(f"{name} that cannot be decoded: {reason}", code="corrupt") from error
 

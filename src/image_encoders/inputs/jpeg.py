@@ -19,9 +19,9 @@ import simplejpeg
 from PIL import Image, JpegImagePlugin
 
 from image_encoders.errors import InputError
-from image_encoders.inputs.exif import PREFIX, orientation
+from image_encoders.inputs.exif import PREFIX, orientation, upright
 from image_encoders.inputs.limits import ImageLimits
-from image_encoders.inputs.pillow import PillowFile
+from image_encoders.inputs.pillow import PillowFile, pil_pixels
 
 SOF_SEQUENTIAL = (0xC0, 0xC1, 0xC9)
 EOI, SOS, APP0, APP1 = 0xD9, 0xDA, 0xE0, 0xE1
@@ -59,7 +59,12 @@ class JpegFile:
     @property
     def orientation(self) -> int:
         """As EXIF or XMP state it."""
-        return orientation(self.exif, next(self._metadata(ADOBE_XMP), b""))
+        return orientation(self.exif, self.xmp)
+
+    @property
+    def xmp(self) -> bytes:
+        """Its XMP."""
+        return next(self._metadata(ADOBE_XMP), b"")
 
     def _metadata(self, name: bytes) -> Iterator[bytes]:
         """What stands in the header's segments of that name."""
@@ -70,7 +75,7 @@ class JpegFile:
                 yield self.encoded[begin + 4 + len(name) : end]
 
     def pixels(self, short_side: int | None = None) -> np.ndarray:
-        """(H, W, 3) uint8, not turned yet.
+        """(H, W, 3) uint8, upright.
 
         short_side: what its short side will be resized to [px]; the file's size may then be divided by 2, 4 or 8
 
@@ -83,13 +88,13 @@ class JpegFile:
             if isinstance(found, str) and HARMLESS.match(found):
                 plain = without(plain)
                 found = self._decode(plain, divisor)
-        if not isinstance(found, str):
-            return found
-        if "remature end" in found:
-            raise InputError(f"JPEG that ends too early, after {len(self.encoded)} bytes", code="truncated")
-        if plain is not self.encoded or found.startswith(DAMAGED):
-            raise InputError(f"JPEG with damaged pixels: {found}", code="corrupt")
-        return self._by_pillow().pixels()
+        if isinstance(found, str):
+            if "remature end" in found:
+                raise InputError(f"JPEG that ends too early, after {len(self.encoded)} bytes", code="truncated")
+            if plain is not self.encoded or found.startswith(DAMAGED):
+                raise InputError(f"JPEG with damaged pixels: {found}", code="corrupt")
+            found = pil_pixels(self._by_pillow().image)
+        return upright(found, self.exif, self.xmp)
 
     def _decode(self, encoded: bytes, divisor: int) -> np.ndarray | str:
         """The pixels; or what libjpeg says against the file, a warning or an error."""

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image, ImageFile, PngImagePlugin, TiffImagePlugin
 
 from image_encoders.errors import InputError
-from image_encoders.inputs.exif import orientation
+from image_encoders.inputs.exif import orientation, upright
 from image_encoders.inputs.limits import ImageLimits
 
 STRIP = 2**20  # pixels of a PIL image that are converted at a time
@@ -40,11 +40,16 @@ class PillowFile:
     @property
     def orientation(self) -> int:
         """As EXIF or XMP state it."""
-        return orientation(self.exif, self.image.info.get("xmp") or b"")
+        return orientation(self.exif, self.xmp)
+
+    @property
+    def xmp(self) -> bytes:
+        """Its XMP."""
+        return self.image.info.get("xmp") or b""
 
     def pixels(self, short_side: int | None = None) -> np.ndarray:
-        """(H, W, 3) uint8, not turned yet, in the file's own size."""
-        return pil_pixels(self.image)
+        """(H, W, 3) uint8, upright, in the file's own size."""
+        return upright(pil_pixels(self.image), self.exif, self.xmp)
 
 
 class PngFile(PillowFile):
@@ -75,11 +80,8 @@ class PngFile(PillowFile):
         return b""
 
     @property
-    def orientation(self) -> int:
-        """As EXIF or XMP state it."""
-        return orientation(self.exif, self._xmp())
-
-    def _xmp(self) -> bytes:
+    def xmp(self) -> bytes:
+        """Its XMP, compressed or not."""
         for name, content in self._metadata:
             if name == b"iTXt" and content.startswith(PNG_XMP):
                 text = content[len(PNG_XMP) + 2 :].split(b"\0", 2)[-1]
@@ -100,6 +102,10 @@ class TiffFile(PillowFile):
     def exif(self) -> bytes:
         """The whole file."""
         return self._encoded
+
+    def pixels(self, short_side: int | None = None) -> np.ndarray:
+        """(H, W, 3) uint8, upright."""
+        return pil_pixels(self.image)
 
 
 def _without_metadata(encoded: bytes) -> tuple[BytesIO, list[tuple[bytes, bytes]]]:
@@ -140,7 +146,7 @@ def pil_pixels(image: Image.Image) -> np.ndarray:
     Equals transformers 5's convert_to_rgb, but for 16-bit grey, which that clips to white, and for colours multiplied
     by alpha (modes La, RGBa), of which it drops the alpha.
     """
-    image.load()  # which tells some modes and key colours only then
+    image.load()  # some modes and key colours are known only then
     rows = max(1, STRIP // image.width)
     if rows >= image.height:
         return np.array(_rgb(image))

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 
 from image_encoders.arrays import as_array, is_tensor
-from image_encoders.encoder import InputSpec
 from image_encoders.errors import InputError
+from image_encoders.inputs.spec import InputSpec
 
 BILINEAR, BICUBIC, LANCZOS = "bilinear", "bicubic", "lanczos"
 # What resizes:

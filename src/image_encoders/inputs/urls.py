@@ -3,7 +3,7 @@
 `data:` URLs are decoded. `http(s):` ones are fetched only from public addresses: for each connection the name is
 resolved once, every answer is checked, and the connection goes to an address that was checked (so a name cannot change
 its mind); redirects are connections like others. Bytes and time are limited. Nothing else is opened, files least of
-all. What an error says may be shown to whoever chose the address: it tells nothing about this machine's network.
+all. What an error says may be shown to whoever chose the address: it shows nothing of this machine's network.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import httpcore
 
 from image_encoders.errors import InputError
 
-# A body comes as it is: compressed, its size would not tell how much it becomes.
+# A body comes as it is: compressed, its size would not say how much it becomes.
 HEADERS = {"Accept": "*/*", "Accept-Encoding": "identity", "User-Agent": "image-encoders"}
 GLOBAL = ipaddress.IPv6Network("2000::/3")  # all that is given out so far; ipaddress calls more than that global
 BUSY = frozenset({408, 425, 429, 500, 502, 503, 504})  # answers that may be others a little later

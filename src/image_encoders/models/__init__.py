@@ -2,10 +2,10 @@
 
 A family's module has
     VARIANTS   a tuple of `Variant`, what `names()` lists
-    load       (variant, *, weights, runtime, **options) -> Encoder
-    tiny       () -> Encoder, a small random net behind every tower, for the contract tests
+    load       (variant, *, weights, **options) -> Model
+    tiny       () -> Model, a small random net behind every tower, for the contract tests
 and imports torch only inside functions, so that listing models is instant. It reads from top to bottom: provenance,
-variants, weights -> nets, and for each modality a `Part`, of which `assemble` makes the encoder.
+variants, weights -> nets, and for each modality a `Part` (model.py). `load` below makes an encoder of its model.
 """
 
 from __future__ import annotations
@@ -14,95 +14,25 @@ import copyreg
 import difflib
 import importlib
 import inspect
-import os
 import pkgutil
 import re
-import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from pickle import PicklingError
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from image_encoders.encoder import Encoder, InputSpec, Tower, fingerprint
+from image_encoders.cache import NotCached, only_cached
+from image_encoders.encoder import Encoder
+from image_encoders.engines import LazyEmbedder, Runtime, call_in_child, convert_apart, device_name
 from image_encoders.errors import InputError, UnknownModel, WeightsError
-from image_encoders.inputs.preprocessing import TORCH
 from image_encoders.legacy_names import CLASSES, translate
+from image_encoders.model import Variant
 from image_encoders.progress import bar
-
-if TYPE_CHECKING:
-    from torch import nn
-
-    from image_encoders.engines import Runtime
 
 DEFAULT = "clip/openai/clip-vit-base-patch32"
 PATHS = ("vocabulary", "definition", "preprocessor", "tokenizer")  # options that may be paths
-
-
-@dataclass(frozen=True)
-class Variant:
-    """One line of the table of models.
-
-    name: after the family's, such as "R50x1"; "" where the family has just one
-    towers: the modalities
-    dim: length of an embedding; None where the checkpoint decides
-    weights: what `weights=` takes, or where the weights come from
-    licence: of the weights, as their authors state it
-    """
-
-    name: str
-    towers: tuple[str, ...]
-    dim: int | None
-    weights: str
-    licence: str
-
-
-@dataclass(frozen=True)
-class Part:
-    """One modality of a model: what its tower is made from.
-
-    inputs: its sources to the net's inputs
-    build: the net: one tensor (B, ...) in, one tensor (B, dim) out; in float32, on the CPU
-    key: what else decides what `build` builds, and no image's embedding, as plain values
-    traceable: whether a copy of the net can be made by following one pass
-    """
-
-    inputs: InputSpec
-    build: Callable[[], nn.Module]
-    key: Mapping[str, Any] = field(default_factory=dict)
-    traceable: bool = True
-
-
-def assemble(name: str, dim: int, facts: Mapping[str, Any], parts: Sequence[Part], runtime: Runtime) -> Encoder:
-    """The encoder of a model's parts, the first of which decides what "auto" comes to.
-
-    facts: what decides the nets, as plain values: the family, its weights' digest, its options
-    """
-    from image_encoders.engines import Net, described, identity, net_key, select_embedder, select_side_embedder
-
-    def net(part: Part) -> Net:
-        inputs = part.inputs
-        key = net_key(**facts, modality=inputs.modality, inputs=inputs.facts, **part.key)
-        label = name if part is parts[0] else f"{name}, {inputs.modality}"
-        return Net(label, key, part.build, inputs.input, inputs.shape or (None,), inputs.modality, part.traceable)
-
-    main, *others = parts
-    embed = select_embedder(runtime, net(main))
-    towers = [Tower(main.inputs.at(embed.precision), embed)]
-    if towers[0].inputs.facts.get("resizer") == TORCH:
-        import torch  # noqa: F401  # now, while the engine loads, and not when the first image comes
-    towers += [Tower(part.inputs, select_side_embedder(runtime, net(part))) for part in others]
-    return Encoder(
-        name=name,
-        dim=dim,
-        towers={tower.modality: tower for tower in towers},
-        fingerprint=fingerprint(
-            **facts, inputs={tower.modality: tower.inputs.facts for tower in towers}, **identity(embed)
-        ),
-        **described(embed),
-    )
 
 
 def families() -> tuple[str, ...]:
@@ -130,10 +60,15 @@ def names() -> list[str]:
     return list(variants())
 
 
+def options_of(name: str) -> dict[str, Any]:
+    """The options that the family of the model `name` has, and their defaults."""
+    parameters = inspect.signature(family(name).load).parameters.values()
+    return {one.name: one.default for one in parameters if one.kind is one.KEYWORD_ONLY and one.name != "weights"}
+
+
 def check_options(name: str, options: Iterable[str]) -> None:
     """Raise TypeError for an option that the family of the model `name` does not have."""
-    accepted = inspect.signature(family(name).load).parameters.values()
-    known = [one.name for one in accepted if one.kind is one.KEYWORD_ONLY and one.name not in ("weights", "runtime")]
+    known = options_of(name)
     for option in options:
         if option not in known:
             raise TypeError(f"{name} has no option {option!r}; it has: {', '.join(known) or 'none'}")
@@ -175,65 +110,42 @@ def load(
 
     Raises UnknownModel, WeightsError, DeviceError; TypeError for an option the family does not have.
     """
-    from image_encoders.engines import Runtime, device_name, with_conversions
-
     if not isinstance(name, str):
         raise unknown(name)
     device = device_name(device)
     if name in CLASSES:
         legacy = translate(name, options if device == "auto" else {**options, "device": device})
-        return load(
-            legacy.name,
-            weights=weights or legacy.weights,
-            device=legacy.device,
-            precision=precision,
-            engine=engine,
-            calibration=calibration,
-            **legacy.options,
-        )
-    module = family(name)
+        name, weights, device, options = legacy.name, weights or legacy.weights, legacy.device, legacy.options
+    module, variant = family(name), name.partition("/")[2]
     check_options(name, options)
-    runtime = Runtime.resolve(device, precision, engine, _images(calibration))
-    variant = name.partition("/")[2]
     path = None if weights is None else Path(weights).expanduser()
-    if _converts_apart(runtime):
-        wishes = {"weights": path, "device": device, "precision": precision, "engine": engine, **options}
-        runtime = replace(runtime, convert_apart=partial(_convert_apart, name, {**wishes, "calibration": calibration}))
-    encoder: Encoder = with_conversions(
-        lambda wish: module.load(variant, weights=path, runtime=wish, **options), runtime, "image"
-    )
+    wishes = {"device": device, "precision": precision, "engine": engine, "calibration": calibration}
+    apart = partial(_convert_apart, name, {"weights": path, **wishes, **options})
+    runtime = Runtime.resolve(device, precision, engine, _images(calibration), apart)
+    try:
+        with only_cached(runtime.convert_apart is not None):
+            encoder: Encoder = module.load(variant, weights=path, **options).assemble(runtime)
+    except NotCached:
+        runtime = convert_apart(runtime, "image")
+        encoder = module.load(variant, weights=path, **options).assemble(runtime)
     encoder.recipe = {
         "name": name,
         "weights": None if path is None else str(path.resolve()),
-        "device": device,
-        "precision": precision,
-        "engine": engine,
+        **wishes,
         "calibration": encoder.calibration or None,
         "options": {key: _absolute(value) if key in PATHS else value for key, value in options.items()},
     }
     return encoder
 
 
-def _converts_apart(runtime: Runtime) -> bool:
-    """Whether what this runtime converts is converted by a process of its own."""
-    from image_encoders.engines import forked
-
-    here = runtime.device != "cpu" or runtime.engine not in ("auto", "openvino") or forked()
-    return not here and bool(sys.executable) and os.environ.get("IMAGE_ENCODERS_CONVERT_APART", "1") != "0"
-
-
 def _convert_apart(name: str, wishes: dict[str, Any], modality: str) -> str:
     """Have another process load the encoder, so that what its tower needs is in the cache; the engine that runs it."""
-    from image_encoders.engines import call_in_child
-
     with bar(f"converting {name} for OpenVINO, once"):
         engine: str = call_in_child(f"{__name__}:_engine_of", name, wishes, modality, IMAGE_ENCODERS_CONVERT_APART="0")
     return engine
 
 
 def _engine_of(name: str, wishes: dict[str, Any], modality: str) -> str:
-    from image_encoders.engines import LazyEmbedder
-
     encoder = load(name, **wishes)
     embed = encoder.tower(modality).embed
     return embed.selected().engine if isinstance(embed, LazyEmbedder) else encoder.engine

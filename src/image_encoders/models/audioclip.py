@@ -37,14 +37,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from image_encoders.encoder import Encoder, InputSpec
-from image_encoders.engines import PLAIN, Runtime, Shared
 from image_encoders.errors import InputError, WeightsError
 from image_encoders.inputs.audio import AudioLimits, read_audio, resample
 from image_encoders.inputs.bpe import BytePairs
 from image_encoders.inputs.preprocessing import BICUBIC, SAMPLED, Preprocessing, ShortSide
+from image_encoders.inputs.spec import InputSpec
 from image_encoders.inputs.text import read_text
-from image_encoders.models import Part, Variant, assemble, unknown
+from image_encoders.model import Model, Part, Variant, check_option
+from image_encoders.models import unknown
+from image_encoders.weights.checkpoint import Checkpoint
 
 if TYPE_CHECKING:
     import torch
@@ -93,22 +94,20 @@ VARIANTS = tuple(
     Variant(name, ("image", "text", "audio"), DIM, f"{published.file} and {VOCABULARY.file}", "MIT")
     for name, published in CHECKPOINTS.items()
 )
-CHOICES = {"amplitude": ("int16", "unit"), "batch_norm": ("running", "item"), "channels": ("mix", "sum")}
 
 
 def load(
     variant: str,
     *,
     weights: Path | None,
-    runtime: Runtime,
     vocabulary: str | Path | None = None,
     truncate: bool = False,
     amplitude: str = "int16",
     batch_norm: str = "running",
     channels: str = "mix",
     max_seconds: float = 300.0,
-) -> Encoder:
-    """The encoder of a variant, "full" or "partial".
+) -> Model:
+    """The model of a variant, "full" or "partial".
 
     weights: the released `.pt`, the folder it is in, or a converted `.safetensors`; None: the published file, fetched
     vocabulary: `bpe_simple_vocab_16e6.txt.gz`; None: the one beside the weights or inside a converted file, else the
@@ -121,24 +120,21 @@ def load(
 
     Raises UnknownModel; WeightsError; InputError for an option's value.
     """
-    from image_encoders.weights.facts import cached_facts, steady
-
     if variant not in CHECKPOINTS:
         raise unknown(f"audioclip/{variant}")
-    options = {"amplitude": amplitude, "batch_norm": batch_norm, "channels": channels}
-    for option, value in options.items():
-        if value not in CHOICES[option]:
-            raise InputError(f"{option} is {value!r}; accepted: {', '.join(CHOICES[option])}", code="option")
+    check_option("amplitude", amplitude, ("int16", "unit"))
+    check_option("batch_norm", batch_norm, ("running", "item"))
+    check_option("channels", channels, ("mix", "sum"))
     if not isinstance(max_seconds, (int, float)) or not max_seconds > 0:
         raise InputError(f"max_seconds is {max_seconds!r}; a positive number is accepted", code="option")
     path = _checkpoint(weights, variant)
-    with Shared(steady([path], lambda: _load(path, per_item=batch_norm == "item")[0])) as nets:
-        facts = cached_facts([path], {"family": "audioclip"}, lambda: _facts(path, nets()))
-        digest, pairs = _vocabulary(None if vocabulary is None else Path(vocabulary).expanduser(), path, facts)
-        sounds = Sounds(scale=FULL_SCALE if amplitude == "int16" else 1, mono=channels == "mix")
-        identity = {"family": "audioclip", "weights": facts["weights"], "batch_norm": batch_norm}
-        inputs = PREPROCESSING.inputs(), _texts(digest, pairs, truncate), sounds.inputs(max_seconds)
-        return assemble(f"audioclip/{variant}", DIM, identity, _parts(nets, inputs), runtime)
+    nets = Checkpoint([path], lambda: _load(path, per_item=batch_norm == "item")[0], {"family": "audioclip"})
+    facts = nets.facts(lambda: _facts(path, nets.content()))
+    digest, pairs = _vocabulary(None if vocabulary is None else Path(vocabulary).expanduser(), path, facts)
+    sounds = Sounds(scale=FULL_SCALE if amplitude == "int16" else 1, mono=channels == "mix")
+    identity = {"family": "audioclip", "weights": facts["weights"], "batch_norm": batch_norm}
+    inputs = PREPROCESSING.inputs(), _texts(digest, pairs, truncate), sounds.inputs(max_seconds)
+    return Model(f"audioclip/{variant}", DIM, identity, _parts(nets.content, inputs), nets)
 
 
 def fetch(variant: str, *, offline: bool | None = None, progress: bool | None = None) -> list[Path]:
@@ -158,7 +154,7 @@ def original(path: Path, *, vocabulary: str | Path | None = None) -> tuple[dict[
     return _state(path), facts
 
 
-def tiny(runtime: Runtime = PLAIN) -> Encoder:
+def tiny() -> Model:
     """Three small random nets and a vocabulary of a few merges."""
     import torch
 
@@ -174,7 +170,7 @@ def tiny(runtime: Runtime = PLAIN) -> Encoder:
         _spread(nets["audio"], sounds, "fc")
     identity = {"family": "audioclip", "weights": weights_digest(nets.state_dict())}
     inputs = PREPROCESSING.inputs(), _texts(pairs.sha256, lambda: pairs), Sounds().inputs()
-    return assemble("audioclip/tiny", 32, identity, _parts(lambda: nets, inputs), runtime)
+    return Model("audioclip/tiny", 32, identity, _parts(lambda: nets, inputs))
 
 
 def _spread(net: nn.Module, inputs: torch.Tensor, last: str) -> None:

@@ -25,11 +25,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from image_encoders.encoder import Encoder
-from image_encoders.engines import PLAIN, Runtime, Shared
 from image_encoders.errors import InputError, WeightsError
 from image_encoders.inputs.preprocessing import BILINEAR, LANCZOS, BothSides, Preprocessing, ShortSide
-from image_encoders.models import Part, Variant, assemble, unknown
+from image_encoders.model import Model, Part, Variant, check_option
+from image_encoders.models import unknown
+from image_encoders.weights.checkpoint import Checkpoint
 
 if TYPE_CHECKING:
     import torch
@@ -102,13 +102,12 @@ def load(
     variant: str,
     *,
     weights: Path | None,
-    runtime: Runtime,
     input_size: int | None = None,
     input_range: str | None = None,
     preprocessing: str = "bit",
     source: str = "npz",
-) -> Encoder:
-    """The encoder of a variant, such as "R50x1" or "Imagenet1k/R50x1".
+) -> Model:
+    """The model of a variant, such as "R50x1" or "Imagenet1k/R50x1".
 
     weights: `.npz`, SavedModel folder, or a converted `.safetensors`; None: the published file, fetched once
     input_size: side of the net's input [px]; default: the rule of `preprocessing`
@@ -124,23 +123,21 @@ def load(
     Raises UnknownModel; WeightsError; InputError for an option's value.
     """
     from image_encoders.weights.digest import weights_digest
-    from image_encoders.weights.facts import cached_facts, steady
 
     architecture = _architecture(variant)
-    if preprocessing not in PREPROCESSINGS:
-        raise InputError(f"preprocessing is {preprocessing!r}; accepted: {', '.join(PREPROCESSINGS)}", code="option")
-    if input_range not in (None, *RANGES):
-        raise InputError(f"input_range is {input_range!r}; accepted: {', '.join(RANGES)}", code="option")
+    check_option("preprocessing", preprocessing, tuple(PREPROCESSINGS))
+    if input_range is not None:
+        check_option("input_range", input_range, RANGES)
     if input_size is not None and (type(input_size) is not int or input_size < 1):
         raise InputError(f"input_size is {input_size!r}; a number of pixels is accepted", code="option")
     path = weights or _folder(fetch(variant, source=source))
     about = {"family": "bit", "units": architecture.units, "width": architecture.width}
     steps = _sized(PREPROCESSINGS[preprocessing], input_size)
-    with Shared(steady([path], lambda: _net(path, architecture, steps, input_range))) as net:
-        digest = cached_facts([path], about, lambda: {"weights": weights_digest(net().net.state_dict())})["weights"]
-        image = Part(steps.inputs(shape=SHAPE), net, {"input_range": input_range})  # which is that of floats alone
-        name = f"bit/{variant.removeprefix('Imagenet21k/')}"
-        return assemble(name, architecture.dim, {**about, "weights": digest}, [image], runtime)
+    checkpoint = Checkpoint([path], lambda: _net(path, architecture, steps, input_range), about)
+    found = checkpoint.facts(lambda: {"weights": weights_digest(checkpoint.content().net.state_dict())})
+    image = Part(steps.inputs(shape=SHAPE), checkpoint.content, {"input_range": input_range})  # that of floats alone
+    name = f"bit/{variant.removeprefix('Imagenet21k/')}"
+    return Model(name, architecture.dim, {**about, **found}, [image], checkpoint)
 
 
 def fetch(
@@ -173,12 +170,12 @@ def published(variant: str, source: str = "npz") -> list[str]:
 def original(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """The tensors of an original checkpoint as the net has them, kernels standardised, and what else `load` needs."""
     variables, input_range = _variables(path)
-    found = _found(variables) or ARCHITECTURES["R50x1"]  # where they do not tell, the error lists what lacks
+    found = _found(variables) or ARCHITECTURES["R50x1"]  # where it is unknown, the error lists what is missing
     tensors = _folded(variables, _names(variables, found, path), path)
     return tensors, {"family": "bit", "units": found.units, "width": found.width, "input_range": input_range}
 
 
-def tiny(runtime: Runtime = PLAIN) -> Encoder:
+def tiny() -> Model:
     """A small random net."""
     import torch
 
@@ -197,7 +194,7 @@ def tiny(runtime: Runtime = PLAIN) -> Encoder:
     facts = {"family": "bit", "weights": weights_digest(net.state_dict())}
     steps = _sized(BIT, 64)
     image = Part(steps.inputs(shape=SHAPE), lambda: Normalized(net, steps.mean, steps.std))
-    return assemble("bit/tiny", 4 * 8 * 32, facts, [image], runtime)
+    return Model("bit/tiny", 4 * 8 * 32, facts, [image])
 
 
 def _sized(steps: Preprocessing, side: int | None) -> Preprocessing:
@@ -285,7 +282,7 @@ def _is_safetensors(path: Path) -> bool:
 
 
 def _found(variables: Mapping[str, np.ndarray]) -> Architecture | None:
-    """The size of the net whose variables these are; None when they do not tell."""
+    """The size of the net whose variables these are; None when they do not show it."""
     names = set(variables)
     units: list[int] = []
     while f"resnet/block{len(units) + 1}/unit01/a/standardized_conv2d/kernel" in names:
@@ -353,7 +350,7 @@ def _folded(variables: Mapping[str, np.ndarray], names: dict[str, str], path: Pa
 def _by_npz_names(bundle: Bundle, path: Path) -> dict[str, np.ndarray]:
     """A SavedModel's variables by the npz's names.
 
-    Some exports keep those names; others give short ones that repeat, and only the object graph tells which tensor
+    Some exports keep those names; others give short ones that repeat, and only the object graph says which tensor
     is which.
     """
     named: dict[str, str] = {}

@@ -27,12 +27,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from image_encoders.encoder import Encoder, InputSpec
-from image_encoders.engines import PLAIN, Lazy, Runtime, Shared
 from image_encoders.errors import InputError, UnknownModel, WeightsError
 from image_encoders.inputs.preprocessing import Patches, Preprocessing, ShortSide
-from image_encoders.models import Part, Variant, assemble, did_you_mean
+from image_encoders.inputs.spec import InputSpec
+from image_encoders.model import Model, Part, Variant, check_option
+from image_encoders.models import did_you_mean
+from image_encoders.process import Lazy
 from image_encoders.weights import hugging_face
+from image_encoders.weights.checkpoint import Checkpoint
 from image_encoders.weights.hugging_face import TokenizerFacts
 
 if TYPE_CHECKING:
@@ -67,7 +69,6 @@ def load(
     variant: str,
     *,
     weights: Path | None,
-    runtime: Runtime,
     revision: str | None = None,
     truncate: bool = False,
     max_length: int | None = None,
@@ -76,8 +77,8 @@ def load(
     tokenizer: str | Path | None = None,
     offline: bool | None = None,
     preprocessing: str = "exact",
-) -> Encoder:
-    """The encoder of a checkpoint, its two towers sharing one net's weights.
+) -> Model:
+    """The model of a checkpoint, its two towers sharing one net's weights.
 
     variant: hub id, folder or "demo"
     weights: a checkpoint's folder, whatever `variant` is
@@ -96,12 +97,9 @@ def load(
     asks for unknown preprocessing; MissingExtra for a tokenizer that needs sentencepiece, as the first SigLIP's does.
     """
     from image_encoders.inputs.processor import read_processor
-    from image_encoders.weights.facts import cached_facts, steady
 
-    if preprocessing not in ("exact", "fast"):
-        raise InputError(f"preprocessing is {preprocessing!r}; accepted: exact, fast", code="option")
-    if crop not in CROPS:
-        raise InputError(f"crop is {crop!r}; accepted: {', '.join(CROPS)}", code="option")
+    check_option("preprocessing", preprocessing, ("exact", "fast"))
+    check_option("crop", crop, CROPS)
     if max_length is not None and (type(max_length) is not int or max_length < 3):
         raise InputError(
             f"max_length is {max_length!r}; a whole number of tokens is accepted, 3 (start, word, end) or more",
@@ -110,33 +108,15 @@ def load(
     folder = _folder(variant, weights, revision, offline)
     images = folder if preprocessor is None else _part(preprocessor, offline)
     texts = folder if tokenizer is None else _part(tokenizer, offline)
-    files = hugging_face.files(folder)
-
-    def find_facts() -> dict[str, Any]:
-        return _facts(model(), hugging_face.read_config(folder))
-
-    def find_tokenizer_facts() -> dict[str, Any]:
-        return hugging_face.tokenizer_facts(words(), hugging_face.tokenizer_digest(texts))
-
-    with (
-        Shared(steady(files, lambda: hugging_face.load_model(folder, TOWERS))) as model,
-        Shared(lambda: hugging_face.load_tokenizer(texts)) as words,
-    ):
-        facts = Facts(**cached_facts(files, hugging_face.about("clip", "net"), find_facts))
-        said = cached_facts(hugging_face.files(texts), hugging_face.about("clip", "tokenizer"), find_tokenizer_facts)
-        steps = replace(read_processor(images, facts.model_type), corner=crop)
-        _agree(facts, steps, folder)
-        tokens = TokenizerFacts(**said)
-        whole = _context(facts, tokens, folder)
-        ids = TextIds(facts, tokens, words, min(max_length or whole, whole), truncate)
-        return _encoder(
-            f"clip/{variant}".rstrip("/"),
-            facts,
-            model,
-            steps.fast() if preprocessing == "fast" else steps,
-            ids,
-            runtime,
-        )
+    net = hugging_face.open_net(folder, TOWERS, "clip")
+    facts = Facts(**net.facts(lambda: _facts(net.content(), hugging_face.read_config(folder))))
+    tokens, load_tokenizer = hugging_face.open_tokenizer(texts)
+    steps = replace(read_processor(images, facts.model_type), corner=crop)
+    _agree(facts, steps, folder)
+    context = _context(facts, tokens, folder)
+    ids = TextIds(facts, tokens, load_tokenizer, min(max_length or context, context), truncate)
+    steps = steps.fast() if preprocessing == "fast" else steps
+    return _model(f"clip/{variant}".rstrip("/"), facts, net.content, steps, ids, net)
 
 
 def fetch(variant: str, *, offline: bool | None = None, progress: bool | None = None) -> list[Path]:
@@ -144,7 +124,7 @@ def fetch(variant: str, *, offline: bool | None = None, progress: bool | None = 
     return [_folder(variant, None, None, offline, progress)]
 
 
-def tiny(runtime: Runtime = PLAIN) -> Encoder:
+def tiny() -> Model:
     """A small random CLIP with both towers, nothing of it on disk: for tests."""
     import torch
     from tokenizers.pre_tokenizers import ByteLevel
@@ -172,7 +152,7 @@ def tiny(runtime: Runtime = PLAIN) -> Encoder:
     facts = Facts(**_facts(model, config.to_dict()))
     tokens = TokenizerFacts(**hugging_face.tokenizer_facts(tokenizer, "tiny"))
     ids = TextIds(facts, tokens, lambda: tokenizer, 24, truncate=False)
-    return _encoder("clip/tiny", facts, lambda: model, steps, ids, runtime)
+    return _model("clip/tiny", facts, lambda: model, steps, ids)
 
 
 @dataclass(frozen=True)
@@ -219,24 +199,29 @@ def _facts(model: Any, config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _encoder(
-    name: str, facts: Facts, model: Callable[[], Any], steps: Preprocessing, ids: TextIds, runtime: Runtime
-) -> Encoder:
+def _model(
+    name: str,
+    facts: Facts,
+    net: Callable[[], Any],
+    steps: Preprocessing,
+    ids: TextIds,
+    checkpoint: Checkpoint[Any] | None = None,
+) -> Model:
     from image_encoders.inputs.text import read_text
 
     def images() -> nn.Module:
         from image_encoders.nets.clip import FlexibleImageTower, ImageTower
         from image_encoders.nets.normalized import Normalized
 
-        net = FlexibleImageTower(model(), steps.size.patch) if isinstance(steps.size, Patches) else ImageTower(model())
-        return Normalized(net, steps.mean, steps.std)
+        tower = FlexibleImageTower(net(), steps.size.patch) if isinstance(steps.size, Patches) else ImageTower(net())
+        return Normalized(tower, steps.mean, steps.std)
 
     def words() -> nn.Module:
         from image_encoders.nets.clip import TextTower
 
-        return TextTower(model(), ids.padding if ids.hidden else None)
+        return TextTower(net(), ids.padding if ids.hidden else None)
 
-    return assemble(
+    return Model(
         name,
         facts.dim,
         {"family": "clip", "weights": facts.weights, "config": facts.config},
@@ -245,7 +230,7 @@ def _encoder(
             Part(steps.inputs(), images, traceable=not isinstance(steps.size, Patches)),
             Part(InputSpec("text", read_text, ids, (ids.context,), ids.facts()), words),
         ],
-        runtime,
+        checkpoint,
     )
 
 
@@ -280,7 +265,7 @@ def _part(where: str | Path, offline: bool | None) -> Path:
 
 
 def _agree(facts: Facts, steps: Preprocessing, folder: Path) -> None:
-    """WeightsError unless the net takes images of the size they are prepared to."""
+    """WeightsError unless the net takes images of the shape that they are prepared to."""
     side = facts.image_size
     if isinstance(steps.size, Patches):
         if steps.size.patch != facts.patch_size:

@@ -23,8 +23,8 @@ import logging
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import replace
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -34,12 +34,14 @@ import numpy as np
 
 from image_encoders.arrays import as_array, is_tensor
 from image_encoders.definition import Definition
-from image_encoders.encoder import Encoder, InputSpec, Tower, fingerprint
-from image_encoders.engines import PLAIN, Embedder, Net, Runtime, described, identity, net_key, select_embedder
+from image_encoders.encoder import Encoder
+from image_encoders.engines import PLAIN, Runtime
 from image_encoders.engines.precision import probes
 from image_encoders.errors import ImageEncodersError, InputError, WeightsError
 from image_encoders.inputs.preprocessing import BICUBIC, BILINEAR, Preprocessing, ShortSide, channels_first
-from image_encoders.models import Variant, unknown
+from image_encoders.inputs.spec import InputSpec
+from image_encoders.model import Model, Part, Variant, check_option
+from image_encoders.models import unknown
 
 if TYPE_CHECKING:
     import torch
@@ -69,7 +71,6 @@ def load(
     variant: str = "",
     *,
     weights: Path | None,
-    runtime: Runtime,
     definition: str | Path | None = None,
     class_name: str | None = None,
     layer: str = "features",
@@ -78,8 +79,8 @@ def load(
     preprocess: str | None = None,
     input_shape: Sequence[int] | None = None,
     whole: bool = False,
-) -> Encoder:
-    """The encoder of a layer of your net.
+) -> Model:
+    """The model of a layer of your net.
 
     weights: `torch.save(model.state_dict(), PATH)`, old or new container, or a `.safetensors` of the same names
     definition: the python file in which the net's class is defined; it is run
@@ -114,8 +115,7 @@ def load(
         lacking = ", ".join(f"{name}=" for name, value in given.items() if not value)
         raise WeightsError(f"custom needs {lacking}: a state_dict file, a python file, a class in it")
     pooling = "none" if pooling is None else pooling
-    if pooling not in POOLINGS:
-        raise InputError(f"pooling is {pooling!r}; accepted: {', '.join(POOLINGS)}", code="option")
+    check_option("pooling", pooling, POOLINGS)
     if input_shape is not None and not all(type(size) is int and size > 0 for size in input_shape):
         raise InputError(f"input_shape is {input_shape!r}; such as (3, 224, 224) is accepted", code="option")
 
@@ -137,7 +137,6 @@ def load(
         _check_steady(net, twin, inputs, trial.shape, source)
         source.seal()
         facts = {
-            "family": "custom",
             "definition": source.digests,
             "class": [class_name, repr(class_args)],
             "layer": net.layer,
@@ -145,7 +144,7 @@ def load(
             "unsaved": _digest_of_both(held, unsaved(twin.net)) if twin else None,
         }
         inputs = replace(inputs, shape=trial.shape if pooling == "none" else None)
-        return _assemble("custom", net, trial, inputs, facts, source.located, runtime)
+        return _model("custom", net, trial, inputs, facts, source)
 
 
 def original(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
@@ -153,7 +152,7 @@ def original(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     return _state(path), {"family": "custom"}
 
 
-def tiny(runtime: Runtime = PLAIN) -> Encoder:
+def tiny() -> Model:
     """A small random net."""
     import torch
     from torch import nn
@@ -166,7 +165,7 @@ def tiny(runtime: Runtime = PLAIN) -> Encoder:
         net = nn.Sequential(OrderedDict(features=features, pool=nn.AdaptiveAvgPool2d(1), classifier=nn.Linear(1, 10)))
     tapped = Tapped(net.eval(), "features")
     trial = Trial((3, 224, 224), 24)
-    return _assemble("custom/tiny", tapped, trial, _preset_inputs("imagenet"), {"family": "custom"}, repr, runtime)
+    return _model("custom/tiny", tapped, trial, _preset_inputs("imagenet"), {})
 
 
 # ---------------------------------------------------------------- the definition
@@ -529,47 +528,60 @@ def _own(pixels: np.ndarray, function: Callable[[np.ndarray], Any], definition: 
         raise InputError(f"{function.__name__} fails: {definition.located(error)}", code="preprocess") from error
 
 
-# ---------------------------------------------------------------- the encoder
+# ---------------------------------------------------------------- the model
 
 
-def _assemble(
+@dataclass(frozen=True)
+class YourModel(Model):
+    """A model whose net is yours: what goes wrong in it is said with its place in the definition."""
+
+    definition: Definition | None = None
+
+    def assemble(self, runtime: Runtime = PLAIN) -> Encoder:
+        with nullcontext() if self.definition is None else _blamed(self.definition, "cannot be loaded"):
+            encoder = super().assemble(runtime)
+        (tower,) = encoder.towers.values()
+        located = repr if self.definition is None else self.definition.located
+        embed = partial(_embed, embedder=tower.embed, dim=self.dim, located=located)
+        encoder.towers = {"image": replace(tower, embed=embed)}
+        return encoder
+
+
+def _model(
     name: str,
     net: Tapped,
     trial: Trial,
     inputs: InputSpec,
     facts: Mapping[str, Any],
-    located: Callable[[BaseException], str],
-    runtime: Runtime,
-) -> Encoder:
-    """The encoder of a net.
-
-    trial: engines try it with inputs of that shape too
-    located: what went wrong in the net, and where
-    """
+    definition: Definition | None = None,
+) -> Model:
+    """trial: engines try the net with inputs of that shape too"""
     from image_encoders.weights.digest import weights_digest
 
-    facts = {**facts, "weights": weights_digest(net.net.state_dict())}
-    key = net_key(**facts, whole=net.whole, inputs=inputs.facts)
-    probe = partial(_fitting, inputs, trial.shape)
-    embedder = select_embedder(runtime, Net(name, key, lambda: net, probe, trial.shape, traceable=False))
-    embed = partial(_embed, embedder=embedder, dim=trial.dim, located=located)
-    return Encoder(
-        name=name,
-        dim=trial.dim,
-        towers={"image": Tower(inputs, embed)},
-        fingerprint=fingerprint(**facts, inputs={"image": inputs.facts}, **identity(embedder)),
-        **described(embedder),
-    )
+    facts = {"family": "custom", **facts, "weights": weights_digest(net.net.state_dict())}
+    examples = _of_shape(inputs, trial.shape)
+    part = Part(inputs, lambda: net, {"whole": net.whole}, traceable=False, examples=examples)
+    return YourModel(name, trial.dim, facts, [part], definition=definition)
 
 
-def _fitting(inputs: InputSpec, shape: tuple[int, ...], source: Any) -> np.ndarray:
-    """The input for a source; InputError where it has another shape."""
-    prepared = inputs.input(source)
-    replace(inputs, shape=shape).check(prepared)
-    return prepared
+def _of_shape(inputs: InputSpec, shape: tuple[int, ...]) -> InputSpec:
+    """Those inputs that have a shape; InputError for others."""
+    fitting = replace(inputs, shape=shape)
+
+    def prepare(item: Any) -> np.ndarray:
+        prepared = inputs.prepare(item)
+        fitting.check(prepared)
+        return prepared
+
+    return replace(fitting, prepare=prepare)
 
 
-def _embed(inputs: np.ndarray, embedder: Embedder, dim: int, located: Callable[[BaseException], str]) -> np.ndarray:
+def _embed(
+    inputs: np.ndarray,
+    embedder: Callable[[np.ndarray], np.ndarray],
+    dim: int,
+    located: Callable[[BaseException], str],
+) -> np.ndarray:
     """Embeddings (B, dim) of inputs (B, ...); InputError where the net fails for them."""
     try:
         embeddings = embedder(inputs)

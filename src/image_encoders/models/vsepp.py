@@ -33,11 +33,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from image_encoders.cache import atomic_write
-from image_encoders.encoder import Encoder, InputSpec
-from image_encoders.engines import PLAIN, Runtime, Shared
 from image_encoders.errors import InputError, WeightsError
 from image_encoders.inputs.preprocessing import BILINEAR, Preprocessing, ShortSide
-from image_encoders.models import Part, Variant, assemble, unknown
+from image_encoders.inputs.spec import InputSpec
+from image_encoders.model import Model, Part, Variant, check_option
+from image_encoders.models import unknown
+from image_encoders.weights.checkpoint import Checkpoint
 
 if TYPE_CHECKING:
     from torch import nn
@@ -89,12 +90,11 @@ def load(
     variant: str = "",
     *,
     weights: Path | None,
-    runtime: Runtime,
     vocabulary: str | Path | None = None,
     unknown_words: str = "refuse",
     preprocessing: str = "exact",
-) -> Encoder:
-    """The encoder of a checkpoint, whose own options decide the nets.
+) -> Model:
+    """The model of a checkpoint, whose own options decide the nets.
 
     variant: what to fetch, such as "f30k-vgg19"; with `weights`, "" takes any checkpoint, while another name has to
         agree with the checkpoint's CNN
@@ -107,22 +107,18 @@ def load(
 
     Raises UnknownModel; WeightsError; InputError for an option's value.
     """
-    from image_encoders.weights.facts import cached_facts, steady
-
     if variant and variant not in RUNS:
         raise unknown(f"vsepp/{variant}")
-    if preprocessing not in ("exact", "fast"):
-        raise InputError(f"preprocessing is {preprocessing!r}; accepted: exact, fast", code="option")
-    if unknown_words not in ("refuse", "accept"):
-        raise InputError(f"unknown_words is {unknown_words!r}; accepted: refuse, accept", code="option")
+    check_option("preprocessing", preprocessing, ("exact", "fast"))
+    check_option("unknown_words", unknown_words, ("refuse", "accept"))
     path = _file(weights or fetch(variant)[0])
-    with Shared(steady([path], lambda: _nets(_read(path)))) as nets:
-        facts = Facts.of(cached_facts([path], {"family": "vsepp"}, lambda: _facts(_read(path), nets())), path)
-        _agree(variant, facts)
-        words = _vocabulary(facts, vocabulary)
-        steps = PREPROCESSING.fast() if preprocessing == "fast" else PREPROCESSING
-        captions = None if words is None else _captions(words, unknown_words == "accept")
-        return _encoder(f"vsepp/{variant}".rstrip("/"), facts, nets, steps, captions, runtime)
+    nets = Checkpoint([path], lambda: _nets(_read(path)), {"family": "vsepp"})
+    facts = Facts.of(nets.facts(lambda: _facts(_read(path), nets.content())), path)
+    _agree(variant, facts)
+    words = _vocabulary(facts, vocabulary)
+    captions = None if words is None else _captions(words, unknown_words == "accept")
+    steps = PREPROCESSING.fast() if preprocessing == "fast" else PREPROCESSING
+    return _model(f"vsepp/{variant}".rstrip("/"), facts, nets.content, steps, captions, nets)
 
 
 def fetch(variant: str, *, offline: bool | None = None, progress: bool | None = None) -> list[Path]:
@@ -170,7 +166,7 @@ def original(path: Path, *, vocabulary: str | Path | None = None) -> tuple[dict[
     }
 
 
-def tiny(runtime: Runtime = PLAIN) -> Encoder:
+def tiny() -> Model:
     """A small random net; it takes any caption."""
     import torch
 
@@ -192,20 +188,20 @@ def tiny(runtime: Runtime = PLAIN) -> Encoder:
                 torch.nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")  # so that images differ at the end
     nets = torch.nn.ModuleDict({"image": image, "text": text}).eval()
     facts = Facts(Path("tiny"), weights_digest(_tensors(nets)), options, len(words.ids), None)
-    return _encoder("vsepp/tiny", facts, lambda: nets, PREPROCESSING, _captions(words, accept_unknown=True), runtime)
+    return _model("vsepp/tiny", facts, lambda: nets, PREPROCESSING, _captions(words, accept_unknown=True))
 
 
-# ---------------------------------------------------------------- the encoder
+# ---------------------------------------------------------------- the model
 
 
-def _encoder(
+def _model(
     name: str,
     facts: Facts,
     nets: Callable[[], nn.ModuleDict],
     steps: Preprocessing,
     captions: InputSpec | None,
-    runtime: Runtime,
-) -> Encoder:
+    checkpoint: Checkpoint[Any] | None = None,
+) -> Model:
     options = facts.options
 
     def images() -> nn.Module:
@@ -222,7 +218,7 @@ def _encoder(
     if captions is not None:
         parts.append(Part(captions, lambda: nets()["text"]))
     identity = {"family": "vsepp", "weights": facts.weights, "options": asdict(options)}
-    return assemble(name, options.embed_size, identity, parts, runtime)
+    return Model(name, options.embed_size, identity, parts, checkpoint)
 
 
 def _tensors(nets: nn.ModuleDict) -> dict[str, Any]:
@@ -376,8 +372,8 @@ MAX_SIZES = {"embed_size": 1 << 16, "word_dim": 1 << 16, "num_layers": 64, "img_
 
 
 @dataclass(frozen=True)
-class Checkpoint:
-    """A checkpoint file's contents: tensors by name for each tower, its options, and its vocabulary if it holds one."""
+class Contents:
+    """What a checkpoint file holds: tensors by name for each tower, its options, and its vocabulary if it holds one."""
 
     path: Path
     image: Mapping[str, Any]
@@ -412,7 +408,7 @@ class Facts:
         return cls(path, plain["weights"], Options(**plain["options"]), plain["rows"], plain["vocabulary"])
 
 
-def _facts(checkpoint: Checkpoint, nets: nn.ModuleDict) -> dict[str, Any]:
+def _facts(checkpoint: Contents, nets: nn.ModuleDict) -> dict[str, Any]:
     """The facts of a checkpoint as plain values."""
     from image_encoders.weights.digest import weights_digest
 
@@ -424,7 +420,7 @@ def _facts(checkpoint: Checkpoint, nets: nn.ModuleDict) -> dict[str, Any]:
     }
 
 
-def _read(path: Path) -> Checkpoint:
+def _read(path: Path) -> Contents:
     """A checkpoint of any generation, or a converted one; WeightsError for everything else."""
     from image_encoders.weights import convert, torch_file
 
@@ -436,7 +432,7 @@ def _read(path: Path) -> Checkpoint:
             {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
             for prefix in ("image.", "text.")
         ]
-        return Checkpoint(path, parts[0], parts[1], _options(facts.get("options"), path), facts.get("vocabulary"))
+        return Contents(path, parts[0], parts[1], _options(facts.get("options"), path), facts.get("vocabulary"))
     content = torch_file.read(path)
     model = content.get("model") if isinstance(content, dict) else None
     if not isinstance(model, (list, tuple)) or len(model) != 2 or not all(isinstance(part, dict) for part in model):
@@ -446,7 +442,7 @@ def _read(path: Path) -> Checkpoint:
     options = content.get("opt")
     if options is not None and not isinstance(options, dict):
         options = vars(options)
-    return Checkpoint(path, model[0], model[1], _options(options, path))
+    return Contents(path, model[0], model[1], _options(options, path))
 
 
 def _contents(content: Any) -> str:
@@ -483,7 +479,7 @@ def _agree(variant: str, checkpoint: Facts) -> None:
         )
 
 
-def _rows(checkpoint: Checkpoint) -> int:
+def _rows(checkpoint: Contents) -> int:
     """How many words the embedding table has."""
     shape: tuple[int, ...] = getattr(checkpoint.text.get("embed.weight"), "shape", ())
     if len(shape) != 2:
@@ -491,7 +487,7 @@ def _rows(checkpoint: Checkpoint) -> int:
     return int(shape[0])
 
 
-def _nets(checkpoint: Checkpoint) -> nn.ModuleDict:
+def _nets(checkpoint: Contents) -> nn.ModuleDict:
     """The two towers, "image" and "text", with the checkpoint's weights, which they share with the file."""
     import torch
 

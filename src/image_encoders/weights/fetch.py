@@ -272,7 +272,7 @@ class _Download:
         import httpx
 
         if self.have and not (self.sha256 or self.version.get("validator")):
-            self.discard()  # nothing would tell whether the rest belongs to the same file
+            self.discard()  # the rest could be of another version of the file
         headers = {"Accept-Encoding": "identity"}
         if self.have:
             headers["Range"] = f"bytes={self.have}-"
@@ -284,14 +284,14 @@ class _Download:
                 response = stack.enter_context(stream)
             self.check(response)
             with self.part.open("ab" if self.have else "wb") as file:
-                self.tell(show)
+                self.report(show)
                 since, then = time.monotonic(), self.have
                 try:
                     for piece in response.iter_raw():
                         file.write(piece)
                         self.digest.update(piece)
                         self.have += len(piece)
-                        self.tell(show)
+                        self.report(show)
                         if self.have > min(self.total() or self.have, self.max_bytes):
                             break  # more than the file has: `finish` says so
                         if time.monotonic() > since + SLOW_S:
@@ -305,7 +305,7 @@ class _Download:
                     file.flush()
                     os.fsync(file.fileno())
 
-    def tell(self, show: Show) -> None:
+    def report(self, show: Show) -> None:
         have, total = self.have, self.total()
         show(have, total, f"{have / 1e6:,.1f} MB" if total is None else f"{have / 1e6:,.1f} of {total / 1e6:,.1f} MB")
 

@@ -77,7 +77,7 @@ def _cached(repo_id: str, revision: str | None, why: str) -> Path:
     """
     from huggingface_hub import errors, snapshot_download
 
-    patterns = [*HUB_FILES, SAFE_WEIGHTS]  # with them the client can tell whether all were fetched
+    patterns = [*HUB_FILES, SAFE_WEIGHTS]  # with them the client knows whether all were fetched
     try:
         return Path(snapshot_download(repo_id, revision=revision, allow_patterns=patterns, local_files_only=True))
     except errors.LocalEntryNotFoundError as error:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from image_encoders.errors import ImageEncodersError, MissingExtra, WeightsError, first_line
+from image_encoders.weights.checkpoint import Checkpoint
 
 CONFIG = "config.json"
 # Keys of configs, at any depth, that no embedding depends on: where a checkpoint came from, what wrote it, how it was
@@ -75,14 +76,23 @@ def _not_a_folder(path: Path) -> WeightsError:
     return WeightsError(f"{path}: {what}; a folder with a Hugging Face checkpoint was expected (config.json, ...)")
 
 
-def files(folder: Path) -> list[Path]:
+def open_net(folder: Path, modalities: Sequence[str], family: str) -> Checkpoint[Any]:
+    """A folder's net, see `load_model`, of which a family has facts of its own."""
+    about = {"family": family, "part": "net", "transformers": metadata.version("transformers")}
+    return Checkpoint(_files(folder), lambda: load_model(folder, modalities), about)
+
+
+def open_tokenizer(folder: Path) -> tuple[TokenizerFacts, Callable[[], Any]]:
+    """What is known of a folder's tokenizer, and how to load the tokenizer itself, see `load_tokenizer`."""
+    about = {"part": "tokenizer", "transformers": metadata.version("transformers")}
+    opened = Checkpoint(_files(folder), lambda: load_tokenizer(folder), about, keep=False)
+    facts = opened.facts(lambda: tokenizer_facts(opened.content(), tokenizer_digest(folder)))
+    return TokenizerFacts(**facts), opened.content
+
+
+def _files(folder: Path) -> list[Path]:
     """A checkpoint's own files; folders below it are somebody else's."""
     return sorted(path for path in folder.iterdir() if path.is_file())
-
-
-def about(family: str, part: str) -> dict[str, Any]:
-    """For `weights.facts.cached_facts`: what facts are about, and who found them."""
-    return {"family": family, "part": part, "transformers": metadata.version("transformers")}
 
 
 def config_digest(config: Mapping[str, Any]) -> str:
@@ -192,7 +202,7 @@ def tokenizer_digest(folder: Path) -> str:
     The same words in another form, tokenizer.json instead of vocab.json, have another digest.
     """
     found: dict[str, Any] = {}
-    for path in files(folder):
+    for path in _files(folder):
         if WORDS.fullmatch(path.name):
             found[path.name] = hashlib.sha256(path.read_bytes()).hexdigest()
         elif path.name in RULES:

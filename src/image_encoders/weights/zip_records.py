@@ -60,7 +60,7 @@ class ZipRecords:
             raise Malformed(f"record {name} is compressed by method {entry.compress_type}; deflate is known")
         if len(view) != entry.file_size:
             raise Malformed(f"record {name} has {len(view)} of {entry.file_size} bytes")
-        if entry.CRC and zlib.crc32(view) != entry.CRC:  # torch can be told to write 0 for "not computed"
+        if entry.CRC and zlib.crc32(view) != entry.CRC:  # torch has an option to write 0 for "not computed"
             raise Malformed(f"record {name} has a wrong checksum")
         return view
 

@@ -87,8 +87,8 @@ def find(
 class Sources(Iterator[SourceItem]):
     """What `find` gives: an iterator over items, that also counts."""
 
-    def __init__(self, arguments: Sequence[str], settings: Settings):
-        self.arguments, self.settings = arguments, settings
+    def __init__(self, arguments: Sequence[str], settings: Settings | None = None):
+        self.arguments, self.settings = arguments, settings or Settings()
         self._walk = Walk()
         self._items = self._looked_at()
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import weakref
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from image_encoders.errors import WeightsError
-from image_encoders.weights.facts import cached_facts, steady
+from image_encoders.weights.checkpoint import Checkpoint
 
 
 @pytest.fixture(autouse=True)
@@ -26,6 +28,10 @@ def checkpoint(tmp_path: Path) -> Path:
     return folder
 
 
+def facts(place: Path, find: Any, **about: str) -> dict[str, int]:
+    return Checkpoint([place], lambda: "net", about).facts(find)
+
+
 class Finder:
     """Counts how often it is asked."""
 
@@ -39,15 +45,15 @@ class Finder:
 
 def test_what_was_found_is_remembered(checkpoint: Path):
     find = Finder()
-    assert [cached_facts([checkpoint], {"family": "x"}, find) for _ in range(3)] == [{"asked": 1}] * 3
-    assert cached_facts([checkpoint / "config.json"], {"family": "x"}, find) == {"asked": 2}
-    assert cached_facts([checkpoint], {"family": "y"}, find) == {"asked": 3}
+    assert [facts(checkpoint, find, family="x") for _ in range(3)] == [{"asked": 1}] * 3
+    assert facts(checkpoint / "config.json", find, family="x") == {"asked": 2}
+    assert facts(checkpoint, find, family="y") == {"asked": 3}
 
 
 @pytest.mark.parametrize("change", ["content", "same size and time", "new file", "gone", "replaced"])
 def test_a_change_of_any_file_is_noticed(checkpoint: Path, change: str):
     find = Finder()
-    cached_facts([checkpoint], {}, find)
+    facts(checkpoint, find)
     file = checkpoint / "below" / "weights"
     before = file.stat()
     if change == "content":
@@ -64,23 +70,23 @@ def test_a_change_of_any_file_is_noticed(checkpoint: Path, change: str):
         other.write_bytes(b"weights")
         os.utime(other, ns=(before.st_atime_ns, before.st_mtime_ns))
         other.replace(file)
-    assert cached_facts([checkpoint], {}, find) == {"asked": 2}
+    assert facts(checkpoint, find) == {"asked": 2}
 
 
 def test_a_damaged_note_is_made_again(checkpoint: Path, cache: Path):
     find = Finder()
-    cached_facts([checkpoint], {}, find)
+    facts(checkpoint, find)
     (note,) = cache.rglob("*.json")
     note.write_text('{"states": [')
-    assert cached_facts([checkpoint], {}, find) == {"asked": 2}
-    assert cached_facts([checkpoint], {}, find) == {"asked": 2}
+    assert facts(checkpoint, find) == {"asked": 2}
+    assert facts(checkpoint, find) == {"asked": 2}
 
 
 def test_a_cache_that_cannot_be_written_only_costs_time(checkpoint: Path, cache: Path):
     cache.write_text("a file")
     find = Finder()
-    assert cached_facts([checkpoint], {}, find) == {"asked": 1}
-    assert cached_facts([checkpoint], {}, find) == {"asked": 2}
+    assert facts(checkpoint, find) == {"asked": 1}
+    assert facts(checkpoint, find) == {"asked": 2}
 
 
 def test_what_fails_is_not_remembered(checkpoint: Path):
@@ -88,13 +94,26 @@ def test_what_fails_is_not_remembered(checkpoint: Path):
         raise ValueError("damaged")
 
     with pytest.raises(ValueError, match="damaged"):
-        cached_facts([checkpoint], {}, fail)
-    assert cached_facts([checkpoint], {}, Finder()) == {"asked": 1}
+        facts(checkpoint, fail)
+    assert facts(checkpoint, Finder()) == {"asked": 1}
 
 
-def test_a_checkpoint_that_changes_while_it_is_in_use_is_noticed_when_it_is_built(checkpoint: Path):
-    build = steady([checkpoint], lambda: "net")
-    assert build() == "net"
+class Net:
+    """Something that weak references may point to."""
+
+
+def test_a_checkpoint_that_changes_while_it_is_in_use_is_noticed_when_it_is_read(checkpoint: Path):
+    opened = Checkpoint([checkpoint], Net, {})
+    opened.release()
+    assert isinstance(opened.content(), Net)
     (checkpoint / "below" / "weights").write_bytes(b"other weights")
     with pytest.raises(WeightsError, match="changed while it was in use; load it again"):
-        build()
+        opened.content()
+
+
+def test_what_was_read_is_shared_and_kept_until_it_is_released(checkpoint: Path):
+    opened = Checkpoint([checkpoint], Net, {})
+    first = weakref.ref(opened.content())
+    assert opened.content() is first()
+    opened.release()
+    assert first() is None

@@ -7,10 +7,11 @@ import os
 import subprocess
 import sys
 import warnings
+from pathlib import Path
 
 import pytest
 
-from image_encoders.engines.process import import_openvino, quiet
+from image_encoders.process import import_openvino, quiet
 
 
 def printed(code: str, **environment: str) -> str:
@@ -29,7 +30,7 @@ def note(event, arguments):
     if event in ("subprocess.Popen", "socket.connect"):
         started.append(arguments)
 sys.addaudithook(note)
-from image_encoders.engines.process import import_openvino
+from image_encoders.process import import_openvino
 import_openvino().Core()
 print("openvino_telemetry" in sys.modules, started)
 """
@@ -51,7 +52,7 @@ def test_quiet_lasts_no_longer_than_its_block():
         warnings.warn("seen", UserWarning, stacklevel=1)
 
 
-def test_loading_and_embedding_leave_the_process_as_it_was():
+def test_loading_and_embedding_leave_the_process_as_it_was(tmp_path: Path):
     code = """
 import logging, os, signal, sys, warnings
 import numpy as np
@@ -67,7 +68,7 @@ encoder.encode_image([np.zeros((40, 50, 3), np.uint8)])
 encoder.encode_text(["a red circle"])
 print(state() == before, [name for name, module in sys.modules.items() if module is None])
 """
-    assert printed(code, IMAGE_ENCODERS_CONVERT_APART="1") == "True []"
+    assert printed(code, IMAGE_ENCODERS_CONVERT_APART="1", IMAGE_ENCODERS_CACHE=str(tmp_path)) == "True []"
 
 
 @pytest.mark.gpu

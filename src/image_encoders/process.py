@@ -13,11 +13,13 @@ import sys
 import threading
 import warnings
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from types import ModuleType
-from typing import Any
+from typing import Any, Generic, TypeVar
+
+Made = TypeVar("Made")
 
 # ---------------------------------------------------------------- forked processes
 
@@ -50,6 +52,24 @@ def _after_fork() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
+
+
+class Lazy(Generic[Made]):
+    """A value that is made by the first who needs it, once, and kept.
+
+    All share one lock, which is free in a forked process; a value may be made of others.
+    """
+
+    def __init__(self, make: Callable[[], Made]):
+        self._make = make
+        self._made: list[Made] = []
+
+    def __call__(self) -> Made:
+        if not self._made:
+            with building:
+                if not self._made:
+                    self._made.append(self._make())
+        return self._made[0]
 
 
 # ---------------------------------------------------------------- libraries
@@ -88,7 +108,7 @@ def quiet() -> Iterator[None]:
 
 
 def import_nncf() -> ModuleType:
-    """NNCF, told before its import not to report to its makers."""
+    """NNCF, whose reports to its makers are switched off before its import."""
     os.environ.setdefault("NNCF_CI", "1")
     return importlib.import_module("nncf")
 
@@ -116,3 +136,11 @@ def keep_freed_memory() -> None:
         return
     mallopt(-3, 1 << 25)  # M_MMAP_THRESHOLD: 32 MB, the most there is
     mallopt(-1, 1 << 30)  # M_TRIM_THRESHOLD
+
+
+# ---------------------------------------------------------------- processors
+
+
+def cores() -> int:
+    """How many processors this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,202 @@
+"""Embeddings: OpenAI's endpoint, Cohere's, and one for whoever holds files."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from typing import Annotated, Any, Literal
+from uuid import uuid4
+
+import numpy as np
+from fastapi import APIRouter, Query, Request
+from fastapi.responses import Response
+from fastapi.routing import APIRoute
+from starlette.datastructures import UploadFile
+from starlette.exceptions import HTTPException
+
+from image_encoders.api.requests import (
+    EmbeddingCall,
+    EmbeddingsRequest,
+    EmbedRequest,
+    Limits,
+    attempt,
+    check_count,
+    check_dimensions,
+    raw_item,
+)
+from image_encoders.api.responses import (
+    EmbedAnswer,
+    EmbeddingsAnswer,
+    EmbeddingType,
+    Encoding,
+    Form,
+    Problem,
+    RequestError,
+    bad_items,
+    embed_answer,
+    embeddings_answer,
+)
+from image_encoders.batching import Embedded
+from image_encoders.errors import InputError
+from image_encoders.serve.models import ServedModel
+from image_encoders.serve.service import Outcome, Service
+
+NPY = "application/x-npy"
+REFUSALS: dict[int | str, dict[str, Any]] = {
+    400: {"model": Problem, "description": "The request is wrong: `error.message` says what, and what is accepted."},
+    404: {"model": Problem, "description": "There is no such model here."},
+    413: {"model": Problem, "description": "Too many items, or too many bytes."},
+    422: {"model": Problem, "description": "Items that cannot be embedded: `items` names each of them, with a reason."},
+    429: {"model": Problem, "description": "Too much waits already; `Retry-After` says when to come back."},
+    503: {"model": Problem, "description": "The model is being replaced, or the request took longer than it may."},
+    "4XX": {"model": Problem, "description": "Another refusal, of the same form."},
+    "5XX": {"model": Problem, "description": "A failure of the service, of the same form."},
+}
+BINARY = {"schema": {"type": "string", "format": "binary"}}
+RAW = {
+    "required": True,
+    "content": {
+        **dict.fromkeys(("image/jpeg", "image/png", "image/webp", "application/octet-stream"), BINARY),
+        "multipart/form-data": {
+            "schema": {
+                "type": "object",
+                "properties": {"file": {"type": "array", "items": {"type": "string", "format": "binary"}}},
+                "required": ["file"],
+            }
+        },
+    },
+}
+Npy = {"content": {NPY: BINARY}, "description": "The embeddings; as one array (N, dim), where `Accept` asks for it."}
+
+MOST_PARTS = 1_000_000  # of a JSON body: what its lists and objects hold takes far more memory than the body itself
+
+
+class BoundedRoute(APIRoute):
+    """A route that counts the parts of a JSON body before it is parsed."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        answer = super().get_route_handler()
+
+        async def bounded(request: Request) -> Response:
+            if self.body_field is not None:
+                body = await request.body()
+                parts = body.count(b",") + body.count(b"[") + body.count(b"{")
+                if parts > MOST_PARTS:
+                    raise RequestError(
+                        413, f"a body of more than {MOST_PARTS:,} lists, objects and commas", code="too_many_parts"
+                    )
+            return await answer(request)
+
+        return bounded
+
+
+router = APIRouter(route_class=BoundedRoute, tags=["embeddings"], responses=REFUSALS)
+
+
+@router.post("/v1/embeddings", response_model=EmbeddingsAnswer)
+async def create_embeddings(request: Request, body: EmbeddingsRequest) -> Response:
+    """Embeddings of texts, images and sounds, in the order in which they are sent.
+
+    As OpenAI's endpoint; images are data: URLs, or objects such as `{"image": BASE64}`.
+    """
+    service: Service = request.app.state.service
+    call = body.call(limits_of(service))
+    served, outcomes = await run(service, call)
+    return _json(embeddings_answer(_arrays(outcomes), call.form, served.name), headers(served, outcomes))
+
+
+@router.post("/v2/embed", response_model=EmbedAnswer)
+async def embed(request: Request, body: EmbedRequest) -> Response:
+    """The same in the shape of Cohere's endpoint."""
+    service: Service = request.app.state.service
+    served, outcomes = await run(service, body.call(limits_of(service)))
+    embeddings = [one for one in _arrays(outcomes) if not isinstance(one, InputError)]
+    answer = embed_answer(embeddings, body.embedding_types, id=str(uuid4()), texts=body.texts)
+    return _json(answer, headers(served, outcomes))
+
+
+@router.post("/v1/images", response_model=EmbeddingsAnswer, responses={200: Npy}, openapi_extra={"requestBody": RAW})
+async def embed_images(
+    request: Request,
+    model: Annotated[str | None, Query(description="One of /v1/models; without it, the first.")] = None,
+    modality: Annotated[Literal["image", "audio"], Query(description="What the files are.")] = "image",
+    encoding_format: Annotated[Encoding, Query()] = "float",
+    embedding_type: Annotated[EmbeddingType, Query()] = "float",
+    dimensions: Annotated[int | None, Query(ge=1)] = None,
+    normalized: bool = False,
+    partial: Annotated[bool, Query(description="Answer although some items fail; not with npy.")] = False,
+) -> Response:
+    """Embeddings of image files, as they are: one as the body, or several as multipart/form-data.
+
+    With `Accept: application/x-npy` the answer is an array that `numpy.load` reads.
+    """
+    service: Service = request.app.state.service
+    limits = limits_of(service)
+    npy = NPY in request.headers.get("accept", "")
+    if npy and partial:
+        raise RequestError(400, "partial goes with JSON answers: an array has no place for reasons", code="partial")
+    contents = await _files(request, limits)
+    check_count(len(contents), limits, "the body")
+    items = [attempt(raw_item, content, modality, limits) for content in contents]
+    form = Form(embedding_type, encoding_format, normalized)
+    served, outcomes = await run(service, EmbeddingCall(model, items, form, dimensions, partial))
+    if npy:
+        file = io.BytesIO()
+        np.save(file, np.stack([form.array(one) for one in _arrays(outcomes) if not isinstance(one, InputError)]))
+        return Response(file.getvalue(), media_type=NPY, headers=headers(served, outcomes))
+    return _json(embeddings_answer(_arrays(outcomes), form, served.name), headers(served, outcomes))
+
+
+async def _files(request: Request, limits: Limits) -> list[bytes]:
+    """The body as one file, or its files."""
+    if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
+        return [await request.body()]
+    try:
+        async with request.form(max_files=limits.max_items, max_fields=limits.max_items) as form:
+            given = [value for _, value in form.multi_items()]
+            files = [await value.read() for value in given if isinstance(value, UploadFile)]
+    except HTTPException as error:
+        if "Too many" in str(error.detail):
+            raise RequestError(413, f"more than {limits.max_items:,} files", code="too_many_items") from error
+        raise
+    if len(files) < len(given):
+        raise RequestError(400, "a field that is not a file; each part needs a filename", code="invalid_request")
+    return files
+
+
+def limits_of(service: Service) -> Limits:
+    """What a request may hold."""
+    settings = service.settings
+    return Limits(settings.max_items, settings.max_image_bytes, settings.max_text_bytes)
+
+
+async def run(service: Service, call: EmbeddingCall) -> tuple[ServedModel, list[Outcome]]:
+    """The model and what became of the items; RequestError where some failed and all are wanted."""
+    served = service.model(call.model)
+    check_dimensions(call.dimensions, served.dim, served.name)
+    outcomes = await service.embed(call.model, call.items)
+    failed = {position: one for position, one in enumerate(outcomes) if isinstance(one, InputError)}
+    if failed and not call.partial:
+        raise bad_items(failed, len(outcomes))
+    return served, outcomes
+
+
+def headers(served: ServedModel, outcomes: Sequence[Outcome]) -> dict[str, str]:
+    """Which embeddings these are, and the longest that an item waited, was prepared, was embedded [ms]."""
+    done = [one for one in outcomes if isinstance(one, Embedded)]
+    times = {
+        "queue": max((one.wait_s for one in done), default=0.0),
+        "prepare": max((one.prepare_s for one in done), default=0.0),
+        "embed": max((one.embed_s for one in done), default=0.0),
+    }
+    timing = ", ".join(f"{name};dur={1000 * seconds:.1f}" for name, seconds in times.items())
+    return {"X-Encoder": served.name, "X-Encoder-Fingerprint": served.fingerprint, "Server-Timing": timing}
+
+
+def _arrays(outcomes: Sequence[Outcome]) -> list[np.ndarray | InputError]:
+    return [one.embedding if isinstance(one, Embedded) else one for one in outcomes]
+
+
+def _json(body: Mapping[str, Any], headers: Mapping[str, str]) -> Response:
+    return Response(json.dumps(body, separators=(",", ":")), media_type="application/json", headers=headers)

@@ -1,0 +1,103 @@
+"""Whether the service lives, whether it is ready, which models it has, and what it counts."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse, PlainTextResponse, Response
+from prometheus_client import CONTENT_TYPE_LATEST
+from pydantic import BaseModel, Field
+
+from image_encoders.api.responses import Problem, RequestError
+from image_encoders.serve.service import Service
+
+REFUSALS: dict[int | str, dict[str, Any]] = {
+    "4XX": {"model": Problem, "description": "A refusal."},
+    "5XX": {"model": Problem, "description": "A failure of the service."},
+}
+
+router = APIRouter(responses=REFUSALS)
+
+
+class Live(BaseModel):
+    """The process answers."""
+
+    status: Literal["live"] = "live"
+
+
+class Ready(BaseModel):
+    """Every net embedded a canary lately."""
+
+    status: Literal["ready"] = "ready"
+    models: dict[str, str] = Field(description="By name: ready, or idle, which the next request ends.")
+
+
+class ModelObject(BaseModel):
+    """A model that requests may name."""
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int = 0
+    owned_by: str
+    modalities: list[str]
+    dim: int
+    fingerprint: str = Field(description="Equal fingerprints mean that embeddings may be compared.")
+    precision: str
+    engine: str
+    device: str
+    state: Literal["loading", "ready", "unhealthy", "idle"]
+
+
+class Models(BaseModel):
+    """The models, the default one first."""
+
+    object: Literal["list"] = "list"
+    data: list[ModelObject]
+
+
+@router.get("/health/live", tags=["health"])
+async def live() -> Live:
+    """Whether the process answers; where it does not, start it again."""
+    return Live()
+
+
+@router.get(
+    "/health/ready",
+    tags=["health"],
+    response_model=Ready,
+    responses={503: {"model": Problem, "description": "A net does not answer; it is being replaced."}},
+)
+async def ready(request: Request) -> Response:
+    """Whether a canary image went through every net lately; where it did not, send no requests."""
+    service: Service = request.app.state.service
+    states = {name: model.state for name, model in service.models.items()}
+    if not service.ready:
+        wrong = ", ".join(f"{name} is {state}" for name, state in states.items() if state not in ("ready", "idle"))
+        raise RequestError(503, f"not ready: {wrong}", code="not_ready", headers={"Retry-After": "1"})
+    return JSONResponse({"status": "ready", "models": states})
+
+
+@router.get("/v1/models", tags=["models"])
+async def models(request: Request) -> Models:
+    """The models that requests may name; the first is the default."""
+    service: Service = request.app.state.service
+    return Models(data=[_described(name, service) for name in service.models])
+
+
+def _described(name: str, service: Service) -> ModelObject:
+    model = service.models[name]
+    facts = {key: getattr(model, key) for key in ("dim", "fingerprint", "precision", "engine", "device", "state")}
+    return ModelObject(id=name, owned_by="image-encoders", modalities=list(model.modalities), **facts)
+
+
+@router.get(
+    "/metrics",
+    tags=["health"],
+    response_class=PlainTextResponse,
+    responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}, "description": "For Prometheus."}},
+)
+async def metrics(request: Request) -> Response:
+    """Counters and times, as Prometheus reads them."""
+    service: Service = request.app.state.service
+    return Response(service.metrics.text(), headers={"Content-Type": CONTENT_TYPE_LATEST})

@@ -1,0 +1,96 @@
+// One image, large, with what is known of it.
+
+import { element, find } from "./dom.js";
+import * as words from "./words.js";
+
+export class Detail {
+	// go(step): to the image before or after; act(what, hit): a button; close(): somebody wants to leave
+	constructor({ go, act, close }) {
+		this.dialog = find("detail");
+		[this.image, this.gone] = this.dialog.querySelectorAll(".view > *");
+		this.image.addEventListener("error", () => this.missing());
+		this.dialog.addEventListener("cancel", (event) => (event.preventDefault(), close()));
+		this.dialog.addEventListener("click", ({ target }) => {
+			const { step, act: what } = target.closest("button")?.dataset ?? {};
+			if (target === this.dialog || what === "close") close();
+			else if (step) go(+step);
+			else if (what) act(what, this.hit);
+		});
+		this.dialog.addEventListener("keydown", (event) => {
+			const step = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
+			if (step && !event.altKey && !event.ctrlKey && !event.metaKey) go(step);
+		});
+		let from;
+		this.dialog.addEventListener("touchstart", ({ touches }) => (from = touches[1] ? null : touches[0]), { passive: true });
+		this.dialog.addEventListener("touchend", ({ changedTouches: [to] }) => {
+			const moved = from ? to.clientX - from.clientX : 0;
+			if (Math.abs(moved) > 60 && Math.abs(to.clientY - from.clientY) < 40) go(moved > 0 ? -1 : 1);
+		});
+	}
+
+	get open() {
+		return this.dialog.open;
+	}
+
+	show(hit, answer, { selected, first, last }) {
+		const [name, match] = this.dialog.querySelectorAll("h2, .match");
+		if (this.hit?.key !== hit.key || !this.open) {
+			this.hit = hit;
+			this.gone.hidden = true;
+			name.textContent = this.image.alt = words.name(hit.name);
+			// Its proportions, before it is there.
+			Object.assign(this.image, { hidden: false, width: hit.width || 1024, height: hit.height || 1024, src: `${hit.thumbnail}?size=1024` });
+			this.facts();
+		}
+		const close = answer && words.closeness(hit, answer);
+		match.textContent = close ? `${close.word}: ${close.tip}` : "";
+		this.dialog.querySelector("[data-act=select]").setAttribute("aria-pressed", selected);
+		const [before, after] = this.dialog.querySelectorAll("[data-step]");
+		before.disabled = first;
+		after.disabled = last;
+		if (!this.open) this.dialog.showModal();
+	}
+
+	facts() {
+		const { path, folder, key, width, height, bytes, taken, copies } = this.hit;
+		const facts = {
+			Path: path, Folder: path ? "" : folder, Key: path ? "" : key,
+			Size: [width && `${words.number(width)} × ${words.number(height)}`, words.size(bytes)].filter(Boolean).join(", "),
+			Date: words.date(taken),
+			Copies: copies && `${words.plural(copies, "other file")} of the same bytes`,
+		};
+		const list = this.dialog.querySelector("dl");
+		list.replaceChildren();
+		for (const [title, said] of Object.entries(facts)) {
+			if (!said) continue;
+			const text = element("bdi", words.name(said));
+			const value = element("dd", text);
+			list.append(element("dt", title), value);
+			if (title !== "Path" && title !== "Key") continue;
+			const button = value.appendChild(element("button", "Copy"));
+			button.ariaLabel = `Copy the ${title.toLowerCase()}`;
+			button.addEventListener("click", async () => {
+				try {
+					await navigator.clipboard.writeText(said);
+					button.textContent = "Copied";
+				} catch { // without https the clipboard is closed to pages
+					getSelection().selectAllChildren(text);
+					button.textContent = "Press Ctrl+C";
+				}
+			});
+		}
+	}
+
+	async missing() {
+		const { hit } = this;
+		const answer = await fetch(this.image.src).catch(() => null);
+		if (hit !== this.hit) return;
+		this.image.hidden = true;
+		this.gone.hidden = false;
+		this.gone.textContent = answer?.status === 410 ? "The file is gone, or holds another image by now." : "This image cannot be shown.";
+	}
+
+	hide() {
+		if (this.open) this.dialog.close();
+	}
+}

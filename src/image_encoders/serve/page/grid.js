@@ -1,0 +1,233 @@
+// A grid of any number of tiles, of which only those near the window are in the document.
+
+const HEAD = 56; // px above a section with a title
+const CAPTION = 44; // px below an image
+const AHEAD = 800; // px drawn beyond the window
+const TALLEST = 15e6; // px: browsers end elements a little above this
+
+export class Grid {
+	// A section is {title, note, size, hit: place in it -> place among the hits}.
+	// fill(tile, place): shows a hit; need(places): they are in sight; end(): so are the last ones
+	constructor(root, template, { fill, need, end }) {
+		Object.assign(this, { root, template, fill, need, end, sections: [], size: 0 });
+		this.current = 0; // the position that Tab leads to; positions count tiles over all sections
+		this.tiles = new Map(); // position -> tile
+		addEventListener("scroll", () => (this.frame ??= requestAnimationFrame(() => this.draw())), { passive: true });
+		new ResizeObserver(() => root.clientWidth && this.width !== root.clientWidth && this.place(this.anchor())).observe(root);
+		root.addEventListener("keydown", (event) => this.key(event));
+		root.addEventListener("focusin", (event) => {
+			const tile = event.target.closest("li");
+			if (tile) this.point(+tile.dataset.position);
+		});
+	}
+
+	// New results, or the same ones (then grown) of which more is known.
+	show(sections, grown) {
+		const sizes = (all) => all.map(({ size }) => size).join();
+		if (grown && sizes(sections) === sizes(this.sections)) return this.refresh();
+		const held = this.root.contains(document.activeElement);
+		const anchor = grown && this.anchor();
+		const focused = grown && document.activeElement.closest("#results li")?.dataset.hit;
+		this.root.replaceChildren();
+		this.tiles.clear();
+		this.sections = sections;
+		if (!grown) this.current = 0;
+		this.place(anchor);
+		if (held && !grown) this.tiles.get(0)?.firstElementChild.focus({ preventScroll: true });
+		if (focused) this.focus(this.position(+focused) ?? this.current);
+	}
+
+	refresh() {
+		for (const [position, tile] of this.tiles) this.fill(tile, this.hit(position));
+	}
+
+	// ---- where things are ----
+
+	place(anchor) {
+		this.width = this.root.clientWidth;
+		const small = this.width < 640;
+		this.gap = small ? 8 : 16;
+		this.columns = Math.max(2, Math.floor((this.width + this.gap) / ((small ? 140 : 200) + this.gap)));
+		this.side = Math.floor((this.width + this.gap) / this.columns) - this.gap;
+		this.row = this.side + CAPTION + this.gap;
+		let top = 0;
+		this.size = 0;
+		for (const section of this.sections) {
+			const head = top + (section.title ? HEAD : 0);
+			const shown = Math.min(section.size, Math.max(0, Math.floor((TALLEST - head) / this.row)) * this.columns);
+			Object.assign(section, { top, head, shown, first: this.size, end: head + Math.ceil(shown / this.columns) * this.row });
+			top = section.end;
+			this.size += shown;
+		}
+		this.root.style.height = `${top}px`;
+		for (const element of this.root.children) this.stretch(element);
+		for (const [position, tile] of this.tiles) this.put(tile, position);
+		const position = anchor && this.position(anchor.hit);
+		if (position != null) scrollTo(0, this.top(position) + this.root.offsetTop - anchor.below);
+		this.draw();
+	}
+
+	section = (position) => this.sections.find(({ first, shown }) => position < first + shown);
+
+	hit(position) {
+		const section = this.section(position);
+		return section?.hit(position - section.first);
+	}
+
+	position(hit) {
+		for (let at = 0; at < this.size; at++) if (this.hit(at) === hit) return at;
+		return null;
+	}
+
+	top(position) {
+		const { head, first } = this.section(position);
+		return head + Math.floor((position - first) / this.columns) * this.row;
+	}
+
+	// The first hit in the window, and how far below its edge it stands.
+	anchor() {
+		const start = scrollY - this.root.offsetTop;
+		const seen = [...this.tiles.keys()].filter((position) => this.top(position) >= start);
+		if (start <= 0 || !seen.length) return null;
+		const first = Math.min(...seen);
+		return { hit: this.hit(first), below: this.top(first) - start };
+	}
+
+	// ---- drawing ----
+
+	draw() {
+		this.frame = null;
+		const start = scrollY - this.root.offsetTop;
+		const fast = Math.abs(start - (this.last ?? start)) > innerHeight;
+		this.last = start;
+		const [from, to] = [start - AHEAD, start + innerHeight + AHEAD];
+		const wanted = new Map();
+		for (const section of this.sections) {
+			if (section.end < from || section.top > to) continue;
+			const row = (y) => Math.floor((y - section.head) / this.row);
+			const end = Math.min(section.shown, (row(to) + 1) * this.columns);
+			for (let at = Math.max(0, row(from)) * this.columns; at < end; at++) wanted.set(section.first + at, section);
+		}
+		const focused = document.activeElement.closest("#results li");
+		for (const [position, tile] of this.tiles) {
+			if (wanted.has(position) || tile === focused) continue;
+			tile.querySelector("img").removeAttribute("src"); // frees its connection
+			tile.remove();
+			this.tiles.delete(position);
+		}
+		for (const [position, section] of wanted) {
+			if (this.tiles.has(position)) continue;
+			const tile = this.template.content.firstElementChild.cloneNode(true);
+			tile.dataset.position = position;
+			this.tiles.set(position, tile);
+			this.put(tile, position);
+			this.fill(tile, this.hit(position));
+			this.list(section).append(tile);
+		}
+		for (const element of [...this.root.children]) if (!element.querySelector("li")) element.remove();
+		// Tab from above leads to what is seen.
+		const away = !this.tiles.has(this.current) && this.tiles.size;
+		this.point(away ? Math.min(...this.tiles.keys()) : this.current);
+		clearTimeout(this.resting);
+		this.resting = setTimeout(() => this.rest([...wanted.keys()], to), fast ? 120 : 0);
+	}
+
+	// What was in sight for a while is fetched; what rushed by is not.
+	rest(positions, to) {
+		this.need(positions.map((position) => this.hit(position)));
+		for (const image of this.root.querySelectorAll("img[data-src]")) {
+			image.src = image.dataset.src;
+			delete image.dataset.src;
+		}
+		if (this.sections.at(-1)?.end < to) this.end();
+	}
+
+	// The list of a section, made when its first tile is.
+	list(section) {
+		const at = this.sections.indexOf(section);
+		let element = [...this.root.children].find((child) => +child.dataset.section === at);
+		if (!element) {
+			element = document.createElement("section");
+			element.dataset.section = at;
+			element.classList.toggle("low", Boolean(section.low));
+			if (section.title) {
+				const title = element.appendChild(document.createElement("h2"));
+				title.append(section.title, " ");
+				title.appendChild(document.createElement("small")).textContent = section.note;
+			}
+			const list = element.appendChild(document.createElement("ul"));
+			list.setAttribute("role", "list"); // Safari forgets it where lists have no bullets
+			list.setAttribute("aria-label", section.title ?? "Results");
+			this.stretch(element);
+			this.root.insertBefore(element, [...this.root.children].find((child) => child.dataset.section > at) ?? null);
+		}
+		return element.lastElementChild;
+	}
+
+	stretch(element) {
+		const { top, end } = this.sections[element.dataset.section];
+		element.style.transform = `translateY(${top}px)`;
+		element.style.height = `${end - top}px`;
+	}
+
+	put(tile, position) {
+		const { first, size } = this.section(position);
+		const at = position - first;
+		const [x, y] = [(at % this.columns) * (this.side + this.gap), Math.floor(at / this.columns) * this.row];
+		Object.assign(tile.style, { transform: `translate(${x}px, ${y}px)`, width: `${this.side}px`, height: `${this.side + CAPTION}px` });
+		tile.setAttribute("aria-posinset", at + 1);
+		tile.setAttribute("aria-setsize", size);
+	}
+
+	// ---- keyboard ----
+
+	// Tab leads to one tile only; arrows lead on from it.
+	point(position) {
+		for (const at of [this.current, position]) {
+			for (const part of this.tiles.get(at)?.children ?? []) part.tabIndex = at === position ? 0 : -1;
+		}
+		this.current = position;
+	}
+
+	focus(position) {
+		if (!this.size) return;
+		position = Math.min(Math.max(position, 0), this.size - 1);
+		this.reveal(position);
+		this.draw();
+		this.point(position);
+		this.tiles.get(position)?.firstElementChild.focus({ preventScroll: true });
+	}
+
+	reveal(position) {
+		const head = document.querySelector("header").offsetHeight + 12;
+		const top = this.top(position) + this.root.offsetTop;
+		if (top < scrollY + head) scrollTo(0, top - head);
+		else if (top + this.row > scrollY + innerHeight) scrollTo(0, top + this.row - innerHeight + 60);
+	}
+
+	key(event) {
+		if (event.ctrlKey || event.metaKey || event.altKey || !event.target.closest("li a")) return;
+		const at = this.current;
+		const page = Math.max(1, Math.floor(innerHeight / this.row) - 1) * this.columns;
+		const to = {
+			ArrowLeft: at - 1, ArrowRight: at + 1, Home: 0, End: this.size - 1, PageUp: at - page, PageDown: at + page,
+			ArrowUp: this.beside(at, -1), ArrowDown: this.beside(at, 1),
+		}[event.key];
+		if (to == null) return;
+		event.preventDefault();
+		this.focus(to);
+	}
+
+	// One row up or down, in the same column as far as there is one.
+	beside(position, step) {
+		const row = (section, at) => Math.floor((at - section.first) / this.columns);
+		const section = this.section(position);
+		const column = (position - section.first) % this.columns;
+		let [there, line] = [section, row(section, position) + step];
+		const last = row(section, section.first + section.shown - 1);
+		if (line < 0 || line > last) there = this.sections[this.sections.indexOf(section) + step];
+		if (!there?.shown) return position;
+		if (there !== section) line = step > 0 ? 0 : row(there, there.first + there.shown - 1);
+		return there.first + Math.min(line * this.columns + column, there.shown - 1);
+	}
+}

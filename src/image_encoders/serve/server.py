@@ -1,0 +1,76 @@
+"""A service that listens: starts, says so, and stops cleanly."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import signal
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+import uvicorn
+
+from image_encoders.serve.app import create_app
+from image_encoders.serve.connections import limited
+from image_encoders.serve.guards import Guards, check_exposure
+from image_encoders.serve.service import Service
+
+
+def serve(service: Service, started: Callable[[str], None]) -> None:
+    """Serve until SIGTERM or Ctrl-C; raises ImageEncodersError where a model cannot be loaded, OSError for an address.
+
+    started: is told the address, such as "http://127.0.0.1:8000", when all is ready
+    """
+    asyncio.run(_serve(service, started))
+
+
+async def _serve(service: Service, started: Callable[[str], None]) -> None:
+    settings = service.settings
+    check_exposure(settings)
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    listening = socket.create_server((settings.host, settings.port), family=family, backlog=2048)
+    with listening:
+        host, port = listening.getsockname()[:2]
+        await service.start()
+        try:
+            config = uvicorn.Config(
+                Guards(create_app(service), settings),  # type: ignore[arg-type]
+                http=limited(settings),
+                ws="none",
+                lifespan="off",
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                timeout_graceful_shutdown=math.ceil(settings.grace),
+            )
+            server = _Server(config, lambda: started(f"http://{f'[{host}]' if ':' in host else host}:{port}"))
+            await server.serve(sockets=[listening])
+        finally:
+            await service.close()
+
+
+class _Server(uvicorn.Server):
+    """Says when it listens, and ends by returning, not by the signal that it was told to end with."""
+
+    def __init__(self, config: uvicorn.Config, started: Callable[[], None]):
+        super().__init__(config)
+        self._tell = started
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._tell()
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        signals = [one for one in (signal.SIGTERM, signal.SIGINT) if signal.getsignal(one) != signal.SIG_IGN]
+        before = {one: signal.signal(one, self._end) for one in signals}
+        try:
+            yield
+        finally:
+            for one, handler in before.items():
+                signal.signal(one, handler)
+
+    def _end(self, number: int, frame: FrameType | None) -> None:
+        self.handle_exit(number, frame)

@@ -1,0 +1,327 @@
+"""The tables of a collection's LanceDB database: their schemas, how rows are replaced, removed, indexed and found.
+
+What the database and the disk raise becomes one sentence here (`storage`).
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from image_encoders.errors import CollectionError, ImageEncodersError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+logger = logging.getLogger(__name__)
+
+EXACT_BELOW = 100_000  # rows: fewer are compared one by one, more through an index
+UNINDEXED = 0.1  # of the rows may be missing in the index (they are found, at the cost of comparing them)
+# The index's lists hold about LIST rows each, in 8-bit numbers. PROBES of them are searched, which is all of them up to
+# half a million rows, and the best REFINED x k rows are compared exactly. Words lie far from the images that the
+# lists were made from, so that few probes would miss much: `benchmarks/bulk.py recall` measures it.
+LIST, PROBES, REFINED = 8192, 64, 10
+SMALL_FRAGMENTS = 256  # files of the database before they are merged
+IDS = 1000  # ids in one condition
+# When an image was taken, else when its file was changed, which the state of a file says after its size.
+DATE = "coalesce(taken, CAST(TRY_CAST(split_part(state, ' ', 2) AS BIGINT) / 1000000 AS TIMESTAMP(3)))"
+EPOCH = datetime(1970, 1, 1)
+NULLABLE = ("member", "time_s", "taken", "metadata", "part")
+
+
+def connect(folder: Path) -> Any:
+    """The database in `folder`."""
+    import lancedb
+
+    # A table is always read as it is now. Of the caches, the first holds what searches have used of the index; the
+    # second would otherwise grow with the number of writes.
+    session = lancedb.Session(index_cache_size_bytes=1 << 30, metadata_cache_size_bytes=1 << 25)
+    return lancedb.connect(folder, read_consistency_interval=timedelta(0), session=session)
+
+
+def items_schema(dim: int, metadata: dict[str, str] | None = None) -> pa.Schema:
+    """The schema of the rows: one for each image."""
+    import pyarrow as pa
+
+    types = {
+        "id": pa.utf8(),
+        "embedding": pa.list_(pa.float32(), dim),
+        "width": pa.int32(),
+        "height": pa.int32(),
+        "sha256": pa.utf8(),
+        "path": pa.utf8(),
+        "member": pa.utf8(),
+        "time_s": pa.float64(),
+        "size": pa.int64(),
+        "state": pa.utf8(),
+        "taken": pa.timestamp("ms"),
+        "metadata": pa.utf8(),
+        "part": pa.utf8(),
+    }
+    return pa.schema([pa.field(name, type, nullable=name in NULLABLE) for name, type in types.items()], metadata)
+
+
+def schema_of(record: type) -> pa.Schema:
+    """The schema of rows that hold the fields of a dataclass."""
+    import pyarrow as pa
+
+    types = {"str": pa.utf8(), "int": pa.int64(), "list[str]": pa.list_(pa.utf8())}
+    return pa.schema([pa.field(field.name, types[str(field.type)], nullable=False) for field in fields(record)])
+
+
+def id_of(path: str) -> str:
+    """A path as valid Unicode: itself, or, where its name is not UTF-8, "bytes:" and the path with backslash escapes.
+
+    No two absolute paths have the same.
+    """
+    try:
+        path.encode()
+        return path
+    except UnicodeEncodeError:
+        return _escaped(path)
+
+
+def _escaped(path: str) -> str:
+    escaped = path.replace("\\", "\\\\")
+    try:
+        content = os.fsencode(escaped)
+    except UnicodeEncodeError:  # no file can have such a name
+        content = escaped.encode("utf-8", "backslashreplace")
+    return "bytes:" + content.decode("utf-8", "backslashreplace")
+
+
+def path_of(text: str) -> str:
+    """The path that `id_of` made text of, as `open` takes it."""
+    if not text.startswith("bytes:"):
+        return text
+
+    def byte(escape: re.Match[bytes]) -> bytes:
+        return bytes.fromhex(escape[1].decode()) if escape[1] else b"\\"
+
+    return os.fsdecode(re.sub(rb"\\(?:\\|x([0-9a-f]{2}))", byte, text.removeprefix("bytes:").encode()))
+
+
+@dataclass(frozen=True)
+class Where:
+    """Which rows a search looks at: those for which all that is given holds.
+
+    folders: the file lies in one of these folders, or below it; paths as `open` takes them, written as the row's are
+    since, until: the image's date is not before `since`, and before `until`. Its date is when it was taken; where that
+        is not known, when its file was last changed (UTC).
+    min_width, min_height: of the upright image [px]
+    """
+
+    folders: tuple[str, ...] | None = None
+    since: datetime | None = None
+    until: datetime | None = None
+    min_width: int | None = None
+    min_height: int | None = None
+
+    def condition(self) -> str | None:
+        """As the database takes it; None where nothing is asked for."""
+        parts = [
+            f"{column} >= {int(least)}"
+            for column, least in (("width", self.min_width), ("height", self.min_height))
+            if least is not None
+        ]
+        parts += [
+            f"{DATE} {comparison} CAST({round(_milliseconds(time))} AS TIMESTAMP(3))"
+            for comparison, time in ((">=", self.since), ("<", self.until))
+            if time is not None
+        ]
+        if self.folders is not None:
+            within = (
+                f"path = {quoted(text)} OR starts_with(path, {quoted(text + '/')})"
+                for folder in self.folders
+                for text in {id_of(folder.rstrip("/")), _escaped(folder.rstrip("/"))}
+            )
+            parts.append(f"({' OR '.join(within)})" if self.folders else "false")
+        return " AND ".join(parts) or None
+
+
+def _milliseconds(time: datetime) -> float:
+    """Since 1970, as the database counts a time without a zone."""
+    naive = time.astimezone(timezone.utc).replace(tzinfo=None) if time.tzinfo else time
+    return (naive - EPOCH) / timedelta(milliseconds=1)
+
+
+def as_text(text: str) -> str:
+    """Text as the database takes it: what is no Unicode is escaped."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def among(column: str, texts: Iterable[str]) -> str:
+    """A condition of the database: `column` is one of `texts`."""
+    return f"{column} IN ({', '.join(map(quoted, texts))})"
+
+
+def quoted(text: str) -> str:
+    """Text as a literal in a condition."""
+    return "'" + as_text(text).replace("'", "''") + "'"
+
+
+def chunks(texts: Sequence[str]) -> Iterator[Sequence[str]]:
+    """The texts, as many at a time as a condition should hold."""
+    for start in range(0, len(texts), IDS):
+        yield texts[start : start + IDS]
+
+
+def replace(table: Any, rows: Any) -> None:
+    """Add rows in place of those of the same ids."""
+    try:
+        table.merge_insert("id").when_matched_update_all().when_not_matched_insert_all().execute(rows)
+    except (OSError, RuntimeError, ValueError) as error:
+        if "temp dir" not in str(error):
+            raise
+        # One step needs a folder for temporary files (TMPDIR), and there is none that can be written. In two steps,
+        # a process that is killed in between leaves these ids without rows, and the next run encodes them again.
+        delete(table, rows.column("id").to_pylist())
+        table.add(rows)
+
+
+def delete(table: Any, ids: Iterable[str]) -> None:
+    """Remove the rows of these ids."""
+    for some in chunks(list(ids)):
+        table.delete(among("id", some))
+
+
+def merge_small_files(table: Any) -> None:
+    """Merge the files of a table where small ones have become many."""
+    if table.stats()["fragment_stats"]["num_small_fragments"] > SMALL_FRAGMENTS:
+        optimize(table)
+
+
+def optimize(table: Any) -> None:
+    """Merge the files of a table, and bring its index up to date."""
+    # A reader of an older version finds its files gone, and reads again: see `Collection._read`.
+    table.optimize(cleanup_older_than=timedelta(milliseconds=1))
+
+
+def build_index(table: Any) -> None:
+    """An index over the embeddings where there are many; it takes about 12 s for 100,000 rows of 512 on two cores."""
+    rows = table.count_rows()
+    if rows < EXACT_BELOW:
+        return
+    temporary = os.environ.get("TMPDIR") or "/tmp"
+    if os.name == "posix" and not os.access(temporary, os.W_OK):
+        logger.warning("no index is built, so that searches compare all rows: %s cannot be written (TMPDIR)", temporary)
+        return
+    existing = [index.name for index in table.list_indices()]
+    if not existing:
+        from lancedb.index import IvfSq
+
+        # 8-bit numbers and an exact second look found every neighbour even among random vectors, where product
+        # quantisation found one in seven and took twenty times as long to build.
+        table.create_index("embedding", config=IvfSq(distance_type="cosine", num_partitions=max(1, rows // LIST)))
+    elif table.index_stats(existing[0]).num_unindexed_rows > UNINDEXED * rows:
+        optimize(table)
+
+
+def indexed(table: Any) -> int:
+    """How many rows are in the index; 0 where there is none."""
+    for index in table.list_indices():
+        return table.index_stats(index.name).num_indexed_rows
+    return 0
+
+
+def nearest(table: Any, query: np.ndarray, k: int, each_copy: bool, condition: str | None = None) -> list[list[dict]]:
+    """The k images with the smallest distances, equal ones by id: of each all its rows, or one with `each_copy`."""
+    rows = table.count_rows()
+    limit = k + 16
+    groups: list[list[dict]] = []
+    while rows:
+        search = table.search(query, vector_column_name="embedding").distance_type("cosine").limit(min(limit, rows))
+        if condition is not None:
+            search = search.where(condition, prefilter=True)
+        if rows < EXACT_BELOW:
+            search = search.bypass_vector_index()
+        else:
+            search = search.nprobes(PROBES).refine_factor(REFINED)
+        columns = ["id", "path", "width", "height", "sha256", "_distance"]
+        found = search.select(columns).to_arrow().to_pylist()
+        found.sort(key=lambda row: (row["_distance"], row["id"]))
+        groups = [[row] for row in found] if each_copy else _copies_together(found)
+        # Rows as near as the k-th may have been left out: without them the order among equals would be chance.
+        if len(found) < limit or (len(groups) >= k and groups[k - 1][0]["_distance"] < found[-1]["_distance"]):
+            break
+        limit *= 4
+    return groups[:k]
+
+
+def best(table: Any, query: np.ndarray, count: int, condition: str | None) -> tuple[np.ndarray, np.ndarray]:
+    """The numbers of the `count` rows nearest to a query at unit length, and their cosine distances."""
+    search = table.search(query, vector_column_name="embedding").distance_type("cosine").limit(count)
+    if condition is not None:
+        search = search.where(condition, prefilter=True)
+    if table.list_indices():
+        search = search.nprobes(PROBES).refine_factor(2)
+    found = search.select(["width", "_distance"]).with_row_id(True).to_arrow()
+    return found["_rowid"].to_numpy(), found["_distance"].to_numpy()
+
+
+def _copies_together(found: Iterable[dict]) -> list[list[dict]]:
+    """Rows grouped by the bytes they were made from, in the order of each group's first."""
+    groups: dict[str, list[dict]] = {}
+    for row in found:
+        groups.setdefault(row["sha256"], []).append(row)
+    return list(groups.values())
+
+
+def is_made(table: Path) -> bool:
+    """Whether a table is there. A process that was killed while it made one leaves a folder that is none yet."""
+    return any(table.glob("_versions/*.manifest")) or any(table.glob("data/*"))
+
+
+def pinned(table: Any) -> Any:
+    """The table as it is now, whatever is written meanwhile."""
+    table.checkout(table.version)
+    return table
+
+
+def by_id(table: Any, size: int) -> Iterator[pa.Table]:
+    """All rows ordered by id, `size` at a time; only the ids are held."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    places = table.search().select(["id"]).with_row_id(True).to_arrow()
+    numbers = places["_rowid"].combine_chunks().take(pc.sort_indices(places["id"]))
+    for start in range(0, len(numbers), size):
+        some = numbers[start : start + size]
+        rows = table.take_row_ids(some.to_pylist()).select(table.schema.names).with_row_id().to_arrow()
+        order = pc.index_in(some, value_set=pa.chunked_array(rows["_rowid"]).combine_chunks())
+        yield rows.drop_columns("_rowid").take(order)
+
+
+@contextmanager
+def storage(path: Path, done: str) -> Iterator[None]:
+    """What the database and the disk raise, as one sentence: `path` cannot be `done`, and why."""
+    try:
+        yield
+    except ImageEncodersError:
+        raise
+    except (OSError, RuntimeError, ValueError) as error:
+        raise CollectionError(f"{path} cannot be {done}: {_reason(error, done)}") from error
+
+
+def _reason(error: Exception, done: str) -> str:
+    text = str(error)
+    if "No space left" in text:
+        return "the disk is full; free some space and run the same command again"
+    if "Permission denied" in text or "Read-only file system" in text or "not permitted" in text:
+        return "no permission"
+    if isinstance(error, OSError) and error.errno:
+        return os.strerror(error.errno)
+    lines = re.sub(r", /\S*\.rs:[\d:]*", "", text).strip().splitlines()
+    reason = (lines[0] if lines else type(error).__name__)[:300]
+    if done != "read" or "os error" in reason:
+        return reason
+    return f"{reason}; if its files are damaged, restore them from a copy, or delete the folder and encode again"
