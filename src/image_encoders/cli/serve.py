@@ -61,6 +61,7 @@ def option(one: Field[Any]) -> Any:
     said = typer.Option(
         f"--{name.replace('_', '-')}",
         help=one.metadata["help"],
+        min={int: 0 if one.name == "port" else 1, float: 0.001}.get(kind),
         metavar=None if kind is bool else unit or ("N" if kind is int else name.rpartition("_")[2].upper()),
         envvar=f"IMAGE_ENCODERS_SERVE_{one.name.upper()}",
         show_envvar=False,
