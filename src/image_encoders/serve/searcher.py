@@ -22,12 +22,12 @@ import numpy as np
 
 from image_encoders.api.items import Item
 from image_encoders.api.responses import RequestError
+from image_encoders.bulk.sources.again import read_again
 from image_encoders.collection import FAILURES
 from image_encoders.contact_sheet import thumbnail
 from image_encoders.encoder import cores
 from image_encoders.errors import CollectionError, InputError, Overloaded
 from image_encoders.gallery import Gallery, Group, Ranking, Sort
-from image_encoders.inputs.image import read_bytes
 from image_encoders.inputs.limits import ImageLimits
 from image_encoders.tables import Where
 
@@ -39,7 +39,7 @@ Result = TypeVar("Result")
 
 WAITING_SEARCHES, WAITING_THUMBNAILS = 64, 512  # before requests are refused
 REMEMBERED = 256  # directions of the latest texts, so that a search's next page embeds nothing
-GONE = ("not-found", "not-a-file", "unreadable")  # why a file's bytes cannot be had any more
+GONE = ("not-found", "not-a-file", "unreadable", "changed")  # why a file's bytes cannot be had any more
 TOKEN = struct.Struct("<8s")  # of an embedding: the beginning of its space's fingerprint, then float16 numbers
 
 
@@ -275,12 +275,9 @@ class Searcher:
         images = [view.image(position) for position in view.find(key)]
         if not images:
             raise RequestError(404, "no image of the collection has this key", code="unknown_key")
-        files = [one for one in images if one.member is None]
-        if not files:
-            raise RequestError(404, "an image within an archive has no thumbnail", code="no_thumbnail")
-        for one in files:
+        for one in images:
             try:
-                content = read_bytes(one.path, self.limits)
+                content = read_again(one.path, one.member, self.limits)
             except InputError as error:
                 if error.code in GONE:
                     continue
