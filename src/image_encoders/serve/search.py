@@ -22,11 +22,12 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from starlette.datastructures import UploadFile
 
 from image_encoders.api.items import Item
-from image_encoders.api.requests import Limits, file_item, text_item
+from image_encoders.api.requests import FIRST, MANY, Bounded, Limits, file_item, text_item
 from image_encoders.api.responses import Problem, RequestError
 from image_encoders.errors import InputError
 from image_encoders.gallery import Group, Ranking, Sort
 from image_encoders.inputs.formats import image_format
+from image_encoders.serve.embeddings import BoundedRoute
 from image_encoders.serve.searcher import Searcher, Term, Wanted
 from image_encoders.serve.service import Service
 from image_encoders.tables import Where, as_text
@@ -53,7 +54,7 @@ REFUSALS: dict[int | str, dict[str, Any]] = {
     code: {"model": Problem, "description": said} for code, said in REFUSED.items()
 }
 
-router = APIRouter(tags=["search"], responses=REFUSALS)
+router = APIRouter(route_class=BoundedRoute, tags=["search"], responses=REFUSALS)
 
 Words = Annotated[list[str], Field(max_length=MAX_QUERIES)]
 Offset = Annotated[int, Field(ge=0, le=1 << 31)]
@@ -117,7 +118,7 @@ TERMS = (
 )
 
 
-class SearchTerm(BaseModel):
+class SearchTerm(Bounded):
     """One query: one of its first five fields, and its weight."""
 
     model_config = ConfigDict(extra="forbid")
@@ -125,22 +126,27 @@ class SearchTerm(BaseModel):
     key: str | None = Field(None, description="Of a stored image.")
     image: str | None = Field(None, description="A data: URL or base64.")
     audio: str | None = Field(None, description="A data: URL or base64.")
-    vector: str | list[float] | None = Field(None, description="A token that /v1/queries gave, or an embedding.")
+    vector: str | Annotated[list[float], MANY, FIRST] | None = Field(
+        None, description="A token that /v1/queries gave, or an embedding."
+    )
     weight: float = Field(1.0, ge=-1000, le=1000, description="Below 0: to keep away from.")
 
     @model_validator(mode="after")
     def _one(self) -> SearchTerm:
-        if len(self.model_fields_set - {"weight"}) != 1:
+        if len(self._given()) != 1:
             raise ValueError("exactly one of text, key, image, audio and vector is accepted")
         return self
 
+    def _given(self) -> dict[str, Any]:
+        return self.model_dump(exclude={"weight"}, exclude_none=True)
+
     def term(self) -> Term:
         """As the searcher takes it."""
-        (kind,) = self.model_fields_set - {"weight"}
-        return Term(kind, getattr(self, kind), self.weight, "queries")  # type: ignore[arg-type]
+        ((kind, value),) = self._given().items()
+        return Term(kind, value, self.weight, "queries")  # type: ignore[arg-type]
 
 
-class Filters(BaseModel):
+class Filters(Bounded):
     """Which images are looked at: those for which all that is given holds."""
 
     model_config = ConfigDict(extra="forbid")
@@ -151,7 +157,7 @@ class Filters(BaseModel):
     min_height: Side | None = Field(None, description="In pixels.")
 
 
-class SearchRequest(BaseModel):
+class SearchRequest(Bounded):
     """A search as JSON says it."""
 
     model_config = ConfigDict(
@@ -163,7 +169,7 @@ class SearchRequest(BaseModel):
             ]
         },
     )
-    queries: Annotated[list[SearchTerm], Field(max_length=MAX_QUERIES)] = []
+    queries: list[SearchTerm] = Field([], max_length=MAX_QUERIES)
     where: Filters | None = None
     sort: Sort = "score"
     group: Group | None = None
