@@ -10,11 +10,12 @@ JINA := .venv-jina
 JINA_TESTS ?=
 BIN := $(VENV)/bin
 DEMO ?= demo-output
+MINUTES ?= 30
 # --no-compile: only what is imported gets compiled, when it is; that saves half of the installation.
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet --no-compile -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-other-processor test-jina check goals format clean
+.PHONY: help demo test test-other-processor soak test-jina check goals format clean
 
 help: ## show this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-21s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -31,6 +32,9 @@ test-other-processor: $(VENV)/dev-installed ## run the tests of models and engin
 	IMAGE_ENCODERS_BFLOAT16=$$($(BIN)/python -c \
 		"from image_encoders.engines.openvino import has_bfloat16; print(int(not has_bfloat16()))") \
 		$(BIN)/python -m pytest tests/engines tests/models tests/contract tests/test_encoder.py -m "not golden"
+
+soak: $(VENV)/dev-installed ## load a service for half an hour with 1% broken images: MINUTES=5 for a shorter time
+	$(BIN)/python tests/serve/soak.py --minutes $(MINUTES)
 
 test-jina: $(JINA)/installed ## run all tests of the Jina Executors, real Flows among them, in an environment of their own
 	$(JINA)/bin/python -m pytest tests/jina $(JINA_TESTS)

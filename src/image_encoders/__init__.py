@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         InputError,
         MissingExtra,
         Overloaded,
+        TooManyFailures,
         UnknownModel,
         WeightsError,
     )
@@ -39,8 +40,8 @@ _HOMES = {
         "bulk.run": "run",
         "collection": "Collection Locator open_collection",
         "encoder": "Encoder Tower",
-        "errors": "CollectionError DeviceError ImageEncodersError InputError MissingExtra Overloaded UnknownModel "
-        "WeightsError",
+        "errors": "CollectionError DeviceError ImageEncodersError InputError MissingExtra Overloaded "
+        "TooManyFailures UnknownModel WeightsError",
         "inputs.audio": "read_audio",
         "inputs.image": "read_image",
         "models": "load names",
@@ -58,6 +59,7 @@ __all__ = [
     "Locator",
     "MissingExtra",
     "Overloaded",
+    "TooManyFailures",
     "Tower",
     "UnknownModel",
     "WeightsError",

@@ -5,6 +5,7 @@ ImageEncodersError
 ├── WeightsError      a checkpoint: its path, what was found, what was expected, what to do
 ├── InputError        one item: which, what was found, what is accepted
 ├── DeviceError       a device, engine or precision that is not available here
+├── TooManyFailures   a run that was given up: after how many failures, the last of them
 ├── CollectionError   a collection that is missing, damaged, or of another embedding space
 ├── Overloaded        a limit, how many wait, when to come back
 └── MissingExtra      a package that is not installed, and the command that installs it
@@ -60,6 +61,10 @@ def _rebuild_input_error(cls: type[InputError], message: str, item: str | None, 
 
 class DeviceError(ImageEncodersError):
     """A device, engine or precision that this machine or build does not have."""
+
+
+class TooManyFailures(ImageEncodersError):
+    """A run in which more items failed than were allowed to."""
 
 
 class CollectionError(ImageEncodersError):

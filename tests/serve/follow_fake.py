@@ -10,11 +10,10 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from fake_encoder import FakeEncoder
 from image_encoders import models
-from image_encoders.bulk import commit
 from image_encoders.serve import follow
 
 slow = float(os.environ.get("FAKE_SECONDS", "0"))  # for each batch
-commit.COMMIT_S = 0.05
+follow.COMMIT_S = 0.05
 follow.QUIET_MS, follow.TICK_MS, follow.RETRY_S = 100, 200, (0.2, 1.0)
 
 

@@ -39,6 +39,7 @@ HOSTILE = [
 ]
 SPREAD, USUAL = 0.03, 0.12
 SCENES = 48
+MATCHES = 500  # that are sorted by date, or grouped
 
 
 def key_of(number: int) -> str:
@@ -57,6 +58,7 @@ def scenes() -> list[bytes]:
     return found
 
 
+@lru_cache(maxsize=20_000)
 def image(number: int) -> dict[str, Any]:
     """What the service knows of an image."""
     rng = random.Random(number)
@@ -73,7 +75,7 @@ def image(number: int) -> dict[str, Any]:
         "height": height,
         "bytes": rng.randint(20_000, 5_000_000),
         "taken": f"{2023 + month // 12}-{month % 12 + 1:02d}-{rng.randint(1, 28):02d}T10:11:12",
-        "copies": 3 if number % 50 == 0 else 1,
+        "copies": 2 if number % 50 == 0 else 0,
         "thumbnail": f"/thumbnails/{key_of(number)}",
     }
 
@@ -157,29 +159,33 @@ def application(state: StandIn) -> FastAPI:
         else:
             order = [(0.0, number) for number in range(state.images)]
         order = [pair for pair in order if fits(image(pair[1]), asked)] if filtered(asked) else order
-        count = len(order)
-        if said and asked.get("sort", "score") != "score":
-            order = order[:1000]
+        if said and (asked.get("sort", "score") != "score" or asked.get("group")):
+            order = order[:MATCHES]
         if asked.get("sort") in ("newest", "oldest", "path"):
             by = "path" if asked["sort"] == "path" else "taken"
             order = sorted(order, key=lambda pair: image(pair[1])[by], reverse=asked["sort"] == "newest")
         if "like" in asked and "q" not in asked and asked.get("sort", "score") == "score" and not filtered(asked):
             number = numbers[asked["like"]]
             order = [(1.0, number)] + [pair for pair in order if pair[1] != number]
+        kind = asked.get("group")
+        if kind:
+            first: dict[str, int] = {}
+            for at, (_, number) in enumerate(order):
+                first.setdefault(group_of(number, kind), at)
+            order = sorted(order, key=lambda pair: first[group_of(pair[1], kind)])
         offset, k = int(asked.get("offset", 0)), int(asked.get("k", 50))
         shown = order[offset : offset + k]
         hits = [hit(number, value if said else None, state) for value, number in shown]
         groups = None
-        if asked.get("group"):
+        if kind:
             names: dict[str, list[int]] = {}
-            for at, found in enumerate(hits):
-                name = found["folder"] if asked["group"] == "folder" else found["taken"][:7]
-                names.setdefault(name, []).append(at)
+            for at, (_, number) in enumerate(shown):
+                names.setdefault(group_of(number, kind), []).append(at)
             groups = [{"name": name, "hits": places} for name, places in names.items()]
         return {
             "model": "clip/stand-in",
             "fingerprint": "0" * 16,
-            "count": count,
+            "count": len(order),
             "usual": {"score": USUAL, "spread": SPREAD} if said else None,
             "line": USUAL + 4 * SPREAD if said else None,
             "hits": hits,
@@ -235,6 +241,11 @@ def application(state: StandIn) -> FastAPI:
         }
 
     return app
+
+
+def group_of(number: int, kind: str) -> str:
+    found = image(number)
+    return str(found["folder"] if kind == "folder" else found["taken"][:7])
 
 
 def filtered(asked: Any) -> bool:

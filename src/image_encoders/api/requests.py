@@ -16,6 +16,8 @@ from image_encoders.errors import InputError
 from image_encoders.inputs.urls import UrlLimits, read_url
 
 Modality = Literal["text", "image", "audio"]
+MANY = Field(max_length=1 << 16)  # of which no more are looked at; a service's own limit is said with its own words
+MOST_FIELDS = 64
 FIRST = Field(fail_fast=True)  # one wrong item is named, and not each of millions
 CohereType = Literal["float", "int8", "ubinary", "base64"]
 Tokens = int | Annotated[list[int], FIRST]
@@ -26,6 +28,10 @@ TOKENS = (
     "input holds token numbers, which belong to another model's tokenizer; send texts. "
     "LangChain: OpenAIEmbeddings(..., check_embedding_ctx_length=False)"
 )
+
+WRONG = {  # what pydantic's errors name by the types that it tried
+    "input": "a text, a data: URL, an object with one of text, image, audio, url and bytes, or a list of those",
+}
 
 
 @dataclass(frozen=True)
@@ -52,7 +58,18 @@ class EmbeddingCall:
     partial: bool = False
 
 
-class DictItem(BaseModel):
+class Bounded(BaseModel):
+    """An object whose unknown fields are named, unless there are so many that naming them would take long."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _has_few_fields(cls, given: Any) -> Any:
+        if isinstance(given, dict) and len(given) > MOST_FIELDS:
+            raise ValueError(f"an object of {len(given):,} fields; at most {MOST_FIELDS} are accepted")
+        return given
+
+
+class DictItem(Bounded):
     """One thing to embed, under the name of what it is."""
 
     model_config = ConfigDict(
@@ -77,7 +94,7 @@ class DictItem(BaseModel):
         return self
 
 
-class EmbeddingsRequest(BaseModel):
+class EmbeddingsRequest(Bounded):
     """OpenAI's request, and what infinity and Jina add to it."""
 
     model_config = ConfigDict(
@@ -91,7 +108,7 @@ class EmbeddingsRequest(BaseModel):
         },
     )
 
-    input: str | DictItem | Annotated[list[str | DictItem | Tokens], FIRST] = Field(
+    input: str | DictItem | Annotated[list[str | DictItem | Tokens], FIRST, MANY] = Field(
         description="A text, an image as a data: URL, an object that says which it is, or a list of those. Numbers of "
         "tokens are refused."
     )
@@ -141,7 +158,7 @@ class Content(BaseModel):
     content: list[Part] = Field(min_length=1, max_length=1, description="One part: towers embed one thing at a time.")
 
 
-class EmbedRequest(BaseModel):
+class EmbedRequest(Bounded):
     """Cohere's request: exactly one of `texts`, `images` and `inputs`."""
 
     model_config = ConfigDict(
@@ -291,3 +308,28 @@ def _kind(url: str) -> str | None:
     if url[:5].lower() != "data:":
         return None
     return "audio" if url[5:11].lower() == "audio/" else "image"
+
+
+def invalid_request(errors: Sequence[Any]) -> RequestError:
+    """What is wrong with a body or a query: the first three things of it.
+
+    errors: as pydantic lists them
+    """
+    said: dict[str, None] = {}
+    params: list[str] = []
+    for one in errors:
+        where = [part for part in one["loc"] if part not in ("body", "query", "path", "header")]
+        name = str((where or one["loc"] or ["body"])[0])
+        params.append(name)
+        position = next((f"[{part}]" for part in where if isinstance(part, int)), "")
+        within = f".{where[-1]}" if len(where) > 1 and isinstance(where[-1], str) else ""
+        if one["type"] == "json_invalid":
+            said[f"the body is not valid JSON: {one.get('ctx', {}).get('error', one['msg'])}"] = None
+        elif name in WRONG and one["type"] not in ("missing", "value_error"):
+            said[f"{name}{position}: {WRONG[name]} is accepted"] = None
+        else:
+            said[f"{name}{position}{within}: {one['msg']}"] = None
+    sentences = list(said)
+    more = f"; and {len(sentences) - 3} more" if len(sentences) > 3 else ""
+    param = None if "json_invalid" in (one["type"] for one in errors) else params[0]
+    return RequestError(400, "; ".join(sentences[:3]) + more, code="invalid_request", param=param)

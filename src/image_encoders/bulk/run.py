@@ -18,12 +18,12 @@ from typing import Any
 
 from image_encoders.bulk.batch_size import BatchSizeTuner
 from image_encoders.bulk.commit import Committer
-from image_encoders.bulk.encode import Encoded, encode
+from image_encoders.bulk.encode import Encoded, Failed, Outcome, encode
 from image_encoders.bulk.plan import Plan
 from image_encoders.bulk.sources import SourceItem, Sources, find
 from image_encoders.collection import ITEMS, Collection, RunRecord, now, path_of
 from image_encoders.encoder import Encoder, check_batch_size
-from image_encoders.errors import InputError
+from image_encoders.errors import InputError, TooManyFailures
 from image_encoders.inputs.files import ADDRESS
 
 Source = str | os.PathLike[str]
@@ -66,6 +66,7 @@ def run(
     workers: int | None = None,
     retry_failed: bool = False,
     prune: bool | Prune = False,
+    max_failures: int | None = None,
     progress: Progress | None = None,
 ) -> Report:
     """Encode what is new or changed among `sources` into `collection`.
@@ -78,6 +79,8 @@ def run(
     retry_failed: try again also what failed in an earlier run and has not changed since
     prune: afterwards remove the rows whose files are gone; or a function that is given the paths of those files, and
         gives back the ones whose rows are to be removed
+    max_failures: how many items may fail in this run before it is given up: then all that was encoded is stored, and
+        TooManyFailures is raised
     progress: called in this thread, often, with (items done, those of them that had to be read)
 
     What cannot be encoded goes into the collection's list of failures, and the others are encoded. KeyboardInterrupt is
@@ -95,7 +98,7 @@ def run(
     collection.check(encoder)
     collection.check_canaries(encoder)
     with collection.running():
-        return _Run(sources, encoder, collection, retry_failed, progress).all(
+        return _Run(sources, encoder, collection, retry_failed, max_failures, progress).all(
             BatchSizeTuner(batch_size), workers, prune
         )
 
@@ -109,13 +112,17 @@ class _Run:
         encoder: Encoder,
         collection: Collection,
         retry_failed: bool,
+        max_failures: int | None,
         progress: Progress | None,
     ):
         self.sources, self.encoder, self.collection = sources, encoder, collection
         self.began, self.since = now(), time.monotonic()
         self.plan = Plan(collection, retry_failed)
+        if isinstance(sources, Sources):
+            sources.known = self.plan.rows.matches
         self.committer = Committer(collection, self.plan, partial(encode, encoder=encoder))
-        self.progress = progress
+        self.progress, self.max_failures = progress, max_failures
+        self.failed = 0  # items that failed now
         self.read = 0  # items that had to be read, and were
         self.pruned = 0
 
@@ -130,10 +137,13 @@ class _Run:
             if prune:
                 self._prune(list if prune is True else prune)
             self.collection.settle()
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, TooManyFailures):
             if self.committer.finished:
                 self._close(tuner)
             raise
+        finally:
+            if isinstance(self.sources, Sources):
+                self.sources.close()
         return self._close(tuner)
 
     def _encode(self, tuner: BatchSizeTuner, workers: int | None) -> None:
@@ -146,6 +156,18 @@ class _Run:
                     contents.put(one.sha256)
             self.read += len(outcomes)
             self._show()
+            self._check_failures(outcomes)
+
+    def _check_failures(self, outcomes: list[Outcome]) -> None:
+        """Raise TooManyFailures where more than may fail have failed."""
+        for one in outcomes:
+            if isinstance(one, Failed):
+                self.failed += 1
+                if self.max_failures is not None and self.failed > self.max_failures:
+                    raise TooManyFailures(
+                        f"more than {self.max_failures:,} images failed, the last one of them {one.item.id}: "
+                        f"{one.message}; what was encoded is stored, and the same command goes on from there"
+                    )
 
     def _drawn(self) -> Iterator[SourceItem]:
         for item in self.sources:
@@ -163,12 +185,14 @@ class _Run:
             self.progress(self.plan.unchanged + self.plan.failed + self.read, self.read)
 
     def _forget(self) -> None:
-        """Take off the list of failures what has a row, and folders that could be searched this time."""
-        searched = self.sources.searched if isinstance(self.sources, Sources) else lambda path: False
-        folders = (
-            failure.id for failure in self.collection.failures() if failure.when < self.began and searched(failure.path)
+        """Take off the list of failures what has a row, and archives and folders that were read whole now."""
+        finished = self.sources.finished if isinstance(self.sources, Sources) else lambda *failure: False
+        whole = (
+            failure.id
+            for failure in self.collection.failures()
+            if failure.when < self.began and finished(failure.id, failure.state)
         )
-        self.collection.forget([*self.plan.recovered, *folders])
+        self.collection.forget([*self.plan.recovered, *whole])
 
     def _prune(self, chosen: Prune) -> None:
         """Remove the rows, and the failures of earlier runs, whose files are gone."""

@@ -83,6 +83,7 @@ app = typer.Typer(
     epilog="""\b
 Try it:
   image-encoders demo                                   # the whole tour, with no network
+  image-encoders browse photos/                         # a page that searches them
   image-encoders encode photos/ -o my-photos            # images into a collection
   image-encoders search my-photos "a dog on a beach"    # find them by words
 \b

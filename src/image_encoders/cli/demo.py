@@ -18,7 +18,8 @@ from image_encoders.errors import InputError
 EXAMPLES = """\b
 Examples:
   image-encoders demo               # into the folder image-encoders-demo
-  image-encoders demo /tmp/tour"""
+  image-encoders demo /tmp/tour
+  image-encoders demo --serve       # and then a page in the web browser that searches them"""
 
 IMAGES = 300
 MADE = {"images", ".images.part", "collection", "red-circles.html"}  # by a tour, in its folder
@@ -34,12 +35,19 @@ def demo(
             parser=local_path,
         ),
     ] = Path("image-encoders-demo"),
+    serve: Annotated[
+        bool, typer.Option("--serve", help="Then search the images on a page in the web browser, until Ctrl-C.")
+    ] = False,
+    no_open: Annotated[bool, typer.Option("--no-open", help="With --serve: open no web browser.")] = False,
+    port: Annotated[int | None, typer.Option(metavar="N", min=0, max=65535, help="With --serve: the port.")] = None,
 ) -> None:
     """Take the tour: draw images, encode them, search them.
 
     It uses the bundled model and no network, and shows each command before running it. Two of the files are broken, to
     show how a run reports them.
     """
+    from image_encoders.models import DEFAULT
+
     _check(folder)
     start = time.perf_counter()
     images, collection, page = folder / "images", folder / "collection", folder / "red-circles.html"
@@ -53,7 +61,13 @@ def demo(
         _run("search", str(collection), words, "-k", "5")
     _run("search", str(collection), "--image", str(min(images.rglob("*.webp"))), "-k", "5")
     _tell(f"\nThat took {time.perf_counter() - start:.1f} s. Thumbnails to look at in a browser: {page.resolve()}")
-    _tell("Now with your own images: image-encoders encode IMAGES -o COLLECTION   (downloads CLIP once)")
+    if serve:
+        options = [*(["--no-open"] if no_open else []), *([] if port is None else ["--port", str(port)])]
+        _run("browse", str(images), "-o", str(collection), *options)
+    else:
+        _tell("The same on a page that searches as you type: image-encoders demo --serve")
+    _tell(f"Now with your own images: image-encoders fetch {DEFAULT}   (0.6 GB, once)")
+    _tell("                          image-encoders browse IMAGES")
 
 
 def _check(folder: Path) -> None:

@@ -43,6 +43,10 @@ Examples:
   image-encoders encode photos/ -o my-photos --model clip/demo     # with the small bundled model, no network
   image-encoders encode photos/ -o my-photos -m clip/./my-clip     # with the checkpoint in the folder my-clip
   image-encoders encode 'photos/**/*.jpg' more/ -o my-photos       # globs and folders
+  image-encoders encode 'shards/*.tar' -o my-photos                # WebDataset shards, other archives
+  image-encoders encode photos.csv --column path -o my-photos      # a table; its other columns as metadata
+  image-encoders encode holiday.mp4 --frames scenes -o my-photos   # a frame of each scene of a video
+  image-encoders encode s3://bucket/photos -o my-photos            # object storage
   find photos -name '*.png' | image-encoders encode - -o my-photos # paths from standard input
   image-encoders encode photos/ -o my-photos                       # again: only what is new or changed
   image-encoders encode photos/ -o my-photos --retry-failed        # and what failed before
@@ -62,7 +66,8 @@ def encode(
         list[str],
         typer.Argument(
             metavar="SOURCE",
-            help='Folders, "globs", image files, lists of paths (@list.txt), or - for a list on standard input.',
+            help='Folders, "globs", image files, archives (.tar, .zip), tables (.parquet, .csv, .jsonl), videos, '
+            "s3:// and the like, lists of paths (@list.txt), or - for a list on standard input.",
             show_default=False,
         ),
     ],
@@ -109,6 +114,19 @@ def encode(
     all_files: Annotated[
         bool, typer.Option("--all-files", help="Take every file in a folder, whatever its extension.")
     ] = False,
+    column: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Of tables: the column of images, paths or URLs.  [default: as it looks]"),
+    ] = None,
+    private_urls: Annotated[
+        bool, typer.Option("--private-urls", help="Fetch URLs of lists and tables from private addresses, too.")
+    ] = False,
+    frames: Annotated[
+        str, typer.Option(metavar="WHEN", help="Of videos: a frame every so many seconds, or at each of the scenes.")
+    ] = "10",
+    max_failures: Annotated[
+        int | None, typer.Option(metavar="N", min=0, help="Stop once more than N images have failed in this run.")
+    ] = None,
     max_pixels: Annotated[
         int | None,
         typer.Option(metavar="N", min=1, help="Largest image to decode, width x height.  [default: 178000000]"),
@@ -132,7 +150,7 @@ def encode(
     from image_encoders.bulk import run, sources
     from image_encoders.collection import Collection
 
-    files = sources.find(source, all_files=all_files)
+    files = sources.find(source, all_files=all_files, column=column, private_urls=private_urls, frames=frames)
     begun = _begun(output)
     check_paths(weights, calibration)
     if begun is not None:
@@ -155,6 +173,7 @@ def encode(
                     workers=workers,
                     retry_failed=retry_failed,
                     prune=prune,
+                    max_failures=max_failures,
                     progress=show and Meter(files, show),
                 )
     except KeyboardInterrupt:

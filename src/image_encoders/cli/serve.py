@@ -108,11 +108,19 @@ def serve(
     offline: Offline = False,
     **settings: Any,
 ) -> None:
-    """Answer requests for embeddings over HTTP, in the shapes of OpenAI's and Cohere's clients.
+    """Serve embeddings, and searches, over HTTP.
 
-    With --collection also searches, for programs and on a page. It listens on this machine alone unless --host says
-    otherwise. Each option can be a variable of the environment too: --max-items is IMAGE_ENCODERS_SERVE_MAX_ITEMS.
-    Ctrl-C and SIGTERM end it, when what it has begun is answered.
+<<<<<<< HEAD
+    Requests have the shapes of OpenAI's and Cohere's clients. With --collection it also searches, for programs and on a
+    page. It listens on this machine alone unless --host says otherwise. Each option can be a variable of the
+    environment too: --max-items is IMAGE_ENCODERS_SERVE_MAX_ITEMS. Ctrl-C and SIGTERM end it, when what it has begun is
+    answered.
+=======
+    Requests have the shapes of OpenAI's and Cohere's clients. With --collection it also searches, for programs and on
+    a page. It listens on this machine alone unless --host says otherwise. Each option can be a variable of the
+    environment too: --max-items is IMAGE_ENCODERS_SERVE_MAX_ITEMS. Ctrl-C and SIGTERM end it, when what it has begun
+    is answered.
+>>>>>>> main
     """
     if offline:
         go_offline()
@@ -152,6 +160,7 @@ def _run(recipes: list[tuple[str, str, dict[str, Any]]], folder: Path | None, se
         from image_encoders.serve.service import Service
     except ModuleNotFoundError as error:
         raise MissingExtra(str(error.name), "serve", "serving over HTTP") from error
+    logs.configure(as_json=settings.json_logs)
     opened = None if folder is None else _opened(folder)
     made = [Recipe(name, wishes, id) for id, name, wishes in recipes]
     if opened is not None and not made:

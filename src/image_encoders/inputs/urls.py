@@ -15,7 +15,7 @@ import socket
 import ssl
 import time
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
@@ -29,6 +29,7 @@ from image_encoders.errors import InputError
 # A body comes as it is: compressed, its size would not say how much it becomes.
 HEADERS = {"Accept": "*/*", "Accept-Encoding": "identity", "User-Agent": "image-encoders"}
 GLOBAL = ipaddress.IPv6Network("2000::/3")  # all that is given out so far; ipaddress calls more than that global
+BUSY = frozenset({408, 425, 429, 500, 502, 503, 504})  # answers that may be others a little later
 NAT64 = ipaddress.IPv6Network("64:ff9b::/96")  # an IPv4 address in its last 32 bits
 
 
@@ -53,7 +54,30 @@ def read_url(url: str, limits: UrlLimits = UrlLimits(), deadline: float = float(
         return _data(url, limits)
     if scheme not in ("http", "https"):
         raise InputError("unsupported URL scheme; data:, http: and https: are accepted", code="url")
-    return _fetch(url, limits, min(deadline, time.monotonic() + limits.max_seconds))
+    content, _ = _fetch(url, limits, min(deadline, time.monotonic() + limits.max_seconds), lambda state: False)
+    assert content is not None
+    return content
+
+
+class TemporaryError(InputError):
+    """A URL that may well be read a little later: a timeout, a busy server.
+
+    after_s: when its server said that it wants to be asked again, in seconds
+    """
+
+    after_s: float = 0.0
+
+
+def fetch_url(
+    url: str, limits: UrlLimits = UrlLimits(), known: Callable[[str], bool] = lambda state: False
+) -> tuple[bytes | None, str]:
+    """What an `http:` or `https:` URL holds, and its state: text that changes with it, "" where the server gives none.
+
+    known: whether what is there in that state is not wanted: then there are no bytes, and none are fetched
+
+    Raises InputError as `read_url` does, TemporaryError where trying again may help.
+    """
+    return _fetch(url, limits, time.monotonic() + limits.max_seconds, known)
 
 
 class UrlFetcher:
@@ -124,7 +148,7 @@ def _data(url: str, limits: UrlLimits) -> bytes:
     return found
 
 
-def _fetch(url: str, limits: UrlLimits, deadline: float) -> bytes:
+def _fetch(url: str, limits: UrlLimits, deadline: float, known: Callable[[str], bool]) -> tuple[bytes | None, str]:
     began = time.monotonic()
     guard = _Guard(limits, deadline)
     try:
@@ -135,13 +159,15 @@ def _fetch(url: str, limits: UrlLimits, deadline: float) -> bytes:
                     if 300 <= response.status < 400 and (target := _header(response, b"location")) is not None:
                         url = urljoin(url, target)
                         continue
-                    return _body(response, limits)
+                    _check_status(response)
+                    state = _state(response)
+                    return (None if state and known(state) else _body(response, limits)), state
     except httpcore.TimeoutException as error:
-        raise InputError(f"took longer than {max(round(deadline - began, 1), 0):g} s", code="url") from error
+        raise TemporaryError(f"took longer than {max(round(deadline - began, 1), 0):g} s", code="url") from error
     except (ValueError, httpcore.LocalProtocolError) as error:
         raise InputError("not a valid URL", code="url") from error
     except (httpcore.NetworkError, httpcore.ProtocolError, OSError) as error:
-        raise InputError(f"could not be fetched: {_said(error)}", code="url") from error
+        raise TemporaryError(f"could not be fetched: {_said(error)}", code="url") from error
     raise InputError(f"more than {limits.max_redirects} redirects", code="url")
 
 
@@ -178,9 +204,28 @@ def _header(response: httpcore.Response, name: bytes) -> str | None:
     return next((value.decode("latin-1") for key, value in response.headers if key.lower() == name), None)
 
 
-def _body(response: httpcore.Response, limits: UrlLimits) -> bytes:
+def _check_status(response: httpcore.Response) -> None:
+    """Raise InputError unless the answer is a file."""
+    said = f"the server answered {response.status}"
+    if response.status in BUSY:
+        error = TemporaryError(said, code="url")
+        after = _header(response, b"retry-after") or ""
+        error.after_s = float(after) if after.isdecimal() else 0.0
+        raise error
     if response.status != 200:
-        raise InputError(f"the server answered {response.status}", code="url")
+        raise InputError(said, code="url")
+
+
+def _state(response: httpcore.Response) -> str:
+    """What changes with the file, as far as the server says."""
+    if etag := _header(response, b"etag"):
+        return f"etag {etag}"
+    if modified := _header(response, b"last-modified"):
+        return f"modified {modified} {_header(response, b'content-length') or ''}".strip()
+    return ""
+
+
+def _body(response: httpcore.Response, limits: UrlLimits) -> bytes:
     if (_header(response, b"content-encoding") or "identity").lower() != "identity":
         raise InputError("the server sent it compressed", code="url")
     held = bytearray()

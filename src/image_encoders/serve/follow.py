@@ -23,6 +23,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from image_encoders.bulk import commit
 from image_encoders.bulk.run import run
 from image_encoders.bulk.sources import SourceItem, Sources
 from image_encoders.collection import FAILURES, ITEMS, MARK, Collection, path_of
@@ -44,6 +45,7 @@ SHOW_S = 0.25  # between two lines of progress
 RATE_S = 10.0  # over which the rate is measured
 END_S = 15.0  # for what is embedded to be stored, when this process is told to end
 NICE = 10  # searches come first
+COMMIT_S = 1.0  # between commits, so that the page soon shows what is embedded
 FAILED = 2  # exit status
 
 
@@ -72,7 +74,6 @@ class Look:
     def __init__(self, reporter: Reporter, sources: Sources, failures: Callable[[], int]):
         self.reporter, self.failures = reporter, failures
         self.total: int | None = None
-        self.done = 0
         self._shown = 0.0
         self._read: deque[tuple[float, int]] = deque([(time.monotonic(), 0)])
         reporter.show(state="looking", total=None, done=0, rate=0.0, eta=None, message="")
@@ -84,7 +85,6 @@ class Look:
 
     def __call__(self, done: int, read: int) -> None:
         """done: files that are done; read: those of them that had to be read."""
-        self.done = done
         now = time.monotonic()
         if now - self._shown < SHOW_S:
             return
@@ -96,8 +96,8 @@ class Look:
         rate = (read - before) / max(now - since, SHOW_S)
         total = self.total
         eta = None if total is None or not rate else max(0.0, (total - done) / rate)
-        state = "embedding" if read else "looking"
-        self.reporter.show(state=state, total=total, done=done, failed=self.failures(), rate=rate, eta=eta)
+        state, failed = "embedding" if read else "looking", self.failures()
+        self.reporter.show(state=state, total=total, done=max(0, done - failed), failed=failed, rate=rate, eta=eta)
 
 
 class FollowedFiles(Sources):
@@ -223,8 +223,8 @@ class Following:
             message = f"looks every {UNWATCHED_S:.0f} s, as the system reports no changes here: {watch.refused}"
         state = "paused" if kept else "following"
         self.reporter.show(
-            state=state, total=report.total, done=report.total, failed=self._failures(), rate=0.0, eta=None,
-            message=message,
+            state=state, total=report.total, done=report.total - report.failed, failed=report.failed, rate=0.0,
+            eta=None, message=message,
         )  # fmt: skip
 
     def _deleted(self, missing: list[str]) -> list[str]:
@@ -332,6 +332,7 @@ def main() -> None:
             sys.stdout.flush()
             os._exit(FAILED)
         reporter.send(collection=str(collection.folder))
+        commit.COMMIT_S = COMMIT_S
         Following(job, encoder, collection, reporter).follow()
     except KeyboardInterrupt:
         pass

@@ -290,13 +290,12 @@ class _Passage:
             self._left = True
             raise
         except Exception as error:
-            if not self._complete:  # else the application has said so, and raises it for whoever serves it
-                log.error("a request failed", exc_info=error)
-                if self._status is not None:
-                    raise _Broken from None  # the connection ends, which is all that can still be said
-                await self._refuse(
-                    RequestError(500, "the request failed inside the service; its log says why", code="internal")
-                )
+            log.error("a request failed", exc_info=error)
+            if self._status is None:
+                message = "the request failed inside the service; its log says why"
+                await self._refuse(RequestError(500, message, code="internal"))
+            elif not self._complete:
+                raise _Broken from None  # the connection ends, which is all that can still be said
         finally:
             self._guards.buffered -= self.taken
             self._write_down(time.monotonic() - began)

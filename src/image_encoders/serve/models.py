@@ -142,7 +142,12 @@ class Worker:
         reader, writer = await asyncio.open_connection(sock=ours)
         worker = cls(process, reader, writer)
         try:
-            wishes = {**recipe.wishes, "name": recipe.name, "modality": modality, "batch_size": settings.batch_size}
+            wishes = {**recipe.wishes, "name": recipe.name, "modality": modality}
+            wishes |= {
+                "batch_size": settings.batch_size,
+                "deadline": settings.deadline,
+                "json_logs": settings.json_logs,
+            }
             writer.write(frames.pack(wishes))
             frame = await frames.receive(reader)
             if frame is None:

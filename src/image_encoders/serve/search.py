@@ -13,6 +13,7 @@ import re
 import time
 from collections.abc import Iterator
 from datetime import datetime, timedelta
+from itertools import groupby
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Request
@@ -21,11 +22,12 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from starlette.datastructures import UploadFile
 
 from image_encoders.api.items import Item
-from image_encoders.api.requests import Limits, file_item, text_item
+from image_encoders.api.requests import FIRST, MANY, Bounded, Limits, file_item, text_item
 from image_encoders.api.responses import Problem, RequestError
 from image_encoders.errors import InputError
 from image_encoders.gallery import Group, Ranking, Sort
 from image_encoders.inputs.formats import image_format
+from image_encoders.serve.embeddings import BoundedRoute
 from image_encoders.serve.searcher import Searcher, Term, Wanted
 from image_encoders.serve.service import Service
 from image_encoders.tables import Where, as_text
@@ -52,10 +54,9 @@ REFUSALS: dict[int | str, dict[str, Any]] = {
     code: {"model": Problem, "description": said} for code, said in REFUSED.items()
 }
 
-router = APIRouter(tags=["search"], responses=REFUSALS)
+router = APIRouter(route_class=BoundedRoute, tags=["search"], responses=REFUSALS)
 
 Words = Annotated[list[str], Field(max_length=MAX_QUERIES)]
-Key = Annotated[str, Field(pattern=r"\A[0-9a-f]{64}\Z")]
 Offset = Annotated[int, Field(ge=0, le=1 << 31)]
 Side = Annotated[int, Field(ge=1, le=MAX_SIDE_PX)]
 
@@ -85,12 +86,7 @@ class SearchAddress(BaseModel):
         """What a form sends for what was left empty is not there."""
         if not isinstance(given, dict):
             return given
-        kept = {
-            name: [one for one in value if not isinstance(one, str) or one.strip()]
-            if isinstance(value, list)
-            else value
-            for name, value in given.items()
-        }
+        kept = {name: _without_blanks(value) for name, value in given.items()}
         return {name: value for name, value in kept.items() if value not in ("", [])}
 
     def wanted(self, limits: Limits) -> Wanted:
@@ -122,7 +118,7 @@ TERMS = (
 )
 
 
-class SearchTerm(BaseModel):
+class SearchTerm(Bounded):
     """One query: one of its first five fields, and its weight."""
 
     model_config = ConfigDict(extra="forbid")
@@ -130,22 +126,27 @@ class SearchTerm(BaseModel):
     key: str | None = Field(None, description="Of a stored image.")
     image: str | None = Field(None, description="A data: URL or base64.")
     audio: str | None = Field(None, description="A data: URL or base64.")
-    vector: str | list[float] | None = Field(None, description="A token that /v1/queries gave, or an embedding.")
+    vector: str | Annotated[list[float], MANY, FIRST] | None = Field(
+        None, description="A token that /v1/queries gave, or an embedding."
+    )
     weight: float = Field(1.0, ge=-1000, le=1000, description="Below 0: to keep away from.")
 
     @model_validator(mode="after")
     def _one(self) -> SearchTerm:
-        if len(self.model_fields_set - {"weight"}) != 1:
+        if len(self._given()) != 1:
             raise ValueError("exactly one of text, key, image, audio and vector is accepted")
         return self
 
+    def _given(self) -> dict[str, Any]:
+        return self.model_dump(exclude={"weight"}, exclude_none=True)
+
     def term(self) -> Term:
         """As the searcher takes it."""
-        (kind,) = self.model_fields_set - {"weight"}
-        return Term(kind, getattr(self, kind), self.weight, "queries")  # type: ignore[arg-type]
+        ((kind, value),) = self._given().items()
+        return Term(kind, value, self.weight, "queries")  # type: ignore[arg-type]
 
 
-class Filters(BaseModel):
+class Filters(Bounded):
     """Which images are looked at: those for which all that is given holds."""
 
     model_config = ConfigDict(extra="forbid")
@@ -156,7 +157,7 @@ class Filters(BaseModel):
     min_height: Side | None = Field(None, description="In pixels.")
 
 
-class SearchRequest(BaseModel):
+class SearchRequest(Bounded):
     """A search as JSON says it."""
 
     model_config = ConfigDict(
@@ -168,7 +169,7 @@ class SearchRequest(BaseModel):
             ]
         },
     )
-    queries: Annotated[list[SearchTerm], Field(max_length=MAX_QUERIES)] = []
+    queries: list[SearchTerm] = Field([], max_length=MAX_QUERIES)
     where: Filters | None = None
     sort: Sort = "score"
     group: Group | None = None
@@ -256,26 +257,26 @@ async def _answer(request: Request, asked: SearchAddress | SearchRequest) -> Res
     wanted = asked.wanted(_limits(request))
     began = time.perf_counter()
     direction = await searcher.direction(wanted.terms)
-    embedded = time.perf_counter()
-    ranking = await searcher.rank(direction, wanted)
-    ranked = time.perf_counter()
-    end = min(asked.offset + asked.k, len(ranking))
-    places = range(min(asked.offset, end), end)
+    embed_s = time.perf_counter() - began
     shows_paths = may_see_paths(request)
-    return _json(
-        {
-            "model": collection.name,
-            "fingerprint": collection.fingerprint,
+
+    def page(ranking: Ranking) -> dict[str, Any]:
+        end = min(asked.offset + asked.k, len(ranking))
+        places = range(min(asked.offset, end), end)
+        return {
             "count": len(ranking),
             "usual": None if ranking.usual is None else {"score": ranking.usual, "spread": ranking.spread},
             "line": ranking.line,
             "hits": [_hit(ranking, place, shows_paths) for place in places],
             "groups": None if ranking.groups is None else list(_groups(ranking, places)),
             "next": end if end < len(ranking) else None,
-            "seconds": {"embed": round(embedded - began, 4), "search": round(ranked - embedded, 4)},
-        },
-        headers={"X-Encoder": collection.name, "X-Encoder-Fingerprint": collection.fingerprint},
-    )
+        }
+
+    found, search_s = await searcher.rank(direction, wanted, page)
+    of = {"model": collection.name, "fingerprint": collection.fingerprint}
+    seconds = {"embed": round(embed_s, 4), "search": round(search_s, 4)}
+    headers = {"X-Encoder": collection.name, "X-Encoder-Fingerprint": collection.fingerprint}
+    return _json({**of, **found, "seconds": seconds}, headers)
 
 
 def _hit(ranking: Ranking, place: int, shows_paths: bool) -> dict[str, Any]:
@@ -299,15 +300,8 @@ def _hit(ranking: Ranking, place: int, shows_paths: bool) -> dict[str, Any]:
 
 def _groups(ranking: Ranking, places: range) -> Iterator[dict[str, Any]]:
     names = ranking.groups or ()
-    group: dict[str, Any] | None = None
-    for number, place in enumerate(places):
-        if group is None or group["name"] != names[place]:
-            if group is not None:
-                yield group
-            group = {"name": names[place], "hits": []}
-        group["hits"].append(number)
-    if group is not None:
-        yield group
+    for name, hits in groupby(range(len(places)), key=lambda hit: names[places[hit]]):
+        yield {"name": name, "hits": list(hits)}
 
 
 UPLOAD = {
@@ -424,7 +418,7 @@ async def failures(request: Request, offset: Annotated[Offset, Query()] = 0) -> 
 async def status(request: Request) -> Response:
     """What is searched, how far its run is, and what the service did in the last minute."""
     service, searcher = _service(request), searcher_of(request)
-    served = service.collection_model or service.model()
+    served = service.collection_model or next(iter(service.models.values()), None)  # none while the first one is loaded
     collection = None
     if service.collection is not None:
         images, failed = await searcher.counts()
@@ -432,8 +426,8 @@ async def status(request: Request) -> Response:
     waiting = sum(tower.waiting for model in service.models.values() for tower in model.towers.values())
     return _json(
         {
-            "model": served.name,
-            "modalities": list(served.modalities),
+            "model": None if served is None else served.name,
+            "modalities": [] if served is None else list(served.modalities),
             "collection": collection,
             "run": None if service.run is None else service.run(),
             "service": {**service.metrics.last_minute(), "waiting": waiting},

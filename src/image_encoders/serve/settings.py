@@ -30,8 +30,8 @@ class Settings:
     max_text_bytes: int = _setting(64 << 10, "Bytes of one text.", unit="bytes")
     max_body_bytes: int = _setting(256 << 20, "Bytes of one request's body.", unit="bytes")
     max_buffered_bytes: int = _setting(1 << 30, "Bytes of all bodies that are held at a time.", unit="bytes")
-    max_connections: int = _setting(512, "Connections at a time.")
-    max_waiting: int = _setting(512, "Items of one tower that may wait before requests are refused.")
+    max_connections: int = _setting(1024, "Connections at a time.")
+    max_waiting: int = _setting(256, "Items of one tower that may wait before requests are refused.")
     batch_size: int = _setting(32, "The most items that go through a net at once.")
 
     header_timeout: float = _setting(10.0, "How long a client may take to send its headers.", unit="s")

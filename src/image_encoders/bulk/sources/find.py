@@ -6,36 +6,80 @@ import glob
 import hashlib
 import os
 import random
-from collections.abc import Iterator, Sequence
-from typing import Any
+import re
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from typing import Any, cast
 
 from image_encoders.bulk.sources import lists
+from image_encoders.bulk.sources.ahead import Ahead
+from image_encoders.bulk.sources.archives import Archive, ArchivedImage, find_member, is_archive_name
 from image_encoders.bulk.sources.files import FileEntry, Folder, Glob, OneFile, absolute
-from image_encoders.bulk.sources.items import Entry, Source, SourceItem, Walk
-from image_encoders.bulk.sources.lists import ListFile, StandardInput
+from image_encoders.bulk.sources.items import (
+    Entry,
+    Problem,
+    RemoteEntry,
+    Settings,
+    Source,
+    SourceItem,
+    Uncountable,
+    Walk,
+)
+from image_encoders.bulk.sources.lists import ListFile, RemoteList, StandardInput
+from image_encoders.bulk.sources.places import LocalFile
+from image_encoders.bulk.sources.stores import ObjectEntry, ObjectFile, ObjectFolder, is_object
+from image_encoders.bulk.sources.tables import Table, table_name
+from image_encoders.bulk.sources.urls import UrlEntry, is_url
+from image_encoders.bulk.sources.videos import Frame, Video, frame_times, is_video_name
+from image_encoders.collection import Locator, path_of
 from image_encoders.errors import InputError
 from image_encoders.inputs.files import address_error
 
-ACCEPTED = "accepted: a folder, an image file, a quoted glob, a list of paths (@list.txt), - for standard input"
+TIME = re.compile(r"#t=(\d+(?:\.\d+)?)")
+ACCEPTED = (
+    "accepted: a folder, an image file, an archive (.tar, .zip), a table (.parquet, .csv, .jsonl), a video, a quoted "
+    "glob, a list of paths (@list.txt), - for standard input"
+)
 
 
-def find(arguments: Sequence[str | os.PathLike[str]], *, stdin: Any = None, all_files: bool = False) -> Sources:
+def find(
+    arguments: Sequence[str | os.PathLike[str]],
+    *,
+    stdin: Any = None,
+    all_files: bool = False,
+    column: str | None = None,
+    private_urls: bool = False,
+    frames: str = "10",
+) -> Sources:
     """What the arguments name, each thing once, in an order that depends on names alone.
 
     arguments: each one of
         a folder: searched recursively, links followed, for names of images; hidden names and collections are skipped
-        a file: taken whatever its name, unless it ends in .txt or .lst
         a list, "@list" or any file ending in .txt or .lst: one path a line, or separated by null bytes; relative ones
-            begin at the current folder, as on the command line; a folder in it is searched
+            begin at the current folder, as on the command line; a folder in it is searched, an archive opened
+        an archive, .tar (also .gz, .bz2, .xz) or .zip: the images inside
+        a video, .mp4, .mov, .mkv, .webm and others: some of its frames
+        a table, .parquet, .csv, .tsv, .jsonl or .ndjson: what a column of paths names, or of bytes holds;
+            "table.csv#column" says which column
         a glob such as "photos/**/*.jpg": if it ends in an extension, all that matches is taken, else images
+        another file: taken whatever its name
+        an address in a store, such as s3://bucket/folder: a folder, a pattern or a file of any of these kinds, by
+            fsspec; credentials come by the store's usual means
         "-": a list on standard input
     stdin: the binary stream that "-" reads; None: sys.stdin's
-    all_files: take every file of a folder, whatever its name
+    all_files: take every file of a folder or an archive, whatever its name
+    column: of tables, the one that holds images or says where they are; None: the one that looks like it
+    private_urls: fetch also from addresses that are not public. Addresses of the web are taken from lists and tables
+        alone; items come from there as they are fetched, not in order
+    frames: of videos, those to take: "10" for one every ten seconds, or "scenes" for the first one of each scene
 
-    Raises InputError for an argument that names nothing, before any file is looked at. A missing path in a list is not
+    Raises InputError for an argument that names nothing, before any image is looked at. A missing path in a list is not
     an error here: its item says so.
     """
-    sources = Sources([os.fspath(argument) for argument in arguments], stdin, all_files)
+    sources = Sources(
+        [os.fspath(argument) for argument in arguments],
+        Settings(stdin, all_files, column, private_urls, frame_times(frames)),
+    )
     sources.check()
     return sources
 
@@ -43,11 +87,10 @@ def find(arguments: Sequence[str | os.PathLike[str]], *, stdin: Any = None, all_
 class Sources(Iterator[SourceItem]):
     """What `find` gives: an iterator over items, that also counts."""
 
-    def __init__(self, arguments: Sequence[str], stdin: Any = None, all_files: bool = False):
-        self.arguments = arguments
-        self._stdin, self._all_files = stdin, all_files
+    def __init__(self, arguments: Sequence[str], settings: Settings | None = None):
+        self.arguments, self.settings = arguments, settings or Settings()
         self._walk = Walk()
-        self._items = (entry.item() for entry in self._entries(self._walk))
+        self._items = self._looked_at()
 
     def __iter__(self) -> Sources:
         return self
@@ -55,9 +98,13 @@ class Sources(Iterator[SourceItem]):
     def __next__(self) -> SourceItem:
         return next(self._items)
 
+    def close(self) -> None:
+        """End here: nothing more is fetched ahead."""
+        self._items.close()
+
     @property
     def ignored(self) -> int:
-        """Files met in folders that are not images by their names, so far."""
+        """Files met in folders and archives that are not images by their names, so far."""
         return self._walk.ignored
 
     @property
@@ -65,36 +112,59 @@ class Sources(Iterator[SourceItem]):
         """The names of the first few of them."""
         return self._walk.passed_over
 
+    @property
+    def known(self) -> Callable[[str, str], bool]:
+        """Whether an item of that id is stored in that state, as a run says that asks for these sources."""
+        return self._walk.known
+
+    @known.setter
+    def known(self, known: Callable[[str, str], bool]) -> None:
+        self._walk.known = known
+
     def check(self) -> None:
         """Raise InputError for an argument that names nothing."""
         for argument in self.arguments:
             try:
-                source_of(argument, self._walk, self._stdin, self._all_files).check()
+                source_of(argument, self.settings, self._walk).check()
             except InputError as error:
-                raise error if error.code != "not-found" else _accepting(error) from error.__cause__
+                named = error.named(argument) if argument else error
+                raise named if error.code != "not-found" else _accepting(named) from error.__cause__
 
-    def searched(self, path: str) -> bool:
-        """Whether there is a folder at `path` that has been searched by now."""
+    def finished(self, id: str, state: str = "") -> bool:
+        """Whether what failed as `id` would have failed again by now if anything were still wrong with it.
+
+        So it is for a folder, an archive or the like that was read to its end, and for the parts of those that have no
+        state: they are met in every run.
+        """
+        whole = self._walk.whole
+        if id in whole or (not state and any(id[:at] in whole for at, sign in enumerate(id) if sign == "#")):
+            return True
         try:
-            found = os.stat(path)
+            found = os.stat(path_of(id))
         except (OSError, ValueError):
             return False
         return (found.st_dev, found.st_ino) in self._walk.folders
 
     def count(self) -> int | None:
-        """How many items there are in all, found by a walk of its own; None where something can be read only once."""
-        return sum(1 for _ in self._entries(Walk())) if self._repeatable else None
+        """How many items there are in all, found by a walk of its own; None where that would cost much, or where
+        something can be read only once.
+        """
+        try:
+            return sum(1 for _ in self._counted())
+        except Uncountable:
+            return None
 
     def sample(self, count: int) -> list[str]:
-        """Paths of at most `count` files, from everywhere, the same every time; none where a list is read once."""
-        if not self._repeatable:
-            return []
+        """Paths of at most `count` files, from everywhere, the same every time; none where they cannot be counted."""
         chance = random.Random(0)
         kept: list[str] = []
-        for met, entry in enumerate(self._entries(Walk())):
-            place = met if met < count else chance.randrange(met + 1)
-            if entry.path is not None and place < count:
-                kept[place : place + 1] = [entry.path]
+        try:
+            for met, entry in enumerate(self._counted()):
+                place = met if met < count else chance.randrange(met + 1)
+                if entry.path is not None and place < count:
+                    kept[place : place + 1] = [entry.path]
+        except Uncountable:
+            return []
         return kept
 
     @property
@@ -102,23 +172,41 @@ class Sources(Iterator[SourceItem]):
         """The arguments as they can be understood later, in another folder."""
         return [
             argument
-            if argument == "-"
+            if argument == "-" or "://" in argument
             else "@" * argument.startswith("@") + os.path.abspath(argument.removeprefix("@"))
             for argument in self.arguments
         ]
 
-    @property
-    def _repeatable(self) -> bool:
-        return all(source.repeatable for source in self._all(Walk()))
+    def _counted(self) -> Iterator[Entry]:
+        walk = Walk(counting=True)
+        if not all(source.repeatable for source in self._all(walk)):
+            raise Uncountable
+        return self._entries(walk)
 
     def _all(self, walk: Walk) -> list[Source]:
-        return [source_of(argument, walk, self._stdin, self._all_files) for argument in self.arguments]
+        return [source_of(argument, self.settings, walk) for argument in self.arguments]
+
+    def _looked_at(self) -> Generator[SourceItem, None, None]:
+        """The items, in order but for those that come over a network: they come when they come."""
+        with ExitStack() as ending:
+            ahead: Ahead | None = None
+            for entry in self._entries(self._walk):
+                if not hasattr(entry, "host"):
+                    yield entry.item()
+                    continue
+                if ahead is None:
+                    ahead = Ahead(self.known)
+                    ending.callback(ahead.close)
+                ahead.add(cast(RemoteEntry, entry))
+                yield from ahead.taken()
+            if ahead is not None:
+                yield from ahead.rest()
 
     def _entries(self, walk: Walk) -> Iterator[Entry]:
         """What the arguments name, each once."""
         sources = self._all(walk)
-        if len(sources) == 1 and isinstance(sources[0], Folder):
-            yield from sources[0].entries()  # no path comes twice: nothing to remember
+        if len(sources) == 1 and isinstance(sources[0], (Folder, Archive)):
+            yield from sources[0].entries()  # nothing comes twice: nothing to remember
             return
         seen: set[bytes] = set()  # digests: a path takes several times their memory
         for source in sources:
@@ -129,37 +217,101 @@ class Sources(Iterator[SourceItem]):
                     yield entry
 
 
-def source_of(argument: str, walk: Walk, stdin: Any = None, all_files: bool = False) -> Source:
+def source_of(argument: str, settings: Settings, walk: Walk) -> Source:
     """What an argument is, as its form and the disk say; InputError where it is nothing."""
 
     def named(name: str) -> Iterator[Entry]:
         """What a name in a list or a match of a glob names."""
         path = absolute(name)
-        if os.path.isdir(path):
-            yield from Folder(path, walk, all_files).entries()
-        elif (error := address_error(name, "image")) is not None and not os.path.lexists(path):
-            yield FileEntry(name, error)
+        if is_object(name) and not os.path.lexists(path):
+            yield from in_store(name)
+        elif os.path.isdir(path):
+            yield from Folder(path, walk, settings.all_files).entries()
+        elif is_archive_name(path) and os.path.isfile(path):
+            yield from Archive(LocalFile(path), walk, settings.all_files).entries()
+        elif is_video_name(path) and os.path.isfile(path):
+            yield from Video(LocalFile(path), walk, settings.every_s).entries()
         else:
-            yield FileEntry(path)
+            yield image(name)
+
+    def in_store(name: str) -> Iterator[Entry]:
+        """What an address in a list, or one that matches a pattern, names."""
+        if is_archive_name(name):
+            yield from Archive(ObjectFile(name), walk, settings.all_files).entries()
+        elif is_video_name(name):
+            yield from Video(ObjectFile(name), walk, settings.every_s).entries()
+        elif name.endswith("/"):
+            yield from ObjectFolder(name, walk, settings.all_files, in_store).entries()
+        else:
+            yield image(name)
+
+    def image(name: str, metadata: Mapping[str, Any] | None = None) -> Entry:
+        return entry_of(name, metadata, settings)
 
     if not argument:
         raise InputError("an empty name among the sources", code="not-found")
     if argument == "-":
-        return StandardInput(stdin, named)
+        return StandardInput(settings.stdin, named)
     if os.path.isdir(argument):
-        return Folder(argument, walk, all_files)
+        return Folder(argument, walk, settings.all_files)
+    if argument.startswith("@") and is_object(argument[1:]):
+        return RemoteList(ObjectFile(argument[1:]), named)
     if argument.startswith("@"):
         return ListFile(argument[1:], named)
     ending = os.path.splitext(argument)[1].lower()
     if ending in lists.SUFFIXES and os.path.isfile(argument):
         return ListFile(argument, named)
+    if is_archive_name(argument) and os.path.isfile(argument):
+        return Archive(LocalFile.at(argument), walk, settings.all_files)
+    if is_video_name(argument) and os.path.isfile(argument):
+        return Video(LocalFile.at(argument), walk, settings.every_s)
+    table = table_name(argument)
+    if table is not None and os.path.isfile(table[0]):
+        return Table(LocalFile.at(table[0]), walk, image, table[1] or settings.column)
     if os.path.exists(argument):
         return OneFile(argument)
+    if is_object(argument):
+        if ending in lists.SUFFIXES and not glob.has_magic(argument):
+            return RemoteList(ObjectFile(argument), named)
+        if is_archive_name(argument) and not glob.has_magic(argument):
+            return Archive(ObjectFile(argument), walk, settings.all_files)
+        if is_video_name(argument) and not glob.has_magic(argument):
+            return Video(ObjectFile(argument), walk, settings.every_s)
+        if table is not None and not glob.has_magic(argument):
+            return Table(ObjectFile(table[0]), walk, image, table[1] or settings.column)
+        return ObjectFolder(argument, walk, settings.all_files, in_store)
+    if is_url(argument):
+        said = f"a web address, not a path; those in a list or a table are fetched: echo '{argument}' | ... encode -"
+        raise InputError(said, item=argument, code="url")
     if (address := address_error(argument, "image")) is not None:
         raise address.named(argument)
     if glob.has_magic(argument):
-        return Glob(argument, walk, all_files, named)
+        return Glob(argument, walk, settings.all_files, named)
     raise InputError("no such file or folder", item=argument, code="not-found")
+
+
+def entry_of(name: str, metadata: Mapping[str, Any] | None, settings: Settings) -> Entry:
+    """The one image that a name in a list or a table names: a path, an address, a.tar#member, a.mp4#t=83.2."""
+    path = absolute(name)
+    if is_url(name) and not os.path.lexists(path):
+        return UrlEntry(name, metadata, settings.private_urls)
+    if is_object(name) and not os.path.lexists(path):
+        return ObjectEntry(name, metadata)
+    if (error := address_error(name, "image")) is not None and not os.path.lexists(path):
+        return FileEntry(name, error, metadata)
+    for at in (at for at, sign in enumerate(name) if sign == "#"):
+        if is_archive_name(name[:at]) and os.path.isfile(name[:at]) and not os.path.lexists(path):
+            return _member(LocalFile.at(name[:at]), name[at + 1 :])
+        if is_video_name(name[:at]) and os.path.isfile(name[:at]) and (time := TIME.fullmatch(name[at:])):
+            return Frame(LocalFile.at(name[:at]), float(time[1]))
+    return FileEntry(path, None, metadata)
+
+
+def _member(place: LocalFile, name: str) -> Entry:
+    try:
+        return ArchivedImage(place, find_member(place, name))
+    except InputError as error:
+        return Problem(f"{place.path}#{name}", Locator(place.path, name), error, place.state)
 
 
 def _accepting(error: InputError) -> InputError:

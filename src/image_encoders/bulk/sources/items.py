@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from image_encoders.collection import Locator
+from image_encoders.bulk.sources.contents import Content
+from image_encoders.collection import Locator, id_of
 from image_encoders.errors import InputError
-from image_encoders.inputs.image import ImageLimits
+from image_encoders.inputs.files import check_bytes
+from image_encoders.inputs.image import MAX_BYTES_HINT, ImageLimits
 
 NAMED = 3  # names of what was passed over that are kept
 
@@ -58,6 +60,53 @@ class Entry(Protocol):
         ...
 
 
+class RemoteEntry(Protocol):
+    """An entry that is looked at over a network, which takes its time.
+
+    host: which server is asked
+    polite: whether few of one host may be asked at a time
+    """
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def path(self) -> None: ...
+    @property
+    def host(self) -> str: ...
+    @property
+    def polite(self) -> bool: ...
+
+    def item(self, known: Callable[[str, str], bool] = ...) -> SourceItem:
+        """The item, looked at now; the bytes of one that is known, as of `Walk`, need not be fetched."""
+        ...
+
+
+@dataclass(eq=False)
+class RemoteImage:
+    """What came over a network.
+
+    again: fetches its bytes where they were not fetched, or were taken before
+    """
+
+    id: str
+    locator: Locator
+    state: str
+    metadata: Mapping[str, Any] | None
+    again: Callable[[ImageLimits], bytes]
+    content: Content | None = None
+    error: InputError | None = None
+
+    def read(self, limits: ImageLimits) -> bytes:
+        """Its bytes."""
+        if self.error is not None:
+            raise self.error
+        if self.content is None:
+            return self.again(limits)
+        content = self.content.take(lambda: self.again(limits))
+        check_bytes(len(content), limits.max_bytes, MAX_BYTES_HINT)
+        return content
+
+
 class Source(Protocol):
     """What one argument of a run names.
 
@@ -76,15 +125,73 @@ class Source(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Problem:
+    """Something that cannot be encoded, and why: an entry and its item at once."""
+
+    name: str
+    locator: Locator
+    error: InputError
+    state: str = ""
+    metadata: Mapping[str, Any] | None = None
+    path: None = None
+
+    @property
+    def id(self) -> str:
+        return id_of(self.name)
+
+    def item(self) -> Problem:
+        """Itself."""
+        return self
+
+    def read(self, limits: ImageLimits) -> bytes:
+        """Raises the error."""
+        raise self.error
+
+
+class Uncountable(Exception):
+    """There is something among the sources that cannot be counted without reading it all, or twice."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How sources are to be understood.
+
+    stdin: the binary stream that "-" reads; None: sys.stdin's
+    all_files: take every file of a folder or an archive, whatever its name
+    column: of tables, the one that holds images or says where they are; None: the one that looks like it
+    private_urls: also fetch from addresses that are not public
+    every_s: seconds from one frame of a video to the next; None: those at scene cuts
+    """
+
+    stdin: Any = None
+    all_files: bool = False
+    column: str | None = None
+    private_urls: bool = False
+    every_s: float | None = 10.0
+
+
+def nothing_known(id: str, state: str) -> bool:
+    """As a collection without embeddings answers."""
+    return False
+
+
 @dataclass
 class Walk:
     """What is met while sources are gone through.
 
+    counting: whether entries are counted only; Uncountable is raised where that costs much
+    known: whether an item of that id is stored in that state: its bytes will not be asked for. Wrong answers only cost
+        time
     folders: device and inode of those that were searched: links may form loops
+    whole: ids of what holds many items, such as archives, and was read to its end
     ignored: files in folders that are not images by their names; passed_over: the first few names of them
     """
 
+    counting: bool = False
+    known: Callable[[str, str], bool] = nothing_known
     folders: set[tuple[int, int]] = field(default_factory=set)
+    whole: set[str] = field(default_factory=set)
     ignored: int = 0
     passed_over: list[str] = field(default_factory=list)
 
@@ -93,3 +200,7 @@ class Walk:
         self.ignored += 1
         if len(self.passed_over) < NAMED:
             self.passed_over.append(name)
+
+    def finished(self, id: str) -> None:
+        """Note that an archive, or the like, was read to its end."""
+        self.whole.add(id)

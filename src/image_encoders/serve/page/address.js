@@ -1,43 +1,39 @@
-// What is searched for and how it is shown, as the page's address says it: `?...` is what the service is asked,
-// `#...` is what the page shows beside it.
+// What is searched for, as the page's address says it after `?`, and what is shown of it, after `#`.
 
-const TERMS = {
-  q: ["text", 1], minus: ["text", -1],
-  like: ["key", 1], unlike: ["key", -1],
-  vector: ["vector", 1], unvector: ["vector", -1],
-};
+const TERMS = { q: ["text", 1], minus: ["text", -1], like: ["key", 1], unlike: ["key", -1], vector: ["vector", 1], unvector: ["vector", -1] };
 export const FILTERS = ["folder", "from", "to", "min_width", "min_height"];
 
 // words: what stands in the box; terms: the other {kind, sign, value}, each a chip
 export function read(search) {
-  const query = { words: "", terms: [], sort: "", group: "", filters: {} };
-  for (const [name, value] of new URLSearchParams(search)) {
-    if (!value) continue;
-    if (name === "q" && !query.words) query.words = value;
-    else if (name in TERMS) query.terms.push({ kind: TERMS[name][0], sign: TERMS[name][1], value });
-    else if (name === "sort" || name === "group") query[name] = value;
-    else if (FILTERS.includes(name)) query.filters[name] = value;
-  }
-  return query;
+	const query = { words: "", terms: [], sort: "", group: "", filters: {} };
+	const params = new URLSearchParams(search);
+	query.words = params.get("q") ?? "";
+	let box = true; // the first q is what stands there, be it empty
+	for (const [name, value] of params) {
+		if (name === "q" && box) box = false;
+		else if (!value) continue;
+		else if (Object.hasOwn(TERMS, name)) query.terms.push({ kind: TERMS[name][0], sign: TERMS[name][1], value });
+		else if (name === "sort" || name === "group") query[name] = value;
+		else if (FILTERS.includes(name)) query.filters[name] = value;
+	}
+	return query;
 }
 
-export function write(query) {
-  const said = new URLSearchParams();
-  if (query.words.trim()) said.append("q", query.words.trim());
-  for (const term of query.terms) {
-    if (!term.value) continue; // still on its way to the service
-    said.append(Object.keys(TERMS).find((name) => TERMS[name][0] === term.kind && TERMS[name][1] === term.sign), term.value);
-  }
-  for (const name of FILTERS) if (query.filters[name]) said.set(name, query.filters[name]);
-  if (query.sort) said.set("sort", query.sort);
-  if (query.group) said.set("group", query.group);
-  return said.toString();
+export function write({ words, terms, filters, sort, group }) {
+	const said = new URLSearchParams();
+	const add = (name, value) => value && said.append(name, value);
+	if (words.trim() || terms.some(({ kind, sign }) => kind === "text" && sign > 0)) said.append("q", words.trim());
+	for (const { kind, sign, value } of terms) add(Object.keys(TERMS).find((name) => `${TERMS[name]}` === `${kind},${sign}`), value);
+	for (const name of FILTERS) add(name, filters[name]);
+	add("sort", sort);
+	add("group", group);
+	return said.toString();
 }
 
-export const ranked = (query) => Boolean(query.words.trim() || query.terms.some((term) => term.value));
+export const ranked = ({ words, terms }) => Boolean(words.trim() || terms.length);
 
-// The view that the address names: {name: "images", key} (a key's image is shown large), "failures" or "service".
+// The view, and the key of the image that is shown large.
 export function view(hash) {
-  if (hash === "#failures" || hash === "#service") return { name: hash.slice(1), key: null };
-  return { name: "images", key: hash.startsWith("#image=") ? decodeURIComponent(hash.slice(7)) : null };
+	if (hash === "#failures" || hash === "#service") return { name: hash.slice(1) };
+	return { name: "images", key: hash.startsWith("#image=") ? hash.slice(7) : null };
 }

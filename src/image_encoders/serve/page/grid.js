@@ -1,266 +1,207 @@
 // A grid of any number of tiles, of which only those near the window are in the document.
 
+import { element } from "./dom.js";
+
 const HEAD = 56; // px above a section with a title
 const CAPTION = 44; // px below an image
 const AHEAD = 800; // px drawn beyond the window
 const TALLEST = 15e6; // px: browsers end elements a little above this
 
 export class Grid {
-  // fill(tile, hit index): what a tile shows; need(hit indices): they are in sight; end(): the last ones are
-  constructor(root, template, { fill, need, end }) {
-    Object.assign(this, { root, template, fill, need, end });
-    this.sections = [];
-    this.tiles = new Map(); // position -> tile
-    this.current = 0; // the position that Tab leads to
-    this.size = 0;
-    addEventListener("scroll", () => this.soon(), { passive: true });
-    new ResizeObserver(() => this.width !== root.clientWidth && this.place(this.anchor())).observe(root);
-    root.addEventListener("keydown", (event) => this.key(event));
-    root.addEventListener("focusin", (event) => {
-      const tile = event.target.closest("li");
-      if (tile) this.point(Number(tile.dataset.position));
-    });
-  }
+	// A section is {title, note, size, hit: place in it -> place among the hits}.
+	// fill(tile, place): shows a hit; need(places): they are in sight; end(): so are the last ones
+	constructor(root, template, { fill, need, end }) {
+		Object.assign(this, { root, template, fill, need, end, sections: [], size: 0 });
+		this.current = 0; // the position that Tab leads to; positions count tiles over all sections
+		this.tiles = new Map(); // position -> tile
+		addEventListener("scroll", () => (this.frame ??= requestAnimationFrame(() => this.draw())), { passive: true });
+		new ResizeObserver(() => root.clientWidth && this.width !== root.clientWidth && this.place(this.anchor())).observe(root);
+		root.addEventListener("keydown", (event) => this.key(event));
+		root.addEventListener("focusin", ({ target }) => target.closest("li") && this.point(+target.closest("li").dataset.position));
+	}
 
-  // The first of new results.
-  show(sections) {
-    this.root.replaceChildren();
-    this.tiles.clear();
-    this.sections = sections;
-    this.current = 0;
-    this.place();
-  }
+	// New results, or the same ones (then grown) of which more is known.
+	show(sections, grown) {
+		const sizes = (all) => all.map(({ size }) => size).join();
+		if (grown && sizes(sections) === sizes(this.sections)) return this.refresh();
+		const held = this.root.contains(document.activeElement);
+		const anchor = grown && this.anchor();
+		const focused = grown && document.activeElement.closest("#results li")?.dataset.hit;
+		this.root.replaceChildren();
+		this.tiles.clear();
+		this.sections = sections;
+		if (!grown) this.current = 0;
+		this.place(anchor);
+		if (held && !grown) this.tiles.get(0)?.firstElementChild.focus({ preventScroll: true });
+		if (focused) this.focus(this.position(+focused) ?? this.current);
+	}
 
-  // The same results, of which more is known.
-  grow(sections) {
-    const anchor = this.anchor();
-    const focused = document.activeElement?.closest?.("#results li")?.dataset.hit;
-    this.sections = sections;
-    this.root.replaceChildren();
-    this.tiles.clear();
-    if (focused !== undefined) this.current = this.position(Number(focused)) ?? this.current;
-    this.place(anchor);
-    if (focused !== undefined) this.tiles.get(this.current)?.firstElementChild.focus({ preventScroll: true });
-  }
+	refresh() {
+		for (const [position, tile] of this.tiles) this.fill(tile, this.hit(position));
+	}
 
-  refresh() {
-    for (const [position, tile] of this.tiles) this.fill(tile, this.hit(position));
-  }
+	place(anchor) {
+		this.width = this.root.clientWidth;
+		const small = this.width < 640;
+		this.gap = small ? 8 : 16;
+		this.columns = Math.max(2, Math.floor((this.width + this.gap) / ((small ? 140 : 200) + this.gap)));
+		this.side = Math.floor((this.width + this.gap) / this.columns) - this.gap;
+		this.row = this.side + CAPTION + this.gap;
+		let top = 0;
+		this.size = 0;
+		for (const section of this.sections) {
+			const head = top + (section.title ? HEAD : 0);
+			const shown = Math.min(section.size, Math.max(0, Math.floor((TALLEST - head) / this.row)) * this.columns);
+			Object.assign(section, { top, head, shown, first: this.size, end: head + Math.ceil(shown / this.columns) * this.row });
+			top = section.end;
+			this.size += shown;
+		}
+		this.root.style.height = `${top}px`;
+		for (const part of this.root.children) this.stretch(part);
+		for (const [position, tile] of this.tiles) this.put(tile, position);
+		const position = anchor && this.position(anchor.hit);
+		if (position != null) scrollTo(0, this.top(position) + this.root.offsetTop - anchor.below);
+		this.draw();
+	}
 
-  // ---- where things are ----
+	section = (position) => this.sections.find(({ first, shown }) => position < first + shown);
 
-  place(anchor) {
-    this.width = this.root.clientWidth;
-    const gap = (this.gap = this.width < 640 ? 8 : 16);
-    this.columns = Math.max(2, Math.floor((this.width + gap) / ((this.width < 640 ? 140 : 200) + gap)));
-    this.side = Math.floor((this.width - gap * (this.columns - 1)) / this.columns);
-    this.row = this.side + CAPTION + gap;
-    let top = 0;
-    let first = 0;
-    for (const section of this.sections) {
-      section.head = section.title ? HEAD : 0;
-      const rows = Math.max(0, Math.floor((TALLEST - top - section.head) / this.row));
-      section.shown = Math.min(section.size, rows * this.columns);
-      Object.assign(section, { top, first, height: section.head + Math.ceil(section.shown / this.columns) * this.row });
-      top += section.height;
-      first += section.shown;
-    }
-    this.size = first;
-    this.root.style.height = `${top}px`;
-    for (const element of this.root.children) this.frame(element);
-    for (const [position, tile] of this.tiles) this.put(tile, position);
-    if (anchor) {
-      const position = this.position(anchor.hit);
-      if (position != null) scrollTo(0, this.top(position) + this.root.offsetTop - anchor.below);
-    }
-    this.draw();
-  }
+	hit(position) {
+		const section = this.section(position);
+		return section?.hit(position - section.first);
+	}
 
-  section(position) {
-    return this.sections.find((section) => position < section.first + section.shown) ?? this.sections.at(-1);
-  }
+	position(hit) {
+		for (let at = 0; at < this.size; at++) if (this.hit(at) === hit) return at;
+		return null;
+	}
 
-  hit(position) {
-    const section = this.section(position);
-    return section?.hit(position - section.first);
-  }
+	top(position) {
+		const { head, first } = this.section(position);
+		return head + Math.floor((position - first) / this.columns) * this.row;
+	}
 
-  position(hit) {
-    for (const section of this.sections) {
-      for (let at = 0; at < section.shown; at++) if (section.hit(at) === hit) return section.first + at;
-    }
-    return null;
-  }
+	// The first hit in the window, and how far below its edge it stands.
+	anchor() {
+		const start = scrollY - this.root.offsetTop;
+		const seen = [...this.tiles.keys()].filter((position) => this.top(position) >= start);
+		if (start <= 0 || !seen.length) return null;
+		const first = Math.min(...seen);
+		return { hit: this.hit(first), below: this.top(first) - start };
+	}
 
-  top(position) {
-    const section = this.section(position);
-    return section.top + section.head + Math.floor((position - section.first) / this.columns) * this.row;
-  }
+	draw() {
+		this.frame = null;
+		const start = scrollY - this.root.offsetTop;
+		const fast = Math.abs(start - (this.last ?? start)) > innerHeight;
+		this.last = start;
+		const [from, to] = [start - AHEAD, start + innerHeight + AHEAD];
+		const wanted = new Map();
+		for (const section of this.sections) {
+			if (section.end < from || section.top > to) continue;
+			const row = (y) => Math.floor((y - section.head) / this.row);
+			const end = Math.min(section.shown, (row(to) + 1) * this.columns);
+			for (let at = Math.max(0, row(from)) * this.columns; at < end; at++) wanted.set(section.first + at, section);
+		}
+		const focused = document.activeElement.closest("#results li");
+		for (const [position, tile] of this.tiles) {
+			if (wanted.has(position) || tile === focused) continue;
+			tile.querySelector("img").removeAttribute("src"); // frees its connection
+			tile.remove();
+			this.tiles.delete(position);
+		}
+		for (const [position, section] of wanted) {
+			if (this.tiles.has(position)) continue;
+			const tile = this.template.content.firstElementChild.cloneNode(true);
+			tile.dataset.position = position;
+			this.tiles.set(position, tile);
+			this.put(tile, position);
+			this.fill(tile, this.hit(position));
+			this.list(section).append(tile);
+		}
+		for (const part of [...this.root.children]) if (!part.querySelector("li")) part.remove();
+		// Tab from above leads to what is seen.
+		const away = !this.tiles.has(this.current) && this.tiles.size;
+		this.point(away ? Math.min(...this.tiles.keys()) : this.current);
+		clearTimeout(this.resting);
+		this.resting = setTimeout(() => this.rest([...wanted.keys()], to), fast ? 120 : 0);
+	}
 
-  // The first hit in the window, and how far below its edge it stands.
-  anchor() {
-    const offset = this.root.offsetTop;
-    let best = null;
-    for (const position of this.tiles.keys()) {
-      const below = this.top(position) + offset - scrollY;
-      if (below >= 0 && (!best || below < best.below)) best = { hit: this.hit(position), below };
-    }
-    return scrollY > offset ? best : null;
-  }
+	// What was in sight for a while is fetched; what rushed by is not.
+	rest(positions, to) {
+		this.need(positions.map((position) => this.hit(position)));
+		for (const image of this.root.querySelectorAll("img[data-src]")) {
+			image.src = image.dataset.src;
+			delete image.dataset.src;
+		}
+		if (this.sections.at(-1)?.end < to) this.end();
+	}
 
-  // ---- drawing ----
+	// The list of a section, made when its first tile is.
+	list(section) {
+		const at = this.sections.indexOf(section);
+		const there = [...this.root.children];
+		const found = there.find(({ dataset }) => +dataset.section === at);
+		if (found) return found.lastElementChild;
+		const list = element("ul");
+		list.role = "list"; // Safari forgets it where lists have no bullets
+		list.ariaLabel = section.title ?? "Results";
+		const made = element("section", section.title ? element("h2", section.title, " ", element("small", section.note)) : "", list);
+		made.dataset.section = at;
+		made.classList.toggle("low", Boolean(section.low));
+		this.stretch(made);
+		this.root.insertBefore(made, there.find(({ dataset }) => dataset.section > at) ?? null);
+		return list;
+	}
 
-  soon() {
-    this.frameAsked ??= requestAnimationFrame(() => {
-      this.frameAsked = null;
-      this.draw();
-    });
-  }
+	stretch(part) {
+		const { top, end } = this.sections[part.dataset.section];
+		Object.assign(part.style, { transform: `translateY(${top}px)`, height: `${end - top}px` });
+	}
 
-  draw() {
-    const start = scrollY - this.root.offsetTop;
-    const fast = Math.abs(start - (this.last ?? start)) > innerHeight;
-    this.last = start;
-    const from = start - AHEAD;
-    const to = start + innerHeight + AHEAD;
-    const wanted = new Map();
-    for (const section of this.sections) {
-      if (section.top + section.height < from || section.top > to) continue;
-      const above = section.top + section.head;
-      const begin = Math.max(0, Math.floor((from - above) / this.row)) * this.columns;
-      const end = Math.min(section.shown, (Math.floor((to - above) / this.row) + 1) * this.columns);
-      for (let at = begin; at < end; at++) wanted.set(section.first + at, section);
-      if (section.title && !section.shown) wanted.set(-1, section);
-    }
-    const focused = document.activeElement?.closest?.("#results li");
-    for (const [position, tile] of this.tiles) {
-      if (wanted.has(position) || tile === focused) continue;
-      tile.querySelector("img").removeAttribute("src"); // frees its connection
-      tile.remove();
-      this.tiles.delete(position);
-    }
-    for (const [position, section] of wanted) {
-      if (this.tiles.has(position) || position < 0) continue;
-      const tile = this.template.content.firstElementChild.cloneNode(true);
-      tile.dataset.position = position;
-      this.tiles.set(position, tile);
-      this.put(tile, position);
-      this.fill(tile, this.hit(position));
-      this.list(section).append(tile);
-    }
-    for (const element of [...this.root.children]) if (!element.querySelector("li")) element.remove();
-    this.point(Math.min(this.current, this.size - 1), true);
-    clearTimeout(this.resting);
-    this.resting = setTimeout(() => this.rest([...wanted.keys()], to), fast ? 120 : 0);
-  }
+	put(tile, position) {
+		const { first, size } = this.section(position);
+		const at = position - first;
+		const [x, y] = [(at % this.columns) * (this.side + this.gap), Math.floor(at / this.columns) * this.row];
+		Object.assign(tile.style, { transform: `translate(${x}px, ${y}px)`, width: `${this.side}px`, height: `${this.side + CAPTION}px` });
+		tile.setAttribute("aria-posinset", at + 1);
+		tile.setAttribute("aria-setsize", size);
+	}
 
-  // What was in sight for a while is fetched; what rushed by is not.
-  rest(positions, to) {
-    this.need(positions.filter((position) => position >= 0).map((position) => this.hit(position)));
-    for (const image of this.root.querySelectorAll("img[data-src]")) {
-      image.src = image.dataset.src;
-      delete image.dataset.src;
-    }
-    const last = this.sections.at(-1);
-    if (last && last.top + last.height < to) this.end();
-  }
+	// Tab leads to one tile only; arrows lead on from it.
+	point(position) {
+		for (const at of [this.current, position]) {
+			for (const part of this.tiles.get(at)?.children ?? []) part.tabIndex = at === position ? 0 : -1;
+		}
+		this.current = position;
+	}
 
-  // The element of a section, made when its first tile is.
-  list(section) {
-    const at = String(this.sections.indexOf(section));
-    let element = [...this.root.children].find((child) => child.dataset.section === at);
-    if (!element) {
-      element = document.createElement("section");
-      element.dataset.section = at;
-      element.classList.toggle("low", Boolean(section.low));
-      if (section.title) {
-        const title = element.appendChild(document.createElement("h2"));
-        title.id = `section-${at}`;
-        title.appendChild(document.createElement("bdi")).textContent = section.title;
-        title.append(" ");
-        title.appendChild(document.createElement("small")).textContent = section.note;
-      }
-      const list = element.appendChild(document.createElement("ul"));
-      list.setAttribute("role", "list"); // Safari forgets it where lists have no bullets
-      list.setAttribute("aria-label", section.title ?? "Results");
-      this.frame(element);
-      const after = [...this.root.children].find((child) => Number(child.dataset.section) > Number(at));
-      this.root.insertBefore(element, after ?? null);
-    }
-    return element.lastElementChild;
-  }
+	focus(position) {
+		if (!this.size) return;
+		position = Math.min(Math.max(position, 0), this.size - 1);
+		this.reveal(position);
+		this.draw();
+		this.point(position);
+		this.tiles.get(position)?.firstElementChild.focus({ preventScroll: true });
+	}
 
-  frame(element) {
-    const section = this.sections[element.dataset.section];
-    element.style.transform = `translateY(${section.top}px)`;
-    element.style.height = `${section.height}px`;
-  }
+	reveal(position) {
+		const head = document.querySelector("header").offsetHeight + 12;
+		const top = this.top(position) + this.root.offsetTop;
+		if (top < scrollY + head) scrollTo(0, top - head);
+		else if (top + this.row > scrollY + innerHeight) scrollTo(0, top + this.row - innerHeight + 60);
+	}
 
-  put(tile, position) {
-    const section = this.section(position);
-    const at = position - section.first;
-    tile.style.transform = `translate(${(at % this.columns) * (this.side + this.gap)}px, ${Math.floor(at / this.columns) * this.row}px)`;
-    tile.style.width = `${this.side}px`;
-    tile.style.height = `${this.side + CAPTION}px`;
-    tile.setAttribute("aria-posinset", at + 1);
-    tile.setAttribute("aria-setsize", section.size);
-  }
-
-  // ---- keyboard ----
-
-  // Tab leads to one tile only; arrows lead on from it.
-  point(position, drawn = false) {
-    if (position === this.current && !drawn) return;
-    for (const at of [this.current, position]) {
-      for (const part of this.tiles.get(at)?.querySelectorAll("a, input, button") ?? []) part.tabIndex = at === position ? 0 : -1;
-    }
-    this.current = Math.max(0, position);
-    if (drawn && !this.tiles.has(this.current) && this.tiles.size && !this.root.contains(document.activeElement)) {
-      this.point(Math.min(...this.tiles.keys())); // Tab from above leads to what is seen
-    }
-  }
-
-  focus(position) {
-    if (!this.size) return;
-    position = Math.min(Math.max(position, 0), this.size - 1);
-    this.reveal(position);
-    this.draw();
-    this.tiles.get(position)?.firstElementChild.focus({ preventScroll: true });
-  }
-
-  reveal(position) {
-    const head = document.querySelector("header").offsetHeight + 12;
-    const top = this.top(position) + this.root.offsetTop;
-    if (top < scrollY + head) scrollTo(0, top - head);
-    else if (top + this.row > scrollY + innerHeight) scrollTo(0, top + this.row - innerHeight + 60);
-  }
-
-  key(event) {
-    if (event.ctrlKey || event.metaKey || event.altKey || !event.target.closest("li a")) return;
-    const at = this.current;
-    const rows = Math.max(1, Math.floor(innerHeight / this.row) - 1);
-    const moves = {
-      ArrowLeft: () => at - 1, ArrowRight: () => at + 1, Home: () => 0, End: () => this.size - 1,
-      ArrowUp: () => this.beside(at, -1), ArrowDown: () => this.beside(at, 1),
-      PageUp: () => Math.max(0, at - rows * this.columns), PageDown: () => at + rows * this.columns,
-    };
-    if (!(event.key in moves)) return;
-    event.preventDefault();
-    this.focus(moves[event.key]());
-  }
-
-  // One row up or down, in the same column as far as there is one.
-  beside(position, step) {
-    const section = this.section(position);
-    const at = position - section.first;
-    const column = at % this.columns;
-    const to = at + step * this.columns;
-    if (to >= 0 && to < section.shown) return section.first + to;
-    if (step > 0 && Math.floor(at / this.columns) < Math.floor((section.shown - 1) / this.columns)) return section.first + section.shown - 1;
-    const next = this.sections[this.sections.indexOf(section) + step];
-    if (!next?.shown) return position;
-    if (step > 0) return next.first + Math.min(column, next.shown - 1);
-    const row = Math.floor((next.shown - 1) / this.columns) * this.columns;
-    return next.first + Math.min(row + column, next.shown - 1);
-  }
+	key(event) {
+		if (event.ctrlKey || event.metaKey || event.altKey || !event.target.closest("li a")) return;
+		const at = this.current;
+		const page = Math.max(1, Math.floor(innerHeight / this.row) - 1) * this.columns;
+		const to = {
+			ArrowLeft: at - 1, ArrowRight: at + 1, Home: 0, End: this.size - 1, PageUp: at - page, PageDown: at + page,
+			ArrowUp: at - this.columns, ArrowDown: at + this.columns,
+		}[event.key];
+		if (to == null) return;
+		event.preventDefault();
+		this.focus(to);
+	}
 }

@@ -1,157 +1,100 @@
-// What the service is doing: its collection, a running embedding, failures, throughput and latency.
+// What the service is doing, and what has failed.
 
+import { element, find, hide } from "./dom.js";
 import { ask } from "./service.js";
 import * as words from "./words.js";
 
-const OFTEN = 1000; // ms, while it is looked at or something runs
-const SELDOM = 10000;
-const KEPT = 60; // samples of a curve
-const find = (id) => document.getElementById(id);
-
-const FIGURES = [
-  ["requests_per_second", "Requests", "per second"],
-  ["images_per_second", "Images", "per second"],
-  ["p50_ms", "Median latency", "ms"],
-  ["p99_ms", "Latency, 99 of 100", "ms"],
-  ["waiting", "Waiting", "items"],
-];
+const [OFTEN, SELDOM] = [1000, 10000]; // ms
+const FIGURES = {
+	requests_per_second: ["Requests", "per second"], images_per_second: ["Images", "per second"],
+	p50_ms: ["Median latency", "ms"], p99_ms: ["99 of 100 within", "ms"], waiting: ["Waiting", "items"],
+};
+export const busy = (status) => ["looking", "embedding"].includes(status?.run?.state);
 
 export class Status {
-  constructor(changed) {
-    this.changed = changed;
-    this.now = null;
-    this.curves = new Map(FIGURES.map(([name]) => [name, []]));
-    this.watched = false; // whether the view of figures is open
-    document.addEventListener("visibilitychange", () => this.poll());
-    this.poll();
-  }
+	constructor(changed) {
+		Object.assign(this, { changed, watched: false, now: null });
+		document.addEventListener("visibilitychange", () => this.poll());
+		this.poll();
+	}
 
-  watch(on) {
-    if (this.watched === on) return;
-    this.watched = on;
-    this.poll();
-  }
+	watch(on) {
+		if (this.watched !== on) this.poll((this.watched = on));
+	}
 
-  async poll() {
-    clearTimeout(this.next);
-    if (document.hidden || this.asking) return;
-    this.asking = true;
-    try {
-      this.now = await ask("status.json");
-      this.draw();
-      this.changed(this.now);
-    } catch (error) {
-      find("service-said").textContent = error.message;
-    }
-    this.asking = false;
-    const busy = this.watched || ["looking", "embedding"].includes(this.now?.run?.state);
-    clearTimeout(this.next);
-    this.next = setTimeout(() => this.poll(), busy ? OFTEN : SELDOM);
-  }
+	async poll() {
+		clearTimeout(this.next);
+		if (document.hidden || this.asking) return;
+		this.asking = true;
+		try {
+			this.now = await ask("status.json");
+			this.draw(this.now);
+			this.changed(this.now);
+		} catch (error) {
+			find("service-said").textContent = error.message;
+		}
+		this.asking = false;
+		this.next = setTimeout(() => this.poll(), this.watched || busy(this.now) ? OFTEN : SELDOM);
+	}
 
-  draw() {
-    const { collection, run, service, model } = this.now;
-    const failed = collection?.failures ?? 0;
-    find("to-failures").hidden = !failed;
-    find("to-failures").textContent = `${words.number(failed)} failed`;
-    find("service-said").textContent = model;
-    this.run(run);
-    const left = run?.total == null ? null : Math.max(0, run.total - run.done - run.failed);
-    list(find("counts"), [
-      ["Embedded", collection ? words.number(collection.images) : "–"],
-      ["Failed", words.number(failed)],
-      ["Not yet looked at", left == null ? (run?.state === "looking" ? "counting" : "–") : words.number(left)],
-    ]);
-    for (const [name] of FIGURES) {
-      const curve = this.curves.get(name);
-      curve.push(service?.[name] ?? 0);
-      if (curve.length > KEPT) curve.shift();
-    }
-    if (this.watched) {
-      list(find("figures"), FIGURES.map(([name, title, unit]) => [title, words.figure(service?.[name]), unit, this.curves.get(name)]));
-    }
-  }
+	draw({ collection, run, service, model }) {
+		const failures = collection?.failures ?? 0;
+		hide("to-failures", !failures);
+		find("to-failures").textContent = `${words.number(failures)} failed`;
+		find("service-said").textContent = model;
+		const left = run?.total == null ? "not counted" : words.number(Math.max(0, run.total - run.done - run.failed));
+		list("counts", [["Embedded", collection ? words.number(collection.images) : "–"], ["Failed", words.number(failures)], run && ["Not yet looked at", left]].filter(Boolean));
+		list("figures", Object.entries(FIGURES).map(([name, [title, unit]]) => [title, words.figure(service[name]), unit]));
+		this.run(run);
+	}
 
-  run(run) {
-    const shown = run && run.state !== "following";
-    find("run").hidden = !shown;
-    if (!shown) return;
-    const bar = find("run").querySelector("progress");
-    const failed = run.failed ? `, ${words.number(run.failed)} failed` : "";
-    const ahead = run.eta == null ? "" : `, about ${words.span(run.eta)} left`;
-    const said = {
-      looking: `Looking for images${run.total ? `: ${words.number(run.total)} so far` : ""}`,
-      embedding: `Embedding ${words.number(run.done)}${run.total == null ? "" : ` of ${words.number(run.total)}`} images${run.rate ? `, ${words.figure(run.rate)} a second` : ""}${failed}${ahead}`,
-      paused: `Paused at ${words.number(run.done)} images`,
-      failed: "Embedding has ended early",
-    };
-    find("run").querySelector("p").textContent = [said[run.state] ?? run.state, run.message].filter(Boolean).join(". ");
-    bar.hidden = run.state === "failed";
-    if (run.total && run.state !== "looking") {
-      bar.max = run.total;
-      bar.value = run.done + run.failed;
-    } else bar.removeAttribute("value");
-  }
+	run(run) {
+		hide("run", !run || (run.state === "following" && !run.message));
+		if (!run) return;
+		const { state, total, done, failed, rate, eta, message } = run;
+		const said = {
+			looking: `Looking for images${total ? `: ${words.number(total)} so far` : ""}`,
+			embedding: [
+				`Embedding ${words.number(done)}${total == null ? "" : ` of ${words.number(total)}`} images`, rate && `${words.figure(rate)} a second`,
+				failed && `${words.number(failed)} failed`, eta != null && `about ${words.span(eta)} left`,
+			].filter(Boolean).join(", "),
+			paused: `Paused at ${words.number(done)} images`,
+			failed: "Embedding has ended early",
+		}[state];
+		const [text, bar] = find("run").children;
+		text.textContent = [said, message].filter(Boolean).join(". ");
+		bar.hidden = !said || state === "failed";
+		bar.max = total || 1;
+		if (total && state !== "looking") bar.value = done + failed;
+		else bar.removeAttribute("value");
+	}
 }
 
-function list(element, rows) {
-  element.replaceChildren(...rows.map(([name, value, unit, curve]) => {
-    const row = document.createElement("div");
-    row.appendChild(document.createElement("dt")).textContent = name;
-    const there = row.appendChild(document.createElement("dd"));
-    there.textContent = value;
-    if (unit) there.appendChild(document.createElement("small")).textContent = ` ${unit}`;
-    if (curve) row.appendChild(document.createElement("dd")).append(line(curve));
-    return row;
-  }));
-}
-
-function line(values) {
-  const svg = document.createElementNS("http://www.w3.org/2000/svg", "svg");
-  const drawn = svg.appendChild(document.createElementNS(svg.namespaceURI, "polyline"));
-  svg.setAttribute("viewBox", `0 -2 ${KEPT - 1} 34`);
-  svg.setAttribute("preserveAspectRatio", "none");
-  svg.setAttribute("aria-hidden", "true");
-  const most = Math.max(...values, 1e-9);
-  const start = KEPT - values.length;
-  drawn.setAttribute("points", values.map((value, at) => `${start + at},${(30 - (30 * value) / most).toFixed(1)}`).join(" "));
-  return svg;
+function list(id, rows) {
+	const made = ([name, value, unit = ""]) => element("div", element("dt", name), element("dd", value, " ", element("small", unit)));
+	find(id).replaceChildren(...rows.map(made));
 }
 
 // The list of failures, a page at a time.
-export class Failures {
-  constructor() {
-    this.next = null;
-    find("failures-more").addEventListener("click", () => this.load(this.next));
-  }
-
-  async load(offset = 0) {
-    const rows = document.querySelector("#failures tbody");
-    const said = find("failures-said");
-    let answer;
-    try {
-      answer = await ask(`failures.json?offset=${offset}`);
-    } catch (error) {
-      said.textContent = error.message;
-      return;
-    }
-    if (!offset) rows.replaceChildren();
-    said.textContent = answer.count
-      ? `${words.plural(answer.count, "file")} could not be embedded, so that no search finds ${answer.count === 1 ? "it" : "them"}. The next run tries those that have changed; --retry-failed tries all.`
-      : "Every file that was looked at is embedded.";
-    document.querySelector("#failures .scroll").hidden = !answer.count;
-    for (const { name, path, stage, code, message, when } of answer.failures) {
-      const row = rows.insertRow();
-      const image = row.appendChild(document.createElement("th"));
-      image.scope = "row";
-      image.appendChild(document.createElement("bdi")).textContent = name;
-      if (path) image.title = path;
-      const reason = row.insertCell();
-      reason.textContent = message;
-      reason.appendChild(document.createElement("small")).textContent = [stage, code].filter(Boolean).join(" · ");
-      row.insertCell().textContent = words.date(when);
-    }
-    this.next = answer.next;
-    find("failures-more").hidden = answer.next == null;
-  }
+export async function showFailures(offset = 0) {
+	const more = find("failures-more");
+	try {
+		const { count, failures, next } = await ask(`failures.json?offset=${offset}`);
+		find("failures-said").textContent = count
+			? `No search finds ${count === 1 ? "this file" : `these ${words.number(count)} files`}. “encode --retry-failed” tries again.`
+			: "Every file that was looked at is embedded.";
+		const rows = failures.map(({ name, path, stage, code, message, when }) => {
+			const image = element("th", element("bdi", words.name(name)));
+			image.scope = "row";
+			image.title = path ?? "";
+			return element("tr", image, element("td", message, element("small", `${stage} · ${code}`)), element("td", words.date(when)));
+		});
+		const body = document.querySelector("tbody");
+		offset ? body.append(...rows) : body.replaceChildren(...rows);
+		document.querySelector(".scroll").hidden = !count;
+		more.hidden = next == null;
+		more.onclick = () => showFailures(next);
+	} catch (error) {
+		find("failures-said").textContent = error.message;
+	}
 }

@@ -1,0 +1,472 @@
+"""Archives, tar and zip: the images inside, as `shard.tar#name`, with what stands beside them.
+
+    shard.tar ─members, in order→ groups that share a key ─→ images, with metadata from the others
+
+A WebDataset shard is such a tar: files of one sample stand together and differ in what follows the first dot of their
+names. Nothing is written to disk, so that a member's name is a name and nothing else, wherever it points.
+"""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import io
+import json
+import lzma
+import os
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from functools import cached_property, lru_cache, partial
+from typing import Any, cast
+
+from image_encoders.bulk.digests import DigestTable
+from image_encoders.bulk.sources.contents import Content
+from image_encoders.bulk.sources.files import is_image_name
+from image_encoders.bulk.sources.items import Entry, Problem, Uncountable, Walk
+from image_encoders.bulk.sources.places import Place
+from image_encoders.collection import Locator, id_of
+from image_encoders.errors import InputError, first_line
+from image_encoders.inputs.files import check_bytes
+from image_encoders.inputs.image import MAX_BYTES_HINT, ImageLimits
+
+COMPRESSED: Mapping[str, Callable[[Any], Any]] = {
+    ".tar.gz": gzip.open,
+    ".tgz": gzip.open,
+    ".tar.bz2": bz2.BZ2File,
+    ".tbz2": bz2.BZ2File,
+    ".tar.xz": lzma.LZMAFile,
+    ".txz": lzma.LZMAFile,
+}
+UNPACKED = (gzip.GzipFile, bz2.BZ2File, lzma.LZMAFile)
+SUFFIXES = (".tar", ".zip", *COMPRESSED)
+SIDECARS = (".json", ".txt", ".cls")  # what may stand beside an image, and what its metadata is made from
+LARGEST_SIDECAR = 1 << 20  # bytes
+LARGEST_HEADER = 1 << 20  # bytes of a name, or of other attributes, of a member
+LARGEST_SKIPPED = 1 << 34  # bytes of one member that are unpacked to get to the next
+BLOCK = tarfile.BLOCKSIZE
+
+
+def is_archive_name(name: str) -> bool:
+    """Whether a file's name ends as those of archives do."""
+    return name.lower().endswith(SUFFIXES)
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A file in an archive.
+
+    offset, size: of its bytes as they stand in the archive; of a zip's, offset is that of its local header
+    info: of a zip's, what its directory says
+    error: why it cannot be read, where that is known already
+    """
+
+    name: str
+    offset: int
+    size: int
+    info: zipfile.ZipInfo | None = None
+    error: InputError | None = None
+
+
+@dataclass(eq=False)
+class ArchivedImage:
+    """An image in an archive: the archive's state and its offset there are its own."""
+
+    place: Place
+    member: Member
+    sidecars: Mapping[str, Callable[[], bytes]] = field(default_factory=dict)
+    content: Content | None = None
+
+    @property
+    def name(self) -> str:
+        return f"{self.place.path}#{self.member.name}"
+
+    @property
+    def path(self) -> None:
+        return None
+
+    @cached_property
+    def id(self) -> str:
+        return id_of(self.name)
+
+    @property
+    def locator(self) -> Locator:
+        return Locator(self.place.path, self.member.name)
+
+    @property
+    def state(self) -> str:
+        return f"{self.place.state} {self.member.offset}"
+
+    @property
+    def error(self) -> InputError | None:
+        return self.member.error
+
+    @cached_property
+    def metadata(self) -> Mapping[str, Any] | None:
+        return _metadata(self.sidecars)
+
+    def item(self) -> ArchivedImage:
+        """Itself."""
+        return self
+
+    def read(self, limits: ImageLimits) -> bytes:
+        """Its bytes."""
+        if self.error is not None:
+            raise self.error
+
+        def read() -> bytes:
+            return read_member(self.place, self.member, limits.max_bytes)
+
+        return self.content.take(read) if self.content is not None else read()
+
+
+@dataclass(frozen=True)
+class FarMember:
+    """An image in a zip file of a store, which is read over a network."""
+
+    image: ArchivedImage
+    path: None = None
+    polite = False
+
+    @property
+    def name(self) -> str:
+        return self.image.name
+
+    @property
+    def host(self) -> str:
+        return self.image.place.path
+
+    def item(self, known: Callable[[str, str], bool] = lambda id, state: False) -> ArchivedImage:
+        """The image, read unless it is known."""
+        if self.image.error is None and not known(self.image.id, self.image.state):
+            try:
+                self.image.content = Content(self.image.read(ImageLimits.from_environment()))
+            except InputError as error:
+                self.image.member = replace(self.image.member, error=error)
+        return self.image
+
+
+class Archive:
+    """The images in a tar or zip file.
+
+    all_files: take every member, whatever its name
+    """
+
+    def __init__(self, place: Place, walk: Walk, all_files: bool = False):
+        self.place, self.walk, self.all_files = place, walk, all_files
+
+    @property
+    def repeatable(self) -> bool:
+        return self.place.near and not _compression(self.place.path)
+
+    def check(self) -> None:
+        """Raise InputError where it cannot be opened."""
+        self.place.open().close()
+
+    def entries(self) -> Iterator[Entry]:
+        """Its images; what cannot be read of it comes out as one entry with the archive's name, at the end."""
+        if self.walk.counting and not self.repeatable:
+            raise Uncountable
+        names = DigestTable()  # as there may be millions
+        try:
+            self.place.state  # noqa: B018  before anything of it is read
+            for sample in self._samples():
+                for image in self._images(sample):
+                    if image.id in names:
+                        error = InputError("another member of the archive has the same name", code="same-name")
+                        yield Problem(f"{image.name} at byte {image.member.offset:,}", image.locator, error)
+                    else:
+                        names.put(image.id)
+                        far = image.member.info is not None and not self.place.near
+                        yield FarMember(image) if far else image
+        except Exception as error:  # a damaged archive may raise anything
+            yield Problem(self.place.path, Locator(self.place.path), _archive_error(error))
+        else:
+            self.walk.finished(self.place.id)
+
+    def _samples(self) -> Iterator[list[_Met]]:
+        """Members that stand together and have the same key, as those of a WebDataset's sample do."""
+        sample: list[_Met] = []
+        limit = ImageLimits.from_environment().max_bytes
+        with self.place.open() as file:
+            for member, read in _members(self.place, file):
+                if sample and _key(member.name) != _key(sample[0].member.name):
+                    yield sample
+                    sample = []
+                sample.append(self._met(member, read, limit))
+            if sample:
+                yield sample
+
+    def _met(self, member: Member, read: Callable[[], bytes] | None, limit: int) -> _Met:
+        """A member with its bytes, where they are wanted and come by only once."""
+        if read is None or member.error is not None:
+            return _Met(member)
+        if not self._is_image(member):
+            wanted = _suffix(member) in SIDECARS and member.size <= LARGEST_SIDECAR
+            return _Met(member, text=read() if wanted else None)
+        if member.size > limit:
+            return _Met(replace(member, error=_bytes_error(member.size, limit)))
+        image = ArchivedImage(self.place, member)
+        return _Met(member, None if self.walk.known(image.id, image.state) else Content(read()))
+
+    def _images(self, sample: list[_Met]) -> Iterator[ArchivedImage]:
+        """The images of a sample, with what stands beside them."""
+        others = [one for one in sample if not self._is_image(one.member)]
+        lonely = len(others) == len(sample)
+        sidecars: dict[str, Callable[[], bytes]] = {}
+        for one in others:
+            if lonely or _suffix(one.member) not in SIDECARS:
+                self.walk.ignore(one.member.name)
+            else:
+                sidecars[_suffix(one.member)] = partial(_sidecar, self.place, one)
+        for one in sample:
+            if self._is_image(one.member):
+                yield ArchivedImage(self.place, one.member, sidecars, one.content)
+
+    def _is_image(self, member: Member) -> bool:
+        return self.all_files or is_image_name(member.name)
+
+
+@dataclass(frozen=True, slots=True)
+class _Met:
+    """A member, and what was read of it already: an image, or what stands beside one."""
+
+    member: Member
+    content: Content | None = None
+    text: bytes | None = None
+
+
+def _suffix(member: Member) -> str:
+    return os.path.splitext(member.name)[1].lower()
+
+
+def _key(name: str) -> str:
+    """What the files of one WebDataset sample have in common: the name up to the first dot after the last slash."""
+    folder, slash, file = name.rpartition("/")
+    return folder + slash + file.partition(".")[0]
+
+
+def _sidecar(place: Place, one: _Met) -> bytes:
+    if one.text is not None:
+        return one.text
+    if one.member.error is not None:
+        raise one.member.error
+    return read_member(place, one.member, LARGEST_SIDECAR)
+
+
+def _bytes_error(size: int, limit: int) -> InputError:
+    try:
+        check_bytes(size, limit, MAX_BYTES_HINT)
+    except InputError as error:
+        return error
+    raise AssertionError("it is larger")
+
+
+def _metadata(sidecars: Mapping[str, Callable[[], bytes]]) -> dict[str, Any] | None:
+    """What stands beside an image: the keys of the .json, the .txt as its caption, the .cls as its class."""
+    found: dict[str, Any] = {}
+    for suffix, read in sidecars.items():
+        try:
+            text = read().decode()
+            value = json.loads(text) if suffix == ".json" else _number(text) if suffix == ".cls" else text
+        except (ValueError, RecursionError) as error:
+            raise InputError(f"the {suffix} beside it cannot be read: {first_line(error)}", code="metadata") from error
+        except InputError as error:
+            raise InputError(f"the {suffix} beside it: {error.message}", code="metadata") from error
+        if suffix == ".json" and isinstance(value, dict):
+            found = {**value, **found}
+        else:
+            found[{".json": "json", ".txt": "caption", ".cls": "class"}[suffix]] = value
+    return found or None
+
+
+def _number(text: str) -> int | str:
+    """A class: a number where it is one."""
+    try:
+        return int(text)
+    except ValueError:
+        return text.strip()
+
+
+# ------------------------------------------------------------------ members
+
+
+def _members(place: Place, file: Any) -> Iterator[tuple[Member, Callable[[], bytes] | None]]:
+    """An archive's files in order, hidden ones left out.
+
+    The function reads the newest one's bytes, where they come by only once at that price; else there is none.
+    """
+    if place.path.lower().endswith(".zip"):
+        found: Iterator[tuple[Member, Callable[[], bytes] | None]] = ((one, None) for one in _zip_members(file))
+    else:
+        unpack = _compression(place.path)
+        headers = _Headers(unpack(file) if unpack else file)
+        in_order = unpack is not None or not place.near
+        found = ((one, partial(headers.content, one) if in_order else None) for one in _tar_members(headers))
+    return ((member, read) for member, read in found if not member.name.rpartition("/")[2].startswith("."))
+
+
+def read_member(place: Place, member: Member, max_bytes: int) -> bytes:
+    """The bytes of a member of an archive."""
+    check_bytes(member.size, max_bytes, MAX_BYTES_HINT)
+    if member.info is not None:
+        return _unzip(place, member.info, max_bytes)
+    if _compression(place.path):
+        with place.open() as file:
+            for found, read in _members(place, file):
+                if found.offset == member.offset and read is not None:
+                    return read()
+        raise InputError("no longer in the archive", code="not-found")
+    content = place.read(member.offset, member.size)
+    if len(content) < member.size:
+        raise _cut(member.name)
+    return content
+
+
+def find_member(place: Place, name: str) -> Member:
+    """The first member of that name; InputError ("not-found") where there is none."""
+    found = _places(cast(Any, place), place.state).get(name)
+    if found is None:
+        raise InputError(f"no {name} in the archive", code="not-found")
+    return found
+
+
+@lru_cache(maxsize=4)  # archives: hits come from few, and a tar has no directory
+def _places(place: Any, state: str) -> dict[str, Member]:
+    found: dict[str, Member] = {}
+    with place.open() as file, suppress(tarfile.TarError, EOFError, zlib.error, lzma.LZMAError):
+        for member, _ in _members(place, file):
+            found.setdefault(member.name, member)
+    return found
+
+
+# ------------------------------------------------------------------ tar
+
+
+def _compression(path: str) -> Callable[[Any], Any] | None:
+    return next((unpack for suffix, unpack in COMPRESSED.items() if path.lower().endswith(suffix)), None)
+
+
+class _Headers:
+    """A tar file as `tarfile` reads its headers: in order, and no header of any size.
+
+    newest: the header block that was read last
+    """
+
+    def __init__(self, file: Any):
+        self.file = file
+        self.newest = b""
+
+    def read(self, size: int) -> bytes:
+        if size > LARGEST_HEADER:
+            raise tarfile.ReadError(f"a header of {size:,} bytes; at most {LARGEST_HEADER:,} are accepted")
+        self.newest = self.file.read(size)
+        return self.newest
+
+    def tell(self) -> int:
+        return self.file.tell()
+
+    def seek(self, offset: int) -> None:
+        if offset - self.file.tell() > LARGEST_SKIPPED and isinstance(self.file, UNPACKED):
+            raise tarfile.ReadError(f"a member of more than {LARGEST_SKIPPED:,} bytes in a compressed archive")
+        self.file.seek(offset)
+
+    def content(self, member: Member) -> bytes:
+        """The bytes of the newest member."""
+        self.file.seek(member.offset)
+        content = self.file.read(member.size)
+        if len(content) < member.size:
+            raise _cut(member.name)
+        return content
+
+
+def _tar_members(headers: _Headers) -> Iterator[Member]:
+    size = _size(headers.file)
+    with tarfile.open(fileobj=headers, mode="r:", errors="surrogateescape", encoding="utf-8") as tar:  # type: ignore[call-overload]
+        while True:
+            tar.members = []  # type: ignore[attr-defined]  # which otherwise remembers all
+            one = tar.next()
+            if one is None:
+                break
+            if one.isdir():
+                continue
+            if size is not None and one.isreg() and one.offset_data + one.size > size:
+                raise _cut(one.name)
+            error = None
+            if not one.isreg() or one.issparse():
+                kind = f"a link to {one.linkname}" if one.islnk() or one.issym() else "a sparse file or a device"
+                error = InputError(f"{kind}; only regular files in an archive are accepted", code="not-a-file")
+            yield Member(one.name, one.offset_data, one.size, error=error)
+    if len(headers.newest) < BLOCK:
+        raise InputError("ends without the end mark of a tar archive: it may have been cut off", code="truncated")
+    if headers.newest.strip(b"\0"):
+        raise InputError(f"damaged at byte {tar.offset:,}: what comes after that cannot be read", code="corrupt")  # type: ignore[attr-defined]
+
+
+def _size(file: Any) -> int | None:
+    """How many bytes there are, where that is known without reading them."""
+    if isinstance(file, UNPACKED):
+        return None
+    position = file.tell()
+    end = file.seek(0, os.SEEK_END)
+    file.seek(position)
+    return end
+
+
+def _cut(name: str) -> InputError:
+    return InputError(f"ends in the middle of {name}: it may have been cut off", code="truncated")
+
+
+# ------------------------------------------------------------------ zip
+
+
+def _zip_members(file: Any) -> Iterator[Member]:
+    with zipfile.ZipFile(file) as zipped:
+        for info in sorted(zipped.infolist(), key=lambda info: (_key(info.filename), info.filename)):
+            if info.is_dir():
+                continue
+            error = None
+            if info.flag_bits & 1:
+                error = InputError("encrypted; unpack the archive with its password first", code="unsupported")
+            yield Member(info.filename, info.header_offset, max(info.file_size, 0), info, error)
+
+
+LOCAL_HEADER = 30  # bytes, before a name and attributes of 65,535 bytes at most each
+
+
+def _unzip(place: Place, info: zipfile.ZipInfo, max_bytes: int) -> bytes:
+    """A member's bytes, checked; no more than its directory says."""
+    check_bytes(info.compress_size, max_bytes, MAX_BYTES_HINT)
+    slack = len(info.filename.encode("utf-8", "surrogateescape")) + len(info.extra) + 64
+    packed = place.read(info.header_offset, LOCAL_HEADER + slack + info.compress_size)
+    if packed[:4] != b"PK\x03\x04" or len(packed) < LOCAL_HEADER:
+        raise InputError("no file where the archive's directory says it is", code="corrupt")
+    before = LOCAL_HEADER + int.from_bytes(packed[26:28], "little") + int.from_bytes(packed[28:30], "little")
+    if len(packed) < before + info.compress_size:
+        packed = place.read(info.header_offset, before + info.compress_size)
+    try:
+        with zipfile.ZipExtFile(io.BytesIO(packed[before : before + info.compress_size]), "r", info) as file:
+            content = file.read(info.file_size + 1)
+    except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, OSError, EOFError, ValueError) as error:
+        raise InputError(f"damaged in the archive: {first_line(error)}", code="corrupt") from error
+    except NotImplementedError as error:
+        raise InputError(f"packed in a way that is not supported: {first_line(error)}", code="unsupported") from error
+    if len(content) != info.file_size:
+        raise InputError(
+            f"{len(content):,} bytes or more where the archive's directory says {info.file_size:,}", code="corrupt"
+        )
+    return content
+
+
+def _archive_error(error: Exception) -> InputError:
+    """Why nothing more of an archive can be read."""
+    if isinstance(error, InputError):
+        return error
+    reason = first_line(error)
+    cut = isinstance(error, EOFError) or "unexpected end" in reason or "ended before" in reason
+    if cut:
+        return InputError(f"ends too early ({reason}); what came before was read", code="truncated")
+    return InputError(f"an archive that cannot be read: {reason}", code="corrupt")

@@ -1,0 +1,403 @@
+"""Tables: Parquet, CSV and JSON lines, with a column of paths, addresses or bytes; the other columns become metadata.
+
+table.parquet ─rows, streamed→ cells ─→ files and addresses, or the bytes themselves, as `table.parquet#column/row`
+"""
+
+from __future__ import annotations
+
+import csv
+import datetime
+import decimal
+import io
+import json
+import math
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from image_encoders.bulk.sources.contents import Content
+from image_encoders.bulk.sources.items import Entry, Problem, Uncountable, Walk
+from image_encoders.bulk.sources.places import Place
+from image_encoders.collection import Locator, id_of
+from image_encoders.errors import InputError, first_line
+from image_encoders.inputs.files import check_bytes
+from image_encoders.inputs.image import MAX_BYTES_HINT, ImageLimits
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+SUFFIXES = (".parquet", ".csv", ".tsv", ".jsonl", ".ndjson")
+NAMES = (  # of columns that say where an image is, the likeliest first
+    *("image", "img", "bytes", "path", "image_path", "img_path", "file", "file_path", "filepath", "file_name"),
+    *("filename", "url", "image_url", "img_url", "uri", "image_uri", "link", "href", "src"),
+)
+LONGEST_LINE = 1 << 26  # bytes
+LONGEST_TEXT = 1 << 14  # characters of a metadata value
+LONGEST_LIST = 64  # values in one metadata value
+ROWS = 1024  # read at a time; of bytes:
+IMAGES = 32
+
+Row = Mapping[str, Any]
+Named = Callable[[str, Mapping[str, Any] | None], Entry]
+
+
+def table_name(argument: str) -> tuple[str, str | None] | None:
+    """(file, column) of "table.parquet" or "table.parquet#column"; None for other names."""
+    if argument.lower().endswith(SUFFIXES):
+        return argument, None
+    path, _, column = argument.rpartition("#")
+    return (path, column) if path.lower().endswith(SUFFIXES) and not os.path.exists(argument) else None
+
+
+@dataclass(eq=False)
+class CellImage:
+    """An image whose bytes are in a table.
+
+    row: its number, from 0
+    """
+
+    place: Place
+    column: str
+    row: int
+    metadata: Mapping[str, Any] | None = None
+    content: Content | None = None
+    error: None = None
+    path: None = None
+
+    @cached_property
+    def name(self) -> str:
+        return cell_name(self.place.path, self.column, self.row)
+
+    @property
+    def id(self) -> str:
+        return id_of(self.name)
+
+    @property
+    def locator(self) -> Locator:
+        return Locator(self.place.path, f"{self.column}/{self.row}")
+
+    @property
+    def state(self) -> str:
+        return f"{self.place.state} {self.row}"
+
+    def item(self) -> CellImage:
+        """Itself."""
+        return self
+
+    def read(self, limits: ImageLimits) -> bytes:
+        """Its bytes."""
+
+        def again() -> bytes:
+            return read_cell(self.place, self.column, self.row)
+
+        content = self.content.take(again) if self.content is not None else again()
+        check_bytes(len(content), limits.max_bytes, MAX_BYTES_HINT)
+        return content
+
+
+def cell_name(path: str, column: str, row: int) -> str:
+    """How a cell is called."""
+    return f"{path}#{column}/{row}"
+
+
+class Table:
+    """The images that a column of a table holds or names.
+
+    column: its name; None: the one that looks like it
+    named: the image that a path or an address in it names, with its metadata
+    """
+
+    repeatable = False  # to count them, all would have to be read
+
+    def __init__(self, place: Place, walk: Walk, named: Named, column: str | None = None):
+        self.place, self.walk, self.named, self.column = place, walk, named, column
+
+    def check(self) -> None:
+        """Raise InputError where it cannot be opened, or has no such column."""
+        try:
+            with self.place.open() as file, closing(_rows_of(self.place.path)(file)) as reader:
+                reader.choose(self.column)
+        except InputError as error:
+            raise error.named(self.place.path) from error.__cause__
+        except Exception as error:  # a damaged file may raise anything
+            raise _table_error(error).named(self.place.path) from error
+
+    def entries(self) -> Iterator[Entry]:
+        """What its rows name; what cannot be read of it comes out as entries of their own."""
+        if self.walk.counting:
+            raise Uncountable
+        whole = True
+        try:
+            self.place.state  # noqa: B018  before anything of it is read
+            with self.place.open() as file, closing(_rows_of(self.place.path)(file)) as reader:
+                column = reader.choose(self.column)
+                for number, row in reader.rows(column, self._known):
+                    if isinstance(row, Exception):
+                        whole = False
+                        yield self._problem(f"{self.place.path}#{number}", _table_error(row))
+                    else:
+                        yield self._entry(column, int(number), row)
+        except Exception as error:  # a damaged file may raise anything
+            yield self._problem(self.place.path, _table_error(error))
+            return
+        if whole:
+            self.walk.finished(self.place.id)
+
+    def _known(self, column: str, row: int) -> bool:
+        one = CellImage(self.place, column, row)
+        return self.walk.known(one.id, one.state)
+
+    def _entry(self, column: str, number: int, row: Row | None) -> Entry:
+        """What a row names. row: None where its bytes are known already."""
+        if row is None:
+            return CellImage(self.place, column, number)
+        cell = row.get(column)
+        metadata = _metadata({name: value for name, value in row.items() if name != column})
+        if isinstance(cell, Mapping):  # as data sets on the Hugging Face hub have images
+            cell = cell.get("bytes") or cell.get("path")
+        if isinstance(cell, (bytes, bytearray)) and cell:
+            return CellImage(self.place, column, number, metadata, Content(bytes(cell)))
+        if isinstance(cell, str) and cell:
+            return self.named(cell, metadata)
+        found = f"a cell of the type {type(cell).__name__}" if cell not in (None, "", b"") else "an empty cell"
+        error = InputError(f"{found}; a path, an address or the bytes of an image are accepted", code="cell")
+        return self._problem(cell_name(self.place.path, column, number), error)
+
+    def _problem(self, name: str, error: InputError) -> Problem:
+        return Problem(name, Locator(self.place.path), error)
+
+
+class _Reader:
+    """An open table."""
+
+    def __init__(self, file: Any):
+        """file: open for reading bytes"""
+        raise NotImplementedError
+
+    def choose(self, column: str | None) -> str:
+        """The column of images; InputError, with the names of all, where there is none or there are several."""
+        raise NotImplementedError
+
+    def rows(
+        self, column: str, known: Callable[[str, int], bool]
+    ) -> Iterator[tuple[int | str, Row | Exception | None]]:
+        """Each row's number and its cells; None for cells that are known, an error for what cannot be read."""
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Nothing more is read."""
+
+
+class _Lines(_Reader):
+    """JSON lines."""
+
+    def __init__(self, file: Any):
+        self.file = file
+
+    def choose(self, column: str | None) -> str:
+        start = self.file.tell()
+        for _, row in self._parsed():
+            if isinstance(row, dict):
+                self.file.seek(start)
+                return _chosen(column, list(row), [name for name, cell in row.items() if isinstance(cell, str)])
+        raise InputError("no line that holds a JSON object", code="table")
+
+    def rows(self, column: str, known: Callable[[str, int], bool]) -> Iterator[tuple[int | str, Any]]:
+        return self._parsed()
+
+    def _parsed(self) -> Iterator[tuple[int | str, Any]]:
+        number = 0
+        while line := self.file.readline(LONGEST_LINE):
+            if line.isspace():
+                continue
+            if len(line) == LONGEST_LINE and not line.endswith(b"\n"):
+                raise InputError(f"row {number:,} is longer than {LONGEST_LINE:,} bytes", code="table")
+            try:
+                row = json.loads(line.removeprefix(b"\xef\xbb\xbf"))
+                if not isinstance(row, dict):
+                    raise ValueError(f"a {type(row).__name__}, where a JSON object is accepted")
+                yield number, row
+            except (ValueError, RecursionError) as error:
+                yield f"row {number}", error
+            number += 1
+
+
+class _Csv(_Reader):
+    """Comma or tab separated values, with names in the first line."""
+
+    delimiter = ","
+
+    def __init__(self, file: Any):
+        # bytes that are no UTF-8 may be of paths, which can hold any
+        self.text = io.TextIOWrapper(file, "utf-8-sig", errors="surrogateescape", newline="")
+        self.reader = csv.reader(self.text, delimiter=self.delimiter)
+        self.names = next(self.reader, [])
+        if any("\0" in name for name in self.names):
+            raise InputError("null bytes where names of columns are expected", code="table")
+
+    def choose(self, column: str | None) -> str:
+        return _chosen(column, self.names, self.names)
+
+    def rows(self, column: str, known: Callable[[str, int], bool]) -> Iterator[tuple[int | str, Any]]:
+        number = 0
+        while True:
+            try:
+                cells = next(self.reader)
+            except StopIteration:
+                return
+            except csv.Error as error:
+                yield f"row {number}", error
+            else:
+                if not cells:
+                    continue  # a blank line
+                yield number, dict(zip(self.names, cells))
+            number += 1
+
+    def close(self) -> None:
+        self.text.detach()  # whoever opened the file closes it
+
+
+class _Tsv(_Csv):
+    delimiter = "\t"
+
+
+class _Parquet(_Reader):
+    """A Parquet file: the columns that are wanted, some rows at a time."""
+
+    def __init__(self, file: Any):
+        import pyarrow.parquet as pq
+
+        self.file = pq.ParquetFile(file, buffer_size=1 << 20, pre_buffer=False)
+        self.schema = self.file.schema_arrow
+
+    def choose(self, column: str | None) -> str:
+        import pyarrow.types as types
+
+        held = [field.name for field in self.schema if _holds_bytes(field.type)]
+        texts = [
+            field.name for field in self.schema if types.is_string(field.type) or types.is_large_string(field.type)
+        ]
+        return _chosen(column, self.schema.names, held if len(held) == 1 else [*held, *texts], [*held, *texts])
+
+    def rows(self, column: str, known: Callable[[str, int], bool]) -> Iterator[tuple[int | str, Any]]:
+        bytes_inside = _holds_bytes(self.schema.field(column).type)
+        wanted = [field.name for field in self.schema if field.name == column or _is_plain(field.type)]
+        first = 0
+        for group in range(self.file.num_row_groups):
+            after = first + self.file.metadata.row_group(group).num_rows
+            if bytes_inside and all(known(column, number) for number in range(first, after)):
+                yield from ((number, None) for number in range(first, after))
+                first = after
+                continue
+            number = first
+            try:
+                size = IMAGES if bytes_inside else ROWS
+                for batch in self.file.iter_batches(size, row_groups=[group], columns=wanted, use_threads=False):
+                    for row in batch.to_pylist():
+                        yield number, row
+                        number += 1
+            except (OSError, ValueError, RuntimeError) as error:
+                yield f"rows {number} to {after - 1}", error
+            first = after
+
+    def close(self) -> None:
+        self.file.close()
+
+
+def _rows_of(path: str) -> Callable[[Any], Any]:
+    ending = os.path.splitext(path)[1].lower()
+    return {".parquet": _Parquet, ".csv": _Csv, ".tsv": _Tsv}.get(ending, _Lines)
+
+
+def _chosen(column: str | None, names: Sequence[str], likely: Sequence[str], fit: Sequence[str] | None = None) -> str:
+    """The column that was asked for, or the only likely one, or the likeliest by its name.
+
+    fit: those that can hold images; None: all
+    """
+    listed = f"its columns: {', '.join(names) or 'none'}"
+    if column is not None:
+        if column not in names:
+            raise InputError(f"no column {column}; {listed}", code="column")
+        if fit is not None and column not in fit:
+            raise InputError(f"the column {column} holds neither texts nor bytes; {listed}", code="column")
+        return column
+    if len(likely) == 1:
+        return likely[0]
+    by_name = {name.lower(): name for name in likely}
+    found = next((by_name[name] for name in NAMES if name in by_name), None)
+    if found is None:
+        raise InputError(
+            f"which column holds the images, or says where they are? Give its name, as in table.csv#COLUMN or "
+            f"--column COLUMN; {listed}",
+            code="column",
+        )
+    return found
+
+
+def _holds_bytes(kind: pa.DataType) -> bool:
+    import pyarrow.types as types
+
+    if types.is_struct(kind):
+        return any(kind.field(place).name == "bytes" for place in range(kind.num_fields))
+    return types.is_binary(kind) or types.is_large_binary(kind)
+
+
+def _is_plain(kind: pa.DataType) -> bool:
+    """Whether metadata may come from a column: numbers, texts, dates, and short lists of these."""
+    import pyarrow.types as types
+
+    if types.is_list(kind):
+        return _is_plain(kind.value_type)
+    return not (types.is_nested(kind) or types.is_binary(kind) or types.is_large_binary(kind))
+
+
+def _metadata(cells: Row) -> dict[str, Any] | None:
+    """What JSON holds of a row; what is empty, long or deep is left out."""
+    found = {name: _plain(value) for name, value in cells.items() if name}
+    return {name: value for name, value in found.items() if value is not None} or None
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, bool) or (isinstance(value, int) and abs(value) < 1 << 63):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, str):
+        return value if 0 < len(value) <= LONGEST_TEXT else None
+    if isinstance(value, (datetime.date, datetime.time)):
+        return value.isoformat()
+    if isinstance(value, decimal.Decimal):
+        return str(value)
+    if isinstance(value, (list, tuple)) and 0 < len(value) <= LONGEST_LIST:
+        some = [_plain(one) for one in value]
+        return None if None in some else some
+    if isinstance(value, dict) and 0 < len(value) <= LONGEST_LIST:
+        return _metadata({str(name): one for name, one in value.items() if not isinstance(one, dict)})
+    return None
+
+
+def read_cell(place: Place, column: str, row: int) -> bytes:
+    """The bytes in a cell of a Parquet file."""
+    try:
+        with place.open() as file, closing(_Parquet(file)) as reader:
+            for group in range(reader.file.num_row_groups):
+                rows = reader.file.metadata.row_group(group).num_rows
+                if row < rows:
+                    cell = reader.file.read_row_group(group, [column])[column][row].as_py()
+                    cell = cell.get("bytes") if isinstance(cell, dict) else cell
+                    if isinstance(cell, bytes):
+                        return cell
+                    break
+                row -= rows
+    except Exception as error:  # a damaged file may raise anything
+        raise _table_error(error) from error
+    raise InputError("no such cell of bytes in the table", code="not-found")
+
+
+def _table_error(error: Exception) -> InputError:
+    if isinstance(error, InputError):
+        return error
+    return InputError(f"a table that cannot be read: {first_line(error)}", code="table")

@@ -1,0 +1,262 @@
+"""Images in tables and named by them: Parquet, CSV, JSON lines."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import math
+import os
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from drawn import draw, image, rows
+
+from fake_encoder import FakeEncoder
+from image_encoders.bulk.run import Report, run
+from image_encoders.bulk.sources import contents, find, tables
+from image_encoders.bulk.sources.places import LocalFile
+from image_encoders.collection import ITEMS, Collection
+from image_encoders.errors import InputError
+
+
+@pytest.fixture
+def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    draw(tmp_path / "photos", range(6))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "photos"
+
+
+def encode(*arguments: str, **options: Any) -> dict[str, int]:
+    encoder = FakeEncoder()
+    report: Report = run(find(arguments, **options), encoder, Collection.open_or_create("index", encoder))
+    assert report.total == report.encoded + report.reused + report.unchanged + report.failed
+    return {
+        name: getattr(report, name) for name in ("encoded", "reused", "unchanged", "failed") if getattr(report, name)
+    }
+
+
+def failures() -> dict[str, str]:
+    return {os.path.basename(one.id): one.code for one in Collection.open("index").failures()}
+
+
+def metadata() -> dict[str, Any]:
+    batches = Collection.open("index").scan(ITEMS, ["id", "metadata"])
+    found = [row for batch in batches for row in batch.to_pylist()]
+    return {os.path.basename(row["id"]): row["metadata"] and json.loads(row["metadata"]) for row in found}
+
+
+def csv_of(name: str, some: list[dict[str, Any]], separator: str = ",") -> None:
+    lines = [separator.join(some[0]), *(separator.join(str(cell) for cell in one.values()) for one in some)]
+    Path(name).write_text("\n".join(lines) + "\n")
+
+
+def write(name: str, some: list[dict[str, Any]]) -> str:
+    if name.endswith(".parquet"):
+        pq.write_table(pa.Table.from_pylist(some), name)
+    elif name.endswith(".jsonl"):
+        Path(name).write_text("".join(json.dumps(one) + "\n" for one in some))
+    else:
+        csv_of(name, some, "\t" if name.endswith(".tsv") else ",")
+    return name
+
+
+# ------------------------------------------------------------------ what is found
+
+
+@pytest.mark.parametrize("name", ["t.parquet", "t.csv", "t.tsv", "t.jsonl"])
+def test_a_column_of_paths_gives_the_files_with_the_other_columns_as_metadata(photos: Path, name: str) -> None:
+    write(name, [{"id": n, "path": f"photos/{n:05d}.png", "caption": f"image {n}"} for n in range(6)])
+    assert encode(name) == {"encoded": 6}
+    stored = rows(Collection.open("index"))
+    assert list(stored) == [str(photos / f"{n:05d}.png") for n in range(6)]
+    number = (lambda n: n) if name in ("t.parquet", "t.jsonl") else str
+    assert metadata()["00003.png"] == {"id": number(3), "caption": "image 3"}
+    assert encode(name) == {"unchanged": 6}
+    assert encode("photos") == {"unchanged": 6}
+
+
+def test_bytes_in_parquet_are_images_and_known_ones_are_not_read(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    some = [{"png": image(n), "label": n % 2, "thumbnail_size": None} for n in range(100)]
+    pq.write_table(pa.Table.from_pylist(some), "t.parquet", row_group_size=30)
+    assert encode("t.parquet") == {"encoded": 100}
+    assert metadata()["3"] == {"label": 1}
+    expected = FakeEncoder().encode_image([image(n) for n in range(100)])
+    stored = rows(Collection.open("index"))
+    assert all(stored[f"{os.getcwd()}/t.parquet#png/{n}"]["embedding"] == expected[n].tobytes() for n in range(100))
+    monkeypatch.setattr(tables, "Content", lambda content: pytest.fail("bytes were read"))
+    assert encode("t.parquet") == {"unchanged": 100}
+
+
+def test_images_as_data_sets_on_the_hub_have_them_are_read(photos: Path) -> None:
+    some = [{"image": {"bytes": image(n), "path": "lost.png"}} for n in range(3)]
+    some.append({"image": {"bytes": None, "path": "photos/00005.png"}})
+    pq.write_table(pa.Table.from_pylist(some), "t.parquet")
+    assert encode("t.parquet") == {"encoded": 4}
+    assert encode("photos/00000.png") == {"reused": 1}
+
+
+def test_a_cell_of_bytes_can_be_read_again(photos: Path) -> None:
+    pq.write_table(pa.table({"image": [image(n) for n in range(50)]}), "t.parquet", row_group_size=20)
+    for number, one in enumerate(find(["t.parquet"])):
+        limits = tables.ImageLimits()
+        assert one.read(limits) == one.read(limits) == image(number)
+    assert contents._waiting == 0
+
+
+def test_metadata_is_what_json_holds(photos: Path) -> None:
+    one = {
+        "path": "photos/00000.png",
+        "when": datetime.datetime(2024, 2, 29, 12),
+        "score": math.nan,
+        "tags": ["a", "b"],
+        "vector": [0.5] * 1000,
+        "thumbnail": b"\x89PNG",
+        "yes": True,
+        "nothing": None,
+        "long": "x" * 100_000,
+    }
+    write("t.parquet", [one])
+    assert encode("t.parquet#path") == {"encoded": 1}
+    assert metadata()["00000.png"] == {"when": "2024-02-29T12:00:00", "tags": ["a", "b"], "yes": True}
+
+
+def test_members_of_archives_may_be_named(photos: Path) -> None:
+    with tarfile.open("a.tar", "w") as tar:
+        tar.add("photos/00002.png", "inside/2.png")
+    write("t.jsonl", [{"src": "a.tar#inside/2.png"}, {"src": "a.tar#none.png"}])
+    assert encode("t.jsonl") == {"encoded": 1, "failed": 1}
+    assert encode("a.tar") == {"unchanged": 1}
+    assert failures() == {"a.tar#none.png": "not-found"}
+
+
+# ------------------------------------------------------------------ which column
+
+
+@pytest.mark.parametrize(
+    ("columns", "chosen"),
+    [
+        (["caption", "url"], "url"),
+        (["only"], "only"),
+        (["URL", "Image_Path"], "Image_Path"),
+    ],
+)
+def test_a_column_is_chosen_by_its_name(photos: Path, columns: list[str], chosen: str) -> None:
+    write("t.csv", [{name: f"photos/0000{n}.png" for n, name in enumerate(columns)}])
+    [one] = find(["t.csv"])
+    assert one.id == str(photos / f"0000{columns.index(chosen)}.png")
+
+
+@pytest.mark.parametrize("name", ["t.parquet", "t.csv", "t.jsonl"])
+def test_where_the_column_is_not_clear_all_are_named(photos: Path, name: str) -> None:
+    write(name, [{"left": "photos/00000.png", "right": "photos/00001.png"}])
+    with pytest.raises(InputError, match="its columns: left, right") as raised:
+        find([name])
+    assert "--column" in str(raised.value)
+    assert name in str(raised.value)
+    with pytest.raises(InputError, match="no column middle; its columns: left, right"):
+        find([name], column="middle")
+    for found in (find([f"{name}#right"]), find([name], column="right")):
+        assert [one.id for one in found] == [str(photos / "00001.png")]
+
+
+def test_a_column_that_cannot_hold_images_is_refused(photos: Path) -> None:
+    write("t.parquet", [{"number": 3, "path": "photos/00000.png"}])
+    with pytest.raises(InputError, match="number holds neither texts nor bytes"):
+        find(["t.parquet#number"])
+
+
+# ------------------------------------------------------------------ what is wrong with them
+
+
+@pytest.mark.parametrize("name", ["t.parquet", "t.jsonl"])
+def test_null_and_empty_cells_fail_alone_and_are_forgotten_once_they_are_filled(photos: Path, name: str) -> None:
+    paths = ["photos/00000.png", None, "", "photos/00003.png", "photos/none.png"]
+    write(name, [{"path": path} for path in paths])
+    assert encode(name) == {"encoded": 2, "failed": 3}
+    assert failures() == {"1": "cell", "2": "cell", "none.png": "not-found"}
+    paths[1:3] = ["photos/00001.png", "photos/00002.png"]
+    write(name, [{"path": path} for path in paths])
+    assert encode(name) == {"encoded": 2, "unchanged": 2, "failed": 1}
+    assert failures() == {"none.png": "not-found"}
+
+
+def test_null_and_wrong_cells_of_bytes_fail_alone(photos: Path) -> None:
+    some = [image(0), None, b"", b"no image", image(4)[:50], image(5)]
+    pq.write_table(pa.table({"image": some}), "t.parquet")
+    assert encode("t.parquet") == {"encoded": 2, "failed": 4}
+    assert failures() == {"1": "cell", "2": "cell", "3": "not-an-image", "4": "truncated"}
+
+
+@pytest.mark.parametrize("cell", [7, 1.5, True, ["photos/00001.png"], {"a": 1}])
+def test_wrong_typed_cells_of_json_lines_fail_alone(photos: Path, cell: Any) -> None:
+    write("t.jsonl", [{"path": "photos/00000.png"}, {"path": cell}, {"other": 1}, {"path": "photos/00003.png"}])
+    assert encode("t.jsonl") == {"encoded": 2, "failed": 2}
+    assert failures() == {"1": "cell", "2": "cell"}
+
+
+def test_lines_that_are_no_json_fail_alone_and_blank_ones_are_nothing(photos: Path) -> None:
+    Path("t.jsonl").write_bytes(
+        b'\xef\xbb\xbf{"path": "photos/00000.png"}\r\n\n{"path": \n[1]\n\xff\xfe\n' + b"[" * 99_999 + b"\n"
+        b'{"path": "photos/00001.png"}'
+    )
+    assert encode("t.jsonl") == {"encoded": 2, "failed": 4}
+    assert failures() == {f"t.jsonl#row {number}": "table" for number in (1, 2, 3, 4)}
+
+
+def test_a_csv_with_short_long_and_overlong_rows_fails_for_those_alone(photos: Path) -> None:
+    Path("t.csv").write_bytes(
+        b"\xef\xbb\xbfcaption,path\r\nno path\r\n\r\nmany,photos/00001.png,more\r\n"
+        b"x," + b"y" * 200_000 + b'\r\n"a\nb",photos/00002.png\r\ncaf\xe9,photos/00003.png\r\n'
+    )
+    assert encode("t.csv") == {"encoded": 3, "failed": 2}
+    assert failures() == {"0": "cell", "t.csv#row 2": "table"}
+    assert metadata()["00002.png"] == {"caption": "a\nb"}
+
+
+@pytest.mark.parametrize("name", ["t.parquet", "t.csv", "t.jsonl"])
+@pytest.mark.parametrize("content", [b"", b"\0\0\0"])
+def test_what_is_no_table_is_refused_by_name(photos: Path, name: str, content: bytes) -> None:
+    Path(name).write_bytes(content)
+    with pytest.raises(InputError, match=name):
+        find([name])
+
+
+def test_a_parquet_file_with_a_damaged_middle_gives_the_rest(photos: Path) -> None:
+    pq.write_table(pa.table({"image": [image(n) for n in range(90)]}), "t.parquet", row_group_size=30)
+    group = pq.ParquetFile("t.parquet").metadata.row_group(1).column(0)
+    content = bytearray(Path("t.parquet").read_bytes())
+    at = group.dictionary_page_offset or group.data_page_offset
+    content[at : at + 64] = b"\xff" * 64
+    Path("t.parquet").write_bytes(content)
+    assert encode("t.parquet") == {"encoded": 60, "failed": 1}
+    assert failures() == {"t.parquet#rows 30 to 59": "table"}
+
+
+def test_a_table_that_was_cut_is_one_failure_though_it_was_whole_when_it_was_checked(photos: Path) -> None:
+    pq.write_table(pa.table({"image": [image(n) for n in range(9)]}), "t.parquet")
+    encoder = FakeEncoder()
+    found = find(["t.parquet"])
+    Path("t.parquet").write_bytes(Path("t.parquet").read_bytes()[:-20])
+    report = run(found, encoder, Collection.open_or_create("index", encoder))
+    assert (report.total, report.failed) == (1, 1)
+
+
+# ------------------------------------------------------------------ large ones
+
+
+@pytest.mark.parametrize("name", ["t.jsonl", "t.csv"])
+def test_a_large_table_is_read_as_it_is_needed(photos: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    paths = [f"photos/{number:05d}.png" for number in range(200_000)]
+    lines = ["path", *paths] if name == "t.csv" else [json.dumps({"path": path}) for path in paths]
+    Path(name).write_text("\n".join(lines))
+    opened: list[Any] = []
+    original = LocalFile.open
+    monkeypatch.setattr(LocalFile, "open", lambda place: opened.append(original(place)) or opened[-1])
+    found = find([name])
+    assert [one.error for one in (next(found), next(found))] == [None, None]
+    assert opened[-1].tell() <= 1 << 16
+    assert found.count() is None
