@@ -110,17 +110,17 @@ def serve(
 ) -> None:
     """Serve embeddings, and searches, over HTTP.
 
-<<<<<<< HEAD
-    Requests have the shapes of OpenAI's and Cohere's clients. With --collection it also searches, for programs and on a
-    page. It listens on this machine alone unless --host says otherwise. Each option can be a variable of the
-    environment too: --max-items is IMAGE_ENCODERS_SERVE_MAX_ITEMS. Ctrl-C and SIGTERM end it, when what it has begun is
-    answered.
-=======
-    Requests have the shapes of OpenAI's and Cohere's clients. With --collection it also searches, for programs and on
-    a page. It listens on this machine alone unless --host says otherwise. Each option can be a variable of the
-    environment too: --max-items is IMAGE_ENCODERS_SERVE_MAX_ITEMS. Ctrl-C and SIGTERM end it, when what it has begun
-    is answered.
->>>>>>> main
+    <<<<<<< HEAD
+        Requests have the shapes of OpenAI's and Cohere's clients. With --collection it also searches, for programs and on a
+        page. It listens on this machine alone unless --host says otherwise. Each option can be a variable of the
+        environment too: --max-items is IMAGE_ENCODERS_SERVE_MAX_ITEMS. Ctrl-C and SIGTERM end it, when what it has begun is
+        answered.
+    =======
+        Requests have the shapes of OpenAI's and Cohere's clients. With --collection it also searches, for programs and on
+        a page. It listens on this machine alone unless --host says otherwise. Each option can be a variable of the
+        environment too: --max-items is IMAGE_ENCODERS_SERVE_MAX_ITEMS. Ctrl-C and SIGTERM end it, when what it has begun
+        is answered.
+    >>>>>>> main
     """
     if offline:
         go_offline()
