@@ -159,7 +159,7 @@ class Searcher:
         """What is searched for, (dim,) float32 at unit length; None without terms; RequestError for a bad one."""
         if not terms:
             return None
-        directions = [await self._direction(term) for term in terms]
+        directions = await asyncio.gather(*map(self._direction, terms))  # which may share a batch
         try:
             return self.collection.mix(directions, [term.weight for term in terms])
         except InputError as error:
