@@ -59,7 +59,7 @@ class Locator:
     """Where the bytes of something are.
 
     path: the file as `open` takes it, or an address; where a file's name is not UTF-8, it holds surrogates
-    member: in an archive, the name of the member
+    member: in an archive, the name of the member; in a table, "column/row"; surrogates as in a path
     time_s: in a video, the time of the frame [s]
     """
 
@@ -594,7 +594,7 @@ class Collection:
         columns: dict[str, Any] = {
             "embedding": pa.FixedSizeListArray.from_arrays(flat, type=schema.field("embedding").type),
             "path": [id_of(row.locator.path) for row in rows],
-            "member": [row.locator.member and tables.as_text(row.locator.member) for row in rows],
+            "member": [row.locator.member and id_of(row.locator.member) for row in rows],
             "time_s": [row.locator.time_s for row in rows],
             "metadata": [None if row.metadata is None else json.dumps(row.metadata, default=str) for row in rows],
         }

@@ -45,6 +45,8 @@ Examples:
   image-encoders encode 'photos/**/*.jpg' more/ -o my-photos       # globs and folders
   image-encoders encode 'shards/*.tar' -o my-photos                # WebDataset shards, other archives
   image-encoders encode photos.csv --column path -o my-photos      # a table; its other columns as metadata
+  image-encoders encode holiday.mp4 --frames scenes -o my-photos   # a frame of each scene of a video
+  image-encoders encode s3://bucket/photos -o my-photos            # object storage
   find photos -name '*.png' | image-encoders encode - -o my-photos # paths from standard input
   image-encoders encode photos/ -o my-photos                       # again: only what is new or changed
   image-encoders encode photos/ -o my-photos --retry-failed        # and what failed before
@@ -64,8 +66,8 @@ def encode(
         list[str],
         typer.Argument(
             metavar="SOURCE",
-            help='Folders, "globs", image files, archives (.tar, .zip), tables (.parquet, .csv, .jsonl), lists of '
-            "paths (@list.txt), or - for a list on standard input.",
+            help='Folders, "globs", image files, archives (.tar, .zip), tables (.parquet, .csv, .jsonl), videos, '
+            "s3:// and the like, lists of paths (@list.txt), or - for a list on standard input.",
             show_default=False,
         ),
     ],
@@ -119,6 +121,9 @@ def encode(
     private_urls: Annotated[
         bool, typer.Option("--private-urls", help="Fetch URLs of lists and tables from private addresses, too.")
     ] = False,
+    frames: Annotated[
+        str, typer.Option(metavar="WHEN", help="Of videos: a frame every so many seconds, or at each of the scenes.")
+    ] = "10",
     max_failures: Annotated[
         int | None, typer.Option(metavar="N", min=0, help="Stop once more than N images have failed in this run.")
     ] = None,
@@ -140,14 +145,12 @@ def encode(
     Run it again and only what is new or changed is encoded. Stop it at any time: the same command goes on where it
     stopped. A broken file does not stop the run: it is listed, and the exit status is 3.
     """
-    for name, limit in (("IMAGE_ENCODERS_MAX_PIXELS", max_pixels), ("IMAGE_ENCODERS_MAX_BYTES", max_bytes)):
-        if limit is not None:
-            os.environ[name] = str(limit)
+    _set_limits(IMAGE_ENCODERS_MAX_PIXELS=max_pixels, IMAGE_ENCODERS_MAX_BYTES=max_bytes)
 
     from image_encoders.bulk import run, sources
     from image_encoders.collection import Collection
 
-    files = sources.find(source, all_files=all_files, column=column, private_urls=private_urls)
+    files = sources.find(source, all_files=all_files, column=column, private_urls=private_urls, frames=frames)
     begun = _begun(output)
     check_paths(weights, calibration)
     if begun is not None:
@@ -187,6 +190,11 @@ def encode(
         if quiet:
             say(f"{report.failed:,} failed; image-encoders failures {shown(output)} lists them")
         raise typer.Exit(3)
+
+
+def _set_limits(**limits: int | None) -> None:
+    """Limits of images, for this process and those that it starts."""
+    os.environ.update({name: str(limit) for name, limit in limits.items() if limit is not None})
 
 
 def _say_what_is_kept(output: Path) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from image_encoders.bulk.sources.items import RemoteEntry, SourceItem
 
 THREADS = 64  # entries looked at at a time
-OF_ONE_HOST = 8  # of these
+OF_ONE_HOST = 8  # of these, where it is not a store that is made for many
 MOST = 512  # entries that are under way, so that a slow host holds up few others
 
 
@@ -32,7 +32,7 @@ class Ahead:
         with self._changed:
             self._waiting.setdefault(entry.host, deque()).append(entry)
             self._under_way += 1
-            if self._running[entry.host] < OF_ONE_HOST and self._running.total() < THREADS:
+            if self._free(entry.host):
                 self._begin(entry.host)
 
     def taken(self) -> Iterator[SourceItem]:
@@ -63,6 +63,11 @@ class Ahead:
             raise one
         return one
 
+    def _free(self, host: str) -> bool:
+        """Whether another entry of a host may be looked at; under the lock."""
+        most = OF_ONE_HOST if self._waiting[host][0].polite else THREADS
+        return self._running[host] < most and self._running.total() < THREADS
+
     def _begin(self, host: str) -> None:
         """Look at the next entry of a host; under the lock."""
         waiting = self._waiting[host]
@@ -83,7 +88,7 @@ class Ahead:
             self._running[entry.host] -= 1
             if not self._running[entry.host]:
                 del self._running[entry.host]
-            free = next((host for host in self._waiting if self._running[host] < OF_ONE_HOST), None)
+            free = next(filter(self._free, self._waiting), None)
             if free is not None:
                 self._begin(free)
             self._changed.notify_all()

@@ -123,6 +123,32 @@ class ArchivedImage:
         return self.content.take(read) if self.content is not None else read()
 
 
+@dataclass(frozen=True)
+class FarMember:
+    """An image in a zip file of a store, which is read over a network."""
+
+    image: ArchivedImage
+    path: None = None
+    polite = False
+
+    @property
+    def name(self) -> str:
+        return self.image.name
+
+    @property
+    def host(self) -> str:
+        return self.image.place.path
+
+    def item(self, known: Callable[[str, str], bool] = lambda id, state: False) -> ArchivedImage:
+        """The image, read unless it is known."""
+        if self.image.error is None and not known(self.image.id, self.image.state):
+            try:
+                self.image.content = Content(self.image.read(ImageLimits.from_environment()))
+            except InputError as error:
+                self.image.member = replace(self.image.member, error=error)
+        return self.image
+
+
 class Archive:
     """The images in a tar or zip file.
 
@@ -154,7 +180,8 @@ class Archive:
                         yield Problem(f"{image.name} at byte {image.member.offset:,}", image.locator, error)
                     else:
                         names.put(image.id)
-                        yield image
+                        far = image.member.info is not None and not self.place.near
+                        yield FarMember(image) if far else image
         except Exception as error:  # a damaged archive may raise anything
             yield Problem(self.place.path, Locator(self.place.path), _archive_error(error))
         else:

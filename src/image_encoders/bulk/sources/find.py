@@ -6,26 +6,39 @@ import glob
 import hashlib
 import os
 import random
+import re
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from typing import Any
+from typing import Any, cast
 
 from image_encoders.bulk.sources import lists
 from image_encoders.bulk.sources.ahead import Ahead
 from image_encoders.bulk.sources.archives import Archive, ArchivedImage, find_member, is_archive_name
 from image_encoders.bulk.sources.files import FileEntry, Folder, Glob, OneFile, absolute
-from image_encoders.bulk.sources.items import Entry, Problem, Settings, Source, SourceItem, Uncountable, Walk
-from image_encoders.bulk.sources.lists import ListFile, StandardInput
+from image_encoders.bulk.sources.items import (
+    Entry,
+    Problem,
+    RemoteEntry,
+    Settings,
+    Source,
+    SourceItem,
+    Uncountable,
+    Walk,
+)
+from image_encoders.bulk.sources.lists import ListFile, RemoteList, StandardInput
 from image_encoders.bulk.sources.places import LocalFile
+from image_encoders.bulk.sources.stores import ObjectEntry, ObjectFile, ObjectFolder, is_object
 from image_encoders.bulk.sources.tables import Table, table_name
 from image_encoders.bulk.sources.urls import UrlEntry, is_url
+from image_encoders.bulk.sources.videos import Frame, Video, frame_times, is_video_name
 from image_encoders.collection import Locator, path_of
 from image_encoders.errors import InputError
 from image_encoders.inputs.files import address_error
 
+TIME = re.compile(r"#t=(\d+(?:\.\d+)?)")
 ACCEPTED = (
-    "accepted: a folder, an image file, an archive (.tar, .zip), a table (.parquet, .csv, .jsonl), a quoted glob, "
-    "a list of paths (@list.txt), - for standard input"
+    "accepted: a folder, an image file, an archive (.tar, .zip), a table (.parquet, .csv, .jsonl), a video, a quoted "
+    "glob, a list of paths (@list.txt), - for standard input"
 )
 
 
@@ -36,6 +49,7 @@ def find(
     all_files: bool = False,
     column: str | None = None,
     private_urls: bool = False,
+    frames: str = "10",
 ) -> Sources:
     """What the arguments name, each thing once, in an order that depends on names alone.
 
@@ -44,21 +58,28 @@ def find(
         a list, "@list" or any file ending in .txt or .lst: one path a line, or separated by null bytes; relative ones
             begin at the current folder, as on the command line; a folder in it is searched, an archive opened
         an archive, .tar (also .gz, .bz2, .xz) or .zip: the images inside
+        a video, .mp4, .mov, .mkv, .webm and others: some of its frames
         a table, .parquet, .csv, .tsv, .jsonl or .ndjson: what a column of paths names, or of bytes holds;
             "table.csv#column" says which column
         a glob such as "photos/**/*.jpg": if it ends in an extension, all that matches is taken, else images
         another file: taken whatever its name
+        an address in a store, such as s3://bucket/folder: a folder, a pattern or a file of any of these kinds, by
+            fsspec; credentials come by the store's usual means
         "-": a list on standard input
     stdin: the binary stream that "-" reads; None: sys.stdin's
     all_files: take every file of a folder or an archive, whatever its name
     column: of tables, the one that holds images or says where they are; None: the one that looks like it
     private_urls: fetch also from addresses that are not public. Addresses of the web are taken from lists and tables
         alone; items come from there as they are fetched, not in order
+    frames: of videos, those to take: "10" for one every ten seconds, or "scenes" for the first one of each scene
 
     Raises InputError for an argument that names nothing, before any image is looked at. A missing path in a list is not
     an error here: its item says so.
     """
-    sources = Sources([os.fspath(argument) for argument in arguments], Settings(stdin, all_files, column, private_urls))
+    sources = Sources(
+        [os.fspath(argument) for argument in arguments],
+        Settings(stdin, all_files, column, private_urls, frame_times(frames)),
+    )
     sources.check()
     return sources
 
@@ -106,7 +127,8 @@ class Sources(Iterator[SourceItem]):
             try:
                 source_of(argument, self.settings, self._walk).check()
             except InputError as error:
-                raise error if error.code != "not-found" else _accepting(error) from error.__cause__
+                named = error.named(argument) if argument else error
+                raise named if error.code != "not-found" else _accepting(named) from error.__cause__
 
     def finished(self, id: str, state: str = "") -> bool:
         """Whether what failed as `id` would have failed again by now if anything were still wrong with it.
@@ -150,7 +172,7 @@ class Sources(Iterator[SourceItem]):
         """The arguments as they can be understood later, in another folder."""
         return [
             argument
-            if argument == "-"
+            if argument == "-" or "://" in argument
             else "@" * argument.startswith("@") + os.path.abspath(argument.removeprefix("@"))
             for argument in self.arguments
         ]
@@ -169,13 +191,13 @@ class Sources(Iterator[SourceItem]):
         with ExitStack() as ending:
             ahead: Ahead | None = None
             for entry in self._entries(self._walk):
-                if not isinstance(entry, UrlEntry):
+                if not hasattr(entry, "host"):
                     yield entry.item()
                     continue
                 if ahead is None:
                     ahead = Ahead(self.known)
                     ending.callback(ahead.close)
-                ahead.add(entry)
+                ahead.add(cast(RemoteEntry, entry))
                 yield from ahead.taken()
             if ahead is not None:
                 yield from ahead.rest()
@@ -201,10 +223,25 @@ def source_of(argument: str, settings: Settings, walk: Walk) -> Source:
     def named(name: str) -> Iterator[Entry]:
         """What a name in a list or a match of a glob names."""
         path = absolute(name)
-        if os.path.isdir(path):
+        if is_object(name) and not os.path.lexists(path):
+            yield from in_store(name)
+        elif os.path.isdir(path):
             yield from Folder(path, walk, settings.all_files).entries()
         elif is_archive_name(path) and os.path.isfile(path):
             yield from Archive(LocalFile(path), walk, settings.all_files).entries()
+        elif is_video_name(path) and os.path.isfile(path):
+            yield from Video(LocalFile(path), walk, settings.every_s).entries()
+        else:
+            yield image(name)
+
+    def in_store(name: str) -> Iterator[Entry]:
+        """What an address in a list, or one that matches a pattern, names."""
+        if is_archive_name(name):
+            yield from Archive(ObjectFile(name), walk, settings.all_files).entries()
+        elif is_video_name(name):
+            yield from Video(ObjectFile(name), walk, settings.every_s).entries()
+        elif name.endswith("/"):
+            yield from ObjectFolder(name, walk, settings.all_files, in_store).entries()
         else:
             yield image(name)
 
@@ -217,6 +254,8 @@ def source_of(argument: str, settings: Settings, walk: Walk) -> Source:
         return StandardInput(settings.stdin, named)
     if os.path.isdir(argument):
         return Folder(argument, walk, settings.all_files)
+    if argument.startswith("@") and is_object(argument[1:]):
+        return RemoteList(ObjectFile(argument[1:]), named)
     if argument.startswith("@"):
         return ListFile(argument[1:], named)
     ending = os.path.splitext(argument)[1].lower()
@@ -224,11 +263,23 @@ def source_of(argument: str, settings: Settings, walk: Walk) -> Source:
         return ListFile(argument, named)
     if is_archive_name(argument) and os.path.isfile(argument):
         return Archive(LocalFile.at(argument), walk, settings.all_files)
+    if is_video_name(argument) and os.path.isfile(argument):
+        return Video(LocalFile.at(argument), walk, settings.every_s)
     table = table_name(argument)
     if table is not None and os.path.isfile(table[0]):
         return Table(LocalFile.at(table[0]), walk, image, table[1] or settings.column)
     if os.path.exists(argument):
         return OneFile(argument)
+    if is_object(argument):
+        if ending in lists.SUFFIXES and not glob.has_magic(argument):
+            return RemoteList(ObjectFile(argument), named)
+        if is_archive_name(argument) and not glob.has_magic(argument):
+            return Archive(ObjectFile(argument), walk, settings.all_files)
+        if is_video_name(argument) and not glob.has_magic(argument):
+            return Video(ObjectFile(argument), walk, settings.every_s)
+        if table is not None and not glob.has_magic(argument):
+            return Table(ObjectFile(table[0]), walk, image, table[1] or settings.column)
+        return ObjectFolder(argument, walk, settings.all_files, in_store)
     if is_url(argument):
         said = f"a web address, not a path; those in a list or a table are fetched: echo '{argument}' | ... encode -"
         raise InputError(said, item=argument, code="url")
@@ -240,15 +291,19 @@ def source_of(argument: str, settings: Settings, walk: Walk) -> Source:
 
 
 def entry_of(name: str, metadata: Mapping[str, Any] | None, settings: Settings) -> Entry:
-    """The one image that a name in a list or a table names: a path, an address of the web, or archive.tar#member."""
+    """The one image that a name in a list or a table names: a path, an address, a.tar#member, a.mp4#t=83.2."""
     path = absolute(name)
     if is_url(name) and not os.path.lexists(path):
         return UrlEntry(name, metadata, settings.private_urls)
+    if is_object(name) and not os.path.lexists(path):
+        return ObjectEntry(name, metadata)
     if (error := address_error(name, "image")) is not None and not os.path.lexists(path):
         return FileEntry(name, error, metadata)
     for at in (at for at, sign in enumerate(name) if sign == "#"):
         if is_archive_name(name[:at]) and os.path.isfile(name[:at]) and not os.path.lexists(path):
             return _member(LocalFile.at(name[:at]), name[at + 1 :])
+        if is_video_name(name[:at]) and os.path.isfile(name[:at]) and (time := TIME.fullmatch(name[at:])):
+            return Frame(LocalFile.at(name[:at]), float(time[1]))
     return FileEntry(path, None, metadata)
 
 

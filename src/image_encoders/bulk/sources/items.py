@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol
 
 from image_encoders.bulk.sources.contents import Content
 from image_encoders.collection import Locator, id_of
@@ -60,11 +60,11 @@ class Entry(Protocol):
         ...
 
 
-@runtime_checkable
 class RemoteEntry(Protocol):
     """An entry that is looked at over a network, which takes its time.
 
-    host: which server is asked; few of one are asked at a time
+    host: which server is asked
+    polite: whether few of one host may be asked at a time
     """
 
     @property
@@ -73,6 +73,8 @@ class RemoteEntry(Protocol):
     def path(self) -> None: ...
     @property
     def host(self) -> str: ...
+    @property
+    def polite(self) -> bool: ...
 
     def item(self, known: Callable[[str, str], bool] = ...) -> SourceItem:
         """The item, looked at now; the bytes of one that is known, as of `Walk`, need not be fetched."""
@@ -159,12 +161,14 @@ class Settings:
     all_files: take every file of a folder or an archive, whatever its name
     column: of tables, the one that holds images or says where they are; None: the one that looks like it
     private_urls: also fetch from addresses that are not public
+    every_s: seconds from one frame of a video to the next; None: those at scene cuts
     """
 
     stdin: Any = None
     all_files: bool = False
     column: str | None = None
     private_urls: bool = False
+    every_s: float | None = 10.0
 
 
 def nothing_known(id: str, state: str) -> bool:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from image_encoders.bulk.sources.items import Entry
+from image_encoders.bulk.sources.places import Place
 from image_encoders.errors import InputError
 
 SUFFIXES = frozenset({".txt", ".lst"})
@@ -44,6 +45,28 @@ class ListFile:
     def entries(self) -> Iterator[Entry]:
         """What its lines name."""
         with open(self.path, "rb") as file:
+            yield from _listed(file, self.named)
+
+
+class RemoteList:
+    """A list in a store.
+
+    place: where it is
+    named: what a name in it names
+    """
+
+    repeatable = False
+
+    def __init__(self, place: Place, named: Callable[[str], Iterator[Entry]]):
+        self.place, self.named = place, named
+
+    def check(self) -> None:
+        """Raise InputError where it cannot be opened."""
+        self.place.open().close()
+
+    def entries(self) -> Iterator[Entry]:
+        """What its lines name."""
+        with self.place.open() as file:
             yield from _listed(file, self.named)
 
 
@@ -84,7 +107,8 @@ def lines(stream: Any) -> Iterator[bytes]:
     separator = b""
     rest = b""
     first = True
-    while chunk := stream.read1(CHUNK):
+    read = getattr(stream, "read1", stream.read)  # which waits for nothing more where something is there
+    while chunk := read(CHUNK):
         if first:
             chunk, first = chunk.removeprefix(b"\xef\xbb\xbf"), False
         rest += chunk

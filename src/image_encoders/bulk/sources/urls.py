@@ -39,6 +39,7 @@ class UrlEntry:
     metadata: Mapping[str, Any] | None = None
     private: bool = False
     path: None = None
+    polite = True
 
     @property
     def host(self) -> str:

@@ -1,0 +1,44 @@
+"""The bytes behind a locator, for whoever shows what was found."""
+
+from __future__ import annotations
+
+from image_encoders.bulk.sources.archives import find_member, is_archive_name, read_member
+from image_encoders.bulk.sources.places import LocalFile, Place
+from image_encoders.bulk.sources.stores import ObjectFile, is_object
+from image_encoders.bulk.sources.tables import read_cell
+from image_encoders.bulk.sources.urls import fetch_patiently, is_url
+from image_encoders.bulk.sources.videos import read_frame
+from image_encoders.collection import Locator
+from image_encoders.errors import InputError, MissingExtra
+from image_encoders.inputs.image import ImageLimits, read_bytes
+
+
+def read_locator(locator: Locator, limits: ImageLimits | None = None, *, private_urls: bool = False) -> bytes:
+    """The bytes of an image file, or of a frame as one: whatever a row's locator says, on any thread.
+
+    limits: None: `ImageLimits.from_environment()`
+    private_urls: of web addresses, reach also those that are not public
+
+    Raises InputError where it is not there any more, cannot be read or has too many bytes.
+    """
+    limits = limits or ImageLimits.from_environment()
+    path = locator.path
+    if is_url(path):
+        content, _ = fetch_patiently(path, limits, private_urls)
+        assert content is not None
+        return content
+    if locator.member is None and locator.time_s is None:
+        return ObjectFile(path).read_all(limits) if is_object(path) else read_bytes(path, limits)
+    place: Place = ObjectFile(path) if is_object(path) else LocalFile(path)
+    try:
+        if locator.time_s is not None:
+            return read_frame(place, locator.time_s, limits)
+        assert locator.member is not None
+        if is_archive_name(path):
+            return read_member(place, find_member(place, locator.member), limits.max_bytes)
+        column, _, row = locator.member.rpartition("/")
+        return read_cell(place, column, int(row))
+    except MissingExtra as error:
+        raise InputError(str(error), code="unsupported") from error
+    except ValueError as error:
+        raise InputError(f"no {locator.member} in it", code="not-found") from error
