@@ -1,4 +1,4 @@
-"""The search page in headless Chromium, against a stand-in of the service."""
+"""The search page in headless Chromium: with clip/demo in a real service, and with a stand-in for what is rare."""
 
 from __future__ import annotations
 
@@ -10,7 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from service_process import Server, serving
 from stand_in import HOSTILE, StandIn, key_of, running, scenes
+
+from image_encoders.bulk.run import run
+from image_encoders.models import load
+from image_encoders.scenes import write_images
 
 pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
@@ -284,6 +289,7 @@ def test_groups_hold_what_is_above_the_line(page: Page):
     expect(page.locator("#results h2").first).to_be_visible()
     page.evaluate("scrollTo(0, document.body.scrollHeight)")
     expect(page.locator("#results li.low")).to_have_count(0)
+    expect(count(page)).to_have_text("37 images above the line")
     expect(page.locator("#results h2 small").first).to_have_text(re.compile(r"^\d images?$"))
 
 
@@ -398,7 +404,8 @@ def test_back_leads_to_where_one_was(page: Page):
     assert page.evaluate("scrollY") < 100
     page.go_back()
     expect(count(page)).to_have_text("10,000 images")
-    page.wait_for_function("y => Math.abs(scrollY - y) < 5", arg=before)
+    page.wait_for_timeout(300)
+    assert abs(page.evaluate("scrollY") - before) < 5
     expect(page.get_by_text(name)).to_be_in_viewport()
 
 
@@ -578,7 +585,7 @@ def test_throughput_and_latency_are_asked_for_only_while_they_are_seen(page: Pag
     asked: list[str] = []
     page.on("request", lambda request: asked.append(request.url) if "status.json" in request.url else None)
     page.goto("/search#service")
-    expect(page.locator("#figures")).to_contain_text(re.compile(r"Requests\s*12\.5 per second"))
+    expect(page.locator("#figures")).to_contain_text(re.compile(r"Requests\s*12\.5 /s"))
     expect(page.locator("#figures")).to_contain_text(re.compile(r"Median latency\s*18\.3 ms"))
     page.wait_for_timeout(2500)
     assert len(asked) >= 3
@@ -663,9 +670,9 @@ def test_who_has_no_key_signs_in_and_is_led_to_the_search(page: Page, service: S
 def test_the_login_leads_to_no_other_host(page: Page):
     for target in ("https%3A%2F%2Fexample.com", "%2F%2Fexample.com", "%2F%5Cexample.com", "javascript%3Aalert(1)"):
         page.goto(f"/login?next={target}")
-        expect(page.locator("[name=next]")).to_have_value("/search")
-    page.goto("/login?next=search%3Fq%3D%22%3E%3Cscript%3Ealert(1)%3C%2Fscript%3E")
-    expect(page.locator("[name=next]")).to_have_value('search?q="><script>alert(1)</script>')
+        expect(page.locator("[name=next]")).to_have_value("search")
+    page.goto("/login?next=search%3Fq%3D%22%3E%3Cscript%3Ealert(1)%3C/script%3E%23failures")
+    expect(page.locator("[name=next]")).to_have_value('search?q="><script>alert(1)</script>#failures')
 
 
 # ---- for everyone ----
@@ -753,3 +760,117 @@ def test_the_page_is_used_by_keyboard_alone(page: Page):
 def test_the_number_of_results_is_announced(page: Page):
     page.goto("/search")
     expect(page.get_by_role("status").filter(has_text="10,000 images")).to_be_visible()
+
+
+# ---- the real thing ----
+
+KEY = "a key that nobody guesses"
+RED = ("a red circle on a white background", "a blue square on a black background")
+
+
+@pytest.fixture(scope="module")
+def scenes_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of drawn scenes, beside its collection."""
+    place = tmp_path_factory.mktemp("page")
+    write_images(place / "photos", 120, seed=7)
+    run([place / "photos"], load("clip/demo", precision="float32"), place / "holidays")
+    return place
+
+
+@pytest.fixture(scope="module")
+def real(scenes_folder: Path) -> Iterator[Server]:
+    with serving("--collection", str(scenes_folder / "holidays"), "--api-key", KEY) as server:
+        yield server
+
+
+@pytest.fixture
+def visitor(browser: Browser, real: Server) -> Iterator[Page]:
+    """A browser that has signed in."""
+    with browser.new_context(base_url=real.url, viewport={"width": 1280, "height": 800}) as context:
+        page = context.new_page()
+        wrong: list[str] = []
+        page.on("pageerror", lambda error: wrong.append(str(error)))
+        page.on("console", lambda said: wrong.append(said.text) if "Content Security" in said.text else None)
+        page.on("request", lambda asked: wrong.append(asked.url) if not is_own(asked.url, real.url) else None)
+        page.goto("/search?sort=path")
+        page.get_by_label("Key").fill("wrong")
+        page.get_by_role("button", name="Sign in").click()
+        expect(page.get_by_role("alert")).to_contain_text("That is not a key of this service.")
+        page.get_by_label("Key").fill(KEY)
+        page.get_by_role("button", name="Sign in").click()
+        expect(page).to_have_url(re.compile(r"/search\?sort=path$"))
+        expect(count(page)).to_have_text("120 images")
+        yield page
+        assert wrong == []
+
+
+def test_a_real_service_is_searched_by_words_and_by_a_dropped_image(visitor: Page, scenes_folder: Path, real: Server):
+    page = visitor
+    for said in RED:
+        page.goto("/search")
+        words(page).fill(said)
+        expect(count(page)).to_have_text(re.compile(r"^(\d+|None) of 120 images above the line$"))
+        with real.client(headers={"X-API-Key": KEY}) as client:
+            answer = client.get("/search.json", params={"q": said}).json()
+        assert names(page) == [hit["name"] for hit in answer["hits"][:4]]
+        expect(page.locator("#results img.there").first).to_be_visible()
+    best = tiles(page).first.locator(".name").inner_text()
+    path = next((scenes_folder / "photos").rglob(best))
+    give_file(page, "drop", "what I look for.jpg", "", path.read_bytes())
+    words(page).fill("")
+    expect(page).to_have_url(re.compile(r"\?vector=[\w-]+$"))
+    expect(chips(page)).to_have_text("what I look for.jpg")
+    expect(tiles(page).first.locator(".name")).to_have_text(best)
+    expect(tiles(page).first).to_contain_text("match")
+    page.go_back()
+    page.go_back()
+    expect(words(page)).to_have_value(RED[1])
+    expect(chips(page)).to_have_count(0)
+    expect(tiles(page).first.locator(".name")).to_have_text(best)
+
+
+def test_a_real_image_is_shown_large_and_more_like_it_found(visitor: Page, scenes_folder: Path):
+    page = visitor
+    page.goto("/search?q=a+yellow+star")
+    name = tiles(page).first.locator(".name").inner_text()
+    tiles(page).first.locator("a").click()
+    dialog = page.get_by_role("dialog")
+    expect(dialog).to_contain_text(str(next((scenes_folder / "photos").rglob(name))))
+    page.wait_for_timeout(500)
+    assert page.evaluate("document.querySelector('dialog img').naturalWidth") > 90
+    dialog.get_by_role("button", name="More like this").click()
+    expect(tiles(page).first.locator(".name")).to_have_text(name)
+    expect(chips(page)).to_have_text(name)
+    page.get_by_label("Group").select_option("folder")
+    expect(page.locator("#results h2").first).to_contain_text("album-")
+    page.get_by_role("button", name="Filters").click()
+    page.get_by_label("Folder", exact=True).fill("album-3")
+    page.get_by_label("Folder", exact=True).press("Enter")
+    expect(page.locator("#results h2 bdi, #results h2")).to_have_count(1)
+    expect(page.locator("#results h2").first).to_contain_text("album-3")
+
+
+def test_real_failures_and_figures_are_shown(visitor: Page):
+    page = visitor
+    page.get_by_role("link", name="2 failed").click()
+    expect(page.locator("tbody tr")).to_have_count(2)
+    expect(page.locator("tbody")).to_contain_text("breaks-off.jpg")
+    expect(page.locator("tbody")).to_contain_text("truncated")
+    page.get_by_role("link", name="Service").click()
+    expect(page.locator("#service-said")).to_have_text("clip/demo")
+    expect(page.locator("#counts")).to_contain_text(re.compile(r"Embedded\s*120"))
+    expect(page.locator("#figures")).to_contain_text(re.compile(r"Requests\s*[\d.]+"))
+
+
+def test_what_a_real_service_refuses_is_said(visitor: Page):
+    page = visitor
+    give_file(page, "drop", "notes.txt", "text/plain", b"These are no pixels.")
+    expect(page.get_by_role("alert")).to_contain_text("notes.txt: ")
+    page.get_by_role("button", name="Try again").click()
+    expect(page.get_by_role("alert")).to_be_hidden()
+    give_file(page, "drop", "waves.wav", "audio/wav", b"RIFF")
+    expect(page.get_by_role("alert")).to_contain_text("clip/demo has no audio tower")
+    page.goto("/search?vector=nonsense")
+    expect(page.get_by_role("alert")).to_contain_text("/v1/queries")
+    page.goto(f"/search?like={'0' * 64}")
+    expect(page.get_by_role("alert")).to_contain_text("No image of the collection has this key")

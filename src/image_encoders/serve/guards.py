@@ -43,6 +43,7 @@ COOKIE_DAYS = 30
 LOGIN_BYTES = 16 << 10
 WRONG_KEY_S = 0.5  # how long a wrong key at the login waits for its answer
 OPEN = re.compile(r"/health/.*|/login|/page/[^/]*")  # paths that need no key: nothing of a collection is told there
+OWN_PATH = re.compile(r"/?[A-Za-z][\w.-]*(/[A-Za-z0-9][\w.-]*)*([?#][\x21-\x7e]*)?", re.ASCII)  # no other host
 REQUEST_ID = re.compile(rb"[A-Za-z0-9._:-]{1,64}")
 HEADERS = {  # of every answer that does not set its own
     b"content-security-policy": b"default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
@@ -238,7 +239,7 @@ class Guards:
         except ValueError as error:
             raise RequestError(400, "a login has the fields `key` and `next`", code="invalid_request") from error
         given = form.get("key", [""])[0].strip().encode()
-        target = _own_path(form.get("next", [""])[0])
+        target = own_path(form.get("next", [""])[0])
         matching = [key for key in self._keys if _same(given, key)]
         if not matching:
             await asyncio.sleep(WRONG_KEY_S)
@@ -412,8 +413,8 @@ def _netloc(origin: str) -> str:
         return ""
 
 
-def _own_path(target: str) -> str:
+def own_path(target: str) -> str:
     """A path of this service, whatever a login form says where to go."""
-    if re.fullmatch(r"/(?![/\\])[\x21-\x7e]*", target):
+    if OWN_PATH.fullmatch(target):
         return target
     return "search"

@@ -10,6 +10,8 @@ from pathlib import Path
 
 from fastapi import APIRouter, HTTPException, Request, Response
 
+from image_encoders.serve.guards import own_path
+
 PAGE = Path(__file__).parent / "page"
 TYPES = {
     ".css": "text/css; charset=utf-8",
@@ -64,11 +66,6 @@ def page_files() -> dict[str, PageFile]:
     return files
 
 
-def own_path(target: str) -> bool:
-    """Whether an address leads nowhere but to a path of this service."""
-    return re.fullmatch(r"/?[A-Za-z][^\s\\:]*", target.partition("?")[0]) is not None
-
-
 def pages() -> APIRouter:
     """The routes of the page: /search, /login and the files that they name under /page/."""
     router = APIRouter(include_in_schema=False)
@@ -93,8 +90,7 @@ def pages() -> APIRouter:
         """The form for a key; it leads on to the page that was asked for, if that is one of this service."""
         asked = request.query_params
         text = files["login.html"].content.decode()
-        if own_path(target := asked.get("next", "")):
-            text = text.replace('value="/search"', f'value="{escape(target)}"')
+        text = text.replace('value="search"', f'value="{escape(own_path(asked.get("next", "")))}"')
         if "failed" in asked:
             text = FAILED.sub(r"\1", text)
         return Response(text, media_type=TYPES[".html"], headers=HEADERS)

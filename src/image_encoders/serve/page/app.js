@@ -113,10 +113,11 @@ const sort = () => (address.ranked(query) ? query.sort || "score" : query.sort.r
 function tell() {
 	const { answer, line, hits } = results;
 	const all = words.plural(answer.count, "image");
-	const above = line ?? hits.filter((hit) => hit.score >= answer.line).length;
+	const above = (!results.group && line) || hits.filter((hit) => hit.score >= answer.line).length;
 	find("count").textContent =
 		!results.ranked || answer.line == null ? all
-		: results.sort !== "score" || results.group ? `The nearest ${all}`
+		: results.group && above ? `${words.plural(above, "image")} above the line`
+		: results.group || results.sort !== "score" ? `The nearest ${all}`
 		: `${above ? words.number(above) : "None"}${line == null ? " or more" : ""} of ${all} above the line`;
 	document.title = `${query.words || (results.ranked ? "Like these" : "All images")} – ${find("title").textContent}`;
 	for (const hit of hits) if (hit?.folder) places.add(hit.folder);

@@ -6,7 +6,7 @@ import * as words from "./words.js";
 
 const [OFTEN, SELDOM] = [1000, 10000]; // ms
 const FIGURES = {
-	requests_per_second: ["Requests", "per second"], images_per_second: ["Images", "per second"],
+	requests_per_second: ["Requests", "/s"], images_per_second: ["Images", "/s"],
 	p50_ms: ["Median latency", "ms"], p99_ms: ["99 of 100 within", "ms"], waiting: ["Waiting", "items"],
 };
 export const busy = (status) => ["looking", "embedding"].includes(status?.run?.state);
