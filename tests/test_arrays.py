@@ -39,7 +39,7 @@ def test_an_array_is_not_copied():
         (lambda: torch.zeros(3, 4, device="meta"), "meta"),
         (lambda: torch.quantize_per_tensor(torch.zeros(3, 4), 1.0, 0, torch.quint8), "QUInt8"),
         (Failing, "no numbers today"),
-        (lambda: [[1.0], [1.0, 2.0]], "makes no array"),
+        (lambda: [[1.0], [1.0, 2.0]], "cannot be converted to an array"),
     ],
 )
 def test_what_makes_no_array_says_why(make, says: str):

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 import image_encoders as ie
-from image_encoders.scenes import HELD_OUT, Caption, Claim, Scene, describe, draw, sample_scene, write_images
+from captions import Caption, Claim, caption, describe
+from image_encoders.scenes import HELD_OUT, Scene, draw, sample_scene, write_images
 
 PROGRAM = Path(__file__).parents[1] / "training" / "clip_demo.py"
 
@@ -49,7 +50,9 @@ def test_captions_find_their_scenes_and_scenes_their_captions(encoder, unseen_pa
 
 
 def test_captions_find_their_files_among_all_kinds(encoder, tmp_path):
-    good = [(path, words) for path, words in write_images(tmp_path, 60, seed=21) if words is not None]
+    rng = Random(21)
+    written = write_images(tmp_path, 60, seed=21)
+    good = [(path, caption(scene, rng)) for path, scene in written if scene is not None]
     images = unit(encoder.encode_image([path for path, _ in good]))
     texts = unit(encoder.encode_text([words for _, words in good]))
     assert ((texts @ images.T).argmax(1) == np.arange(60)).mean() > 0.85

@@ -237,14 +237,14 @@ def test_prepared_images_may_be_tensors_of_any_floats():
 
 
 def test_a_prepared_image_that_makes_no_array_is_named():
-    with pytest.raises(InputError, match=r"^prepared\[0\]: a Tensor that makes no array"):
+    with pytest.raises(InputError, match=r"^prepared\[0\]: a Tensor that cannot be converted to an array"):
         FakeEncoder().embed_image([torch.zeros(3, SIDE, SIDE, device="meta")])
 
 
 @pytest.mark.parametrize("family", models.families())
 def test_a_tensor_that_makes_no_array_is_named_by_every_family(family: str):
     for tensor in (torch.zeros(40, 40).to_sparse(), torch.zeros(40, 40, 3, device="meta")):
-        with pytest.raises(InputError, match=r"^image\[0\]: a Tensor that makes no array"):
+        with pytest.raises(InputError, match=r"^image\[0\]: a Tensor that cannot be converted to an array"):
             models.family(family).tiny().assemble().encode_image([tensor])
 
 

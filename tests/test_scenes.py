@@ -11,18 +11,15 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
+from captions import Caption, Claim, caption, describe
 from image_encoders.scenes import (
     BACKGROUNDS,
     COLOURS,
     HELD_OUT,
     SHAPES,
     SIZES,
-    Caption,
-    Claim,
     Scene,
     Thing,
-    caption,
-    describe,
     draw,
     sample_scene,
     write_images,
@@ -186,7 +183,7 @@ def test_relations_hold_one_way_round():
 
 def test_written_images_mix_formats_sizes_and_modes(tmp_path):
     written = write_images(tmp_path / "new", 36, seed=1)
-    good = [(path, words) for path, words in written if words is not None]
+    good = [(path, drawn) for path, drawn in written if drawn is not None]
     assert len(good) == 36
     formats, modes, sizes, turned = Counter(), set(), set(), 0
     for path, _ in good:
@@ -204,8 +201,8 @@ def test_written_images_mix_formats_sizes_and_modes(tmp_path):
 
 
 def test_a_turned_image_shows_its_scene_upright(tmp_path):
-    for path, words in write_images(tmp_path, 60, seed=2):
-        if path.suffix == ".jpeg" and words is not None:
+    for path, drawn in write_images(tmp_path, 60, seed=2):
+        if path.suffix == ".jpeg" and drawn is not None:
             with Image.open(path) as image:
                 shown = np.asarray(ImageOps.exif_transpose(image).convert("RGB")).astype(int)
                 stored = np.asarray(image.convert("RGB")).astype(int)
@@ -216,7 +213,7 @@ def test_a_turned_image_shows_its_scene_upright(tmp_path):
 def test_the_names_of_written_images_do_not_show_what_is_in_them_and_a_seed_repeats_them(tmp_path):
     first = write_images(tmp_path / "a", 24, seed=3)
     second = write_images(tmp_path / "b", 24, seed=3)
-    assert [words for _, words in first] == [words for _, words in second]
+    assert [drawn for _, drawn in first] == [drawn for _, drawn in second]
     for (one, _), (other, _) in zip(first, second, strict=True):
         assert one.relative_to(tmp_path / "a") == other.relative_to(tmp_path / "b")
         assert one.read_bytes() == other.read_bytes()
@@ -227,7 +224,7 @@ def test_the_names_of_written_images_do_not_show_what_is_in_them_and_a_seed_repe
 
 
 def test_two_written_files_cannot_be_read(tmp_path):
-    broken = [path for path, words in write_images(tmp_path, 3, seed=4) if words is None]
+    broken = [path for path, drawn in write_images(tmp_path, 3, seed=4) if drawn is None]
     assert len(broken) == 2
     for path in broken:
         with pytest.raises(OSError), Image.open(path) as image:

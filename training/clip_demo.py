@@ -37,8 +37,9 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTokenizer
 
+from captions import RELATIONS, Caption, caption, describe
 from image_encoders import scenes
-from image_encoders.scenes import BACKGROUNDS, COLOURS, HELD_OUT, SHAPES, SIZES, Caption, Scene
+from image_encoders.scenes import BACKGROUNDS, COLOURS, HELD_OUT, SHAPES, SIZES, Scene
 
 SIZE = 60  # side of the model's input [px]
 PATCH = 10  # [px]
@@ -92,7 +93,7 @@ def vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:
     rng = random.Random(0)
     seen: dict[str, int] = {}
     for _ in range(20_000):
-        for word in words_of(scenes.caption(scenes.sample_scene(rng), rng, rng.random() < 0.5)):
+        for word in words_of(caption(scenes.sample_scene(rng), rng, rng.random() < 0.5)):
             seen[word] = seen.get(word, 0) + 1
     pieces = {word: [*word[:-1], word[-1] + "</w>"] for word in seen}
     merges: list[tuple[str, str]] = []
@@ -202,7 +203,7 @@ def truth(captions: list[Caption], of: list[Scene]) -> np.ndarray:
     said = np.array([codes(caption.claims) for caption in captions], np.int8)[:, None, :, None]  # (C, 1, 3, 1, 5)
     there = np.array([codes(scene.things) for scene in of], np.int8)[None, :, None]  # (1, S, 1, 3, 5)
     fits = ((said == -1) | (said == there)).all(-1) | (said[..., 0] == -2)  # (C, S, 3 claims, 3 things)
-    steps = {None: (0, 0), **{name: step for name, (_, *step) in scenes.RELATIONS.items()}}
+    steps = {None: (0, 0), **{name: step for name, (_, *step) in RELATIONS.items()}}
     step = np.array([steps[caption.relation] for caption in captions])[:, None]  # (C, 1, 2)
     true = np.zeros(fits.shape[:2], bool)
     for order in itertools.permutations(range(3)):
@@ -427,7 +428,7 @@ class Trainer:
     def losses(self) -> tuple[torch.Tensor, torch.Tensor]:
         """The captions' and the patches' loss of one batch of scenes."""
         of = related_scenes(self.recipe, self.rng)
-        captions = [scenes.describe(scene, self.rng, self.rng.random() < self.recipe.full) for scene in of]
+        captions = [describe(scene, self.rng, self.rng.random() < self.recipe.full) for scene in of]
         states = patch_states(self.model, images_of(of, self.recipe, self.rng))
         image = embed_states(self.model, states)
         text = embed_ids(self.model, token_ids([words.text for words in captions], self.vocab))
@@ -533,7 +534,7 @@ def evaluation_set(name: str, count: int, unseen_pairs: bool) -> list[tuple[Scen
     chosen: list[tuple[Scene, Caption]] = []
     while len(chosen) < count:
         scene = scenes.sample_scene(rng, unseen_pairs)
-        words = scenes.describe(scene, rng)
+        words = describe(scene, rng)
         if not any(words.holds(other) or said.holds(scene) for other, said in chosen):
             chosen.append((scene, words))
     return chosen

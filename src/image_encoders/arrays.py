@@ -30,4 +30,6 @@ def as_array(source: Any) -> np.ndarray:
         raise
     except Exception as error:  # the object's own code runs here
         reason = first_line(error)[:200]
-        raise InputError(f"a {type(source).__name__} that makes no array: {reason}", code="dtype") from error
+        raise InputError(
+            f"a {type(source).__name__} that cannot be converted to an array: {reason}", code="dtype"
+        ) from error

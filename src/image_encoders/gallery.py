@@ -61,7 +61,8 @@ FACTS = np.dtype(
         ("directed", np.bool_),  # its embedding is not all zeros
     ]
 )
-CHANGED = re.compile(r"\d+ (\d{1,19})")  # a file's state: its size, and the time of its last change [ns]
+# The state of a file, or of what is in one, begins with the file's size and the time of its last change [ns].
+CHANGED = re.compile(r"[0-9]{1,18} ([0-9]{1,18}|[0-8][0-9]{18})(?: .*)?", re.DOTALL)
 MIX = np.array([0x9E3779B97F4A7C15 * (2 * number + 1) % 2**64 for number in range(8)], np.uint64)
 
 

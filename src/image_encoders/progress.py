@@ -16,7 +16,7 @@ class Show(Protocol):
 
 @contextmanager
 def bar(label: str, shown: bool | None = None) -> Iterator[Show]:
-    """A bar that moves as it is called, and pulses while nobody knows the total.
+    """A bar that moves as it is called, and pulses while the total is unknown.
 
     shown: None: where standard error is a terminal
     """

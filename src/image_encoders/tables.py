@@ -32,8 +32,11 @@ UNINDEXED = 0.1  # of the rows may be missing in the index (they are found, at t
 LIST, PROBES, REFINED = 8192, 64, 10
 SMALL_FRAGMENTS = 256  # files of the database before they are merged
 IDS = 1000  # ids in one condition
-# When an image was taken, else when its file was changed, which the state of a file says after its size.
-DATE = "coalesce(taken, CAST(TRY_CAST(split_part(state, ' ', 2) AS BIGINT) / 1000000 AS TIMESTAMP(3)))"
+# When an image was taken, else when its file was changed: its state begins with the file's size and that time [ns].
+DATE = (
+    "coalesce(taken, CASE WHEN TRY_CAST(split_part(state, ' ', 1) AS BIGINT) IS NULL THEN NULL "
+    "ELSE CAST(TRY_CAST(split_part(state, ' ', 2) AS BIGINT) / 1000000 AS TIMESTAMP(3)) END)"
+)
 EPOCH = datetime(1970, 1, 1)
 NULLABLE = ("member", "time_s", "taken", "metadata", "part")
 

@@ -97,8 +97,8 @@ def test_what_is_left_out_is_named_with_its_size(command, kept, monkeypatch):
         (["nothing"], "no conformance case"),
         (["clip/demo"], "clip/demo has no original to compare with; `verify clip` checks the same code"),
         (["custom", "--device", "tpu"], "unknown device 'tpu'"),
-        (["custom", "--image", "a.jpg"], "--image goes with --weights"),
-        (["custom", "--weights", "x.pt", "--full"], "--full goes without --weights"),
+        (["custom", "--image", "a.jpg"], "--image needs --weights"),
+        (["custom", "--weights", "x.pt", "--full"], "--full cannot be combined with --weights"),
         (["colours/plain", "--weights", "nowhere.txt"], "nowhere.txt: no such file"),
     ],
 )

@@ -216,7 +216,7 @@ def test_bfloat16_by_openvino_needs_a_processor_for_it(monkeypatch):
 def test_int8_and_calibration_go_together():
     with pytest.raises(InputError, match="needs calibration="):
         Runtime.resolve("cpu", "int8")
-    with pytest.raises(InputError, match="goes with precision='int8'"):
+    with pytest.raises(InputError, match="is for precision='int8'"):
         Runtime.resolve("cpu", "float32", calibration=[])
 
 

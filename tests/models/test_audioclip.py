@@ -206,7 +206,7 @@ def test_a_converted_checkpoint_carries_its_vocabulary_and_gives_the_same_embedd
 def test_a_converted_file_of_another_family_is_refused(folder, tmp_path):
     tensors, _ = audioclip.original(folder / CHECKPOINT)
     convert.save(tmp_path / "bit.safetensors", tensors, {"family": "bit"})
-    with pytest.raises(WeightsError, match="a checkpoint of 'bit'; wanted 'audioclip'"):
+    with pytest.raises(WeightsError, match="a checkpoint of 'bit'; 'audioclip' was expected"):
         load(tmp_path / "bit.safetensors")
 
 

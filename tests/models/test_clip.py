@@ -421,7 +421,7 @@ def test_a_token_that_the_net_does_not_have_is_an_input_error(clip_folder: Path)
     write_json(path, tokenizer)
     encoder = load(clip_folder)
     assert encoder.encode_text(["a cat"]).shape == (1, encoder.dim)
-    with pytest.raises(InputError, match=r"text\[0\]: a text with token 755, of which this model has 755"):
+    with pytest.raises(InputError, match=r"text\[0\]: a text with token id 755; this model has 755 tokens"):
         encoder.encode_text(["a cat <extra>"])
 
 

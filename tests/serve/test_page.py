@@ -199,8 +199,7 @@ def test_a_file_over_the_page_shows_where_it_may_be_dropped(page: Page):
 def test_a_sound_is_searched_by(page: Page):
     page.goto("/search")
     give_file(page, "drop", "waves.wav", "audio/wav", b"RIFF")
-    expect(chips(page)).to_have_text("waves.wav")
-    expect(chips(page).locator(".kind use")).to_have_attribute("href", "#i-sound")
+    expect(chips(page)).to_have_text("♪ waves.wav")
     expect(page).to_have_url(re.compile(r"\?vector="))
 
 
@@ -526,14 +525,6 @@ def test_a_list_for_spreadsheets_holds_no_formula(page: Page):
     assert json.loads(download(page, "JSON"))[0]["name"] == HOSTILE[number]
 
 
-def test_selected_images_are_searched_by(page: Page):
-    page.goto("/search?q=beach")
-    for place in (0, 1):
-        tiles(page).nth(place).locator("a").click(modifiers=["Control"])
-    page.get_by_role("button", name="Search by these").click()
-    expect(page).to_have_url(re.compile(r"\?like=[0-9a-f]{64}&like=[0-9a-f]{64}$"))
-
-
 # ---- failures and the service ----
 
 
@@ -621,7 +612,7 @@ def test_a_model_without_words_has_no_box_for_them(page: Page, service: StandIn)
     expect(page.get_by_role("button", name="Search by an image", exact=True)).to_be_visible()
     give_file(page, "drop", "waves.wav", "audio/wav", b"RIFF")
     expect(page.get_by_role("alert")).to_contain_text(
-        "waves.wav: clip/stand-in has no audio tower, so it cannot search by a sound."
+        "♪ waves.wav: clip/stand-in has no audio tower, so it cannot search by a sound."
     )
 
 
@@ -661,7 +652,7 @@ def test_who_has_no_key_signs_in_and_is_led_to_the_search(page: Page, service: S
     assert audit(page) == []
     page.get_by_label("Key").fill("wrong")
     page.get_by_role("button", name="Sign in").click()
-    expect(page.get_by_role("alert")).to_contain_text("That key is not one of this service’s.")
+    expect(page.get_by_role("alert")).to_contain_text("That is not a key of this service.")
     page.goto("/search?q=beach")
     page.get_by_label("Key").fill("right key")
     page.get_by_role("button", name="Sign in").click()
@@ -670,10 +661,11 @@ def test_who_has_no_key_signs_in_and_is_led_to_the_search(page: Page, service: S
 
 
 def test_the_login_leads_to_no_other_host(page: Page):
-    page.goto("/login?next=https%3A%2F%2Fexample.com%2Fsearch")
-    expect(page.locator("#next")).to_have_value("/search")
-    page.goto("/login?next=%2F%2Fexample.com%2Fsearch")
-    expect(page.locator("#next")).to_have_value("/search")
+    for target in ("https%3A%2F%2Fexample.com", "%2F%2Fexample.com", "%2F%5Cexample.com", "javascript%3Aalert(1)"):
+        page.goto(f"/login?next={target}")
+        expect(page.locator("[name=next]")).to_have_value("/search")
+    page.goto("/login?next=search%3Fq%3D%22%3E%3Cscript%3Ealert(1)%3C%2Fscript%3E")
+    expect(page.locator("[name=next]")).to_have_value('search?q="><script>alert(1)</script>')
 
 
 # ---- for everyone ----
@@ -740,6 +732,7 @@ def test_the_page_is_used_by_keyboard_alone(page: Page):
     expect(page.get_by_role("link", name="Skip to the results")).to_be_focused()
     expect(page.get_by_role("link", name="Skip to the results")).to_be_in_viewport()
     page.keyboard.press("Enter")
+    page.keyboard.press("Tab")
     expect(tiles(page).first.locator("a")).to_be_focused()
     page.keyboard.press("ArrowRight")
     page.keyboard.press("Enter")

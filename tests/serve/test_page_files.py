@@ -66,3 +66,18 @@ def test_every_file_that_the_page_names_is_there():
         text = file.content.decode()
         named = re.findall(r'(?:href|src)="page/([^"]+)"', text) + re.findall(r'from "\./([^"]+)"', text)
         assert set(named) <= set(files), name
+
+
+def test_the_page_stays_small():
+    assert sum(len(file.content) for file in page_files().values()) < 60_000
+
+
+def test_the_login_says_what_it_is_asked_to_and_leads_nowhere_else(client: TestClient):
+    plain = client.get("/login")
+    assert 'value="/search"' in plain.text
+    assert 'role="alert"' not in re.sub("<!--.*?-->", "", plain.text)
+    asked = client.get("/login", params={"next": 'search?q="&sort=newest', "failed": "1"}).text
+    assert 'value="search?q=&quot;&amp;sort=newest"' in asked
+    assert 'role="alert"' in re.sub("<!--.*?-->", "", asked)
+    for elsewhere in ("https://example.com", "//example.com", "/\\example.com", "\\example", "javascript:alert(1)"):
+        assert 'value="/search"' in client.get("/login", params={"next": elsewhere}).text

@@ -172,3 +172,56 @@ def test_frames_pass_whole_or_not_at_all() -> None:
 def test_an_embedding_has_the_dimensions_of_its_model(held: Held) -> None:
     held.take(1, png(1))
     assert len(held.answer()[1]) == 4 * DIM
+
+
+class SlowTower:
+    """A tower of texts whose items other than the canary take as long as the test likes."""
+
+    modality = "text"
+
+    def __init__(self) -> None:
+        self.begun, self.go = 0, threading.Event()
+
+    def input(self, source: str) -> np.ndarray:
+        if source == "slow":
+            self.begun += 1
+            self.go.wait()
+        return np.zeros(4, np.float32)
+
+    def check(self, input: np.ndarray) -> None:
+        pass
+
+    def embeddings(self, inputs: list[np.ndarray]) -> np.ndarray:
+        return np.stack(inputs)
+
+
+def working(deadline: float) -> tuple[SlowTower, Worker, Callable[[], list[int]]]:
+    """A tower, its worker with two threads that are at slow items, and the numbers that were answered."""
+    tower, answers = SlowTower(), []
+
+    def send(header: dict[str, Any], content: bytes) -> None:
+        answers.append(header["id"])
+
+    worker = Worker(tower, send, 8, deadline, threads=2)  # type: ignore[arg-type]
+    for number in range(5):
+        worker.take({"type": "text", "id": number}, b"slow")
+    until(lambda: tower.begun == 2)
+    return tower, worker, lambda: answers
+
+
+def test_items_that_take_long_do_not_hold_up_canaries() -> None:
+    tower, worker, answers = working(deadline=600)
+    for number in (10, 11):
+        worker.take({"type": "canary", "id": number}, b"")
+        until(lambda number=number: answers()[-1:] == [number])
+    tower.go.set()
+    until(lambda: sorted(answers()) == [0, 1, 2, 3, 4, 10, 11])
+
+
+def test_where_every_thread_is_at_what_nobody_waits_for_canaries_wait_too() -> None:
+    tower, worker, answers = working(deadline=0.0)
+    worker.take({"type": "canary", "id": 10}, b"")
+    assert not threading.Event().wait(0.3)
+    assert answers() == []
+    tower.go.set()
+    until(lambda: sorted(answers()) == [0, 1, 2, 3, 4, 10])

@@ -151,7 +151,7 @@ def test_one_large_value_can_not_be_handed_to_many_calls(monkeypatch: pytest.Mon
     calls = b"ca\nf\nh\x00\x85R0"
     names = {"a.f": Name("a.f", lambda raw: raw + raw)}
     assert load(large + calls * 3 + b"N.", names=names)[0] is None
-    with pytest.raises(Malformed, match="hands on far more than it holds"):
+    with pytest.raises(Malformed, match="expands to far more than it holds"):
         load(large + calls * 100 + b"N.", names=names)
 
 

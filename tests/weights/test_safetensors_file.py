@@ -65,7 +65,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(WeightsError, match="can not be written: No space left"):
+    with pytest.raises(WeightsError, match="cannot be written: No space left"):
         write(path, {"x": torch.zeros(1000)})
     assert path.read_bytes() == before
     assert os.listdir(tmp_path) == ["a.safetensors"]

@@ -29,6 +29,10 @@ TOKENS = (
     "LangChain: OpenAIEmbeddings(..., check_embedding_ctx_length=False)"
 )
 
+WRONG = {  # what pydantic's errors name by the types that it tried
+    "input": "a text, a data: URL, an object with one of text, image, audio, url and bytes, or a list of those",
+}
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -304,3 +308,28 @@ def _kind(url: str) -> str | None:
     if url[:5].lower() != "data:":
         return None
     return "audio" if url[5:11].lower() == "audio/" else "image"
+
+
+def invalid_request(errors: Sequence[Any]) -> RequestError:
+    """What is wrong with a body or a query: the first three things of it.
+
+    errors: as pydantic lists them
+    """
+    said: dict[str, None] = {}
+    params: list[str] = []
+    for one in errors:
+        where = [part for part in one["loc"] if part not in ("body", "query", "path", "header")]
+        name = str((where or one["loc"] or ["body"])[0])
+        params.append(name)
+        position = next((f"[{part}]" for part in where if isinstance(part, int)), "")
+        within = f".{where[-1]}" if len(where) > 1 and isinstance(where[-1], str) else ""
+        if one["type"] == "json_invalid":
+            said[f"the body is not valid JSON: {one.get('ctx', {}).get('error', one['msg'])}"] = None
+        elif name in WRONG and one["type"] not in ("missing", "value_error"):
+            said[f"{name}{position}: {WRONG[name]} is accepted"] = None
+        else:
+            said[f"{name}{position}{within}: {one['msg']}"] = None
+    sentences = list(said)
+    more = f"; and {len(sentences) - 3} more" if len(sentences) > 3 else ""
+    param = None if "json_invalid" in (one["type"] for one in errors) else params[0]
+    return RequestError(400, "; ".join(sentences[:3]) + more, code="invalid_request", param=param)

@@ -145,9 +145,7 @@ def encode(
     Run it again and only what is new or changed is encoded. Stop it at any time: the same command goes on where it
     stopped. A broken file does not stop the run: it is listed, and the exit status is 3.
     """
-    for name, limit in (("IMAGE_ENCODERS_MAX_PIXELS", max_pixels), ("IMAGE_ENCODERS_MAX_BYTES", max_bytes)):
-        if limit is not None:
-            os.environ[name] = str(limit)
+    _set_limits(IMAGE_ENCODERS_MAX_PIXELS=max_pixels, IMAGE_ENCODERS_MAX_BYTES=max_bytes)
 
     from image_encoders.bulk import run, sources
     from image_encoders.collection import Collection
@@ -192,6 +190,11 @@ def encode(
         if quiet:
             say(f"{report.failed:,} failed; image-encoders failures {shown(output)} lists them")
         raise typer.Exit(3)
+
+
+def _set_limits(**limits: int | None) -> None:
+    """Limits of images, for this process and those that it starts."""
+    os.environ.update({name: str(limit) for name, limit in limits.items() if limit is not None})
 
 
 def _say_what_is_kept(output: Path) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,10 +19,31 @@ if TYPE_CHECKING:
     from image_encoders.encoder import Encoder
 
 
-def load(
-    name: str, options: Mapping[str, Any], *, offline: bool = False, quiet: bool = False, **wishes: Any
+def load(name: str, options: Mapping[str, Any], **how: Any) -> Encoder:
+    """The encoder called `name`; `how` as of `_load`."""
+    from image_encoders import models
+
+    return _load(partial(models.load, name), name, options, **how)
+
+
+def load_again(opened: Collection, options: Mapping[str, Any], **how: Any) -> Encoder:
+    """The encoder that a collection was begun with, but for these options and wishes; `how` as of `_load`.
+
+    Raises CollectionError where the collection does not say how, or where another space came of the options.
+    """
+    return _load(opened.load_encoder, opened.name, options, **how)
+
+
+def _load(
+    load: Callable[..., Encoder],
+    name: str,
+    options: Mapping[str, Any],
+    *,
+    offline: bool = False,
+    quiet: bool = False,
+    **wishes: Any,
 ) -> Encoder:
-    """The encoder called `name`; wishes that are None are left to the library.
+    """The encoder that `load` gives; wishes that are None are left to it.
 
     options: the family's own, as `parse_options` gives them; a usage error where the family has no such option
     offline: keep the network out of it
@@ -29,27 +51,10 @@ def load(
     """
     if offline:
         go_offline()
-    from image_encoders import models
-
     _check_options(name, options)
     check_paths(wishes.get("weights"), wishes.get("calibration"))
     with loading(name, shown=not quiet):
-        return models.load(name, **_given(wishes), **options)
-
-
-def load_again(
-    opened: Collection, options: Mapping[str, Any], *, offline: bool = False, quiet: bool = False, **wishes: Any
-) -> Encoder:
-    """The encoder that a collection was begun with, with other options, and other wishes where they are not None.
-
-    Raises CollectionError where the collection does not say how, or where another space came of the options.
-    """
-    if offline:
-        go_offline()
-    _check_options(opened.name, options)
-    check_paths(wishes.get("weights"), wishes.get("calibration"))
-    with loading(opened.name, shown=not quiet):
-        return opened.load_encoder(**options, **_given(wishes))
+        return load(**options, **{key: wish for key, wish in wishes.items() if wish is not None})
 
 
 def _check_options(name: str, options: Mapping[str, Any]) -> None:
@@ -60,10 +65,6 @@ def _check_options(name: str, options: Mapping[str, Any]) -> None:
         models.check_options(name, options)
     except TypeError as error:
         raise typer.BadParameter(str(error)) from error
-
-
-def _given(wishes: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: wish for key, wish in wishes.items() if wish is not None}
 
 
 def loading(name: str, shown: bool = True) -> AbstractContextManager[None]:

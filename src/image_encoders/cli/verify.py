@@ -84,12 +84,12 @@ def verify(
             raise UnknownModel("clip/demo has no original to compare with; `verify clip` checks the same code")
         for option, given in (("--image", image), ("-O", options)):
             if given:
-                raise typer.BadParameter(f"{option} goes with --weights")
+                raise typer.BadParameter(f"{option} needs --weights")
         _synthetic(name, full, keep, wishes, markdown, as_json)
         return
     for option, flag in (("--full", full), ("--keep", keep), ("--markdown", markdown)):
         if flag:
-            raise typer.BadParameter(f"{option} goes without --weights")
+            raise typer.BadParameter(f"{option} cannot be combined with --weights")
     check_paths(weights, None)
     _real(name, weights, parse_options(options), image, wishes, as_json)
 
@@ -227,18 +227,8 @@ def _real(
     asserted = all(wishes[key] == value for key, value in REFERENCE.items())
     passed = all(one.passed for one in done) and same_file is not False
     if as_json:
-        print_json(
-            {
-                "model": name,
-                "weights": str(weights),
-                **wishes,
-                "published_file": same_file,
-                "asserted": asserted,
-                "passed": passed,
-                "checks": [_compared(one) for one in done],
-                "not_checked": [str(one.published) for one in found if one.found is None],
-            }
-        )
+        verdict = {"published_file": same_file, "asserted": asserted, "passed": passed}
+        print_json({"model": name, "weights": str(weights), **wishes, **verdict, **_comparisons(found)})
     else:
         print(f"{shown(weights)}: loads as {name}; every tensor was used and none is missing")
         _show_published(same_file, done)
@@ -261,14 +251,19 @@ def _cells_of(one: Comparison) -> Sequence[str]:
     return str(one.published), *errors, "ok" if one.passed else "FAIL"
 
 
-def _compared(one: Comparison) -> dict[str, Any]:
-    return {
-        "embedding": str(one.published),
-        "first_values_max_abs": one.max_abs,
-        "norm_error": one.norm_error,
-        "limit": one.published.limit,
-        "passed": one.passed,
-    }
+def _comparisons(found: Sequence[Comparison]) -> dict[str, Any]:
+    checks = [
+        {
+            "embedding": str(one.published),
+            "first_values_max_abs": one.max_abs,
+            "norm_error": one.norm_error,
+            "limit": one.published.limit,
+            "passed": one.passed,
+        }
+        for one in found
+        if one.found is not None
+    ]
+    return {"checks": checks, "not_checked": [str(one.published) for one in found if one.found is None]}
 
 
 def _say_what_is_not_checked(name: str, found: Sequence[Comparison]) -> None:

@@ -98,7 +98,7 @@ def place(case: str, folder: Path | None = None) -> Path:
 def checkpoint(case: str, folder: Path | None = None) -> Path:
     """The folder with a case's checkpoint, made on first use and kept. It appears whole or not at all.
 
-    Raises WeightsError when it can not be made, which needs `size(case)` bytes.
+    Raises WeightsError when it cannot be made, which needs `size(case)` bytes.
     """
     made = place(case, folder)
     if made.is_dir():
@@ -112,7 +112,7 @@ def checkpoint(case: str, folder: Path | None = None) -> Path:
         if ran.returncode:
             said = (ran.stderr.strip().splitlines() or [f"exit status {ran.returncode}"])[-1]
             raise WeightsError(
-                f"{made}: the synthetic checkpoint of {size(case) / 1e6:,.0f} MB can not be made: {said}; "
+                f"{made}: the synthetic checkpoint of {size(case) / 1e6:,.0f} MB cannot be made: {said}; "
                 "make room, or choose another folder with IMAGE_ENCODERS_CACHE"
             )
         part.chmod(0o755)

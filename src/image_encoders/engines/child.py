@@ -9,6 +9,8 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Mapping
+from contextlib import suppress
 from typing import IO, Any
 
 from image_encoders.errors import first_line
@@ -33,36 +35,16 @@ def call_in_child(function: str, *arguments: Any, **environment: str) -> Any:
 
     The process ends with this one, and at once when this call is interrupted. Ctrl-C does not reach it otherwise.
     """
-    words = [sys.executable, "-c", START.format(path=sys.path)]
     try:
         question = pickle.dumps((function, arguments))
     except (pickle.PicklingError, TypeError, AttributeError) as error:
         raise Unsendable(first_line(error)) from error
-    try:
-        child = subprocess.Popen(
-            words,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            env={**os.environ, **environment},
-            start_new_session=True,  # the terminal's Ctrl-C is for this process, which then ends that one
-        )
-    except OSError as error:
-        raise ChildDied(f"no process can be started: {error.strerror or error}") from error
-    assert child.stdin is not None
-    assert child.stdout is not None
-    assert child.stderr is not None
     remarks: list[bytes] = []
-    listener = threading.Thread(target=_listen, args=(child.stderr, remarks), daemon=True)
-    listener.start()
-    with child.stdout, child.stdin:
+    with _start(environment) as child:
+        listener = threading.Thread(target=_listen, args=(child.stderr, remarks), daemon=True)
+        listener.start()
         try:
-            try:
-                child.stdin.write(question)
-                child.stdin.flush()
-            except BrokenPipeError:  # it has died already
-                pass
-            reply = child.stdout.read()
+            reply = _ask(child, question)
             status = child.wait()
         finally:
             child.kill()  # where it has not ended
@@ -77,6 +59,32 @@ def call_in_child(function: str, *arguments: Any, **environment: str) -> Any:
     if raised is not None:
         raise raised
     return returned
+
+
+def _start(environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
+    """A process that waits for a question, see `answer`."""
+    pipe = subprocess.PIPE
+    try:
+        return subprocess.Popen(
+            [sys.executable, "-c", START.format(path=sys.path)],
+            stdin=pipe,
+            stdout=pipe,
+            stderr=pipe,
+            env={**os.environ, **environment},
+            start_new_session=True,  # the terminal's Ctrl-C is for this process, which then ends that one
+        )
+    except OSError as error:
+        raise ChildDied(f"no process can be started: {error.strerror or error}") from error
+
+
+def _ask(child: subprocess.Popen[bytes], question: bytes) -> bytes:
+    """All that the process answers. Its standard input stays open: when that is closed it ends."""
+    assert child.stdin is not None
+    assert child.stdout is not None
+    with suppress(BrokenPipeError):  # it has died already
+        child.stdin.write(question)
+        child.stdin.flush()
+    return child.stdout.read()
 
 
 def _listen(stream: IO[bytes], lines: list[bytes]) -> None:

@@ -41,22 +41,11 @@ def calibrated(net: Net, calibration: Sequence[Any] | str | None) -> str:
     if isinstance(calibration, str):
         if not (folder_of(net, calibration) / ABOUT).is_file():
             raise WeightsError(
-                f"the copy of {net.name} that was calibrated as {calibration} is not in the cache any more; "
+                f"the copy of {net.name} that was calibrated as {calibration} is no longer in the cache; "
                 "calibrate again, and encode into a new collection"
             )
         return calibration
-    inputs = []
-    for source in _spread(calibration or (), MOST):
-        try:
-            inputs.append(net.prepare(source))
-        except InputError as error:
-            logger.info("not used for the calibration: %s", error)
-    if len(inputs) < FEWEST:
-        raise InputError(
-            f"{len(inputs)} images to calibrate int8 on; give calibration= (--calibration FOLDER) at least {FEWEST} "
-            f"that can be read, better {MOST}",
-            code="calibration",
-        )
+    inputs = _inputs(net, calibration or ())
     digest = _digest(inputs)
     folder = folder_of(net, digest)
     if not (folder / ABOUT).is_file():
@@ -75,6 +64,23 @@ def calibrated(net: Net, calibration: Sequence[Any] | str | None) -> str:
                 "make room, or set IMAGE_ENCODERS_CACHE"
             ) from error
     return digest
+
+
+def _inputs(net: Net, images: Sequence[Any]) -> list[np.ndarray]:
+    """The inputs of those images that can be read, or of `MOST` of them; InputError where that is too few."""
+    inputs = []
+    for source in _spread(images, MOST):
+        try:
+            inputs.append(net.prepare(source))
+        except InputError as error:
+            logger.info("not used for the calibration: %s", error)
+    if len(inputs) < FEWEST:
+        raise InputError(
+            f"{len(inputs)} images to calibrate int8 on; give calibration= (--calibration FOLDER) at least {FEWEST} "
+            f"that can be read, better {MOST}",
+            code="calibration",
+        )
+    return inputs
 
 
 def _digest(inputs: Sequence[np.ndarray]) -> str:

@@ -91,7 +91,9 @@ class OpenVinoEmbedder:
         from image_encoders.engines.torch import TorchEmbedder
 
         if forked():
-            logger.warning("%s: torch runs it: none of OpenVINO's threads came along into this fork", self._net.name)
+            logger.warning(
+                "%s: torch runs it: this process was forked, and OpenVINO's threads are missing in it", self._net.name
+            )
         return TorchEmbedder(self._net.build(), "cpu", "float32" if self.precision == "int8" else self.precision)
 
 
@@ -154,7 +156,7 @@ class _Compiled:
         try:
             return _Compiled(self._model, self._precision, 1)
         except (MemoryError, RuntimeError) as error:
-            logger.warning("images that come alone stay on the threads of one stream: %s", error)
+            logger.warning("single images keep to the threads of one stream: %s", error)
             return self
 
     def _on_streams(self, inputs: np.ndarray, wanted: int) -> np.ndarray:

@@ -77,7 +77,7 @@ class Runtime:
             raise InputError(
                 "precision='int8' needs calibration=, a folder or list of your own images (--calibration FOLDER)"
                 if calibration is None
-                else f"calibration= goes with precision='int8', not with {precision!r}",
+                else f"calibration= is for precision='int8', not for {precision!r}",
                 code="calibration",
             )
         apart = device == "cpu" and engine in ("auto", "openvino") and _may_start_processes()
@@ -149,8 +149,8 @@ def ways(runtime: Runtime, net: Net) -> list[Way]:
     if precision == "int8":
         if not net.traceable and asked == "auto":
             raise DeviceError(
-                f"{net.name}: int8 needs a copy that follows one pass of the net, and Python may decide otherwise in "
-                "the next; engine='openvino' makes it all the same"
+                f"{net.name}: int8 runs a copy made from one pass of the net, and this net may compute something else "
+                "in the next; engine='openvino' makes the copy anyway"
             )
         return [("openvino", "int8")]
     if device != "cpu":
@@ -193,7 +193,7 @@ def convert_apart(runtime: Runtime, modality: str) -> Runtime:
     except ChildDied as error:
         if runtime.engine != "auto" or runtime.precision == "int8":
             raise DeviceError(f"OpenVINO cannot run this model here: {error}; use engine='torch'") from error
-        logger.warning("torch runs the model instead of OpenVINO: %s; engine='torch' spares the attempt", error)
+        logger.warning("torch runs the model instead of OpenVINO: %s; engine='torch' skips the attempt", error)
         engine = "torch"
     except Unsendable:  # open files to calibrate on, for example: it is converted here
         return runtime

@@ -96,7 +96,7 @@ def _stated(folder: Path) -> tuple[Path, dict[str, Any]]:
             raise WeightsError(f"{path}: a JSON object was expected")
         return path, found
     raise WeightsError(
-        f"{folder}: no preprocessor_config.json, so nobody knows how to prepare images for this net; "
+        f"{folder}: no preprocessor_config.json, so it is not known how images are preprocessed for this net; "
         "copy it from the checkpoint's source"
     )
 

@@ -16,6 +16,6 @@ def read_text(source: Any) -> str:
         source.encode()
     except UnicodeEncodeError as error:
         raise InputError(
-            f"a text with half a character at position {error.start}: {source[error.start]!r}", code="text"
+            f"a text with an unpaired surrogate at position {error.start}: {source[error.start]!r}", code="text"
         ) from error
     return source

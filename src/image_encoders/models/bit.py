@@ -227,11 +227,10 @@ def _net(path: Path, wanted: Architecture, steps: Preprocessing, input_range: st
     from image_encoders.nets.normalized import Normalized
     from image_encoders.weights import convert
     from image_encoders.weights.assign import assign
+    from image_encoders.weights.safetensors_file import is_safetensors
 
-    if _is_safetensors(path):
-        tensors, facts = convert.load(path)
-        if facts.get("family") != "bit":
-            raise WeightsError(f"{path}: converted from a checkpoint of {facts.get('family')!r}; 'bit' was expected")
+    if is_safetensors(path):
+        tensors, facts = convert.load(path, "bit")
         _agree(Architecture(tuple(facts.get("units", ())), facts.get("width", 0)), wanted, path)
         own_range = facts.get("input_range")
     else:
@@ -275,10 +274,6 @@ def _head(path: Path) -> bytes:
             return file.read(9)
     except OSError as error:
         raise WeightsError(f"{path}: {error.strerror}") from error
-
-
-def _is_safetensors(path: Path) -> bool:
-    return path.is_file() and _head(path)[8:] == b"{"
 
 
 def _found(variables: Mapping[str, np.ndarray]) -> Architecture | None:

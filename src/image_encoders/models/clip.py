@@ -327,8 +327,8 @@ class TextIds:
             )
         if max(found, default=0) >= self._vocabulary:  # which would stop a CUDA device for good
             raise InputError(
-                f"a text with token {max(found)}, of which this model has {self._vocabulary}: "
-                "the tokenizer is of another checkpoint",
+                f"a text with token id {max(found)}; this model has {self._vocabulary} tokens: "
+                "the tokenizer belongs to another checkpoint",
                 code="token",
             )
         padding = HIDDEN if self.hidden else found[-1] if self._largest and found else self.padding

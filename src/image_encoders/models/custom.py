@@ -111,14 +111,11 @@ def load(
     if variant:
         raise unknown(f"custom/{variant}")
     if not weights or not definition or not class_name:
-        given = {"weights": weights, "definition": definition, "class_name": class_name}
-        lacking = ", ".join(f"{name}=" for name, value in given.items() if not value)
-        raise WeightsError(f"custom needs {lacking}: a state_dict file, a python file, a class in it")
+        raise _missing(weights=weights, definition=definition, class_name=class_name)
     pooling = "none" if pooling is None else pooling
     check_option("pooling", pooling, POOLINGS)
     if input_shape is not None and not all(type(size) is int and size > 0 for size in input_shape):
         raise InputError(f"input_shape is {input_shape!r}; such as (3, 224, 224) is accepted", code="option")
-
     source = _open(Path(definition).expanduser())
     with _blamed(source, "cannot be loaded"):
         module = _run(source)
@@ -145,6 +142,11 @@ def load(
         }
         inputs = replace(inputs, shape=trial.shape if pooling == "none" else None)
         return _model("custom", net, trial, inputs, facts, source)
+
+
+def _missing(**given: object) -> WeightsError:
+    missing = ", ".join(f"{name}=" for name, value in given.items() if not value)
+    return WeightsError(f"custom needs {missing}: a state_dict file, a python file, a class in it")
 
 
 def original(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
@@ -305,7 +307,7 @@ def _state(path: Path) -> dict[str, torch.Tensor]:
 
     from image_encoders.weights import safetensors_file, torch_file
 
-    if _is_safetensors(path):
+    if safetensors_file.is_safetensors(path):
         return safetensors_file.read(path)[0]
     found = torch_file.read(path)
     wanted = "a state_dict is accepted: torch.save(model.state_dict(), FILE)"
@@ -317,13 +319,6 @@ def _state(path: Path) -> dict[str, torch.Tensor]:
         hint = "" if inside is None else f'; perhaps torch.save(torch.load({path.name!r})["{inside}"], FILE)'
         raise WeightsError(f"{path}: {', '.join(others[:5])} in it are no tensors; {wanted}{hint}")
     return dict(found)
-
-
-def _is_safetensors(path: Path) -> bool:
-    if not path.is_file():
-        return False
-    with path.open("rb") as file:
-        return file.read(9)[8:] == b"{"
 
 
 def _checked_layer(net: nn.Module, layer: str, definition: Definition, class_name: str) -> str:

@@ -307,7 +307,7 @@ def _vocabulary(checkpoint: Facts, path: str | Path | None) -> Vocabulary | None
     found = Path(path).expanduser() if path is not None else _near(checkpoint)
     if found is None:
         logger.warning(
-            "%s: no %s near it, so texts can not be encoded; vocabulary=PATH says where it is",
+            "%s: no %s near it, so texts cannot be encoded; vocabulary=PATH says where it is",
             checkpoint.path,
             checkpoint.options.vocabulary_file,
         )
@@ -425,9 +425,7 @@ def _read(path: Path) -> Contents:
     from image_encoders.weights import convert, torch_file
 
     if path.suffix == ".safetensors":
-        tensors, facts = convert.load(path)
-        if facts.get("family") != "vsepp":
-            raise WeightsError(f"{path}: converted from a checkpoint of {facts.get('family')!r}; 'vsepp' was expected")
+        tensors, facts = convert.load(path, "vsepp")
         parts = [
             {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
             for prefix in ("image.", "text.")
@@ -547,7 +545,7 @@ def _extract(archive: Path, member: str, target: Path) -> None:
                     return
                 names.append(name)
     except (tarfile.TarError, OSError, EOFError) as error:
-        raise WeightsError(f"{archive}: {member} can not be taken out of it: {error}; get the file again") from error
+        raise WeightsError(f"{archive}: {member} cannot be taken out of it: {error}; get the file again") from error
     shown = ", ".join(sorted(name for name in names if name.endswith(target.suffix))[:20])
     raise WeightsError(f"{archive}: no {member} in it; it has {shown or f'{len(names)} other entries'}")
 

@@ -10,10 +10,10 @@ from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 
 from image_encoders import __version__
+from image_encoders.api.requests import invalid_request
 from image_encoders.api.responses import RequestError, problem
 from image_encoders.errors import CollectionError, InputError, MissingExtra, Overloaded, UnknownModel
 from image_encoders.serve import documentation, embeddings, health, search
-from image_encoders.serve.metrics import Measured
 from image_encoders.serve.models import Unavailable
 from image_encoders.serve.pages import pages
 from image_encoders.serve.searcher import Searcher
@@ -21,9 +21,6 @@ from image_encoders.serve.service import Deadline, Service
 
 DESCRIPTION = "Embeddings of images, texts and sounds, in the shapes of OpenAI's and Cohere's clients."
 CODES = {401: "no_key", 404: "not_found", 405: "method_not_allowed", 413: "too_large", 415: "media_type"}
-WRONG = {  # what pydantic's errors name by the types that it tried
-    "input": "a text, a data: URL, an object with one of text, image, audio, url and bytes, or a list of those",
-}
 
 
 def create_app(service: Service) -> FastAPI:
@@ -38,7 +35,6 @@ def create_app(service: Service) -> FastAPI:
         *(RequestValidationError, HTTPException, Exception),
     ):
         app.add_exception_handler(kind, _answer_error)
-    app.add_middleware(Measured, metrics=service.metrics)
     return app
 
 
@@ -64,7 +60,7 @@ def as_request_error(error: Exception) -> RequestError:
         case InputError():
             return RequestError(422, str(error), code=error.code)
         case RequestValidationError():
-            return _invalid(error)
+            return invalid_request(error.errors())
         case HTTPException():
             code = CODES.get(error.status_code, "invalid_request")
             return RequestError(error.status_code, str(error.detail), code=code, headers=error.headers)
@@ -73,25 +69,3 @@ def as_request_error(error: Exception) -> RequestError:
 
 def _retry(seconds: float) -> dict[str, str]:
     return {"Retry-After": str(max(1, math.ceil(seconds)))}
-
-
-def _invalid(error: RequestValidationError) -> RequestError:
-    """What is wrong with a body or a query: the first three things of it."""
-    said: dict[str, None] = {}
-    params: list[str] = []
-    for one in error.errors():
-        where = [part for part in one["loc"] if part not in ("body", "query", "path", "header")]
-        name = str(where[0]) if where else str(one["loc"][0])
-        params.append(name)
-        position = next((f"[{part}]" for part in where if isinstance(part, int)), "")
-        within = f".{where[-1]}" if len(where) > 1 and isinstance(where[-1], str) else ""
-        if one["type"] == "json_invalid":
-            said[f"the body is not valid JSON: {one.get('ctx', {}).get('error', one['msg'])}"] = None
-        elif name in WRONG and one["type"] not in ("missing", "value_error"):
-            said[f"{name}{position}: {WRONG[name]} is accepted"] = None
-        else:
-            said[f"{name}{position}{within}: {one['msg']}"] = None
-    sentences = list(said)
-    more = f"; and {len(sentences) - 3} more" if len(sentences) > 3 else ""
-    param = None if "json_invalid" in (one["type"] for one in error.errors()) else params[0]
-    return RequestError(400, "; ".join(sentences[:3]) + more, code="invalid_request", param=param)

@@ -165,7 +165,8 @@ class Connection(HttpToolsProtocol):
         self._running = cycle, task
 
         async def early(message: Any) -> None:
-            if message["type"] == "http.response.start" and (cycle.more_body or self._surplus):
+            closes = cycle.more_body or self._surplus or not cycle.keep_alive
+            if message["type"] == "http.response.start" and closes:
                 headers = [header for header in message.get("headers", ()) if header[0].lower() != b"connection"]
                 message = {**message, "headers": [*headers, (b"connection", b"close")]}
             await send(message)

@@ -143,7 +143,11 @@ class Worker:
         worker = cls(process, reader, writer)
         try:
             wishes = {**recipe.wishes, "name": recipe.name, "modality": modality}
-            wishes |= {"batch_size": settings.batch_size, "json_logs": settings.json_logs}
+            wishes |= {
+                "batch_size": settings.batch_size,
+                "deadline": settings.deadline,
+                "json_logs": settings.json_logs,
+            }
             writer.write(frames.pack(wishes))
             frame = await frames.receive(reader)
             if frame is None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 
 from fastapi import APIRouter, HTTPException, Request, Response
@@ -39,6 +41,9 @@ HEADERS = {
 }
 
 
+FAILED = re.compile("<!-- failed: (.*) -->")
+
+
 @dataclass(frozen=True)
 class PageFile:
     """A file of the page, in memory: what is served is what was there at the start."""
@@ -57,6 +62,11 @@ def page_files() -> dict[str, PageFile]:
             etag = f'"{hashlib.sha256(content).hexdigest()[:32]}"'
             files[path.name] = PageFile(content, TYPES[path.suffix], etag)
     return files
+
+
+def own_path(target: str) -> bool:
+    """Whether an address leads nowhere but to a path of this service."""
+    return re.fullmatch(r"/?[A-Za-z][^\s\\:]*", target.partition("?")[0]) is not None
 
 
 def pages() -> APIRouter:
@@ -80,7 +90,14 @@ def pages() -> APIRouter:
 
     @router.api_route("/login", methods=["GET", "HEAD"])
     async def login(request: Request) -> Response:
-        return answer(request, "login.html")
+        """The form for a key; it leads on to the page that was asked for, if that is one of this service."""
+        asked = request.query_params
+        text = files["login.html"].content.decode()
+        if own_path(target := asked.get("next", "")):
+            text = text.replace('value="/search"', f'value="{escape(target)}"')
+        if "failed" in asked:
+            text = FAILED.sub(r"\1", text)
+        return Response(text, media_type=TYPES[".html"], headers=HEADERS)
 
     @router.api_route("/page/{name}", methods=["GET", "HEAD"])
     async def file(request: Request, name: str) -> Response:

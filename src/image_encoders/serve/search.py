@@ -13,6 +13,7 @@ import re
 import time
 from collections.abc import Iterator
 from datetime import datetime, timedelta
+from itertools import groupby
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Request
@@ -21,11 +22,12 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from starlette.datastructures import UploadFile
 
 from image_encoders.api.items import Item
-from image_encoders.api.requests import Limits, file_item, text_item
+from image_encoders.api.requests import FIRST, MANY, Bounded, Limits, file_item, text_item
 from image_encoders.api.responses import Problem, RequestError
 from image_encoders.errors import InputError
 from image_encoders.gallery import Group, Ranking, Sort
 from image_encoders.inputs.formats import image_format
+from image_encoders.serve.embeddings import BoundedRoute
 from image_encoders.serve.searcher import Searcher, Term, Wanted
 from image_encoders.serve.service import Service
 from image_encoders.tables import Where, as_text
@@ -52,7 +54,7 @@ REFUSALS: dict[int | str, dict[str, Any]] = {
     code: {"model": Problem, "description": said} for code, said in REFUSED.items()
 }
 
-router = APIRouter(tags=["search"], responses=REFUSALS)
+router = APIRouter(route_class=BoundedRoute, tags=["search"], responses=REFUSALS)
 
 Words = Annotated[list[str], Field(max_length=MAX_QUERIES)]
 Offset = Annotated[int, Field(ge=0, le=1 << 31)]
@@ -116,7 +118,7 @@ TERMS = (
 )
 
 
-class SearchTerm(BaseModel):
+class SearchTerm(Bounded):
     """One query: one of its first five fields, and its weight."""
 
     model_config = ConfigDict(extra="forbid")
@@ -124,22 +126,27 @@ class SearchTerm(BaseModel):
     key: str | None = Field(None, description="Of a stored image.")
     image: str | None = Field(None, description="A data: URL or base64.")
     audio: str | None = Field(None, description="A data: URL or base64.")
-    vector: str | list[float] | None = Field(None, description="A token that /v1/queries gave, or an embedding.")
+    vector: str | Annotated[list[float], MANY, FIRST] | None = Field(
+        None, description="A token that /v1/queries gave, or an embedding."
+    )
     weight: float = Field(1.0, ge=-1000, le=1000, description="Below 0: to keep away from.")
 
     @model_validator(mode="after")
     def _one(self) -> SearchTerm:
-        if len(self.model_fields_set - {"weight"}) != 1:
+        if len(self._given()) != 1:
             raise ValueError("exactly one of text, key, image, audio and vector is accepted")
         return self
 
+    def _given(self) -> dict[str, Any]:
+        return self.model_dump(exclude={"weight"}, exclude_none=True)
+
     def term(self) -> Term:
         """As the searcher takes it."""
-        (kind,) = self.model_fields_set - {"weight"}
-        return Term(kind, getattr(self, kind), self.weight, "queries")  # type: ignore[arg-type]
+        ((kind, value),) = self._given().items()
+        return Term(kind, value, self.weight, "queries")  # type: ignore[arg-type]
 
 
-class Filters(BaseModel):
+class Filters(Bounded):
     """Which images are looked at: those for which all that is given holds."""
 
     model_config = ConfigDict(extra="forbid")
@@ -150,7 +157,7 @@ class Filters(BaseModel):
     min_height: Side | None = Field(None, description="In pixels.")
 
 
-class SearchRequest(BaseModel):
+class SearchRequest(Bounded):
     """A search as JSON says it."""
 
     model_config = ConfigDict(
@@ -162,7 +169,7 @@ class SearchRequest(BaseModel):
             ]
         },
     )
-    queries: Annotated[list[SearchTerm], Field(max_length=MAX_QUERIES)] = []
+    queries: list[SearchTerm] = Field([], max_length=MAX_QUERIES)
     where: Filters | None = None
     sort: Sort = "score"
     group: Group | None = None
@@ -250,26 +257,26 @@ async def _answer(request: Request, asked: SearchAddress | SearchRequest) -> Res
     wanted = asked.wanted(_limits(request))
     began = time.perf_counter()
     direction = await searcher.direction(wanted.terms)
-    embedded = time.perf_counter()
-    ranking = await searcher.rank(direction, wanted)
-    ranked = time.perf_counter()
-    end = min(asked.offset + asked.k, len(ranking))
-    places = range(min(asked.offset, end), end)
+    embed_s = time.perf_counter() - began
     shows_paths = may_see_paths(request)
-    return _json(
-        {
-            "model": collection.name,
-            "fingerprint": collection.fingerprint,
+
+    def page(ranking: Ranking) -> dict[str, Any]:
+        end = min(asked.offset + asked.k, len(ranking))
+        places = range(min(asked.offset, end), end)
+        return {
             "count": len(ranking),
             "usual": None if ranking.usual is None else {"score": ranking.usual, "spread": ranking.spread},
             "line": ranking.line,
             "hits": [_hit(ranking, place, shows_paths) for place in places],
             "groups": None if ranking.groups is None else list(_groups(ranking, places)),
             "next": end if end < len(ranking) else None,
-            "seconds": {"embed": round(embedded - began, 4), "search": round(ranked - embedded, 4)},
-        },
-        headers={"X-Encoder": collection.name, "X-Encoder-Fingerprint": collection.fingerprint},
-    )
+        }
+
+    found, search_s = await searcher.rank(direction, wanted, page)
+    of = {"model": collection.name, "fingerprint": collection.fingerprint}
+    seconds = {"embed": round(embed_s, 4), "search": round(search_s, 4)}
+    headers = {"X-Encoder": collection.name, "X-Encoder-Fingerprint": collection.fingerprint}
+    return _json({**of, **found, "seconds": seconds}, headers)
 
 
 def _hit(ranking: Ranking, place: int, shows_paths: bool) -> dict[str, Any]:
@@ -293,15 +300,8 @@ def _hit(ranking: Ranking, place: int, shows_paths: bool) -> dict[str, Any]:
 
 def _groups(ranking: Ranking, places: range) -> Iterator[dict[str, Any]]:
     names = ranking.groups or ()
-    group: dict[str, Any] | None = None
-    for number, place in enumerate(places):
-        if group is None or group["name"] != names[place]:
-            if group is not None:
-                yield group
-            group = {"name": names[place], "hits": []}
-        group["hits"].append(number)
-    if group is not None:
-        yield group
+    for name, hits in groupby(range(len(places)), key=lambda hit: names[places[hit]]):
+        yield {"name": name, "hits": list(hits)}
 
 
 UPLOAD = {

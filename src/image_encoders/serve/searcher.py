@@ -10,6 +10,7 @@ import base64
 import binascii
 import hashlib
 import struct
+import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,12 +22,12 @@ import numpy as np
 
 from image_encoders.api.items import Item
 from image_encoders.api.responses import RequestError
+from image_encoders.bulk.sources.again import read_again
 from image_encoders.collection import FAILURES
 from image_encoders.contact_sheet import thumbnail
 from image_encoders.encoder import cores
 from image_encoders.errors import CollectionError, InputError, Overloaded
 from image_encoders.gallery import Gallery, Group, Ranking, Sort
-from image_encoders.inputs.image import read_bytes
 from image_encoders.inputs.limits import ImageLimits
 from image_encoders.tables import Where
 
@@ -38,7 +39,7 @@ Result = TypeVar("Result")
 
 WAITING_SEARCHES, WAITING_THUMBNAILS = 64, 512  # before requests are refused
 REMEMBERED = 256  # directions of the latest texts, so that a search's next page embeds nothing
-GONE = ("not-found", "not-a-file", "unreadable")  # why a file's bytes cannot be had any more
+GONE = ("not-found", "not-a-file", "unreadable", "changed")  # why a file's bytes cannot be had any more
 TOKEN = struct.Struct("<8s")  # of an embedding: the beginning of its space's fingerprint, then float16 numbers
 
 
@@ -212,9 +213,19 @@ class Searcher:
             raise InputError("no image of the collection has this key; it may have been removed", code="unknown-key")
         return view.direction(found[0])
 
-    async def rank(self, direction: np.ndarray | None, wanted: Wanted) -> Ranking:
-        """All that is found, in order."""
-        return await self._searches.run(self._rank, self.gallery, direction, wanted)
+    async def rank(
+        self, direction: np.ndarray | None, wanted: Wanted, read: Callable[[Ranking], Result]
+    ) -> tuple[Result, float]:
+        """What `read` makes, on the same thread, of all that is found, and how long the search took [s]."""
+        gallery = self.gallery
+
+        def search() -> tuple[Result, float]:
+            began = time.perf_counter()
+            ranking = self._rank(gallery, direction, wanted)
+            seconds = time.perf_counter() - began
+            return read(ranking), seconds
+
+        return await self._searches.run(search)
 
     @staticmethod
     def _rank(gallery: Gallery, direction: np.ndarray | None, wanted: Wanted) -> Ranking:
@@ -264,12 +275,9 @@ class Searcher:
         images = [view.image(position) for position in view.find(key)]
         if not images:
             raise RequestError(404, "no image of the collection has this key", code="unknown_key")
-        files = [one for one in images if one.member is None]
-        if not files:
-            raise RequestError(404, "an image within an archive has no thumbnail", code="no_thumbnail")
-        for one in files:
+        for one in images:
             try:
-                content = read_bytes(one.path, self.limits)
+                content = read_again(one.path, one.member, self.limits)
             except InputError as error:
                 if error.code in GONE:
                     continue

@@ -21,7 +21,6 @@ import wave
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from itertools import count
 from typing import Any
 
 import numpy as np
@@ -65,13 +64,13 @@ def main() -> None:
 def _load(wishes: dict[str, Any], send: Send, made: Future[Worker]) -> None:
     """Load the tower that is wished for, and say what became of it."""
     try:
-        modality, batch_size = wishes.pop("modality"), wishes.pop("batch_size")
+        modality, batch_size, deadline = (wishes.pop(one) for one in ("modality", "batch_size", "deadline"))
         encoder = models.load(**wishes)
         tower = encoder.tower(modality or next(iter(encoder.towers)))
         facts = _facts(encoder, tower)
         del encoder  # and the nets of its other towers
         gc.collect()
-        worker = Worker(tower, send, batch_size)
+        worker = Worker(tower, send, batch_size, deadline)
         made.set_result(worker)
     except (ImageEncodersError, OSError, TypeError, ValueError) as error:
         send({"type": "failed", "message": str(error)}, b"")
@@ -125,23 +124,33 @@ class _Item:
 class Worker:
     """A tower at work: items to embeddings, each answered by its number.
 
+    Canaries are read on a thread of their own: images that take long hold up their like, and do not make a worker look
+    stuck. It is, when each thread has been at one item for longer than anybody waits for an answer.
+
+    deadline: how long that is [s]
     threads: that read and prepare
     seconds: that the canary took by itself, when all was loaded
     """
 
-    def __init__(self, tower: Tower, send: Send, batch_size: int, threads: int | None = None):
+    def __init__(
+        self, tower: Tower, send: Send, batch_size: int, deadline: float = float("inf"), threads: int | None = None
+    ):
         self._tower, self._send, self._batch_size = tower, send, batch_size
         self._items: dict[int, _Item] = {}
-        self._numbers = count()
-        self._work: queue.PriorityQueue[tuple[bool, int, _Item]] = queue.PriorityQueue()
+        self._work: queue.SimpleQueue[_Item] = queue.SimpleQueue()
+        self._canaries: queue.SimpleQueue[_Item] = queue.SimpleQueue()
+        self._deadline = deadline
+        self._at_work_since: dict[int, float] = {}  # by the threads that are at an item
+        self._threads = threads or cores()
         self._canary = canary(tower.modality)
         input = tower.input(self._canary)
         tower.embeddings([input])  # which selects engines and compiles
         self.seconds, cost_per_s = _measure(tower, input)
         most = max(input.size, int(LONGEST_BATCH_S * cost_per_s))
         self._batcher = Batcher(tower.embeddings, cost=lambda one: int(one.size), max_cost=most)
-        for number in range(threads or cores()):
-            threading.Thread(target=self._prepare, name=f"prepare-{number}", daemon=True).start()
+        for number in range(self._threads):
+            threading.Thread(target=self._run, args=(number,), name=f"prepare-{number}", daemon=True).start()
+        threading.Thread(target=self._run_canaries, name="canaries", daemon=True).start()
 
     def take(self, header: dict[str, Any], content: bytes) -> None:
         """Begin what a frame asks for."""
@@ -152,7 +161,7 @@ class Worker:
         source = self._canary if kind == "canary" else content.decode() if kind == "text" else content
         item = _Item(header["id"], kind == "canary", source)
         self._items[item.number] = item
-        self._work.put((not item.canary, next(self._numbers), item))
+        (self._canaries if item.canary else self._work).put(item)
 
     def _cancel(self, number: int) -> None:
         item = self._items.pop(number, None)
@@ -161,30 +170,46 @@ class Worker:
             if item.embedding is not None:
                 item.embedding.cancel()
 
-    def _prepare(self) -> None:
-        """What each thread does for ever."""
+    def _run(self, number: int) -> None:
+        """What each thread that prepares does for ever."""
         while True:
-            *_, item = self._work.get()
-            if item.left:
-                continue
-            began = time.monotonic()
-            try:
-                prepared = self._tower.input(item.source)
-                self._tower.check(prepared)
-                item.source = None
-                (item.embedding,) = self._batcher.submit(
-                    [prepared],
-                    batch_size=self._batch_size,
-                    prepare_s=time.monotonic() - began,
-                    first=item.canary,
-                )
-            except Exception as error:  # a decoder may raise anything
-                self._answer(item, reason(error))
-                continue
-            item.embedding.add_done_callback(lambda future, item=item: self._done(item, future))  # type: ignore[misc]
-            if item.left:
-                item.embedding.cancel()
-            del item, prepared  # the next one may be long in coming
+            item = self._work.get()
+            self._at_work_since[number] = time.monotonic()
+            self._prepare(item)
+            del self._at_work_since[number]
+            del item  # the next one may be long in coming
+
+    def _run_canaries(self) -> None:
+        while True:
+            item = self._canaries.get()
+            while self._is_stuck():
+                time.sleep(0.05)
+            self._prepare(item)
+
+    def _is_stuck(self) -> bool:
+        since = list(self._at_work_since.values())
+        return len(since) == self._threads and max(since) < time.monotonic() - self._deadline
+
+    def _prepare(self, item: _Item) -> None:
+        if item.left:
+            return
+        began = time.monotonic()
+        try:
+            prepared = self._tower.input(item.source)
+            self._tower.check(prepared)
+            item.source = None
+            (item.embedding,) = self._batcher.submit(
+                [prepared],
+                batch_size=self._batch_size,
+                prepare_s=time.monotonic() - began,
+                first=item.canary,
+            )
+        except Exception as error:  # a decoder may raise anything
+            self._answer(item, reason(error))
+            return
+        item.embedding.add_done_callback(lambda future: self._done(item, future))
+        if item.left:
+            item.embedding.cancel()
 
     def _done(self, item: _Item, future: Future[Embedded]) -> None:
         if future.cancelled():

@@ -22,15 +22,15 @@ def save(path: str | Path, tensors: Mapping[str, Any], metadata: Mapping[str, An
     tensors: name -> tensor or ndarray
     metadata: anything JSON can say: family, variant, the checkpoint's own options, a vocabulary
 
-    Raises WeightsError when the file can not be written.
+    Raises WeightsError when the file cannot be written.
     """
     safetensors_file.write(path, tensors, {METADATA: json.dumps(metadata, ensure_ascii=False, sort_keys=True)})
 
 
-def load(path: str | Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+def load(path: str | Path, family: str | None = None) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """The tensors, mapped, and the metadata that `save` wrote.
 
-    Raises WeightsError when the file is missing, damaged, or not one of ours.
+    Raises WeightsError when the file is missing, damaged, not one of ours, or of another family than `family`.
     """
     tensors, metadata = safetensors_file.read(path)
     try:
@@ -39,4 +39,6 @@ def load(path: str | Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         raise WeightsError(f"{path}: no {METADATA} metadata in it; it was not written by `convert`") from error
     if not isinstance(found, dict):
         raise WeightsError(f"{path}: its {METADATA} metadata is not an object")
+    if family not in (None, found.get("family")):
+        raise WeightsError(f"{path}: converted from a checkpoint of {found.get('family')!r}; {family!r} was expected")
     return tensors, found

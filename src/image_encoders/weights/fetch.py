@@ -83,7 +83,7 @@ def fetch(
         )
     with _writing(target), file_lock(_beside(target, ".lock")):
         if not _present(target, url, sha256, size):  # another process may have been faster
-            _Download(url, target, sha256, size, max_bytes, progress).run()
+            _Download(url, target, sha256, size, max_bytes).run(progress)
     return target
 
 
@@ -121,7 +121,7 @@ def _present(target: Path, url: str, sha256: str | None, size: int | None) -> bo
     again = "delete it to fetch it again"
     for wanted, who in ((size, "published"), (recorded.get("size"), "recorded")):
         if wanted is not None and found != wanted:
-            raise WeightsError(f"{target}: has {found} bytes, {who} are {wanted}; {again}")
+            raise WeightsError(f"{target}: has {found} bytes; {wanted} were {who}; {again}")
     known = recorded.get("sha256")
     if known is None or (sha256 and sha256.lower() != known):
         actual = running_sha256(target).hexdigest()
@@ -146,7 +146,7 @@ def _record(target: Path, url: str, size: int, sha256: str, published: bool) -> 
     try:
         _write_json(_beside(target, ".json"), record)
     except OSError as error:  # a cache that may only be read still serves the file
-        logger.info("%s: its record can not be written: %s", target, error)
+        logger.info("%s: its record cannot be written: %s", target, error)
     if not published:
         logger.info("%s: no sha256 is published; from now on it has to be %s", target, sha256)
 
@@ -162,7 +162,7 @@ def _write_json(path: Path, value: dict[str, Any]) -> None:
 
 @contextmanager
 def _writing(target: Path) -> Iterator[None]:
-    """Turns the errors of a folder that can not be written into what to do about them."""
+    """Turns the errors of a folder that cannot be written into what to do about them."""
     try:
         yield
     except OSError as error:
@@ -189,12 +189,9 @@ class _Again(Exception):
 class _Download:
     """One file on its way: `<file>.part` holds what came, `<file>.part.json` which version of the file that is."""
 
-    def __init__(
-        self, url: str, target: Path, sha256: str | None, size: int | None, max_bytes: int, progress: bool | None
-    ) -> None:
+    def __init__(self, url: str, target: Path, sha256: str | None, size: int | None, max_bytes: int) -> None:
         self.url, self.target = url, target
         self.sha256, self.size, self.max_bytes = sha256 and sha256.lower(), size, max_bytes
-        self.progress = progress
         self.part, self.notes = _beside(target, ".part"), _beside(target, ".part.json")
         self.have = 0
         self.digest = hashlib.sha256()
@@ -202,7 +199,7 @@ class _Download:
         self.continued = False  # whether the part came in more than one answer
         self.answered = False  # whether the server has answered at all
 
-    def run(self) -> None:
+    def run(self, progress: bool | None) -> None:
         import httpx
 
         self.continued = self.restore()
@@ -214,7 +211,7 @@ class _Download:
                 max_redirects=REDIRECTS,
                 limits=httpx.Limits(max_keepalive_connections=0),
             ) as client,
-            bar(self.target.name, self.progress) as show,
+            bar(self.target.name, progress) as show,
         ):
             while True:
                 try:
@@ -317,7 +314,7 @@ class _Download:
             raise _Again(f"the server answers {status}", _seconds(response.headers.get("Retry-After")))
         if status == 416:  # nothing at that position: what we have is not a part of this file
             self.discard()
-            raise _Again("the server can not continue the file")
+            raise _Again("the server cannot resume the file")
         if status in (404, 410):
             raise WeightsError(
                 f"{self.url}: the server has no such file ({status}). If you have it, pass its path as weights=; "
@@ -357,7 +354,9 @@ class _Download:
         self.discard()
         self.continued = False
         if self.size is not None and version["total"] not in (None, self.size):
-            raise WeightsError(f"{self.url}: the server's file has {version['total']} bytes, published are {self.size}")
+            raise WeightsError(
+                f"{self.url}: the server's file has {version['total']} bytes; {self.size} were published"
+            )
         if (version["total"] or 0) > self.max_bytes:
             raise self.too_large(version["total"])
         if (version["total"] or 0) > shutil.disk_usage(self.part.parent).free:
@@ -396,8 +395,8 @@ class _Download:
             if continued:
                 raise _Again("the continued file has another sha256; starting over")
             raise WeightsError(
-                f"{self.url}: the {have} bytes that came have sha256 {actual}, published is {self.sha256}; "
-                "they were deleted. Try again; if it stays, the server's file is not the published one"
+                f"{self.url}: the {have} bytes received have sha256 {actual}; {self.sha256} was published. "
+                "They were deleted. Try again; if it happens again, the server's file is not the published one"
             )
         os.replace(self.part, self.target)
         self.notes.unlink(missing_ok=True)

@@ -23,14 +23,14 @@ class Unsupported(Malformed):
 def map_file(path: Path) -> mmap.mmap:
     """A file's bytes, copy-on-write: what is written there stays in memory.
 
-    Raises WeightsError when it can not be opened or is empty.
+    Raises WeightsError when it cannot be opened or is empty.
     """
     try:
         with path.open("rb") as file:
             mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
     except OSError as error:
         raise WeightsError(f"{path}: {error.strerror or error}") from error
-    except ValueError as error:  # an empty file can not be mapped
+    except ValueError as error:  # an empty file cannot be mapped
         raise WeightsError(f"{path}: the file is empty; get it again") from error
     if hasattr(mmap, "MADV_WILLNEED"):
         mapped.madvise(mmap.MADV_WILLNEED)  # else every 64 KB waits for the disk: 0.9 s instead of 0.35 s for 537 MB

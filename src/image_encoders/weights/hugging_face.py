@@ -67,7 +67,7 @@ def local_folder(folder: Path, revision: str | None = None) -> Path:
     if not (folder / CONFIG).is_file():
         raise WeightsError(f"{folder}: no config.json; a folder with a Hugging Face checkpoint was expected")
     if revision is not None:
-        raise WeightsError(f"{folder}: a folder has no revisions; revision= goes with a hub id")
+        raise WeightsError(f"{folder}: a folder has no revisions; revision= is for hub ids")
     return folder
 
 

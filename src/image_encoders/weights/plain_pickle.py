@@ -33,7 +33,7 @@ class Refused(Malformed):
 class Name:
     """A class or function that a pickle names: what to put in its place, never the thing itself.
 
-    call: what REDUCE and NEWOBJ give, from the arguments in the pickle; None: it can not be called
+    call: what REDUCE and NEWOBJ give, from the arguments in the pickle; None: it cannot be called
     """
 
     __slots__ = ("call", "name")
@@ -154,7 +154,7 @@ class _Machine:
             if isinstance(value, Sized):
                 self.may_copy -= len(value) * (1 if isinstance(value, (str, bytes, bytearray)) else ELEMENT)
         if self.may_copy < 0:
-            raise Malformed("the pickle hands on far more than it holds")
+            raise Malformed("the pickle expands to far more than it holds")
 
     def build(self) -> None:
         state = self.value()

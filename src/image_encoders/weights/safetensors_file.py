@@ -34,6 +34,17 @@ TYPES = {
 }
 
 
+def is_safetensors(path: Path) -> bool:
+    """Whether a file begins as a safetensors file does: with a length, and JSON; WeightsError if unreadable."""
+    try:
+        if not path.is_file():
+            return False
+        with path.open("rb") as file:
+            return file.read(9)[8:] == b"{"
+    except OSError as error:
+        raise WeightsError(f"{path}: {error.strerror or error}") from error
+
+
 def read(path: str | Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     """The tensors of a safetensors file, mapped, and its metadata.
 
@@ -56,7 +67,7 @@ def write(path: str | Path, tensors: Mapping[str, Any], metadata: Mapping[str, s
 
     tensors: name -> tensor or ndarray; one at a time is brought into contiguous memory
 
-    Raises WeightsError for a type that the format lacks, or when the file can not be written.
+    Raises WeightsError for a type that the format lacks, or when the file cannot be written.
     """
     path = Path(path)
     kinds = {name: type_name(value) for name, value in tensors.items()}
@@ -83,4 +94,4 @@ def write(path: str | Path, tensors: Mapping[str, Any], metadata: Mapping[str, s
             for name in names:
                 file.write(raw_bytes(tensors[name]))
     except OSError as error:
-        raise WeightsError(f"{path}: can not be written: {error.strerror or error}") from error
+        raise WeightsError(f"{path}: cannot be written: {error.strerror or error}") from error

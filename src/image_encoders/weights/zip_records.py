@@ -74,7 +74,7 @@ class ZipRecords:
         name, more = struct.unpack("<2H", header[26:30])
         start = entry.header_offset + 30 + name + more
         if self.mapped[start - name - more : start - more] != entry.orig_filename.encode(_encoding(entry)):
-            raise Malformed(f"record {entry.filename} is called otherwise in its own header")
+            raise Malformed(f"record {entry.filename} has another name in its own header")
         if start + entry.compress_size > len(self.mapped):
             raise Malformed(f"record {entry.filename} reaches beyond the end of the file")
         return start

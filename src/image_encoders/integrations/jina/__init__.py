@@ -37,6 +37,7 @@ from image_encoders.integrations.jina.executors import (
     VSETextEncoder,
 )
 from image_encoders.integrations.jina.flow import Flow
+from image_encoders.integrations.jina.gateway import EmbeddingsGateway
 
 __all__ = [
     "AudioCLIPEncoder",
@@ -48,6 +49,7 @@ __all__ = [
     "CustomImageTorchEncoder",
     "DocList",
     "Document",
+    "EmbeddingsGateway",
     "Flow",
     "VSEImageEncoder",
     "VSETextEncoder",

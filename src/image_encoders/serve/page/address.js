@@ -1,5 +1,4 @@
-// What is searched for and how it is shown, as the page's address says it: `?...` is what the service is asked,
-// `#...` is what the page shows of it.
+// What is searched for, as the page's address says it after `?`, and what is shown of it, after `#`.
 
 const TERMS = { q: ["text", 1], minus: ["text", -1], like: ["key", 1], unlike: ["key", -1], vector: ["vector", 1], unvector: ["vector", -1] };
 export const FILTERS = ["folder", "from", "to", "min_width", "min_height"];
@@ -33,7 +32,7 @@ export function write({ words, terms, filters, sort, group }) {
 
 export const ranked = ({ words, terms }) => Boolean(words.trim() || terms.length);
 
-// The view that the address names, and the key of the image that it shows large.
+// The view, and the key of the image that is shown large.
 export function view(hash) {
 	if (hash === "#failures" || hash === "#service") return { name: hash.slice(1) };
 	return { name: "images", key: hash.startsWith("#image=") ? hash.slice(7) : null };

@@ -12,18 +12,14 @@ import * as words from "./words.js";
 
 const PAUSE = 200; // ms without typing before a search starts
 const FILES = 8; // examples taken at once
-const KEPT = 8; // searches whose results are kept for Back
-const box = find("words");
+const [box, list, filters] = ["words", "results", "filters"].map(find);
 
 let query = address.read(location.search);
 let results, status;
 let typing = false; // the last search came from typing, and more typing replaces it in the history
 let uploads = []; // examples on their way to the service
-const kept = new Map(); // query string -> results
 
 history.scrollRestoration = "manual";
-
-// ---- the address ----
 
 function navigate(changes, { replace = false, hash = "" } = {}) {
 	clearTimeout(pause);
@@ -55,11 +51,11 @@ function route(back = false) {
 	open(key);
 }
 
-addEventListener("popstate", () => {
+window.onpopstate = () => {
 	clearTimeout(pause);
 	typing = false;
 	route(true);
-});
+};
 
 // Back leads to where one was.
 const keepScroll = () => find("see-images").hidden || history.replaceState({ ...history.state, scroll: scrollY }, "");
@@ -69,9 +65,7 @@ addEventListener("scroll", () => {
 	scrolled = setTimeout(keepScroll, 200);
 }, { passive: true });
 
-// ---- searching ----
-
-const grid = new Grid(find("results"), find("tile"), {
+const grid = new Grid(list, find("tile"), {
 	fill,
 	need: (hits) => results?.need(hits).catch(refused),
 	end: () => results?.needMore().catch(refused),
@@ -85,41 +79,32 @@ async function search(back = false) {
 	const { signal } = (stop = new AbortController());
 	clearTimeout(retry);
 	clearTimeout(scrolled);
-	const ranked = address.ranked(query);
-	const said = address.write({ ...query, sort: sort() });
+	const [ranked, said] = [address.ranked(query), address.write({ ...query, sort: sort() })];
 	const scroll = (back && history.state?.scroll) || 0;
-	let next = back && kept.get(said);
-	if (!next) {
-		find("results").ariaBusy = true;
-		// Thumbnails that are still coming would hold the connections that the answer needs.
-		for (const image of find("results").querySelectorAll("img[src]")) if (!image.complete) image.removeAttribute("src");
-		try {
-			next = await new Results(said, { ranked, sort: sort(), group: query.group }, signal, grown).start();
-		} catch (error) {
-			return refused(error);
-		}
+	list.ariaBusy = true;
+	// Thumbnails that are still coming would hold the connections that the answer needs.
+	for (const image of list.querySelectorAll("img[src]")) if (!image.complete) image.removeAttribute("src");
+	try {
+		const next = await new Results(said, { ranked, sort: sort(), group: query.group }, signal, grown).start();
 		if (signal.aborted) return;
+		results = next;
+	} catch (error) {
+		return refused(error);
 	}
-	kept.delete(said);
-	kept.set(said, next);
-	if (kept.size > KEPT) kept.delete(kept.keys().next().value);
-	stop = new AbortController(); // what is shown may go on fetching
-	results = next;
-	find("results").ariaBusy = false;
+	list.ariaBusy = false;
 	hide("results", false);
 	hide("notice", true);
 	grid.show(results.sections());
 	scrollTo(0, scroll);
 	tell();
-	drawQuery();
-	open(address.view(location.hash).key);
+	open(shownKey());
 }
 
 function grown() {
 	if (this !== results) return;
 	grid.show(results.sections(), true);
 	tell();
-	open(address.view(location.hash).key);
+	open(shownKey());
 }
 
 const sort = () => (address.ranked(query) ? query.sort || "score" : query.sort.replace("score", "") || "newest");
@@ -148,7 +133,7 @@ function refused(error) {
 	hide("results", true);
 	hide("empty", true);
 	clearTimeout(retry);
-	if (error.wait) retry = setTimeout(() => (document.hidden ? refused(error) : search()), error.wait * 1000);
+	if (error.wait) retry = setTimeout(search, error.wait * 1000);
 }
 find("again").onclick = () => search();
 
@@ -156,13 +141,11 @@ function drawEmpty() {
 	hide("empty", !results || results.count || !find("notice").hidden);
 	const filtered = Object.keys(query.filters).length;
 	const [title, said, code] =
-		filtered ? ["No image fits these filters", "Wider dates, a smaller size or a folder further up may."]
+		filtered ? ["No image fits these filters", "Wider ones may find some."]
 		: busy(status) ? ["The first images are on their way", "They appear here as they are embedded."]
-		: ["Nothing is embedded yet", "Embed a folder of images into this collection, and they appear here:", "image-encoders encode FOLDER -o COLLECTION"];
+		: ["Nothing is embedded yet", "Images appear here once they are embedded:", "image-encoders encode FOLDER -o COLLECTION"];
 	find("empty").replaceChildren(element("h2", title), element("p", said), code ? element("code", code) : "");
 }
-
-// ---- tiles ----
 
 function fill(tile, place) {
 	const hit = results.hits[place];
@@ -178,7 +161,7 @@ function fill(tile, place) {
 	thumb.firstChild.classList.toggle("long", shape > 2.2 || shape < 0.45);
 	thumb.firstChild.dataset.src = `${hit.thumbnail}?size=256`;
 	name.textContent = words.name(hit.name);
-	link.title = words.name(hit.folder ? `${hit.folder}/${hit.name}` : hit.name);
+	link.title = words.name(`${hit.folder}/${hit.name}`);
 	pick.ariaLabel = `Select ${name.textContent}`;
 	more.ariaLabel = `More like ${name.textContent}`;
 	const close = results.ranked && words.closeness(hit, results.answer);
@@ -190,33 +173,31 @@ function fill(tile, place) {
 	tile.classList.toggle("low", close.over < 0);
 }
 
-find("results").addEventListener("error", ({ target }) => target.closest("li").classList.add("gone"), true);
-find("results").addEventListener("load", ({ target }) => target.classList.add("there"), true);
+list.addEventListener("error", ({ target }) => target.closest("li").classList.add("gone"), true);
+list.addEventListener("load", ({ target }) => target.classList.add("there"), true);
 
-const hitOf = (event) => results?.hits[event.target.closest("li")?.dataset.hit];
-find("results").addEventListener("click", (event) => {
+const hitOf = ({ target }) => results?.hits[target.closest("li")?.dataset.hit];
+list.onclick = (event) => {
 	const hit = hitOf(event);
 	if (!hit) return;
 	const position = +event.target.closest("li").dataset.position;
 	const link = event.target.closest("a");
 	if (event.target.type === "checkbox") return select(position, event.shiftKey);
-	if (event.target.closest("button")) return more([hit]);
+	if (event.target.closest("button")) return more(hit);
 	if (!link) return;
 	event.preventDefault();
 	if (event.shiftKey || event.ctrlKey || event.metaKey) select(position, event.shiftKey);
 	else navigate({}, { hash: link.hash });
-});
-find("results").addEventListener("keydown", (event) => {
+};
+list.onkeydown = (event) => {
 	const all = event.key === "a" && (event.ctrlKey || event.metaKey);
 	if (!all && !(event.key === " " && event.target.closest("a") && hitOf(event))) return;
 	event.preventDefault();
 	if (all) selection.set(results.hits.filter(Boolean), true);
 	else select(grid.current, event.shiftKey);
-});
+};
 
-// ---- selecting ----
-
-const selection = new Selection({ changed: () => grid.refresh(), like: more });
+const selection = new Selection(() => grid.refresh());
 
 let start = 0; // where a range begins
 async function select(position, range) {
@@ -229,8 +210,6 @@ async function select(position, range) {
 	selection.set(hits, range || !selection.hits.has(hits[0]?.key));
 }
 
-// ---- one image, large ----
-
 const detail = new Detail({
 	go(step) {
 		const position = grid.current + step;
@@ -241,17 +220,18 @@ const detail = new Detail({
 		open(hit.key);
 	},
 	act(what, hit) {
-		if (what === "more") more([hit]);
+		if (what === "more") more(hit);
 		else if (what === "select") open(hit.key, selection.set([hit], !selection.hits.has(hit.key)));
-		else more([hit], what === "add" ? 1 : -1, query);
+		else more(hit, what === "add" ? 1 : -1, query);
 	},
 	close: () => (history.state?.opened ? history.back() : navigate({}, { replace: true })),
 });
 
+const shownKey = () => address.view(location.hash).key;
 async function open(key) {
 	if (!key) {
-		const [was, at] = [detail.open, grid.current];
-		detail.hide();
+		const [was, at] = [find("detail").open, grid.current];
+		find("detail").close();
 		if (was && !find("see-images").hidden) grid.focus(at);
 		return;
 	}
@@ -262,7 +242,7 @@ async function open(key) {
 	if (!hit) {
 		const answer = await ask(`search.json?like=${key}&k=1`).catch(() => null);
 		hit = answer?.hits.find((other) => other.key === key);
-		if (address.view(location.hash).key !== key) return;
+		if (shownKey() !== key) return;
 		if (!hit) return navigate({}, { replace: true });
 	}
 	if (position != null) grid.point(position);
@@ -270,22 +250,21 @@ async function open(key) {
 	detail.show(hit, results.ranked && place >= 0 && results.answer, { selected: selection.hits.has(key), first: none(-1), last: none(1) });
 }
 
-// ---- the query: words and examples ----
-
 // The name and thumbnail of an example are kept for the session; the address has but its key or embedding.
 function remember(value, facts) {
 	try {
 		sessionStorage[`of ${value}`] = JSON.stringify(facts);
 	} catch { /* full: the chip is a plain one */ }
 }
-const recall = ({ kind, value }) => JSON.parse(sessionStorage[`of ${value}`] ?? null) ?? { name: "an example", thumbnail: kind === "key" ? `thumbnails/${value}?size=256` : null };
+const recall = ({ kind, value }) =>
+	kind === "text" ? { name: value }
+	: JSON.parse(sessionStorage[`of ${value}`] ?? null) ?? { name: "an example", thumbnail: kind === "key" && `thumbnails/${value}?size=256` };
 
-// More like these, in place of what was searched for or, with `to`, added to it.
-function more(hits, sign = 1, to = { words: "", terms: [] }) {
-	const found = hits.slice(0, FILES);
-	for (const hit of found) remember(hit.key, { name: hit.name, thumbnail: `${hit.thumbnail}?size=256` });
-	const others = to.terms.filter(({ value }) => found.every((hit) => hit.key !== value));
-	navigate({ words: to.words, terms: [...others, ...found.map((hit) => ({ kind: "key", sign, value: hit.key }))] });
+// More like an image, in place of what was searched for or, with `to`, added to it.
+function more({ key, name, thumbnail }, sign = 1, to = { words: "", terms: [] }) {
+	remember(key, { name, thumbnail: `${thumbnail}?size=256` });
+	const others = to.terms.filter(({ value }) => value !== key);
+	navigate({ words: to.words, terms: [...others, { kind: "key", sign, value: key }] });
 }
 
 let pause;
@@ -297,23 +276,14 @@ function typed() {
 	typing = true;
 }
 function wait() {
-	hide("wordy", !box.value);
 	clearTimeout(pause);
+	hide("wordy", !box.value);
 	pause = setTimeout(typed, PAUSE);
 }
-const settle = () => {
-	typed();
-	typing = false;
-};
-box.addEventListener("input", (event) => event.isComposing || wait());
+const settle = () => (typed(), (typing = false));
+box.oninput = (event) => event.isComposing || wait();
 box.addEventListener("compositionend", wait);
-box.addEventListener("blur", settle);
-find("ask").addEventListener("submit", (event) => {
-	event.preventDefault();
-	settle();
-	if (!find("see-images").hidden) return;
-	navigate({});
-});
+box.onchange = box.onblur = settle; // a change is also Enter
 find("clear").onclick = () => {
 	box.value = "";
 	box.focus();
@@ -328,12 +298,12 @@ for (const [id, sign] of [["keep", 1], ["without", -1]]) {
 	};
 }
 
-// Chips: examples, further words and filters; each can be taken away, and what is searched for turned round.
+// Chips: examples, further words and filters.
 function drawQuery() {
 	hide("wordy", !box.value);
-	const chip = (said, { icon, thumbnail, sign, off, turn }) => {
+	const chip = (said, off, { thumbnail, sign, turn } = {}) => {
 		const item = find("chip").content.firstElementChild.cloneNode(true);
-		const [signed, image, kind, label, remove] = item.children;
+		const [signed, image, label, remove] = item.children;
 		const name = (label.textContent = words.name(said));
 		const minus = sign < 0;
 		item.classList.toggle("minus", minus);
@@ -343,8 +313,6 @@ function drawQuery() {
 		signed.onclick = turn;
 		image.hidden = !thumbnail;
 		if (thumbnail) image.src = thumbnail;
-		else kind.firstChild.setAttribute("href", `#i-${icon}`);
-		kind.toggleAttribute("hidden", Boolean(thumbnail));
 		remove.ariaLabel = remove.title = `Remove ${name}`;
 		remove.onclick = off;
 		return item;
@@ -352,14 +320,12 @@ function drawQuery() {
 	const lead = { folder: "in ", from: "from ", to: "until ", min_width: "width from ", min_height: "height from " };
 	const chips = [
 		...query.terms.map((term, at) => {
-			const { name, thumbnail, icon = "image" } = term.kind === "text" ? { name: term.value, icon: "word" } : recall(term);
 			const turn = () => navigate({ terms: query.terms.with(at, { ...term, sign: -term.sign }) });
-			return chip(name, { icon, thumbnail, sign: term.sign, turn, off: () => navigate({ terms: query.terms.toSpliced(at, 1) }) });
+			return chip(recall(term).name, () => navigate({ terms: query.terms.toSpliced(at, 1) }), { ...term, ...recall(term), turn });
 		}),
-		...uploads.map(({ name, icon, stop }) => chip(`${name}…`, { icon, off: () => stop.abort() })),
-		...Object.entries(query.filters).map(([name, value]) => chip(lead[name] + (/^(from|to)$/.test(name) ? words.onDay(value) : value), {
-			icon: "filter", off: () => navigate({ filters: { ...query.filters, [name]: "" } }),
-		})),
+		...uploads.map(({ name, stop }) => chip(`${name}…`, () => stop.abort())),
+		...Object.entries(query.filters).map(([name, value]) =>
+			chip(lead[name] + (name.length < 5 ? words.onDay(value) : value), () => navigate({ filters: { ...query.filters, [name]: "" } }))),
 	];
 	find("terms").replaceChildren(...chips);
 	hide("terms", !chips.length);
@@ -367,77 +333,65 @@ function drawQuery() {
 	best.hidden = best.disabled = !address.ranked(query);
 	find("sort").value = sort();
 	find("group").value = query.group;
-	for (const name of address.FILTERS) find("filters")[name].value = query.filters[name] ?? "";
+	for (const name of address.FILTERS) filters[name].value = query.filters[name] ?? "";
 }
 
 for (const id of ["sort", "group"]) find(id).onchange = ({ target }) => navigate({ [id]: target.value });
 find("filter").onclick = () => {
-	hide("filters", !find("filters").hidden);
-	find("filter").ariaExpanded = !find("filters").hidden;
+	find("filter").ariaExpanded = filters.hidden;
+	filters.hidden = !filters.hidden;
 };
-find("filters").onchange = () => {
-	if (find("filters").reportValidity()) navigate({ filters: Object.fromEntries(new FormData(find("filters"))) });
+filters.onchange = () => {
+	if (filters.reportValidity()) navigate({ filters: Object.fromEntries(new FormData(filters)) });
 };
-find("filters").onsubmit = (event) => event.preventDefault();
-find("filters").onreset = () => navigate({ filters: {} });
-
-// ---- files: dropped, pasted or picked ----
+filters.onreset = () => navigate({ filters: {} });
 
 const takes = (modality) => !status || status.modalities.includes(modality);
 
 async function upload(files) {
 	for (const file of [...files].slice(0, FILES)) {
 		const sound = file.type.startsWith("audio/");
-		const entry = { name: file.name || "pasted image", icon: sound ? "sound" : "image", stop: new AbortController() };
+		const entry = { name: (sound ? "♪ " : "") + file.name, stop: new AbortController() };
 		uploads.push(entry);
 		drawQuery();
 		try {
 			if (sound && !takes("audio")) throw Error(`${status.model} has no audio tower, so it cannot search by a sound.`);
-			const headers = { Accept: "application/json", "Content-Type": file.type || "application/octet-stream" };
+			const headers = { "Content-Type": file.type || "application/octet-stream" };
 			const { vector, thumbnail } = await ask("v1/queries", { method: "POST", body: file, headers, signal: entry.stop.signal });
-			remember(vector, { ...entry, thumbnail });
-			uploads = uploads.filter((other) => other !== entry);
+			remember(vector, { name: entry.name, thumbnail });
 			navigate({ terms: [...query.terms, { kind: "vector", sign: 1, value: vector }] });
 		} catch (error) {
-			uploads = uploads.filter((other) => other !== entry);
-			drawQuery();
 			if (error.name !== "AbortError") refused(Error(`${words.name(entry.name)}: ${error.message}`));
 		}
+		uploads = uploads.filter((other) => other !== entry);
+		drawQuery();
 	}
 }
 
 find("pick").onclick = () => find("file").click();
 find("file").onchange = ({ target }) => upload(target.files).then(() => (target.value = ""));
-addEventListener("paste", (event) => {
+document.onpaste = (event) => {
 	const { files } = event.clipboardData;
 	if (files.length) event.preventDefault();
 	upload(files);
-	if (files.length || detail.open || !takes("text") || event.target.closest("input")) return;
+	if (files.length || find("detail").open || !takes("text") || event.target.closest("input")) return;
 	box.value = event.clipboardData.getData("text/plain").trim().slice(0, box.maxLength);
 	settle();
-});
-const over = (event) => {
+};
+window.ondragover = window.ondrop = (event) => {
 	if (!event.dataTransfer.types.includes("Files")) return;
 	event.preventDefault();
 	hide("drop", event.type === "drop");
 	if (event.type === "drop") upload(event.dataTransfer.files);
 };
-addEventListener("dragover", over);
-addEventListener("drop", over);
-addEventListener("dragleave", ({ relatedTarget }) => relatedTarget || hide("drop", true));
+window.ondragleave = ({ relatedTarget }) => relatedTarget || hide("drop", true);
 
-addEventListener("keydown", (event) => {
+window.onkeydown = (event) => {
 	if (event.key === "ArrowDown" && event.target === box) event.preventDefault(grid.focus(grid.current));
-	if (event.target.closest("input, select") || event.ctrlKey || event.metaKey || event.altKey || detail.open) return;
+	if (event.target.closest("input, select") || event.ctrlKey || event.metaKey || event.altKey || find("detail").open) return;
 	if (event.key === "/") event.preventDefault(box.focus());
 	if (event.key === "Escape") selection.set([...selection.hits.values()], false);
-});
-document.querySelector(".skip").onclick = (event) => {
-	event.preventDefault();
-	grid.size ? grid.focus(grid.current) : find("results").focus();
 };
-
-// ---- what the service is doing ----
 
 let seen = null; // images of the collection when it was last searched
 const watcher = new Status((now) => {
@@ -461,7 +415,6 @@ const watcher = new Status((now) => {
 function fresh() {
 	seen = status.collection.images;
 	hide("fresh", true);
-	kept.clear();
 	search();
 }
 find("fresh").onclick = fresh;

@@ -8,33 +8,26 @@ export class Detail {
 	constructor({ go, act, close }) {
 		this.dialog = find("detail");
 		[this.image, this.gone] = this.dialog.querySelectorAll(".view > *");
-		this.image.addEventListener("error", () => this.missing());
-		this.dialog.addEventListener("cancel", (event) => (event.preventDefault(), close()));
-		this.dialog.addEventListener("click", ({ target }) => {
+		this.image.onerror = () => (this.gone.hidden = !(this.image.hidden = true));
+		this.dialog.oncancel = (event) => event.preventDefault(close());
+		this.dialog.onclick = ({ target }) => {
 			const { step, act: what } = target.closest("button")?.dataset ?? {};
-			if (target === this.dialog || what === "close") close();
+			if (what === "close") close();
 			else if (step) go(+step);
 			else if (what) act(what, this.hit);
-		});
-		this.dialog.addEventListener("keydown", (event) => {
+		};
+		this.dialog.onkeydown = (event) => {
 			const step = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
 			if (step && !event.altKey && !event.ctrlKey && !event.metaKey) go(step);
-		});
+		};
 		let from;
-		this.dialog.addEventListener("touchstart", ({ touches }) => (from = touches[1] ? null : touches[0]), { passive: true });
-		this.dialog.addEventListener("touchend", ({ changedTouches: [to] }) => {
-			const moved = from ? to.clientX - from.clientX : 0;
-			if (Math.abs(moved) > 60 && Math.abs(to.clientY - from.clientY) < 40) go(moved > 0 ? -1 : 1);
-		});
-	}
-
-	get open() {
-		return this.dialog.open;
+		this.dialog.ontouchstart = ({ touches }) => (from = touches[0].clientX);
+		this.dialog.ontouchend = ({ changedTouches: [to] }) => Math.abs(to.clientX - from) > 70 && go(to.clientX > from ? -1 : 1);
 	}
 
 	show(hit, answer, { selected, first, last }) {
 		const [name, match] = this.dialog.querySelectorAll("h2, .match");
-		if (this.hit?.key !== hit.key || !this.open) {
+		if (this.hit?.key !== hit.key || !this.dialog.open) {
 			this.hit = hit;
 			this.gone.hidden = true;
 			name.textContent = this.image.alt = words.name(hit.name);
@@ -48,14 +41,14 @@ export class Detail {
 		const [before, after] = this.dialog.querySelectorAll("[data-step]");
 		before.disabled = first;
 		after.disabled = last;
-		if (!this.open) this.dialog.showModal();
+		if (!this.dialog.open) this.dialog.showModal();
 	}
 
 	facts() {
 		const { path, folder, key, width, height, bytes, taken, copies } = this.hit;
 		const facts = {
 			Path: path, Folder: path ? "" : folder, Key: path ? "" : key,
-			Size: [width && `${words.number(width)} × ${words.number(height)}`, words.size(bytes)].filter(Boolean).join(", "),
+			Size: `${words.number(width)} × ${words.number(height)}, ${words.size(bytes)}`,
 			Date: words.date(taken),
 			Copies: copies && `${words.plural(copies, "other file")} of the same bytes`,
 		};
@@ -69,7 +62,7 @@ export class Detail {
 			if (title !== "Path" && title !== "Key") continue;
 			const button = value.appendChild(element("button", "Copy"));
 			button.ariaLabel = `Copy the ${title.toLowerCase()}`;
-			button.addEventListener("click", async () => {
+			button.onclick = async () => {
 				try {
 					await navigator.clipboard.writeText(said);
 					button.textContent = "Copied";
@@ -77,20 +70,7 @@ export class Detail {
 					getSelection().selectAllChildren(text);
 					button.textContent = "Press Ctrl+C";
 				}
-			});
+			};
 		}
-	}
-
-	async missing() {
-		const { hit } = this;
-		const answer = await fetch(this.image.src).catch(() => null);
-		if (hit !== this.hit) return;
-		this.image.hidden = true;
-		this.gone.hidden = false;
-		this.gone.textContent = answer?.status === 410 ? "The file is gone, or holds another image by now." : "This image cannot be shown.";
-	}
-
-	hide() {
-		if (this.open) this.dialog.close();
 	}
 }

@@ -1,5 +1,7 @@
 // A grid of any number of tiles, of which only those near the window are in the document.
 
+import { element } from "./dom.js";
+
 const HEAD = 56; // px above a section with a title
 const CAPTION = 44; // px below an image
 const AHEAD = 800; // px drawn beyond the window
@@ -15,10 +17,7 @@ export class Grid {
 		addEventListener("scroll", () => (this.frame ??= requestAnimationFrame(() => this.draw())), { passive: true });
 		new ResizeObserver(() => root.clientWidth && this.width !== root.clientWidth && this.place(this.anchor())).observe(root);
 		root.addEventListener("keydown", (event) => this.key(event));
-		root.addEventListener("focusin", (event) => {
-			const tile = event.target.closest("li");
-			if (tile) this.point(+tile.dataset.position);
-		});
+		root.addEventListener("focusin", ({ target }) => target.closest("li") && this.point(+target.closest("li").dataset.position));
 	}
 
 	// New results, or the same ones (then grown) of which more is known.
@@ -41,8 +40,6 @@ export class Grid {
 		for (const [position, tile] of this.tiles) this.fill(tile, this.hit(position));
 	}
 
-	// ---- where things are ----
-
 	place(anchor) {
 		this.width = this.root.clientWidth;
 		const small = this.width < 640;
@@ -60,7 +57,7 @@ export class Grid {
 			this.size += shown;
 		}
 		this.root.style.height = `${top}px`;
-		for (const element of this.root.children) this.stretch(element);
+		for (const part of this.root.children) this.stretch(part);
 		for (const [position, tile] of this.tiles) this.put(tile, position);
 		const position = anchor && this.position(anchor.hit);
 		if (position != null) scrollTo(0, this.top(position) + this.root.offsetTop - anchor.below);
@@ -93,8 +90,6 @@ export class Grid {
 		return { hit: this.hit(first), below: this.top(first) - start };
 	}
 
-	// ---- drawing ----
-
 	draw() {
 		this.frame = null;
 		const start = scrollY - this.root.offsetTop;
@@ -124,7 +119,7 @@ export class Grid {
 			this.fill(tile, this.hit(position));
 			this.list(section).append(tile);
 		}
-		for (const element of [...this.root.children]) if (!element.querySelector("li")) element.remove();
+		for (const part of [...this.root.children]) if (!part.querySelector("li")) part.remove();
 		// Tab from above leads to what is seen.
 		const away = !this.tiles.has(this.current) && this.tiles.size;
 		this.point(away ? Math.min(...this.tiles.keys()) : this.current);
@@ -145,29 +140,23 @@ export class Grid {
 	// The list of a section, made when its first tile is.
 	list(section) {
 		const at = this.sections.indexOf(section);
-		let element = [...this.root.children].find((child) => +child.dataset.section === at);
-		if (!element) {
-			element = document.createElement("section");
-			element.dataset.section = at;
-			element.classList.toggle("low", Boolean(section.low));
-			if (section.title) {
-				const title = element.appendChild(document.createElement("h2"));
-				title.append(section.title, " ");
-				title.appendChild(document.createElement("small")).textContent = section.note;
-			}
-			const list = element.appendChild(document.createElement("ul"));
-			list.setAttribute("role", "list"); // Safari forgets it where lists have no bullets
-			list.setAttribute("aria-label", section.title ?? "Results");
-			this.stretch(element);
-			this.root.insertBefore(element, [...this.root.children].find((child) => child.dataset.section > at) ?? null);
-		}
-		return element.lastElementChild;
+		const there = [...this.root.children];
+		const found = there.find(({ dataset }) => +dataset.section === at);
+		if (found) return found.lastElementChild;
+		const list = element("ul");
+		list.role = "list"; // Safari forgets it where lists have no bullets
+		list.ariaLabel = section.title ?? "Results";
+		const made = element("section", section.title ? element("h2", section.title, " ", element("small", section.note)) : "", list);
+		made.dataset.section = at;
+		made.classList.toggle("low", Boolean(section.low));
+		this.stretch(made);
+		this.root.insertBefore(made, there.find(({ dataset }) => dataset.section > at) ?? null);
+		return list;
 	}
 
-	stretch(element) {
-		const { top, end } = this.sections[element.dataset.section];
-		element.style.transform = `translateY(${top}px)`;
-		element.style.height = `${end - top}px`;
+	stretch(part) {
+		const { top, end } = this.sections[part.dataset.section];
+		Object.assign(part.style, { transform: `translateY(${top}px)`, height: `${end - top}px` });
 	}
 
 	put(tile, position) {
@@ -178,8 +167,6 @@ export class Grid {
 		tile.setAttribute("aria-posinset", at + 1);
 		tile.setAttribute("aria-setsize", size);
 	}
-
-	// ---- keyboard ----
 
 	// Tab leads to one tile only; arrows lead on from it.
 	point(position) {
@@ -211,23 +198,10 @@ export class Grid {
 		const page = Math.max(1, Math.floor(innerHeight / this.row) - 1) * this.columns;
 		const to = {
 			ArrowLeft: at - 1, ArrowRight: at + 1, Home: 0, End: this.size - 1, PageUp: at - page, PageDown: at + page,
-			ArrowUp: this.beside(at, -1), ArrowDown: this.beside(at, 1),
+			ArrowUp: at - this.columns, ArrowDown: at + this.columns,
 		}[event.key];
 		if (to == null) return;
 		event.preventDefault();
 		this.focus(to);
-	}
-
-	// One row up or down, in the same column as far as there is one.
-	beside(position, step) {
-		const row = (section, at) => Math.floor((at - section.first) / this.columns);
-		const section = this.section(position);
-		const column = (position - section.first) % this.columns;
-		let [there, line] = [section, row(section, position) + step];
-		const last = row(section, section.first + section.shown - 1);
-		if (line < 0 || line > last) there = this.sections[this.sections.indexOf(section) + step];
-		if (!there?.shown) return position;
-		if (there !== section) line = step > 0 ? 0 : row(there, there.first + there.shown - 1);
-		return there.first + Math.min(line * this.columns + column, there.shown - 1);
 	}
 }

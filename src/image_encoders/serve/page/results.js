@@ -69,7 +69,7 @@ export class Results {
 			const fine = (at) => !this.ranked || line == null || this.hits[at].score >= line;
 			const any = this.hits.some((_, at) => fine(at));
 			return [...this.groups]
-				.map(([name, places]) => ({ title: words.group(name, this.group), places: any ? places.filter(fine) : places }))
+				.map(([name, places]) => ({ title: words.group(name), places: any ? places.filter(fine) : places }))
 				.filter(({ places }) => places.length)
 				.map(({ title, places }) => ({ title, note: words.plural(places.length, "image"), size: places.length, hit: (at) => places[at] }));
 		}

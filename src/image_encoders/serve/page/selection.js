@@ -1,20 +1,19 @@
-// Images that were selected, whatever was searched for since, and the list of them as a file.
+// Selected images, whatever is searched for since, and their list as a file.
 
-import { find } from "./dom.js";
+import { element, find } from "./dom.js";
 import * as words from "./words.js";
 
 const COLUMNS = ["name", "folder", "path", "key", "score", "above", "width", "height", "bytes", "taken"];
 
 export class Selection {
-	constructor({ changed, like }) {
+	constructor(changed) {
 		Object.assign(this, { changed, hits: new Map() }); // by key
 		const acts = {
-			like: () => like([...this.hits.values()]),
 			csv: () => save("images.csv", "text/csv", csv(this.rows)),
 			json: () => save("images.json", "application/json", JSON.stringify(this.rows, null, 2)),
 			clear: () => this.set([...this.hits.values()], false),
 		};
-		for (const button of find("selection").querySelectorAll("button")) button.addEventListener("click", acts[button.dataset.act]);
+		for (const button of find("selection").querySelectorAll("button")) button.onclick = acts[button.dataset.act];
 	}
 
 	get rows() {
@@ -39,7 +38,7 @@ function csv(rows) {
 }
 
 function save(name, type, text) {
-	const link = document.createElement("a");
+	const link = element("a");
 	link.href = URL.createObjectURL(new Blob([text], { type }));
 	link.download = name;
 	link.click();

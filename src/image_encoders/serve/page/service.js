@@ -11,7 +11,7 @@ export async function ask(path, options) {
 		});
 	} catch (error) {
 		if (error.name === "AbortError") throw error;
-		throw failed("The service does not answer. See whether it is still running; this page tries again by itself.", 3);
+		throw failed("The service does not answer. Is it still running? This page tries again by itself.", 3);
 	}
 	if (answer.status === 401) {
 		location.assign(`login?next=${encodeURIComponent(location.pathname + location.search + location.hash)}`);

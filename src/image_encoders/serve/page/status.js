@@ -1,11 +1,10 @@
-// What the service is doing: its collection, a running embedding, failures, throughput and latency.
+// What the service is doing, and what has failed.
 
 import { element, find, hide } from "./dom.js";
 import { ask } from "./service.js";
 import * as words from "./words.js";
 
-const [OFTEN, SELDOM] = [1000, 10000]; // ms; often while it is looked at or images are embedded
-const KEPT = 60; // samples of a curve
+const [OFTEN, SELDOM] = [1000, 10000]; // ms
 const FIGURES = {
 	requests_per_second: ["Requests", "per second"], images_per_second: ["Images", "per second"],
 	p50_ms: ["Median latency", "ms"], p99_ms: ["99 of 100 within", "ms"], waiting: ["Waiting", "items"],
@@ -15,7 +14,6 @@ export const busy = (status) => ["looking", "embedding"].includes(status?.run?.s
 export class Status {
 	constructor(changed) {
 		Object.assign(this, { changed, watched: false, now: null });
-		this.curves = Object.fromEntries(Object.keys(FIGURES).map((name) => [name, []]));
 		document.addEventListener("visibilitychange", () => this.poll());
 		this.poll();
 	}
@@ -44,19 +42,15 @@ export class Status {
 		hide("to-failures", !failures);
 		find("to-failures").textContent = `${words.number(failures)} failed`;
 		find("service-said").textContent = model;
-		const left = run?.total == null ? "not counted yet" : words.number(Math.max(0, run.total - run.done - run.failed));
+		const left = run?.total == null ? "not counted" : words.number(Math.max(0, run.total - run.done - run.failed));
 		list("counts", [["Embedded", collection ? words.number(collection.images) : "–"], ["Failed", words.number(failures)], run && ["Not yet looked at", left]].filter(Boolean));
-		for (const [name, curve] of Object.entries(this.curves)) {
-			curve.push(service?.[name] ?? 0);
-			if (curve.length > KEPT) curve.shift();
-		}
-		if (this.watched) list("figures", Object.entries(FIGURES).map(([name, [title, unit]]) => [title, words.figure(service?.[name]), unit, this.curves[name]]));
+		list("figures", Object.entries(FIGURES).map(([name, [title, unit]]) => [title, words.figure(service[name]), unit]));
 		this.run(run);
 	}
 
 	run(run) {
-		hide("run", !run || run.state === "following");
-		if (find("run").hidden) return;
+		hide("run", !run || (run.state === "following" && !run.message));
+		if (!run) return;
 		const { state, total, done, failed, rate, eta, message } = run;
 		const said = {
 			looking: `Looking for images${total ? `: ${words.number(total)} so far` : ""}`,
@@ -69,7 +63,7 @@ export class Status {
 		}[state];
 		const [text, bar] = find("run").children;
 		text.textContent = [said, message].filter(Boolean).join(". ");
-		bar.hidden = state === "failed";
+		bar.hidden = !said || state === "failed";
 		bar.max = total || 1;
 		if (total && state !== "looking") bar.value = done + failed;
 		else bar.removeAttribute("value");
@@ -77,22 +71,8 @@ export class Status {
 }
 
 function list(id, rows) {
-	find(id).replaceChildren(...rows.map(([name, value, unit, curve]) => {
-		const row = element("div", element("dt", name), element("dd", value, " ", element("small", unit ?? "")));
-		if (curve) row.append(element("dd", line(curve)));
-		return row;
-	}));
-}
-
-function line(values) {
-	const svg = document.createElementNS("http://www.w3.org/2000/svg", "svg");
-	const drawn = svg.appendChild(document.createElementNS(svg.namespaceURI, "polyline"));
-	svg.setAttribute("viewBox", `0 -2 ${KEPT - 1} 34`);
-	svg.setAttribute("preserveAspectRatio", "none");
-	svg.setAttribute("aria-hidden", "true");
-	const most = 1.2 * Math.max(...values, 1e-9);
-	drawn.setAttribute("points", values.map((value, at) => [KEPT - values.length + at, 30 - (30 * value) / most]).join(" "));
-	return svg;
+	const made = ([name, value, unit = ""]) => element("div", element("dt", name), element("dd", value, " ", element("small", unit)));
+	find(id).replaceChildren(...rows.map(made));
 }
 
 // The list of failures, a page at a time.
@@ -107,7 +87,7 @@ export async function showFailures(offset = 0) {
 			const image = element("th", element("bdi", words.name(name)));
 			image.scope = "row";
 			image.title = path ?? "";
-			return element("tr", image, element("td", message, element("small", [stage, code].filter(Boolean).join(" · "))), element("td", words.date(when)));
+			return element("tr", image, element("td", message, element("small", `${stage} · ${code}`)), element("td", words.date(when)));
 		});
 		const body = document.querySelector("tbody");
 		offset ? body.append(...rows) : body.replaceChildren(...rows);
