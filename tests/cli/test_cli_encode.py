@@ -1,13 +1,16 @@
 import errno
+import json
 import os
 import re
 import signal
+import tarfile
 import threading
 import time
 
 import numpy as np
 import pytest
 from PIL import Image
+from pyarrow import parquet
 
 from image_encoders import models
 from image_encoders.bulk import run as bulk_run
@@ -366,6 +369,34 @@ def test_globs_lists_files_and_standard_input_are_sources(command, photos, tmp_p
         )
     assert ran.status == 0
     assert ran.json["encoded"] == 6
+
+
+def test_archives_and_tables_are_sources_and_their_metadata_is_exported(command, photos, tmp_path):
+    with tarfile.open(tmp_path / "shard.tar", "w") as tar:
+        for name in ("red.png", "red.txt"):
+            (tmp_path / "red.txt").write_text("a red one")
+            tar.add(photos / name if name.endswith("png") else tmp_path / name, name)
+    (tmp_path / "table.csv").write_text(f"which,where,note\n1,{photos / 'blue.png'},a blue one\n2,,nothing\n")
+    arguments = ("encode", tmp_path / "shard.tar", tmp_path / "table.csv", "-o", tmp_path / "c", "-m", "colours/plain")
+    refused(command(*arguments), "table.csv", "its columns: which, where, note", "--column")
+    ran = command(*arguments, "--column", "where")
+    assert ran.status == 3
+    assert "2 encoded, 1 failed" in ran.out
+    assert "table.csv#where/1: an empty cell" in ran.out
+    command("export", tmp_path / "c", tmp_path / "rows.parquet")
+    rows = parquet.read_table(tmp_path / "rows.parquet", columns=["id", "member", "metadata"]).to_pylist()
+    assert [(os.path.basename(row["id"]), row["member"], json.loads(row["metadata"])) for row in rows] == [
+        ("blue.png", None, {"which": "1", "note": "a blue one"}),
+        ("shard.tar#red.png", "red.png", {"caption": "a red one"}),
+    ]
+
+
+def test_a_hopeless_run_is_given_up_with_one_sentence(command, photos, tmp_path):
+    (tmp_path / "list.txt").write_text(f"{photos / 'red.png'}\n" + "".join(f"/no/{n}.png\n" for n in range(30)))
+    ran = command("encode", tmp_path / "list.txt", "-o", tmp_path / "c", "-m", "colours/plain", "--max-failures", 3)
+    refused(ran, "more than 3 images failed", "no such file", "the same command goes on")
+    assert command("encode", tmp_path / "list.txt", "-o", tmp_path / "c", "--max-failures", 30).status == 3
+    refused(command("encode", photos, "-o", tmp_path / "c", "--frames", "often"), "often", "seconds")
 
 
 # ---- interruption ----

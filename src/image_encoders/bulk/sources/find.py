@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import glob
-import hashlib
 import os
 import random
 import re
@@ -11,6 +10,7 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any, cast
 
+from image_encoders.bulk.digests import DigestTable
 from image_encoders.bulk.sources import lists
 from image_encoders.bulk.sources.ahead import Ahead
 from image_encoders.bulk.sources.archives import Archive, ArchivedImage, find_member, is_archive_name
@@ -31,7 +31,7 @@ from image_encoders.bulk.sources.stores import ObjectEntry, ObjectFile, ObjectFo
 from image_encoders.bulk.sources.tables import Table, table_name
 from image_encoders.bulk.sources.urls import UrlEntry, is_url
 from image_encoders.bulk.sources.videos import Frame, Video, frame_times, is_video_name
-from image_encoders.collection import Locator, path_of
+from image_encoders.collection import Locator, id_of, path_of
 from image_encoders.errors import InputError
 from image_encoders.inputs.files import address_error
 
@@ -208,12 +208,13 @@ class Sources(Iterator[SourceItem]):
         if len(sources) == 1 and isinstance(sources[0], (Folder, Archive)):
             yield from sources[0].entries()  # nothing comes twice: nothing to remember
             return
-        seen: set[bytes] = set()  # digests: a path takes several times their memory
+        seen = DigestTable()  # 16 bytes each, where a path takes a hundred
         for source in sources:
             for entry in source.entries():
-                digest = hashlib.blake2b(os.fsencode(entry.name), digest_size=16).digest()
-                if digest not in seen:
-                    seen.add(digest)
+                name = id_of(entry.name)
+                other = "\0" + name  # 64 bits alone would drop an image in ten million millions
+                if not seen.matches(name, other):
+                    seen.put(name, other)
                     yield entry
 
 
