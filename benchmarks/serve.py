@@ -17,6 +17,7 @@ import io
 import json
 import os
 import re
+import signal
 import socket
 import statistics
 import subprocess
@@ -328,6 +329,7 @@ def main() -> None:
     if options.library:
         library(*options.library)
         return
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that servers end, too
     print(json.dumps(bulk.machine()))
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)

@@ -35,30 +35,18 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
-    "Collection": "collection",
-    "Locator": "collection",
-    "open_collection": "collection",
-    "run": "bulk.run",
-    "load": "models",
-    "names": "models",
-    "Encoder": "encoder",
-    "Tower": "encoder",
-    "read_audio": "inputs.audio",
-    "read_image": "inputs.image",
-    **dict.fromkeys(
-        (
-            "CollectionError",
-            "DeviceError",
-            "ImageEncodersError",
-            "InputError",
-            "MissingExtra",
-            "Overloaded",
-            "TooManyFailures",
-            "UnknownModel",
-            "WeightsError",
-        ),
-        "errors",
-    ),
+    name: module
+    for module, names in {
+        "bulk.run": "run",
+        "collection": "Collection Locator open_collection",
+        "encoder": "Encoder Tower",
+        "errors": "CollectionError DeviceError ImageEncodersError InputError MissingExtra Overloaded "
+        "TooManyFailures UnknownModel WeightsError",
+        "inputs.audio": "read_audio",
+        "inputs.image": "read_image",
+        "models": "load names",
+    }.items()
+    for name in names.split()
 }
 
 __all__ = [

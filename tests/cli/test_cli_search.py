@@ -49,6 +49,19 @@ def test_an_image_finds_those_like_it(command, collection, tmp_path):
     assert [hit["path"] for hit in found] == [str(tmp_path / "photos" / "blue.png")]
 
 
+def test_several_queries_are_added_up_and_some_kept_away_from(command, collection, tmp_path):
+    Image.new("RGB", (7, 7), (10, 250, 10)).save(tmp_path / "grass.png")
+    mixed = command("search", "c", "red", "--image", "grass.png", "--minus", "blue", "--json", "--html", "p.html").json
+    opened = Collection.open("c")
+    red, blue = opened.encoder.encode_text(["red", "blue"])
+    green = opened.encoder.encode_image([tmp_path / "grass.png"])[0]
+    expected = opened.search(opened.mix([red, green, blue], [1, 1, -1]))
+    assert [(hit["path"], hit["score"]) for hit in mixed] == [(hit.path, hit.score) for hit in expected]
+    assert mixed[-1]["path"] == str(tmp_path / "photos" / "blue.png")
+    assert "red + grass.png − blue" in (tmp_path / "p.html").read_text()
+    assert "cancel each other out" in command("search", "c", "red", "--minus", "red").err
+
+
 def test_json_is_a_list_of_hits(command, collection, tmp_path):
     found = command("search", "c", "green", "--json").json
     assert [hit["rank"] for hit in found] == [1, 2, 3, 4, 5, 6]
@@ -98,10 +111,8 @@ def test_a_name_with_control_characters_or_brackets_is_shown_as_it_is(command, p
     assert command("search", "c", "white", "-k", 1, "--json").json[0]["path"].endswith(name)
 
 
-@pytest.mark.parametrize(
-    "query", [(), ("red", "--image", "photos/red.png"), ("--image", "a.png", "--audio", "b.wav"), ("red", "-k", "0")]
-)
-def test_exactly_one_query_is_taken(command, collection, query):
+@pytest.mark.parametrize("query", [(), ("--minus", "red"), ("red", "--minus", " "), ("red", "-k", "0")])
+def test_without_a_query_nothing_is_searched(command, collection, query):
     ran = command("search", "c", *query)
     assert ran.status == 2
     assert ran.out == ""

@@ -18,6 +18,7 @@ from image_encoders.engines import Runtime
 from image_encoders.engines.copies import multiplies_bfloat16
 from image_encoders.engines.precision import closeness, probes
 from image_encoders.errors import DeviceError, InputError
+from image_encoders.model import Model
 
 MODALITIES = ("image", "text", "audio")
 RATE = 44_100  # Hz
@@ -43,8 +44,13 @@ PLACES = [(*tower, engine) for engine in ENGINES for tower in TOWERS if engine =
 
 
 @lru_cache(None)
+def model(family: str) -> Model:
+    return models.family(family).tiny()
+
+
+@lru_cache(None)
 def tiny(family: str, engine: str = "torch") -> Encoder:
-    return models.family(family).tiny().assemble(Runtime(precision="float32", engine=engine))
+    return model(family).assemble(Runtime(precision="float32", engine=engine))
 
 
 @pytest.fixture(params=FAMILIES)
@@ -78,7 +84,7 @@ def test_every_engine_gives_the_same_embeddings(family: str, modality: str):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_in_bfloat16_engines_give_comparable_embeddings(family: str):
     """The bounds of docs/decisions/0003."""
-    low = [models.family(family).tiny().assemble(Runtime(precision="bfloat16", engine=engine)) for engine in ENGINES]
+    low = [model(family).assemble(Runtime(precision="bfloat16", engine=engine)) for engine in ENGINES]
     by_torch, by_openvino = (encoder.encode_image(probes(24)) for encoder in low)
     assert low[0].fingerprint == low[1].fingerprint != tiny(family).fingerprint
     assert closeness(by_openvino, by_torch).cosine >= 1 - 5e-3
@@ -88,8 +94,8 @@ def test_in_bfloat16_engines_give_comparable_embeddings(family: str):
 @pytest.mark.usefixtures("bfloat16")
 @pytest.mark.parametrize("family", FAMILIES)
 def test_prepared_images_are_embedded_in_the_encoders_precision(family: str):
-    encoder = models.family(family).tiny().assemble(Runtime())
-    same = models.family(family).tiny().assemble(Runtime(precision=encoder.precision, engine="torch"))
+    encoder = model(family).assemble(Runtime())
+    same = model(family).assemble(Runtime(precision=encoder.precision, engine="torch"))
     images = sources("image")
     inputs = [encoder.tower("image").input(image).astype(np.float32) / 128 - 1 for image in images]
     limit = {"float32": CLOSE, "bfloat16": 0.1}[encoder.precision]

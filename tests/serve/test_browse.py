@@ -122,11 +122,15 @@ def browse(request: pytest.FixtureRequest) -> Iterator[Callable[..., Browsing]]:
         return started[-1]
 
     yield browse
+    statuses = []
     for one in started:
         children = one.children()
-        if one.process.poll() is None:
-            assert one.stop() == 0, one.said
+        try:
+            statuses.append(0 if one.process.poll() is not None else one.stop())
+        finally:
+            one.process.kill()
         until(lambda children=children: not {*children} & {pid for pid, _ in _processes()}, "ended")
+    assert not any(statuses), [one.said for one in started]
 
 
 def test_a_folder_is_embedded_searched_followed_and_taken_up_again(browse, photos: Path, tmp_path: Path):

@@ -73,6 +73,11 @@ def test_metrics_name_routes_and_not_what_clients_make_up(client: httpx.Client) 
     assert "made-up" not in client.get("/metrics").text
 
 
+def test_what_the_guards_refuse_is_counted_too(client: httpx.Client) -> None:
+    assert client.get("/v1/models", headers={"Host": "other.example"}).status_code == 421
+    assert 'method="GET",route="none",status="421"' in client.get("/metrics").text
+
+
 def test_the_documentation_comes_from_this_host_alone(client: httpx.Client) -> None:
     page = client.get("/docs")
     assert "default-src 'none'" in page.headers["content-security-policy"]

@@ -216,6 +216,8 @@ def test_several_models_are_chosen_by_their_ids() -> None:
         (("--model", "clip/no-such-folder/x", "--offline"), "clip/no-such-folder/x"),
         (("--model", "clap/x"), "there is no model 'clap/x'"),
         ((), "name a model"),
+        (("--model", "clip/demo", "--batch-size", "0"), "--batch-size"),
+        (("--model", "clip/demo", "--host", "0.0.0.0"), "--api-key"),
     ],
 )
 def test_a_model_that_cannot_be_loaded_is_said_in_a_sentence(arguments: tuple[str, ...], said: str) -> None:

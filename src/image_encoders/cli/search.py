@@ -24,6 +24,7 @@ Examples:
   image-encoders search my-photos "a dog on a beach"
   image-encoders search my-photos "a dog on a beach" -k 50 --html dogs.html
   image-encoders search my-photos --image holiday.jpg        # images like this one
+  image-encoders search my-photos "at night" --image street.jpg --minus "people"
   image-encoders search my-sounds --audio bark.wav           # with a model that takes sounds, such as audioclip
   image-encoders search my-photos "a dog" --json | jq -r '.[].path'"""
 
@@ -34,7 +35,7 @@ def search(
         str | None,
         typer.Argument(
             metavar='"WORDS"',
-            help="What to look for, in words; --image or --audio takes their place.",
+            help="What to look for, in words; --image or --audio takes their place, or adds to them.",
             show_default=False,
         ),
     ] = None,
@@ -43,6 +44,10 @@ def search(
     ] = None,
     audio: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Find images of what is heard in this file.", parser=local_path)
+    ] = None,
+    minus: Annotated[
+        list[str] | None,
+        typer.Option("--minus", metavar='"WORDS"', help="Keep away from what these words say; may be repeated."),
     ] = None,
     k: Annotated[int, typer.Option("-k", metavar="N", min=1, help="How many images to find.")] = 10,
     each_copy: Annotated[
@@ -59,31 +64,36 @@ def search(
     device: Device = None,
     offline: Offline = False,
 ) -> None:
-    """Find images by words, by an image or by a sound.
+    """Find images by words, by an image or by a sound, or by several of these together.
 
     The best matches come first; the score is the cosine similarity. The model is the one that the collection was
     encoded with.
     """
-    if sum(query is not None for query in (words, image, audio)) != 1:
-        raise typer.BadParameter('give one query: "WORDS", --image FILE or --audio FILE')
-    if words is not None and not words.strip():
+    queries = [(modality, one, 1.0) for modality, one in _queries(words, image, audio) if one is not None]
+    if not queries:
+        raise typer.BadParameter('give a query: "WORDS", --image FILE or --audio FILE')
+    queries += [("text", one, -1.0) for one in minus or ()]
+    if any(isinstance(one, str) and not one.strip() for _, one, _ in queries):
         raise typer.BadParameter('WORDS are empty; write what to look for, such as "a dog on a beach"')
 
     from image_encoders.collection import Collection
 
     opened = Collection.open(collection)
-    modality, query = next((name, one) for name, one in _queries(words, image, audio) if one is not None)
-    _check(opened, modality, query, page)
+    for modality, query, _ in queries:
+        _check(opened, modality, query, page)
     with loading(opened.name):
         encoder = load_again(opened, {}, offline=offline, quiet=True, weights=weights, device=device)
-        embedding = _embedding(encoder, modality, query)
-    hits = opened.search(embedding, k, each_copy=each_copy)
+        embeddings = [_embedding(encoder, modality, query) for modality, query, _ in queries]
+    hits = opened.search(opened.mix(embeddings, [weight for *_, weight in queries]), k, each_copy=each_copy)
     if as_json:
         print_json([_fields(rank, hit) for rank, hit in enumerate(hits, 1)])
     else:
         show(hits)
     if page is not None:
-        title = query if isinstance(query, str) else query.name
+        title = "".join(
+            (" − " if weight < 0 else " + " if place else "") + (query if isinstance(query, str) else query.name)
+            for place, (_, query, weight) in enumerate(queries)
+        )
         write_page(page, hits, query=title, model=encoder.name, collection=collection.name, image=image)
 
 

@@ -61,6 +61,7 @@ def option(one: Field[Any]) -> Any:
     said = typer.Option(
         f"--{name.replace('_', '-')}",
         help=one.metadata["help"],
+        min={int: 0 if one.name == "port" else 1, float: 0.001}.get(kind),
         metavar=None if kind is bool else unit or ("N" if kind is int else name.rpartition("_")[2].upper()),
         envvar=f"IMAGE_ENCODERS_SERVE_{one.name.upper()}",
         show_envvar=False,
@@ -110,17 +111,10 @@ def serve(
 ) -> None:
     """Serve embeddings, and searches, over HTTP.
 
-    <<<<<<< HEAD
-        Requests have the shapes of OpenAI's and Cohere's clients. With --collection it also searches, for programs and on a
-        page. It listens on this machine alone unless --host says otherwise. Each option can be a variable of the
-        environment too: --max-items is IMAGE_ENCODERS_SERVE_MAX_ITEMS. Ctrl-C and SIGTERM end it, when what it has begun is
-        answered.
-    =======
-        Requests have the shapes of OpenAI's and Cohere's clients. With --collection it also searches, for programs and on
-        a page. It listens on this machine alone unless --host says otherwise. Each option can be a variable of the
-        environment too: --max-items is IMAGE_ENCODERS_SERVE_MAX_ITEMS. Ctrl-C and SIGTERM end it, when what it has begun
-        is answered.
-    >>>>>>> main
+    Requests have the shapes of OpenAI's and Cohere's clients. With --collection it also searches, for programs and on
+    a page. It listens on this machine alone unless --host says otherwise. Each option can be a variable of the
+    environment too: --max-items is IMAGE_ENCODERS_SERVE_MAX_ITEMS. Ctrl-C and SIGTERM end it, when what it has begun is
+    answered.
     """
     if offline:
         go_offline()

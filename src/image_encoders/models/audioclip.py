@@ -183,8 +183,9 @@ def _spread(net: nn.Module, inputs: torch.Tensor, last: str) -> None:
     layer = net.get_submodule(last)
     with torch.no_grad():
         net.train()(inputs)
-        rows = net.eval()(inputs)
-        scaled = {"weight": layer.weight / rows.std(), "bias": (layer.bias - rows.mean(0)) / rows.std()}
+        embeddings = net.eval()(inputs)
+        spread = embeddings.std()
+        scaled = {"weight": layer.weight / spread, "bias": (layer.bias - embeddings.mean(0)) / spread}
     layer.load_state_dict(scaled)
 
 

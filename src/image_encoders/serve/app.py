@@ -14,7 +14,6 @@ from image_encoders.api.requests import invalid_request
 from image_encoders.api.responses import RequestError, problem
 from image_encoders.errors import CollectionError, InputError, MissingExtra, Overloaded, UnknownModel
 from image_encoders.serve import documentation, embeddings, health, search
-from image_encoders.serve.metrics import Measured
 from image_encoders.serve.models import Unavailable
 from image_encoders.serve.pages import pages
 from image_encoders.serve.searcher import Searcher
@@ -36,7 +35,6 @@ def create_app(service: Service) -> FastAPI:
         *(RequestValidationError, HTTPException, Exception),
     ):
         app.add_exception_handler(kind, _answer_error)
-    app.add_middleware(Measured, metrics=service.metrics)
     return app
 
 

@@ -15,6 +15,7 @@ import uvicorn
 from image_encoders.serve.app import create_app
 from image_encoders.serve.connections import limited
 from image_encoders.serve.guards import Guards, check_exposure
+from image_encoders.serve.metrics import Measured
 from image_encoders.serve.service import Service
 
 
@@ -36,7 +37,7 @@ async def _serve(service: Service, started: Callable[[str], None]) -> None:
         await service.start()
         try:
             config = uvicorn.Config(
-                Guards(create_app(service), settings),  # type: ignore[arg-type]
+                Measured(Guards(create_app(service), settings), service.metrics),  # type: ignore[arg-type]
                 http=limited(settings),
                 ws="none",
                 lifespan="off",
