@@ -64,7 +64,7 @@ def test_an_item_is_what_it_is_called_or_looks_like(said: Any, modality: str | N
     ],
 )
 def test_a_bad_item_is_an_error_of_its_own(said: Any, code: str) -> None:
-    limits = Limits(max_image_bytes=100, max_text_bytes=32)
+    limits = Limits(max_file_bytes=100, max_text_bytes=32)
     bad, good = read(limits, input=[said, "a"]).items
     assert isinstance(bad, InputError)
     assert bad.code == code

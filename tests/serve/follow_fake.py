@@ -3,18 +3,29 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import time
 from pathlib import Path
 
+import numpy as np
+
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from fake_encoder import FakeEncoder
 from image_encoders import models
+from image_encoders.inputs.image import read_image
 from image_encoders.serve import follow
 
 slow = float(os.environ.get("FAKE_SECONDS", "0"))  # for each batch
 follow.COMMIT_S = 0.05
 follow.QUIET_MS, follow.TICK_MS, follow.RETRY_S = 100, 200, (0.2, 1.0)
+
+
+def read(source: object) -> np.ndarray:
+    """As the encoder reads images, but for one that kills its process, as a decoder with a bug would be."""
+    if isinstance(source, bytes) and source.endswith(b"deadly"):
+        os.kill(os.getpid(), signal.SIGSEGV)
+    return read_image(source)
 
 
 def load(name: str, **wishes: object) -> FakeEncoder:
@@ -23,6 +34,7 @@ def load(name: str, **wishes: object) -> FakeEncoder:
     encoder = FakeEncoder(
         name=name,
         fingerprint=os.environ.get("FAKE_FINGERPRINT", "f" * 32),
+        read=read,
         before=lambda inputs: time.sleep(slow),
     )
     encoder.recipe = {"name": name, "weights": None, "precision": "auto", "options": dict(wishes)}

@@ -164,20 +164,20 @@ def test_a_folder_is_embedded_searched_followed_and_taken_up_again(browse, photo
 
 
 def test_what_is_embedded_is_searched_while_the_rest_is_and_a_killed_run_goes_on(browse, photos: Path, tmp_path: Path):
-    draw_large(photos / "large", 150)
+    draw_large(photos / "large", 90)
     browsing = browse(photos, "-o", tmp_path / "index")
 
     def some() -> bool:
         found = browsing.status()
-        return found["run"]["state"] == "embedding" and 0 < (found["collection"] or {"images": 0})["images"] < 210
+        return found["run"]["state"] == "embedding" and 0 < (found["collection"] or {"images": 0})["images"] < 150
 
     until(some, "partly embedded")
-    assert 0 < len(browsing.names()) < 210
+    assert 0 < len(browsing.names()) < 150
     follower = next(pid for pid in browsing.children() if _runs(pid, "image_encoders.serve.follow"))
     os.kill(follower, signal.SIGKILL)
     until(lambda: browsing.status()["run"]["state"] == "following", "embedded")
-    assert browsing.status()["collection"]["images"] == 210
-    assert len(browsing.names(q="a red circle")) == 210
+    assert browsing.status()["collection"]["images"] == 150
+    assert len(browsing.names(q="a red circle")) == 150
 
 
 def draw_large(folder: Path, count: int) -> None:

@@ -19,6 +19,7 @@ from PIL import Image
 
 from image_encoders.bulk.run import run
 from image_encoders.collection import ITEMS, Collection
+from image_encoders.serve import browse
 from image_encoders.serve.browse import BrowsedAlready, Follower, Job, browsing, known_collection, place_of
 
 FAKE = (sys.executable, str(Path(__file__).with_name("follow_fake.py")))
@@ -101,6 +102,7 @@ def photos(tmp_path: Path) -> Path:
 def follow(tmp_path: Path, photos: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Followed]]:
     """follow(...) starts a follower of the photos; all are stopped in the end, and leave no process behind."""
     started: list[Follower] = []
+    monkeypatch.setattr(browse, "BACKOFF_S", (0.05, 1.0))
 
     def follow(seconds: float = 0.0, **job: Any) -> Followed:
         monkeypatch.setenv("FAKE_SECONDS", str(seconds))
@@ -226,7 +228,7 @@ def test_a_collection_inside_the_folder_is_not_followed_itself(follow, photos: P
 
 
 def test_a_process_that_dies_in_the_middle_costs_nothing(follow, photos: Path, tmp_path: Path):
-    draw(photos, range(100, 240))
+    draw(photos, range(100, 200))
     followed = follow(0.15)
     for number in (signal.SIGKILL, signal.SIGSEGV, signal.SIGTERM):
         have = len(followed.names)
@@ -234,8 +236,8 @@ def test_a_process_that_dies_in_the_middle_costs_nothing(follow, photos: Path, t
         first = until(lambda: followed.follower.process, "started")
         os.kill(first, number)
         until(lambda first=first: followed.follower.process not in (None, first), "started again")
-    followed.wait(done=148)
-    assert len(followed.names) == 148
+    followed.wait(done=108)
+    assert len(followed.names) == 108
     sys.path.insert(0, str(Path(__file__).parents[1]))
     from fake_encoder import FakeEncoder
 
@@ -247,6 +249,31 @@ def test_a_process_that_dies_in_the_middle_costs_nothing(follow, photos: Path, t
         return {row["path"]: tuple(row["embedding"]) for batch in rows for row in batch.to_pylist()}
 
     assert embeddings(Collection.open(followed.follower.collection)) == embeddings(undisturbed)
+
+
+def test_a_file_that_kills_its_process_is_passed_over_in_the_end(follow, photos: Path):
+    draw(photos, range(100, 140))
+    deadly = photos / "00110.png"
+    deadly.write_bytes(image(110) + b"deadly")
+    followed = follow()
+    assert followed.wait(done=47)["failed"] == 1
+    [failure] = Collection.open(followed.follower.collection).failures()
+    assert (failure.path, failure.code, "died" in failure.message) == (str(deadly), "crashed", True)
+    assert len(followed.names) == 47
+    deadly.write_bytes(image(110))
+    followed.wait(done=48, failed=0)
+
+
+def test_a_look_that_changes_nothing_is_not_recorded(follow, photos: Path):
+    followed = follow()
+    followed.wait()
+    followed.follower.stop()
+    collection = Collection.open(followed.follower.collection)
+    assert len(collection.runs()) == 1
+    again = follow(collection=str(collection.folder))
+    again.wait()
+    again.follower.stop()
+    assert len(collection.runs()) == 1
 
 
 def test_its_end_comes_with_the_front(photos: Path, tmp_path: Path):

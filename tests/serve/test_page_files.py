@@ -8,7 +8,8 @@ import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
-from image_encoders.serve.pages import PAGE, TYPES, page_files, pages
+from image_encoders.serve.assets import TYPES, Assets
+from image_encoders.serve.pages import HEADERS, PAGE, pages
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +50,7 @@ def test_only_the_page_s_files_are_served(client: TestClient, name: str):
 
 
 def test_no_file_names_another_host_or_holds_inline_code():
-    for name, file in page_files().items():
+    for name, file in Assets(PAGE, HEADERS).files.items():
         text = file.content.decode()
         addresses = set(re.findall(r"(?:https?:)?//[\w.-]+\.\w+[^\s\"')]*", text))
         assert addresses <= {"http://www.w3.org/2000/svg"}, name  # the name of a language, not fetched
@@ -61,7 +62,7 @@ def test_no_file_names_another_host_or_holds_inline_code():
 
 
 def test_every_file_that_the_page_names_is_there():
-    files = page_files()
+    files = Assets(PAGE, HEADERS).files
     for name, file in files.items():
         text = file.content.decode()
         named = re.findall(r'(?:href|src)="page/([^"]+)"', text) + re.findall(r'from "\./([^"]+)"', text)
@@ -69,7 +70,7 @@ def test_every_file_that_the_page_names_is_there():
 
 
 def test_the_page_stays_small():
-    assert sum(len(file.content) for file in page_files().values()) < 60_000
+    assert sum(len(file.content) for file in Assets(PAGE, HEADERS).files.values()) < 60_000
 
 
 def test_the_login_says_what_it_is_asked_to_and_leads_nowhere_else(client: TestClient):

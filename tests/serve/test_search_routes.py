@@ -23,6 +23,7 @@ from PIL import Image
 
 from fake_encoder import DIM, FakeEncoder
 from image_encoders.api.items import Item
+from image_encoders.api.requests import Limits
 from image_encoders.batching import Embedded
 from image_encoders.bulk.run import run
 from image_encoders.collection import Collection, Failure, Locator
@@ -44,6 +45,7 @@ class StandIn:
 
     def __init__(self, collection: Collection | None, modalities: Sequence[str], **settings: Any):
         self.settings = Settings(**settings)
+        self.limits = Limits(max_file_bytes=self.settings.max_file_bytes)
         self.collection = collection
         self.collection_model = SimpleNamespace(name="fake/net", modalities=modalities, towers={})
         self.models = {"fake": self.collection_model}
@@ -257,7 +259,7 @@ def test_of_copies_any_one_that_is_left_makes_the_thumbnail(folder: Path, tmp_pa
 
 def test_an_image_beyond_the_limits_has_no_thumbnail(folder: Path, collection: Collection) -> None:
     key = hashlib.sha256((folder / "0.png").read_bytes()).hexdigest()
-    for limit in ({"max_pixels": 100}, {"max_image_bytes": 100}):
+    for limit in ({"max_pixels": 100}, {"max_file_bytes": 100}):
         answer = client_of(StandIn(collection, ["image"], **limit)).get(f"/thumbnails/{key}")
         assert (answer.status_code, "at most 100" in answer.json()["error"]["message"]) == (422, True)
 

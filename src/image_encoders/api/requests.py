@@ -39,7 +39,7 @@ class Limits:
     """What a request may hold."""
 
     max_items: int = 2048
-    max_image_bytes: int = 64 << 20
+    max_file_bytes: int = 64 << 20
     max_text_bytes: int = 64 << 10
 
 
@@ -240,9 +240,9 @@ def _part_item(one: Content, limits: Limits) -> Item:
 
 def raw_item(content: bytes, modality: str, limits: Limits) -> Item:
     """An image or a sound from its bytes."""
-    if len(content) > limits.max_image_bytes:
+    if len(content) > limits.max_file_bytes:
         raise InputError(
-            f"{len(content):,} bytes; at most {limits.max_image_bytes:,} are accepted", code="too-many-bytes"
+            f"{len(content):,} bytes; at most {limits.max_file_bytes:,} are accepted", code="too-many-bytes"
         )
     if not content:
         raise InputError("an empty file", code="empty")
@@ -306,7 +306,7 @@ def file_item(said: str, modality: str, limits: Limits) -> Item:
     """An image or a sound from a data: URL, an address that has yet to be fetched, or base64."""
     scheme = said[:8].lower()
     if scheme.startswith("data:"):
-        return Item(modality, read_url(said, UrlLimits(max_bytes=limits.max_image_bytes)))
+        return Item(modality, read_url(said, UrlLimits(max_bytes=limits.max_file_bytes)))
     if scheme.startswith(("http:", "https:")):
         return Item(modality, url=said)
     return decoded_item(said, modality, limits)
@@ -314,8 +314,8 @@ def file_item(said: str, modality: str, limits: Limits) -> Item:
 
 def decoded_item(said: str, modality: str, limits: Limits) -> Item:
     """An image or a sound from base64."""
-    if len(said) // 4 * 3 > limits.max_image_bytes + 2:
-        raise InputError(f"more than the {limits.max_image_bytes:,} bytes that are accepted", code="too-many-bytes")
+    if len(said) // 4 * 3 > limits.max_file_bytes + 2:
+        raise InputError(f"more than the {limits.max_file_bytes:,} bytes that are accepted", code="too-many-bytes")
     try:
         return Item(modality, base64.b64decode(said, validate=True))
     except (binascii.Error, ValueError) as error:

@@ -27,10 +27,17 @@ class Committer:
     """
 
     def __init__(
-        self, collection: Collection, plan: Plan, again: Callable[[list[SourceItem]], Iterable[list[Outcome]]]
+        self,
+        collection: Collection,
+        plan: Plan,
+        again: Callable[[list[SourceItem]], Iterable[list[Outcome]]],
+        commit_s: float | None = None,
     ):
-        """again: encodes items whose bytes seemed to be known, and whose row was replaced meanwhile."""
+        """again: encodes items whose bytes seemed to be known, and whose row was replaced meanwhile
+        commit_s: seconds between commits at most
+        """
         self.collection, self.plan, self.again = collection, plan, again
+        self.commit_s = COMMIT_S if commit_s is None else commit_s
         self.counts: Counter[str] = Counter()
         self._most = max(1, min(COMMIT_ROWS, COMMIT_BYTES // (4 * collection.dim)))
         self._pending: list[Outcome] = []
@@ -88,7 +95,7 @@ class Committer:
 
     def _next(self) -> list[Outcome]:
         """What is to be written, once there is enough, or after a while; nothing at the end."""
-        due = time.monotonic() + COMMIT_S
+        due = time.monotonic() + self.commit_s
         with self._changed:
             while not (self._ending or len(self._pending) >= self._most or (self._pending and time.monotonic() >= due)):
                 self._changed.wait(max(0.0, due - time.monotonic()) if self._pending else None)

@@ -68,6 +68,8 @@ def run(
     prune: bool | Prune = False,
     max_failures: int | None = None,
     progress: Progress | None = None,
+    commit_s: float | None = None,
+    record_unchanged: bool = True,
 ) -> Report:
     """Encode what is new or changed among `sources` into `collection`.
 
@@ -82,6 +84,8 @@ def run(
     max_failures: how many items may fail in this run before it is given up: then all that was encoded is stored, and
         TooManyFailures is raised
     progress: called in this thread, often, with (items done, those of them that had to be read)
+    commit_s: seconds between commits at most, which is what a kill may cost; None: 5
+    record_unchanged: add the run to the collection's list of runs even where it has changed nothing
 
     What cannot be encoded goes into the collection's list of failures, and the others are encoded. KeyboardInterrupt is
     raised once all that was embedded has been stored, a second one at once; the same run again goes on from there.
@@ -98,7 +102,9 @@ def run(
     collection.check(encoder)
     collection.check_canaries(encoder)
     with collection.running():
-        return _Run(sources, encoder, collection, retry_failed, max_failures, progress).all(
+        plan = Plan(collection, retry_failed)
+        committer = Committer(collection, plan, partial(encode, encoder=encoder), commit_s)
+        return _Run(sources, encoder, committer, max_failures, progress, record_unchanged).all(
             BatchSizeTuner(batch_size), workers, prune
         )
 
@@ -110,21 +116,20 @@ class _Run:
         self,
         sources: Iterable[Any],
         encoder: Encoder,
-        collection: Collection,
-        retry_failed: bool,
+        committer: Committer,
         max_failures: int | None,
         progress: Progress | None,
+        record_unchanged: bool,
     ):
-        self.sources, self.encoder, self.collection = sources, encoder, collection
+        self.sources, self.encoder = sources, encoder
+        self.committer, self.plan, self.collection = committer, committer.plan, committer.collection
         self.began, self.since = now(), time.monotonic()
-        self.plan = Plan(collection, retry_failed)
         if isinstance(sources, Sources):
             sources.known = self.plan.rows.matches
-        self.committer = Committer(collection, self.plan, partial(encode, encoder=encoder))
-        self.progress, self.max_failures = progress, max_failures
+        self.progress, self.max_failures, self.record_unchanged = progress, max_failures, record_unchanged
         self.failed = 0  # items that failed now
         self.read = 0  # items that had to be read, and were
-        self.pruned = 0
+        self.pruned = self.forgotten = 0
 
     def all(self, tuner: BatchSizeTuner, workers: int | None, prune: bool | Prune) -> Report:
         """The whole run."""
@@ -192,7 +197,12 @@ class _Run:
             for failure in self.collection.failures()
             if failure.when < self.began and finished(failure.id, failure.state)
         )
-        self.collection.forget([*self.plan.recovered, *whole])
+        self._take_off_list([*self.plan.recovered, *whole])
+
+    def _take_off_list(self, ids: Iterable[str]) -> None:
+        ids = list(ids)
+        self.collection.forget(ids)
+        self.forgotten += len(ids)
 
     def _prune(self, chosen: Prune) -> None:
         """Remove the rows, and the failures of earlier runs, whose files are gone."""
@@ -211,7 +221,7 @@ class _Run:
         gone = [id for id, path in rows.items() if path in wanted]
         self.collection.remove(gone)
         self.pruned = len(gone)
-        self.collection.forget(id for id, path in failures.items() if path in wanted)
+        self._take_off_list(id for id, path in failures.items() if path in wanted)
 
     def _close(self, tuner: BatchSizeTuner) -> Report:
         """What the run did, which the collection records too."""
@@ -228,6 +238,8 @@ class _Run:
             batch_size=tuner.size,
         )
         counts = {name: getattr(report, name) for name in ("encoded", "reused", "unchanged", "failed", "pruned")}
+        if not (self.record_unchanged or written.total() or self.pruned or self.forgotten):
+            return report
         self.collection.write_failures()
         self.collection.add_run(RunRecord(self.began, now(), getattr(self.sources, "described", []), **counts))
         return report

@@ -149,7 +149,7 @@ def _value(value: Any) -> Any:
 def _run(recipes: list[tuple[str, str, dict[str, Any]]], folder: Path | None, settings: Settings) -> None:
     try:
         from image_encoders.serve import logs
-        from image_encoders.serve.models import Recipe
+        from image_encoders.serve.recipe import Recipe
         from image_encoders.serve.server import serve as listen
         from image_encoders.serve.service import Service
     except ModuleNotFoundError as error:

@@ -15,10 +15,10 @@ from image_encoders.api.requests import invalid_request
 from image_encoders.api.responses import RequestError, problem
 from image_encoders.errors import CollectionError, InputError, MissingExtra, Overloaded, UnknownModel
 from image_encoders.serve import documentation, embeddings, health, search
-from image_encoders.serve.models import Unavailable
 from image_encoders.serve.pages import pages
 from image_encoders.serve.searcher import Searcher
 from image_encoders.serve.service import Deadline, Service
+from image_encoders.serve.worker_process import Unavailable
 
 log = logging.getLogger(__name__)
 

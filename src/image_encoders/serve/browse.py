@@ -16,6 +16,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
@@ -31,6 +32,7 @@ COMMAND = (sys.executable, "-m", "image_encoders.serve.follow")
 BACKOFF_S = (0.5, 60.0)  # before a process that has died is started again: at first, and at most
 STEADY_S = 60.0  # a process that lived so long has not died at its start
 END_S = 20.0  # for the process to store what is embedded
+DEATHS = 2  # at the same file, after which it is passed over
 ADDRESS_S = 10.0  # for another `browse` to say where it listens
 
 
@@ -43,6 +45,8 @@ class Job:
     place: a folder of collections; None: there is only `collection`
     model: the model's name, where a collection is to be made; None: the default one
     wishes: what else `load` is to be given
+    careful: whether a process has died at it: the next one reads one file after the other, and says which
+    deadly: the id and the state of each file at which processes died again and again
     """
 
     folder: str
@@ -50,6 +54,27 @@ class Job:
     place: str | None = None
     model: str | None = None
     wishes: Mapping[str, Any] = field(default_factory=dict)
+    careful: bool = False
+    deadly: Sequence[Sequence[str]] = ()
+
+
+@dataclass(frozen=True)
+class RunStatus:
+    """How far the run is, as /status.json shows it.
+
+    state: "looking", "embedding", "following", "paused" or "failed"
+    total: files, where they have been counted; done, failed: of those
+    rate: files that are read in a second
+    eta: seconds that it will take yet, where that is known
+    """
+
+    state: str = "looking"
+    total: int | None = None
+    done: int = 0
+    failed: int = 0
+    rate: float = 0.0
+    eta: float | None = None
+    message: str = ""
 
 
 def place_of(folder: str) -> Path:
@@ -159,10 +184,10 @@ class Follower:
         self.job, self._attach, self._failed, self._command = job, attach, failed, command
         self.collection: Path | None = None
         self.error: str | None = None
-        self._run: dict[str, Any] = {
-            "state": "looking", "total": None, "done": 0, "failed": 0, "rate": 0.0, "eta": None,
-            "message": "starting",
-        }  # fmt: skip
+        self._run = RunStatus(message="starting")
+        self._careful = False
+        self._reading: tuple[str, str] | None = None  # what a careful process reads: id and state
+        self._deaths: Counter[tuple[str, str]] = Counter()
         self._process: subprocess.Popen[str] | None = None
         self._starting = threading.Lock()
         self._stopped = threading.Event()
@@ -174,7 +199,7 @@ class Follower:
 
     def status(self) -> dict[str, Any]:
         """How far it is, as /status.json shows it."""
-        return self._run
+        return asdict(self._run)
 
     @property
     def process(self) -> int | None:
@@ -205,18 +230,26 @@ class Follower:
             if self._stopped.is_set():
                 return
             if self.error is not None:
-                self._run = {**self._run, "state": "failed", "rate": 0.0, "eta": None, "message": self.error}
+                self._show_failed(self.error)
                 self._failed(self.error)
                 return
             pause = BACKOFF_S[0] if time.monotonic() - began > STEADY_S else pause
-            message = f"the process that embeds ended with {ended}; it is started again in {pause:.1f} s"
-            self._run = {**self._run, "state": "failed", "rate": 0.0, "eta": None, "message": message}
+            self._careful = True
+            if self._reading is not None:
+                self._deaths[self._reading] += 1
+            self._show_failed(f"the process that embeds ended with {ended}; it is started again in {pause:.1f} s")
             self._stopped.wait(pause)
             pause = min(2 * pause, BACKOFF_S[1])
 
+    def _show_failed(self, message: str) -> None:
+        self._run = replace(self._run, state="failed", rate=0.0, eta=None, message=message)
+
     def _live(self) -> str:
         """One process from its start to its end, and how it ended."""
-        job = self.job if self.collection is None else replace(self.job, collection=str(self.collection))
+        collection = self.job.collection if self.collection is None else str(self.collection)
+        deadly = [file for file, deaths in self._deaths.items() if deaths >= DEATHS]
+        job = replace(self.job, collection=collection, careful=self._careful, deadly=deadly)
+        self._reading = None
         with self._starting:
             if self._stopped.is_set():
                 return ""
@@ -246,7 +279,9 @@ class Follower:
 
     def _take(self, message: dict[str, Any]) -> None:
         if "run" in message:
-            self._run = message["run"]
+            self._run = RunStatus(**message["run"])
+        if "reading" in message:
+            self._reading = message["reading"] and tuple(message["reading"])
         if "error" in message:
             self.error = message["error"]
         if "collection" in message and (collection := Path(message["collection"])) != self.collection:

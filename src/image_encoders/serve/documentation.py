@@ -10,13 +10,14 @@ from typing import Any
 from fastapi import APIRouter, FastAPI, Request
 from fastapi.responses import Response
 
-ASSETS = Path(__file__).parent / "docs"
+from image_encoders.serve.assets import Assets
+
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
     "img-src 'self' data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
 }
-TYPES = {"docs.js": "text/javascript; charset=utf-8", "docs.css": "text/css; charset=utf-8"}
+ASSETS = Assets(Path(__file__).parent / "docs", HEADERS)
 PAGE = """<!doctype html>
 <html lang="en">
 <head>
@@ -44,11 +45,9 @@ async def docs(request: Request) -> Response:
 
 
 @router.get("/docs/{name}")
-async def asset(name: str) -> Response:
+async def asset(request: Request, name: str) -> Response:
     """The page's script or style."""
-    if name not in TYPES:
-        return Response(status_code=404)
-    return Response((ASSETS / name).read_bytes(), headers={**HEADERS, "Content-Type": TYPES[name]})
+    return ASSETS.answer(request, name)
 
 
 def page(app: FastAPI, address: str) -> str:

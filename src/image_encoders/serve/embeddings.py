@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import io
-import json
-from collections.abc import Callable, Coroutine, Mapping, Sequence
-from typing import Annotated, Any, Literal
+from collections.abc import Sequence
+from typing import Annotated, Literal
 from uuid import uuid4
 
 import numpy as np
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import Response
-from fastapi.routing import APIRoute
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 
@@ -30,27 +28,17 @@ from image_encoders.api.responses import (
     EmbeddingType,
     Encoding,
     Form,
-    Problem,
     RequestError,
     embed_answer,
     embeddings_answer,
 )
 from image_encoders.batching import Embedded
 from image_encoders.errors import InputError
-from image_encoders.serve.models import ServedModel
+from image_encoders.serve.routes import BUSY, BoundedRoute, json_answer, refusals
+from image_encoders.serve.served_model import ServedModel
 from image_encoders.serve.service import Outcome, Service
 
 NPY = "application/x-npy"
-REFUSALS: dict[int | str, dict[str, Any]] = {
-    400: {"model": Problem, "description": "The request is wrong: `error.message` says what, and what is accepted."},
-    404: {"model": Problem, "description": "There is no such model here."},
-    413: {"model": Problem, "description": "Too many items, or too many bytes."},
-    422: {"model": Problem, "description": "Items that cannot be embedded: `items` names each of them, with a reason."},
-    429: {"model": Problem, "description": "Too much waits already; `Retry-After` says when to come back."},
-    503: {"model": Problem, "description": "The model is being replaced, or the request took longer than it may."},
-    "4XX": {"model": Problem, "description": "Another refusal, of the same form."},
-    "5XX": {"model": Problem, "description": "A failure of the service, of the same form."},
-}
 BINARY = {"schema": {"type": "string", "format": "binary"}}
 RAW = {
     "required": True,
@@ -67,29 +55,14 @@ RAW = {
 }
 Npy = {"content": {NPY: BINARY}, "description": "The embeddings; as one array (N, dim), where `Accept` asks for it."}
 
-MOST_PARTS = 1_000_000  # of a JSON body: what its lists and objects hold takes far more memory than the body itself
+REFUSED = {
+    400: "The request is wrong: `error.message` says what, and what is accepted.",
+    404: "There is no such model here.",
+    413: "Too many items, or too many bytes.",
+    422: "Items that cannot be embedded: `items` names each of them, with a reason.",
+}
 
-
-class BoundedRoute(APIRoute):
-    """A route that counts the parts of a JSON body before it is parsed."""
-
-    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        answer = super().get_route_handler()
-
-        async def bounded(request: Request) -> Response:
-            if self.body_field is not None:
-                body = await request.body()
-                parts = body.count(b",") + body.count(b"[") + body.count(b"{")
-                if parts > MOST_PARTS:
-                    raise RequestError(
-                        413, f"a body of more than {MOST_PARTS:,} lists, objects and commas", code="too_many_parts"
-                    )
-            return await answer(request)
-
-        return bounded
-
-
-router = APIRouter(route_class=BoundedRoute, tags=["embeddings"], responses=REFUSALS)
+router = APIRouter(route_class=BoundedRoute, tags=["embeddings"], responses=refusals(REFUSED, BUSY))
 
 
 @router.post("/v1/embeddings", response_model=EmbeddingsAnswer)
@@ -99,19 +72,19 @@ async def create_embeddings(request: Request, body: EmbeddingsRequest) -> Respon
     As OpenAI's endpoint; images are data: URLs, or objects such as `{"image": BASE64}`.
     """
     service: Service = request.app.state.service
-    call = body.call(limits_of(service))
+    call = body.call(service.limits)
     served, outcomes = await run(service, call)
-    return _json(embeddings_answer(_arrays(outcomes), call.form, served.name), headers(served, outcomes))
+    return json_answer(embeddings_answer(_arrays(outcomes), call.form, served.name), headers(served, outcomes))
 
 
 @router.post("/v2/embed", response_model=EmbedAnswer)
 async def embed(request: Request, body: EmbedRequest) -> Response:
     """The same in the shape of Cohere's endpoint."""
     service: Service = request.app.state.service
-    served, outcomes = await run(service, body.call(limits_of(service)))
+    served, outcomes = await run(service, body.call(service.limits))
     embeddings = [one for one in _arrays(outcomes) if not isinstance(one, InputError)]
     answer = embed_answer(embeddings, body.embedding_types, id=str(uuid4()), texts=body.texts)
-    return _json(answer, headers(served, outcomes))
+    return json_answer(answer, headers(served, outcomes))
 
 
 @router.post("/v1/images", response_model=EmbeddingsAnswer, responses={200: Npy}, openapi_extra={"requestBody": RAW})
@@ -130,7 +103,7 @@ async def embed_images(
     With `Accept: application/x-npy` the answer is an array that `numpy.load` reads.
     """
     service: Service = request.app.state.service
-    limits = limits_of(service)
+    limits = service.limits
     npy = NPY in request.headers.get("accept", "")
     if npy and partial:
         raise RequestError(400, "partial goes with JSON answers: an array has no place for reasons", code="partial")
@@ -144,7 +117,7 @@ async def embed_images(
         file = io.BytesIO()
         np.save(file, np.stack([form.array(one) for one in _arrays(outcomes) if not isinstance(one, InputError)]))
         return Response(file.getvalue(), media_type=NPY, headers=headers(served, outcomes))
-    return _json(embeddings_answer(_arrays(outcomes), form, served.name), headers(served, outcomes))
+    return json_answer(embeddings_answer(_arrays(outcomes), form, served.name), headers(served, outcomes))
 
 
 async def _files(request: Request, limits: Limits) -> list[bytes]:
@@ -162,12 +135,6 @@ async def _files(request: Request, limits: Limits) -> list[bytes]:
     if len(files) < len(given):
         raise RequestError(400, "a field that is not a file; each part needs a filename", code="invalid_request")
     return files
-
-
-def limits_of(service: Service) -> Limits:
-    """What a request may hold."""
-    settings = service.settings
-    return Limits(settings.max_items, settings.max_image_bytes, settings.max_text_bytes)
 
 
 async def run(service: Service, call: EmbeddingCall) -> tuple[ServedModel, list[Outcome]]:
@@ -193,7 +160,3 @@ def headers(served: ServedModel, outcomes: Sequence[Outcome]) -> dict[str, str]:
 
 def _arrays(outcomes: Sequence[Outcome]) -> list[np.ndarray | InputError]:
     return [one.embedding if isinstance(one, Embedded) else one for one in outcomes]
-
-
-def _json(body: Mapping[str, Any], headers: Mapping[str, str]) -> Response:
-    return Response(json.dumps(body, separators=(",", ":")), media_type="application/json", headers=headers)

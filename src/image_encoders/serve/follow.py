@@ -6,6 +6,7 @@ Each look at the folder is an ordinary run, which embeds what is new or changed 
 this process may be killed at any time. A line is one of
     {"run": {...}}          how far it is, as /status.json shows it
     {"collection": PATH}    where the embeddings go, which is known once the model has been loaded
+    {"reading": [ID, STATE]}    what is read now, after a process has died; null when that is over
     {"error": MESSAGE}      why it ends, where starting it again would not help
 """
 
@@ -18,18 +19,19 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from image_encoders.bulk import commit
-from image_encoders.bulk.run import run
-from image_encoders.bulk.sources import SourceItem, Sources
+from image_encoders.bulk.run import Report, run
+from image_encoders.bulk.sources import SourceFile, SourceItem, Sources
 from image_encoders.collection import FAILURES, ITEMS, MARK, Collection, path_of
-from image_encoders.errors import CollectionError, ImageEncodersError, first_line
+from image_encoders.errors import CollectionError, ImageEncodersError, InputError, first_line
 from image_encoders.inputs.formats import SUFFIXES
-from image_encoders.serve.browse import Job
+from image_encoders.inputs.limits import ImageLimits
+from image_encoders.serve.browse import Job, RunStatus
 from image_encoders.serve.folder import Folder, identity, mount_points
 
 if TYPE_CHECKING:
@@ -47,6 +49,8 @@ END_S = 15.0  # for what is embedded to be stored, when this process is told to 
 NICE = 10  # searches come first
 COMMIT_S = 1.0  # between commits, so that the page soon shows what is embedded
 FAILED = 2  # exit status
+CAREFUL = 4096  # files that are read one by one after a death: more than a run reads ahead of its commits
+DEADLY = "the process that embeds died each time it read this file"
 
 
 class Reporter:
@@ -54,9 +58,7 @@ class Reporter:
 
     def __init__(self, write: Callable[[str], None]):
         self._write = write
-        self.run: dict[str, Any] = {
-            "state": "looking", "total": None, "done": 0, "failed": 0, "rate": 0.0, "eta": None, "message": "",
-        }  # fmt: skip
+        self.run = RunStatus()
 
     def send(self, **message: Any) -> None:
         """One line."""
@@ -64,8 +66,8 @@ class Reporter:
 
     def show(self, **changes: Any) -> None:
         """How far it is, with these changes."""
-        self.run.update(changes)
-        self.send(run=self.run)
+        self.run = replace(self.run, **changes)
+        self.send(run=asdict(self.run))
 
 
 class Look:
@@ -102,13 +104,51 @@ class Look:
 
 class FollowedFiles(Sources):
     """The images of a folder; those that vanish while they are listed are left out, for a run would take it for the
-    loss of what was embedded of them."""
+    loss of what was embedded of them.
+
+    deadly: id and state of files that are not read, as that has ended processes
+    """
+
+    def __init__(self, folder: str, deadly: Iterable[tuple[str, str]] = ()):
+        super().__init__([folder])
+        self.deadly = frozenset(deadly)
 
     def __next__(self) -> SourceItem:
         while True:
             file = super().__next__()
+            if (file.id, file.state) in self.deadly and isinstance(file, SourceFile):
+                return replace(file, error=InputError(DEADLY, code="crashed"))
             if file.state or os.path.isdir(file.locator.path):
                 return file
+
+
+class AnnouncedFiles(FollowedFiles):
+    """The same, but each file is announced before it is read, and they end when many have been."""
+
+    def __init__(self, folder: str, deadly: Iterable[tuple[str, str]], reporter: Reporter):
+        super().__init__(folder, deadly)
+        self.reporter, self.begun = reporter, 0
+
+    def __next__(self) -> SourceItem:
+        if self.begun >= CAREFUL:
+            raise StopIteration
+        file = super().__next__()
+        return AnnouncedFile(**vars(file), begin=self._begin) if isinstance(file, SourceFile) else file
+
+    def _begin(self, file: SourceFile) -> None:
+        self.begun += 1
+        self.reporter.send(reading=[file.id, file.state])
+
+
+@dataclass(frozen=True)
+class AnnouncedFile(SourceFile):
+    """A file that says when it is read."""
+
+    begin: Callable[[SourceFile], None] = lambda file: None
+
+    def read(self, limits: ImageLimits) -> bytes:
+        self.begin(self)
+        return super().read(limits)
 
 
 class Watch:
@@ -179,6 +219,7 @@ class Following:
         self.watch: Watch | None = None
         self.batch_size: int | None = None
         self.seen: Any = None
+        self.careful = job.careful
         self.cost = 0.0  # of a look that finds nothing new [s]
 
     def follow(self) -> None:
@@ -201,13 +242,14 @@ class Following:
                 pause = min(2 * pause, RETRY_S[1])
 
     def _look(self) -> None:
-        files = FollowedFiles([self.job.folder])
-        look = Look(self.reporter, files, self._failures)
         self._forgive()
+        if self.careful:
+            self._run(AnnouncedFiles(self.job.folder, self._deadly(), self.reporter), workers=1)
+            self.reporter.send(reading=None)
+            self.careful = False
+        files = FollowedFiles(self.job.folder, self._deadly())
         began = time.monotonic()
-        report = run(
-            files, self.encoder, self.collection, batch_size=self.batch_size, prune=self._deleted, progress=look
-        )
+        report = self._run(files, prune=self._deleted)
         if not report.encoded:
             self.cost = time.monotonic() - began
         if report.encoded > 4 * report.batch_size:
@@ -226,6 +268,24 @@ class Following:
             state=state, total=report.total, done=report.total - report.failed, failed=report.failed, rate=0.0,
             eta=None, message=message,
         )  # fmt: skip
+
+    def _deadly(self) -> set[tuple[str, str]]:
+        """The files that are to be listed as failed, and are not yet."""
+        listed = {(failure.id, failure.state) for failure in self.collection.failures()} if self.job.deadly else set()
+        return {(id, state) for id, state in self.job.deadly} - listed
+
+    def _run(self, files: FollowedFiles, **options: Any) -> Report:
+        look = Look(self.reporter, files, self._failures)
+        return run(
+            files,
+            self.encoder,
+            self.collection,
+            batch_size=self.batch_size,
+            progress=look,
+            commit_s=COMMIT_S,
+            record_unchanged=False,
+            **options,
+        )
 
     def _deleted(self, missing: list[str]) -> list[str]:
         return self.folder.deleted(missing, self._known())
@@ -332,7 +392,6 @@ def main() -> None:
             sys.stdout.flush()
             os._exit(FAILED)
         reporter.send(collection=str(collection.folder))
-        commit.COMMIT_S = COMMIT_S
         Following(job, encoder, collection, reporter).follow()
     except KeyboardInterrupt:
         pass

@@ -45,6 +45,8 @@ WRONG_KEY_S = 0.5  # how long a wrong key at the login waits for its answer
 OPEN = re.compile(r"/health/.*|/login|/page/[^/]*")  # paths that need no key: nothing of a collection is told there
 OWN_PATH = re.compile(r"/?[A-Za-z][\w.-]*(/[A-Za-z0-9][\w.-]*)*([?#][\x21-\x7e]*)?", re.ASCII)  # no other host
 REQUEST_ID = re.compile(rb"[A-Za-z0-9._:-]{1,64}")
+FORWARDED = (b"forwarded", b"x-forwarded-for", b"x-real-ip", b"via")  # what proxies add
+LOOPBACK_NAME = re.compile(rb"(localhost|127(\.\d+){3}|\[::1\])\.?(:\d+)?", re.IGNORECASE)
 HEADERS = {  # of every answer that does not set its own
     b"content-security-policy": b"default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     b"x-content-type-options": b"nosniff",
@@ -79,6 +81,21 @@ def is_loopback(host: str) -> bool:
     except OSError:
         return False
     return all(ipaddress.ip_address(one[4][0]).is_loopback for one in found)
+
+
+def may_see_paths(scope: Scope, settings: Settings) -> bool:
+    """Whether a client is told where files are: one on this machine, not through a proxy; any one with --show-paths."""
+    if settings.show_paths:
+        return True
+    headers = dict(scope["headers"])
+    if any(name in headers for name in FORWARDED):
+        return False
+    try:
+        address = ipaddress.ip_address(scope["client"][0] if scope.get("client") else "")
+    except ValueError:
+        return False
+    mapped = getattr(address, "ipv4_mapped", None) or address
+    return mapped.is_loopback and LOOPBACK_NAME.fullmatch(headers.get(b"host", b"")) is not None
 
 
 class Guards:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
@@ -10,14 +10,10 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel, Field
 
 from image_encoders.api.responses import Problem, RequestError
+from image_encoders.serve.routes import refusals
 from image_encoders.serve.service import Service
 
-REFUSALS: dict[int | str, dict[str, Any]] = {
-    "4XX": {"model": Problem, "description": "A refusal."},
-    "5XX": {"model": Problem, "description": "A failure of the service."},
-}
-
-router = APIRouter(responses=REFUSALS)
+router = APIRouter(responses=refusals())
 
 
 class Live(BaseModel):

@@ -7,8 +7,6 @@ their bytes, folders by names that the service gave them.
 from __future__ import annotations
 
 import base64
-import ipaddress
-import json
 import re
 import time
 from collections.abc import Iterator
@@ -27,7 +25,8 @@ from image_encoders.api.responses import Problem, RequestError
 from image_encoders.errors import InputError
 from image_encoders.gallery import Group, Ranking, Sort
 from image_encoders.inputs.formats import image_format
-from image_encoders.serve.embeddings import BoundedRoute
+from image_encoders.serve.guards import may_see_paths
+from image_encoders.serve.routes import BUSY, BoundedRoute, json_answer, refusals
 from image_encoders.serve.searcher import Searcher, Term, Wanted
 from image_encoders.serve.service import Service
 from image_encoders.tables import Where, as_text
@@ -40,29 +39,37 @@ FAILURES = 200  # of one answer
 DATE = re.compile(r"(\d{4})(?:-(\d\d)(?:-(\d\d)(?:[T ](\d\d):(\d\d)(?::(\d\d)(?:\.\d+)?)?)?)?)?")
 KEY = re.compile(r"[0-9a-f]{64}")
 IMMUTABLE = "private, max-age=31536000, immutable"
-FORWARDED = ("forwarded", "x-forwarded-for", "x-real-ip", "via")  # what proxies add
-LOOPBACK_NAME = re.compile(r"(localhost|127(\.\d+){3}|\[::1\])\.?(:\d+)?", re.IGNORECASE)
-REFUSED: dict[int | str, str] = {
+REFUSED = {
     404: "This service has no collection, or no such image.",
     422: "A query that cannot be understood, or cannot be embedded.",
-    429: "Too much waits already; `Retry-After` says when to come back.",
-    503: "The model is being replaced, or the request took longer than it may.",
-    "4XX": "Another refusal, of the same form.",
-    "5XX": "A failure of the service, of the same form.",
-}
-REFUSALS: dict[int | str, dict[str, Any]] = {
-    code: {"model": Problem, "description": said} for code, said in REFUSED.items()
 }
 
-router = APIRouter(route_class=BoundedRoute, tags=["search"], responses=REFUSALS)
+router = APIRouter(route_class=BoundedRoute, tags=["search"], responses=refusals(REFUSED, BUSY))
 
 Words = Annotated[list[str], Field(max_length=MAX_QUERIES)]
 Offset = Annotated[int, Field(ge=0, le=1 << 31)]
 Side = Annotated[int, Field(ge=1, le=MAX_SIDE_PX)]
 
 
-class SearchAddress(BaseModel):
+class Filters(Bounded):
+    """Which images are looked at: those for which all that is given holds."""
+
+    model_config = ConfigDict(extra="forbid")
+    folder: str | None = Field(None, description="A folder as hits have it, or one above it.")
+    since: str | None = Field(None, alias="from", description="A date: 2024, 2024-05, 2024-05-01, 2024-05-01T10:00.")
+    until: str | None = Field(None, alias="to", description="The last such date.")
+    min_width: Side | None = Field(None, description="In pixels.")
+    min_height: Side | None = Field(None, description="In pixels.")
+
+    def where(self) -> Where:
+        """What a search may be restricted by, but for the folder; raises RequestError."""
+        return Where(None, since(self.since, "from"), until(self.until, "to"), self.min_width, self.min_height)
+
+
+class SearchAddress(Filters):
     """A search as an address says it."""
+
+    model_config = ConfigDict(extra="ignore")
 
     q: Words = Field([], description="Words to look for; several are added up.")
     minus: Words = Field([], description="Words to keep away from.")
@@ -72,11 +79,6 @@ class SearchAddress(BaseModel):
     unvector: Words = Field([], description="Such a token, to keep away from.")
     sort: Sort = Field("score", description="Without a query `score` means `newest`.")
     group: Group | None = None
-    folder: str | None = Field(None, description="A folder as hits have it, or one above it.")
-    since: str | None = Field(None, alias="from", description="A date: 2024, 2024-05, 2024-05-01, 2024-05-01T10:00.")
-    until: str | None = Field(None, alias="to", description="The last such date.")
-    min_width: Side | None = Field(None, description="In pixels.")
-    min_height: Side | None = Field(None, description="In pixels.")
     k: Annotated[int, Field(ge=1, le=MAX_HITS)] = Field(200, description="How many hits.")
     offset: Offset = Field(0, description="How many hits to leave out: `next` of the answer before.")
 
@@ -98,8 +100,7 @@ class SearchAddress(BaseModel):
         ]
         check_count(len(said))
         terms = [checked(term, limits) for term in said]
-        where = Where(None, since(self.since, "from"), until(self.until, "to"), self.min_width, self.min_height)
-        return Wanted(terms, folder_name(self.folder), where, self.sort, self.group)
+        return Wanted(terms, folder_name(self.folder), self.where(), self.sort, self.group)
 
 
 def _without_blanks(value: Any) -> Any:
@@ -146,17 +147,6 @@ class SearchTerm(Bounded):
         return Term(kind, value, self.weight, "queries")  # type: ignore[arg-type]
 
 
-class Filters(Bounded):
-    """Which images are looked at: those for which all that is given holds."""
-
-    model_config = ConfigDict(extra="forbid")
-    folder: str | None = Field(None, description="A folder as hits have it, or one above it.")
-    since: str | None = Field(None, alias="from", description="A date: 2024, 2024-05, 2024-05-01, 2024-05-01T10:00.")
-    until: str | None = Field(None, alias="to", description="The last such date.")
-    min_width: Side | None = Field(None, description="In pixels.")
-    min_height: Side | None = Field(None, description="In pixels.")
-
-
 class SearchRequest(Bounded):
     """A search as JSON says it."""
 
@@ -180,9 +170,8 @@ class SearchRequest(Bounded):
     def wanted(self, limits: Limits) -> Wanted:
         """What is asked for; raises RequestError."""
         asked = self.where or Filters.model_validate({})
-        where = Where(None, since(asked.since, "from"), until(asked.until, "to"), asked.min_width, asked.min_height)
         terms = [checked(one.term(), limits) for one in self.queries]
-        return Wanted(terms, folder_name(asked.folder), where, self.sort, self.group, self.each_copy)
+        return Wanted(terms, folder_name(asked.folder), asked.where(), self.sort, self.group, self.each_copy)
 
 
 class Usual(BaseModel):
@@ -246,7 +235,7 @@ async def search(request: Request, asked: Annotated[SearchAddress, Query()]) -> 
 
 
 @router.post("/v1/search", response_model=SearchAnswer)
-async def search_by_json(request: Request, asked: SearchRequest) -> Response:
+async def search_byjson_answer(request: Request, asked: SearchRequest) -> Response:
     """The same, with weights, and with images and sounds in the request."""
     return await _answer(request, asked)
 
@@ -254,11 +243,11 @@ async def search_by_json(request: Request, asked: SearchRequest) -> Response:
 async def _answer(request: Request, asked: SearchAddress | SearchRequest) -> Response:
     searcher = searcher_of(request)
     collection = searcher.collection
-    wanted = asked.wanted(_limits(request))
+    wanted = asked.wanted(_service(request).limits)
     began = time.perf_counter()
     direction = await searcher.direction(wanted.terms)
     embed_s = time.perf_counter() - began
-    shows_paths = may_see_paths(request)
+    shows_paths = may_see_paths(request.scope, _service(request).settings)
 
     def page(ranking: Ranking) -> dict[str, Any]:
         end = min(asked.offset + asked.k, len(ranking))
@@ -276,7 +265,7 @@ async def _answer(request: Request, asked: SearchAddress | SearchRequest) -> Res
     of = {"model": collection.name, "fingerprint": collection.fingerprint}
     seconds = {"embed": round(embed_s, 4), "search": round(search_s, 4)}
     headers = {"X-Encoder": collection.name, "X-Encoder-Fingerprint": collection.fingerprint}
-    return _json({**of, **found, "seconds": seconds}, headers)
+    return json_answer({**of, **found, "seconds": seconds}, headers)
 
 
 def _hit(ranking: Ranking, place: int, shows_paths: bool) -> dict[str, Any]:
@@ -334,7 +323,7 @@ async def upload_query(request: Request) -> Response:
     except InputError as error:
         raise RequestError(422, error.message, code=error.code, param="file") from error
     shown = None if preview is None else f"data:image/jpeg;base64,{base64.b64encode(preview).decode()}"
-    return _json({"vector": token, "modality": modality, "name": name, "thumbnail": shown})
+    return json_answer({"vector": token, "modality": modality, "name": name, "thumbnail": shown})
 
 
 async def _uploaded(request: Request) -> tuple[str | None, bytes]:
@@ -347,7 +336,7 @@ async def _uploaded(request: Request) -> tuple[str | None, bytes]:
             if not files:
                 raise RequestError(422, "no file in the form; one is accepted", code="no_file", param="file")
             name, content = files[0].filename, await files[0].read()
-    most = _service(request).settings.max_image_bytes
+    most = _service(request).settings.max_file_bytes
     if len(content) > most:
         raise RequestError(413, f"{len(content):,} bytes; at most {most:,} are accepted", code="too_large")
     return None if not name else as_text(re.split(r"[/\\]", name)[-1])[:255], content
@@ -395,7 +384,7 @@ async def thumbnail(
 async def failures(request: Request, offset: Annotated[Offset, Query()] = 0) -> Response:
     """The files that could not be embedded, and why."""
     listed = await searcher_of(request).failures()
-    shows_paths = may_see_paths(request)
+    shows_paths = may_see_paths(request.scope, _service(request).settings)
     end = min(offset + FAILURES, len(listed))
     rows = []
     for failure in listed[min(offset, end) : end]:
@@ -411,7 +400,7 @@ async def failures(request: Request, offset: Annotated[Offset, Query()] = 0) -> 
                 "when": failure.when,
             }
         )
-    return _json({"count": len(listed), "failures": rows, "next": end if end < len(listed) else None})
+    return json_answer({"count": len(listed), "failures": rows, "next": end if end < len(listed) else None})
 
 
 @router.get("/status.json")
@@ -424,7 +413,7 @@ async def status(request: Request) -> Response:
         images, failed = await searcher.counts()
         collection = {"name": as_text(searcher.name), "images": images, "failures": failed}
     waiting = sum(tower.waiting for model in service.models.values() for tower in model.towers.values())
-    return _json(
+    return json_answer(
         {
             "model": None if served is None else served.name,
             "modalities": [] if served is None else list(served.modalities),
@@ -442,20 +431,6 @@ def searcher_of(request: Request) -> Searcher:
     """The searcher of this application."""
     searcher: Searcher = request.app.state.searcher
     return searcher
-
-
-def may_see_paths(request: Request) -> bool:
-    """Whether a client is told where files are: one on this machine, not through a proxy; any one with --show-paths."""
-    if _service(request).settings.show_paths:
-        return True
-    if any(name in request.headers for name in FORWARDED):
-        return False
-    try:
-        address = ipaddress.ip_address(request.client.host if request.client else "")
-    except ValueError:
-        return False
-    mapped = getattr(address, "ipv4_mapped", None) or address
-    return mapped.is_loopback and LOOPBACK_NAME.fullmatch(request.headers.get("host", "")) is not None
 
 
 def checked(term: Term, limits: Limits) -> Term:
@@ -520,12 +495,3 @@ def _period(said: str, param: str) -> tuple[datetime, datetime | None]:
 def _service(request: Request) -> Service:
     service: Service = request.app.state.service
     return service
-
-
-def _limits(request: Request) -> Limits:
-    settings = _service(request).settings
-    return Limits(settings.max_items, settings.max_image_bytes, settings.max_text_bytes)
-
-
-def _json(body: dict[str, Any], headers: dict[str, str] | None = None) -> Response:
-    return Response(json.dumps(body, separators=(",", ":")), media_type="application/json", headers=headers)

@@ -147,7 +147,7 @@ class Searcher:
     @property
     def limits(self) -> ImageLimits:
         settings = self._service.settings
-        return ImageLimits(max_bytes=settings.max_image_bytes, max_pixels=settings.max_pixels)
+        return ImageLimits(max_bytes=settings.max_file_bytes, max_pixels=settings.max_pixels)
 
     @property
     def waiting(self) -> int:

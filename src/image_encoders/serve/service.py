@@ -7,12 +7,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from image_encoders.api.items import Item
+from image_encoders.api.requests import Limits
 from image_encoders.batching import Embedded
 from image_encoders.errors import CollectionError, ImageEncodersError, InputError, UnknownModel
 from image_encoders.inputs.urls import UrlFetcher, UrlLimits
 from image_encoders.serve.metrics import Metrics
-from image_encoders.serve.models import Recipe, ServedModel, Unavailable
+from image_encoders.serve.recipe import Recipe
+from image_encoders.serve.served_model import ServedModel
 from image_encoders.serve.settings import Settings
+from image_encoders.serve.worker_process import Unavailable
 
 if TYPE_CHECKING:
     from image_encoders.collection import Collection
@@ -30,6 +33,7 @@ class Service:
     models: by name; the first one is the default
     collection: what is searched; None where nothing is
     collection_model: whose embeddings it holds
+    limits: what a request may hold
     title: what the page calls the collection; None: the name of its folder
     run: how far the run is that fills the collection; None where nobody runs one
     """
@@ -50,7 +54,8 @@ class Service:
         self.metrics = Metrics()
         self._watched = list(self._models.values())
         self.metrics.watch(self._watched)
-        limits = UrlLimits(max_bytes=settings.max_image_bytes, max_seconds=min(20.0, settings.deadline))
+        self.limits = Limits(settings.max_items, settings.max_file_bytes, settings.max_text_bytes)
+        limits = UrlLimits(max_bytes=settings.max_file_bytes, max_seconds=min(20.0, settings.deadline))
         self._fetcher = UrlFetcher(limits)
 
     @property

@@ -25,7 +25,7 @@ class Settings:
     json_logs: bool = _setting(False, "Write logs as JSON, one object a line.")
 
     max_items: int = _setting(2048, "Items of one request.")
-    max_image_bytes: int = _setting(64 << 20, "Bytes of one image or sound.", unit="bytes")
+    max_file_bytes: int = _setting(64 << 20, "Bytes of one image or sound.", unit="bytes")
     max_pixels: int = _setting(178_000_000, "Pixels of one image.", unit="px")
     max_text_bytes: int = _setting(64 << 10, "Bytes of one text.", unit="bytes")
     max_body_bytes: int = _setting(256 << 20, "Bytes of one request's body.", unit="bytes")

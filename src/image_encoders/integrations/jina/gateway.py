@@ -39,7 +39,7 @@ class EmbeddingsGateway(FastAPIBaseGateway):
     targets: for "text", "image" and "audio" the name of the Executor, or a regular expression, that embeds such items;
         without it they go through the whole Flow
     urls: pass addresses on to Executors, which fetch them
-    max_items, max_image_bytes, max_text_bytes: of a request; of an image or a sound; of a text
+    max_items, max_file_bytes, max_text_bytes: of a request; of an image or a sound; of a text
     """
 
     def __init__(
@@ -48,13 +48,13 @@ class EmbeddingsGateway(FastAPIBaseGateway):
         targets: Optional[Dict[str, str]] = None,
         urls: bool = False,
         max_items: int = Limits.max_items,
-        max_image_bytes: int = Limits.max_image_bytes,
+        max_file_bytes: int = Limits.max_file_bytes,
         max_text_bytes: int = Limits.max_text_bytes,
         **kwargs: Any,
     ):
         super().__init__(**kwargs)
         self.model, self.targets, self.urls = model, dict(targets or {}), urls
-        self.limits = Limits(max_items, max_image_bytes, max_text_bytes)
+        self.limits = Limits(max_items, max_file_bytes, max_text_bytes)
 
     @property
     def app(self) -> FastAPI:
