@@ -33,7 +33,7 @@ from models_at_hand import CALIBRATED, JUDGED, Model, Table, at_hand, bundled, d
 
 from image_encoders import models
 from image_encoders.encoder import Encoder, ordered
-from image_encoders.engines.precision import CLOSEST, closeness
+from image_encoders.engines.closeness import CLOSEST, closeness
 from image_encoders.errors import DeviceError, MissingExtra
 
 WAYS = (  # precision, engine; those that this machine does not have are refused, and the table says why

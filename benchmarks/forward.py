@@ -39,7 +39,7 @@ from PIL import Image
 import bulk
 from image_encoders import models
 from image_encoders.encoder import Encoder, cores
-from image_encoders.engines import Runtime
+from image_encoders.engines.select import Runtime
 
 AUTO = {"precision": "auto", "engine": "auto"}
 PLAIN = {"precision": "float32", "engine": "torch"}

@@ -22,7 +22,8 @@ from image_encoders.bulk.run import run
 from image_encoders.bulk.sources import find
 from image_encoders.collection import Collection
 from image_encoders.encoder import Encoder
-from image_encoders.engines import PLAIN, Net, select_embedder
+from image_encoders.engines.embedder import Net
+from image_encoders.engines.select import PLAIN, select_embedder
 from image_encoders.errors import CollectionError, InputError
 from image_encoders.models import vsepp
 from image_encoders.nets.vsepp import CaptionTower

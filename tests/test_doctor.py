@@ -11,7 +11,8 @@ from PIL import Image
 
 from image_encoders.doctor import Stages, stages
 from image_encoders.encoder import Encoder, InputSpec, Tower
-from image_encoders.engines import PLAIN, Net, select_embedder
+from image_encoders.engines.embedder import Net
+from image_encoders.engines.select import PLAIN, select_embedder
 from image_encoders.inputs.image import read_image
 from image_encoders.inputs.preprocessing import channels_first
 from image_encoders.nets.vsepp import Vgg19

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from image_encoders.encoder import Encoder
-from image_encoders.engines import system_lines
+from image_encoders.engines.machine import system_lines
 from image_encoders.process import cores
 
 PACKAGES = (

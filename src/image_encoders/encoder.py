@@ -118,7 +118,7 @@ class Encoder:
     towers: one `Tower` per modality
     fingerprint: equal fingerprints mean that embeddings may be compared
     device, engine, precision: what runs the nets, as chosen
-    calibration: digest of the images that int8 was calibrated on; else ""
+    calibration: digest of the images that it was calibrated on; else ""
     choice: what precision="auto" came to, and how near it is to float32, an engines.Choice; else None
     recipe: what `load` was called with, enough to load the same encoder again; so it is when it is unpickled, in
         another process for example
@@ -193,7 +193,7 @@ class Encoder:
     def embed_image(self, prepared: np.ndarray | Sequence[np.ndarray], batch_size: int = 32) -> np.ndarray:
         """Embeddings of images that are already preprocessed: straight to the net, as the original code takes them.
 
-        They are computed in the encoder's precision; where that is int8, in float32.
+        They are computed in the encoder's precision; beside one that PyTorch has not, such as int8, in float32.
 
         prepared: (N, 3, H, W) or (N, H, W, 3) floats, an array or a tensor, or a sequence of such without the first
             axis

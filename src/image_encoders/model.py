@@ -12,7 +12,8 @@ from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
 from image_encoders.encoder import Encoder, Tower, fingerprint
-from image_encoders.engines import PLAIN, Net, Runtime, select_embedder, select_side_embedder
+from image_encoders.engines.embedder import Net
+from image_encoders.engines.select import PLAIN, Runtime, select_embedder, select_side_embedder
 from image_encoders.errors import InputError
 from image_encoders.inputs.preprocessing import TORCH
 from image_encoders.inputs.spec import InputSpec

@@ -11,7 +11,7 @@ import torch
 from small_net import Small, small_input
 from torch import nn
 
-from image_encoders.engines import Net
+from image_encoders.engines.embedder import Net
 
 
 @pytest.fixture(autouse=True)

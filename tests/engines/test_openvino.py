@@ -18,10 +18,12 @@ import torch
 from small_net import Small, small_input
 from torch import Tensor, nn
 
-from image_encoders.engines import Net, Runtime, copies, openvino, select_embedder
+from image_encoders.engines import copies, openvino
+from image_encoders.engines.closeness import closeness, probes
 from image_encoders.engines.copies import ABOUT, BIN
+from image_encoders.engines.embedder import Net
 from image_encoders.engines.openvino import ALONE, OpenVinoEmbedder
-from image_encoders.engines.precision import closeness, probes
+from image_encoders.engines.select import Runtime, select_embedder
 from image_encoders.engines.torch import TorchEmbedder
 from image_encoders.errors import DeviceError, InputError, WeightsError
 
@@ -191,7 +193,7 @@ import os, sys, threading
 import numpy as np
 import image_encoders as ie
 from image_encoders.engines import openvino
-from image_encoders.engines.precision import probes
+from image_encoders.engines.closeness import probes
 
 ie.load("clip/demo", precision="float32").encode_image(probes(1))  # the copy is in the cache
 """
@@ -201,7 +203,7 @@ import os, sys, threading
 import numpy as np
 import image_encoders as ie
 from image_encoders.engines import openvino
-from image_encoders.engines.precision import probes
+from image_encoders.engines.closeness import probes
 
 go, read = threading.Event(), openvino.read
 def slowly(*arguments):
@@ -230,7 +232,7 @@ INT8_AFTER_A_FORK = """
 import os, sys
 import numpy as np
 import image_encoders as ie
-from image_encoders.engines.precision import probes
+from image_encoders.engines.closeness import probes
 from image_encoders.errors import DeviceError
 
 encoder = ie.load("clip/demo", precision="int8", calibration=probes(16))

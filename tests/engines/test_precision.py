@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import re
+import subprocess
+import sys
 from collections.abc import Callable
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from image_encoders.engines import Choice, Net, Runtime, machine, openvino, precision, select, select_embedder
-from image_encoders.engines.precision import CLOSEST, closeness, probes
+from image_encoders.engines import machine, openvino, select
+from image_encoders.engines import torch as torch_engine
+from image_encoders.engines.closeness import CLOSEST, PROBES, closeness, probes
+from image_encoders.engines.embedder import Choice, Net
+from image_encoders.engines.precision import PRECISIONS, RANKED
+from image_encoders.engines.select import Runtime, select_embedder
 from image_encoders.errors import DeviceError, InputError
 
 Make = Callable[..., Net]
@@ -119,7 +126,7 @@ def test_the_fast_precision_is_taken_where_it_keeps_the_embeddings(net: Make, no
     embed = select_embedder(Runtime.resolve("cpu"), net())
     assert embed.precision == "bfloat16"
     assert embed.choice.closeness.centred >= CLOSEST
-    assert embed.choice.closeness.images == precision.PROBES
+    assert embed.choice.closeness.images == PROBES
     assert made == [("openvino", "float32"), ("openvino", "bfloat16")]
 
 
@@ -218,6 +225,37 @@ def test_int8_and_calibration_go_together():
         Runtime.resolve("cpu", "int8")
     with pytest.raises(InputError, match="is for precision='int8'"):
         Runtime.resolve("cpu", "float32", calibration=[])
+
+
+def test_every_precision_is_known_to_the_engines_that_compute_it():
+    for name, one in PRECISIONS.items():
+        assert name in torch_engine._DTYPES or "torch" not in (*one.cpu, *one.cuda)
+        assert name in openvino._HINTS or "openvino" not in one.cpu
+    assert RANKED[-1] == "float32"
+
+
+def test_a_new_precision_is_a_line_of_the_table():
+    code = """
+import sys
+from image_encoders.engines.precision import PRECISIONS, Precision
+PRECISIONS["fp8"] = Precision(cpu=(), cuda=(), rank=3)
+from image_encoders import DeviceError, load
+for wish in ("fp8", "fp7"):
+    try:
+        load("clip/demo", device="cpu", precision=wish)
+    except DeviceError as error:
+        print(error)
+from image_encoders.cli import app
+for command in ("encode", "verify"):
+    app([command, "--help"], standalone_mode=False)
+"""
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100)
+    assert ran.returncode == 0, ran.stderr
+    refused, unknown, *helped = ran.stdout.splitlines()
+    assert refused == "no engine computes precision='fp8'; use float32 or bfloat16"
+    assert unknown == "unknown precision 'fp7'; accepted: auto, float32, bfloat16, float16, int8, fp8"
+    assert re.sub(r"\s+", " ", " ".join(helped)).count("float16, int8, fp8") == 1  # verify: float16, fp8
+    assert re.sub(r"\s+", " ", " ".join(helped)).count("float16, fp8") == 1
 
 
 def test_a_driver_without_a_usable_device_is_the_cpu(monkeypatch):

@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 
 import image_encoders as ie
-from image_encoders.engines import precision
-from image_encoders.engines.precision import CLOSEST, closeness, probes
+from image_encoders.engines.closeness import CLOSEST, PROBES, closeness, probes
 
 pytestmark = pytest.mark.golden
 
@@ -39,7 +38,7 @@ def load(checkpoint: Callable[[str], Path]) -> Callable[..., ie.Encoder]:
 
 def judged(count: int) -> list[np.ndarray]:
     """Images that no choice was made by: the probes that come after those."""
-    return probes(precision.PROBES + count)[precision.PROBES :]
+    return probes(PROBES + count)[PROBES:]
 
 
 @pytest.mark.usefixtures("bfloat16")
@@ -62,7 +61,7 @@ def test_bfloat16_is_chosen_only_where_it_keeps_the_embeddings(
 ) -> None:
     """True bfloat16 arithmetic, by torch, which every processor can do."""
     monkeypatch.setenv("IMAGE_ENCODERS_BFLOAT16", "1")
-    monkeypatch.setattr(precision, "PROBES", 10)
+    monkeypatch.setattr("image_encoders.engines.closeness.PROBES", 10)
     if model == "bit":
         monkeypatch.setitem(MODELS, "bit", (*MODELS["bit"][:2], {"input_size": 64}))
     auto = load(model, engine="torch")

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from image_encoders.engines.precision import probes
+from image_encoders.engines.closeness import probes
 
 BATCH, COUNT = 8, 24
 

@@ -12,7 +12,7 @@ import image_encoders as ie
 from image_encoders.bulk.run import run
 from image_encoders.bulk.sources import find
 from image_encoders.collection import ITEMS, Collection
-from image_encoders.engines.precision import closeness, probes
+from image_encoders.engines.closeness import closeness, probes
 from image_encoders.errors import InputError
 
 

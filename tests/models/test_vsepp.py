@@ -16,7 +16,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from image_encoders import InputError, UnknownModel, WeightsError, load
 from image_encoders.encoder import Encoder
-from image_encoders.engines import Runtime
+from image_encoders.engines.select import Runtime
 from image_encoders.models import vsepp
 from image_encoders.weights import convert
 from vocabulary_file import vocabulary_bytes

@@ -27,7 +27,7 @@ from image_encoders.cli.printing import counted, print, print_json, print_table,
 if TYPE_CHECKING:
     from image_encoders.doctor import Stages
     from image_encoders.encoder import Encoder
-    from image_encoders.engines import Choice
+    from image_encoders.engines.embedder import Choice
 
 EXAMPLES = """\b
 Examples:

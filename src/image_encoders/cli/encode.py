@@ -29,6 +29,7 @@ from image_encoders.cli.options import (
 )
 from image_encoders.cli.printing import bar, counted, escape_controls, print, print_json, say, shown
 from image_encoders.cli.shutdown import interrupted, terminations
+from image_encoders.engines.precision import CALIBRATED
 from image_encoders.errors import ImageEncodersError
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ Started with `nohup`, or with `&` in a script, SIGINT is ignored, as the shell a
 
 SHOWN = 5  # failures in the summary
 SHOW_S = 0.1  # seconds between two looks at how far it is
-CALIBRATED = 300  # images that int8 is calibrated on, unless --calibration names others
+CALIBRATION = 300  # images that a model is calibrated on, unless --calibration names others
 
 
 def encode(
@@ -156,8 +157,8 @@ def encode(
     if begun is not None:
         check_goes_on(begun, model, weights, precision)
     wishes: dict[str, Any] = {"weights": weights, "device": device, "precision": precision, "engine": engine}
-    if precision == "int8" or calibration is not None:
-        wishes["calibration"] = calibration or (begun and begun.recipe.get("calibration")) or files.sample(CALIBRATED)
+    if precision in CALIBRATED or calibration is not None:
+        wishes["calibration"] = calibration or (begun and begun.recipe.get("calibration")) or files.sample(CALIBRATION)
     began = time.monotonic()
     encoder = _encoder(begun, model, parse_options(options), offline=offline, quiet=quiet, **wishes)
     load_seconds = time.monotonic() - began

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from image_encoders.engines.precision import CALIBRATED, PRECISIONS
 from image_encoders.inputs.files import ADDRESS
 
 
@@ -31,8 +32,8 @@ Precision = Annotated[
     str | None,
     typer.Option(
         metavar="PRECISION",
-        help="auto, the fastest whose embeddings stay close to float32's; float32, bfloat16, float16, or int8.  "
-        "[default: auto]",
+        help="auto, the fastest whose embeddings stay close to float32's; or one of "
+        f"{', '.join(PRECISIONS)}.  [default: auto]",
     ),
 ]
 Engine = Annotated[
@@ -45,7 +46,7 @@ Calibration = Annotated[
     Path | None,
     typer.Option(
         metavar="FOLDER",
-        help="For --precision int8: images like those to be encoded, about 300.",
+        help=f"For --precision {' or '.join(CALIBRATED)}: images like those to be encoded, about 300.",
         parser=local_path,
     ),
 ]

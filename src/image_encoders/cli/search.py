@@ -64,7 +64,7 @@ def search(
     device: Device = None,
     offline: Offline = False,
 ) -> None:
-    """Find images by words, by an image or by a sound, or by several of these together.
+    """Find images by words, an image, a sound, or several of these.
 
     The best matches come first; the score is the cosine similarity. The model is the one that the collection was
     encoded with.

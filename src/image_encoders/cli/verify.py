@@ -12,6 +12,7 @@ import typer
 from image_encoders.cli.loading import check_paths, load
 from image_encoders.cli.options import Json, Offline, Options, Weights, go_offline, local_path, parse_options
 from image_encoders.cli.printing import counted, print, print_json, print_table, say, shown
+from image_encoders.engines.precision import accepted
 from image_encoders.errors import UnknownModel
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ def verify(
     ] = None,
     device: Annotated[str, typer.Option(metavar="DEVICE", help="auto, cpu, cuda or cuda:N.")] = "cpu",
     precision: Annotated[
-        str, typer.Option(metavar="PRECISION", help="auto, float32, bfloat16 or float16.")
+        str, typer.Option(metavar="PRECISION", help=f"One of {', '.join(accepted(calibrated=False))}.")
     ] = "float32",
     engine: Annotated[str, typer.Option(metavar="ENGINE", help="What runs the model: auto or torch.")] = "torch",
     offline: Offline = False,

@@ -1,7 +1,7 @@
 """What runs a net on a device.
 
-    Runtime.resolve(device, precision, engine)   the caller's wish, checked
-    select_embedder(runtime, net)                the function that a `Tower` calls
+    select.Runtime.resolve(device, precision, engine)   the caller's wish, checked
+    select.select_embedder(runtime, net)                the function that a `Tower` calls
 
 A `Net` says how to build a net; engines that keep a converted copy of it on disk build it only once. The files, each
 importing only those before it:
@@ -9,30 +9,11 @@ importing only those before it:
     machine.py     devices and instructions
     child.py       calls in a process of their own
     embedder.py    Net and Embedder
-    precision.py   how near embeddings come to float32's
+    precision.py   the precisions: which engines and devices compute each
+    closeness.py   how near embeddings come to float32's
     torch.py       nets run by PyTorch
     copies.py      converted copies for OpenVINO, in the cache
     int8.py        copies in 8 bits
     openvino.py    nets run by OpenVINO
     select.py      which of them runs a net
 """
-
-from image_encoders.engines.child import call_in_child
-from image_encoders.engines.embedder import Choice, Embedder, LazyEmbedder, Net
-from image_encoders.engines.machine import device_name, system_lines
-from image_encoders.engines.select import PLAIN, Runtime, convert_apart, select_embedder, select_side_embedder
-
-__all__ = [
-    "PLAIN",
-    "Choice",
-    "Embedder",
-    "LazyEmbedder",
-    "Net",
-    "Runtime",
-    "call_in_child",
-    "convert_apart",
-    "device_name",
-    "select_embedder",
-    "select_side_embedder",
-    "system_lines",
-]

@@ -23,8 +23,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from image_encoders.cache import atomic_write, cache_folder, file_lock, require_cached, running_sha256
+from image_encoders.engines.closeness import example_inputs
 from image_encoders.engines.embedder import Net
-from image_encoders.engines.precision import example_inputs
 from image_encoders.errors import DeviceError, ImageEncodersError, WeightsError, first_line
 from image_encoders.process import Lazy, building, forked, import_openvino, openvino_uses, quiet, torch_has_computed
 from image_encoders.progress import bar

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 class Embedder(Protocol):
     """A net on a device: inputs (B, ...) -> embeddings (B, dim) float32, callable from many threads at once.
 
-    calibration: digest of the images that int8 was calibrated on; else ""
+    calibration: digest of the images that it was calibrated on; else ""
     choice: what was selected and why; None where the wish left no choice
     """
 

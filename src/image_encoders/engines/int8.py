@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from image_encoders.cache import file_lock, require_cached
+from image_encoders.engines.closeness import closeness
 from image_encoders.engines.copies import ABOUT, copied, core, folder_of, lock_path, read, said, write
 from image_encoders.engines.embedder import Choice, Closeness, Net
 from image_encoders.engines.machine import system_lines
-from image_encoders.engines.precision import closeness
 from image_encoders.errors import InputError, MissingExtra, WeightsError
 from image_encoders.process import import_nncf, quiet
 

@@ -26,6 +26,7 @@ from image_encoders.engines.copies import (
 from image_encoders.engines.embedder import Embedder, Net
 from image_encoders.engines.int8 import calibrated, verdict
 from image_encoders.engines.machine import wished_bfloat16
+from image_encoders.engines.precision import CALIBRATED, PRECISIONS
 from image_encoders.errors import DeviceError, ImageEncodersError
 from image_encoders.process import Lazy, cores, forked, openvino_uses
 
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 PIECE = 4  # inputs that are worth a request of their own
+_HINTS = {"float32": "f32", "bfloat16": "bf16", "int8": "f32"}  # int8's own layers say what they are
 ALONE = 8  # calls with fewer than that, one after the other, after which more of them are expected
 
 
@@ -42,9 +44,9 @@ class OpenVinoEmbedder:
     """A net on the CPU: inputs (B, ...) -> embeddings (B, dim) float32.
 
     Inputs of another type or shape than images are prepared to, such as prepared floats, go through torch in the same
-    precision; beside int8, which torch has not, in float32.
+    precision; beside one that torch has not, such as int8, in float32.
 
-    calibration: digest of the images that int8 was calibrated on; else ""
+    calibration: digest of the images that it was calibrated on; else ""
     """
 
     device = "cpu"
@@ -52,9 +54,10 @@ class OpenVinoEmbedder:
 
     def __init__(self, net: Net, precision: str, calibration: Sequence[Any] | str | None = None):
         self.precision = precision
-        self.calibration = calibrated(net, calibration) if precision == "int8" else ""
+        self.calibration = calibrated(net, calibration) if precision in CALIBRATED else ""
         self.choice = verdict(net, folder_of(net, self.calibration)) if self.calibration else None
         self._net = net
+        self._torch_has_it = "torch" in PRECISIONS[precision].cpu
         self._torch = Lazy(self._by_torch)
         folder = folder_of(net, self.calibration)
         self._opened: Future[_Compiled] = Future()
@@ -81,7 +84,7 @@ class OpenVinoEmbedder:
 
     def __call__(self, inputs: np.ndarray) -> np.ndarray:
         if os.getpid() != self._process:
-            if self.precision == "int8":
+            if not self._torch_has_it:
                 refuse_forked()  # torch has no such copy
         elif (compiled := self._opened.result()).takes(inputs):
             return compiled(np.ascontiguousarray(inputs))
@@ -94,7 +97,7 @@ class OpenVinoEmbedder:
             logger.warning(
                 "%s: torch runs it: this process was forked, and OpenVINO's threads are missing in it", self._net.name
             )
-        return TorchEmbedder(self._net.build(), "cpu", "float32" if self.precision == "int8" else self.precision)
+        return TorchEmbedder(self._net.build(), "cpu", self.precision if self._torch_has_it else "float32")
 
 
 class _Compiled:
@@ -110,7 +113,7 @@ class _Compiled:
             model,
             "CPU",
             {
-                "INFERENCE_PRECISION_HINT": "bf16" if precision == "bfloat16" else "f32",
+                "INFERENCE_PRECISION_HINT": _HINTS[precision],
                 "INFERENCE_NUM_THREADS": threads,
                 "NUM_STREAMS": streams or (threads if threads <= 4 else threads // 4),
                 "ENABLE_CPU_PINNING": False,  # every process would pin itself to the same cores

@@ -21,15 +21,15 @@ from typing import Any
 
 from image_encoders.cache import NotCached, atomic_write, cache_folder, only_cached, require_cached
 from image_encoders.engines.child import ChildDied, Unsendable
+from image_encoders.engines.closeness import CLOSEST, PATIENCE_S, closeness, embed_probes, example_inputs
 from image_encoders.engines.embedder import Choice, Closeness, Embedder, LazyEmbedder, Net
 from image_encoders.engines.machine import device_model, find_device, has_bfloat16_instructions, wished_bfloat16
-from image_encoders.engines.precision import CLOSEST, PATIENCE_S, closeness, embed_probes, example_inputs
+from image_encoders.engines.precision import CALIBRATED, PRECISIONS, RANKED, accepted, check_computed, engines_of
 from image_encoders.errors import DeviceError, InputError, first_line
 from image_encoders.process import forked
 
 logger = logging.getLogger(__name__)
 
-PRECISIONS = ("auto", "float32", "bfloat16", "float16", "int8")
 ENGINES = ("auto", "torch", "torch-compile", "openvino")
 
 Way = tuple[str, str]  # engine, precision
@@ -65,19 +65,19 @@ class Runtime:
         device: "auto" | "cpu" | "cuda" | "cuda:1"; TensorFlow's "/CPU:0", "/GPU:1" mean the same
         convert_apart: used where something may have to be converted, and a process can be started for it
         """
-        if precision not in PRECISIONS:
-            raise DeviceError(f"unknown precision {precision!r}; accepted: {', '.join(PRECISIONS)}")
+        if precision != "auto" and precision not in PRECISIONS:
+            raise DeviceError(f"unknown precision {precision!r}; accepted: {', '.join(accepted())}")
         if engine not in ENGINES:
             raise DeviceError(f"unknown engine {engine!r}; accepted: {', '.join(ENGINES)}")
-        if engine == "openvino" or precision == "int8":
+        if engine == "openvino" or (precision != "auto" and not PRECISIONS[precision].cuda):
             device = "cpu" if device == "auto" else device
         device = find_device(device)
         _check_combination(device, precision, engine)
-        if (precision == "int8") != (calibration is not None):
+        if (precision in CALIBRATED) != (calibration is not None):
             raise InputError(
-                "precision='int8' needs calibration=, a folder or list of your own images (--calibration FOLDER)"
+                f"{precision=} needs calibration=, a folder or list of your own images (--calibration FOLDER)"
                 if calibration is None
-                else f"calibration= is for precision='int8', not for {precision!r}",
+                else f"calibration= is for precision={' or '.join(map(repr, CALIBRATED))}, not for {precision!r}",
                 code="calibration",
             )
         apart = device == "cpu" and engine in ("auto", "openvino") and _may_start_processes()
@@ -123,7 +123,7 @@ def select_side_embedder(runtime: Runtime, net: Net) -> LazyEmbedder:
     In float32, unless one precision was asked for: texts and sounds are few. By torch where no copy can be made; its
     first batch raises DeviceError where another engine was asked for.
     """
-    precision = "float32" if runtime.precision in ("auto", "int8") else runtime.precision
+    precision = "float32" if runtime.precision in ("auto", *CALIBRATED) else runtime.precision
     side = replace(runtime, precision=precision, calibration=None)
 
     def select() -> Embedder:
@@ -145,33 +145,36 @@ def ways(runtime: Runtime, net: Net) -> list[Way]:
     """The engines and precisions that meet a wish, the first that suits is taken; where there are several, the last is
     float32, which the others are judged by.
     """
-    device, precision, asked = runtime.device, runtime.precision, runtime.engine
-    if precision == "int8":
-        if not net.traceable and asked == "auto":
-            raise DeviceError(
-                f"{net.name}: int8 runs a copy made from one pass of the net, and this net may compute something else "
-                "in the next; engine='openvino' makes the copy anyway"
-            )
-        return [("openvino", "int8")]
-    if device != "cpu":
-        engine = "torch" if asked == "auto" else asked
-        low = ("bfloat16", "float16", "float32") if precision == "auto" else (precision,)
-        return [(engine, one) for one in low]
+    device, asked = runtime.device, runtime.engine
+    if runtime.precision in CALIBRATED and not net.traceable and asked == "auto":
+        raise DeviceError(
+            f"{net.name}: {runtime.precision} runs a copy made from one pass of the net, and this net may compute "
+            "something else in the next; engine='openvino' makes the copy anyway"
+        )
+    if runtime.precision != "auto":
+        check_computed(runtime.precision, device, asked)
     fastest = _fastest(runtime, net)
-    if precision == "float32":
-        return [(fastest, "float32")]
-    if fastest == "openvino":
+    found = []
+    for precision in RANKED if runtime.precision == "auto" else (runtime.precision,):
+        engines = engines_of(precision, device)
+        if not engines or asked not in ("auto", *engines):
+            continue
+        engine = fastest if fastest in engines else engines[0]
+        if PRECISIONS[precision].instructions and device == "cpu" and not _has_instructions(fastest):
+            if runtime.precision == "auto" and (not wished_bfloat16() or asked == "openvino"):
+                continue
+            engine = "torch" if asked == "auto" else engine
+        found.append((engine, precision))
+    return found
+
+
+def _has_instructions(engine: str) -> bool:
+    """Whether the processor has instructions for low precision that `engine` uses."""
+    if engine == "openvino":
         from image_encoders.engines.openvino import has_bfloat16
 
-        instructions = has_bfloat16()
-    else:
-        instructions = wished_bfloat16() is not False and has_bfloat16_instructions()
-    for_bfloat16 = fastest if instructions or asked != "auto" else "torch"
-    if precision == "bfloat16":
-        return [(for_bfloat16, "bfloat16")]
-    if instructions or (wished_bfloat16() and asked != "openvino"):
-        return [(for_bfloat16, "bfloat16"), (fastest, "float32")]
-    return [(fastest, "float32")]
+        return has_bfloat16()
+    return wished_bfloat16() is not False and has_bfloat16_instructions()
 
 
 def _fastest(runtime: Runtime, net: Net) -> str:
@@ -191,7 +194,7 @@ def convert_apart(runtime: Runtime, modality: str) -> Runtime:
     try:
         engine = runtime.convert_apart(modality)
     except ChildDied as error:
-        if runtime.engine != "auto" or runtime.precision == "int8":
+        if runtime.engine != "auto" or runtime.precision in CALIBRATED:
             raise DeviceError(f"OpenVINO cannot run this model here: {error}; use engine='torch'") from error
         logger.warning("torch runs the model instead of OpenVINO: %s; engine='torch' skips the attempt", error)
         engine = "torch"
@@ -208,11 +211,9 @@ def _check_combination(device: str, precision: str, engine: str) -> None:
     """DeviceError where device, precision and engine do not go together."""
     if engine == "openvino" and device != "cpu":
         raise DeviceError(f"engine='openvino' runs on the CPU, not on {device!r}; use engine='torch' there")
-    if precision == "int8" and (device != "cpu" or engine in ("torch", "torch-compile")):
-        raise DeviceError("precision='int8' is OpenVINO's, on the CPU; use device='cpu' and engine='auto' with it")
-    if precision == "float16" and device == "cpu":
-        raise DeviceError("float16 is not for the CPU; use bfloat16 or float32 there")
-    if engine == "openvino" or precision == "int8":
+    if precision != "auto":
+        check_computed(precision, device, engine)
+    if engine == "openvino" or precision in CALIBRATED:
         from image_encoders.engines.copies import refuse_forked
         from image_encoders.engines.openvino import has_bfloat16
 
@@ -242,7 +243,7 @@ def _build_or_torch(runtime: Runtime, net: Net, way: Way) -> Embedder:
         return _build(runtime, net, way)
     except DeviceError as error:
         engine, precision = way
-        if runtime.engine != "auto" or engine == "torch" or precision == "int8":
+        if runtime.engine != "auto" or engine == "torch" or "torch" not in engines_of(precision, runtime.device):
             raise
         logger.warning("%s: torch runs it instead of OpenVINO: %s", net.name, error)
         return _build(runtime, net, ("torch", precision))

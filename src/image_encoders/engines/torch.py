@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from image_encoders.engines.embedder import Choice
+from image_encoders.engines.precision import check_computed
 from image_encoders.errors import DeviceError, first_line
 from image_encoders.process import compute_full_float32, keep_freed_memory, torch_has_computed
 
@@ -25,8 +26,7 @@ class TorchEmbedder:
     calibration = ""
 
     def __init__(self, net: nn.Module, device: str, precision: str, compiled: bool = False):
-        if precision == "float16" and device == "cpu":
-            raise DeviceError("float16 is not for the CPU; use bfloat16 or float32 there")
+        check_computed(precision, device, "torch")
         torch_has_computed.set()
         self.engine = "torch-compile" if compiled else "torch"
         self.device = device

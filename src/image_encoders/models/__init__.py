@@ -25,7 +25,10 @@ from typing import Any
 
 from image_encoders.cache import NotCached, only_cached
 from image_encoders.encoder import Encoder
-from image_encoders.engines import LazyEmbedder, Runtime, call_in_child, convert_apart, device_name
+from image_encoders.engines.child import call_in_child
+from image_encoders.engines.embedder import LazyEmbedder
+from image_encoders.engines.machine import device_name
+from image_encoders.engines.select import Runtime, convert_apart
 from image_encoders.errors import InputError, UnknownModel, WeightsError
 from image_encoders.legacy_names import CLASSES, translate
 from image_encoders.model import Variant
@@ -101,8 +104,8 @@ def load(
         or an original executor's class name with its own parameters (legacy_names.py)
     weights: path to an original checkpoint, file or folder; None: the family's own source, fetched once and cached
     device: "auto" | "cpu" | "cuda" | "cuda:1"; also TensorFlow's "/CPU:0", "/GPU:0", a `torch.device`, or a number
-    precision: "float32" gives the original's embeddings; "bfloat16" | "float16" (CUDA) | "int8" (CPU, with
-        `calibration`) are taken as asked; "auto": the fastest that stays close here, judged at the first load
+    precision: "float32" gives the original's embeddings; the others of engines/precision.py, such as "bfloat16", are
+        taken as asked; "auto": the fastest that stays close here, judged at the first load
     engine: "auto" | "torch" | "torch-compile" | "openvino" (CPU). "auto" with precision="auto" is OpenVINO on the CPU,
         which converts a model once and keeps the copy in the cache, and torch elsewhere
     calibration: for int8: a folder of images like those to be encoded, or a list of them

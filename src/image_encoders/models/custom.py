@@ -35,8 +35,8 @@ import numpy as np
 from image_encoders.arrays import as_array, is_tensor
 from image_encoders.definition import Definition
 from image_encoders.encoder import Encoder
-from image_encoders.engines import PLAIN, Runtime
-from image_encoders.engines.precision import probes
+from image_encoders.engines.closeness import probes
+from image_encoders.engines.select import PLAIN, Runtime
 from image_encoders.errors import ImageEncodersError, InputError, WeightsError
 from image_encoders.inputs.preprocessing import BICUBIC, BILINEAR, Preprocessing, ShortSide, channels_first
 from image_encoders.inputs.spec import InputSpec
