@@ -732,6 +732,14 @@ def test_axe_finds_nothing_in_light_or_dark_and_a_phone_scrolls_one_way(page: Pa
         assert len(left) == 2
 
 
+def test_who_opens_the_page_can_type_at_once_and_whoever_opens_a_search_sees_it(page: Page):
+    page.goto("/search")
+    expect(words(page)).to_be_focused()
+    page.goto("/search?q=beach")
+    expect(tiles(page).first).to_be_visible()
+    expect(words(page)).not_to_be_focused()
+
+
 def test_the_page_is_used_by_keyboard_alone(page: Page):
     page.goto("/search?q=beach")
     expect(tiles(page).first).to_be_visible()

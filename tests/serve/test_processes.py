@@ -69,8 +69,24 @@ def threads() -> Iterator[ThreadPoolExecutor]:
         yield pool
 
 
-def test_a_dead_worker_turns_readiness_red_at_once_and_is_replaced(encoder: Encoder) -> None:
-    with serving(*QUICK) as server, server.client() as client:
+@pytest.fixture(scope="module")
+def watched() -> Iterator[Server]:
+    """A service that soon sees that a worker has ended or is stuck; its workers may be killed."""
+    with serving(*QUICK) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def resting() -> Iterator[Server]:
+    """A service whose workers end when they have had nothing to do for a second."""
+    with serving("--idle-unload", "1", *QUICK) as server:
+        yield server
+
+
+def test_a_dead_worker_turns_readiness_red_at_once_and_is_replaced(watched: Server, encoder: Encoder) -> None:
+    server = watched
+    with server.client() as client:
+        until(lambda: ready(client))
         before = server.workers()
         for pid in before:
             os.kill(pid, signal.SIGKILL)
@@ -84,9 +100,12 @@ def test_a_dead_worker_turns_readiness_red_at_once_and_is_replaced(encoder: Enco
 
 
 def test_a_stuck_worker_turns_readiness_red_and_is_replaced_and_what_it_had_fails_with_503(
-    threads: ThreadPoolExecutor,
+    watched: Server, threads: ThreadPoolExecutor
 ) -> None:
-    with serving(*QUICK) as server, server.client() as client, stopped(server) as before:
+    server = watched
+    with server.client() as client:
+        until(lambda: ready(client))
+    with server.client() as client, stopped(server) as before:
         answers = [threads.submit(embed, client) for _ in range(3)]
         until(lambda: not ready(client), 10)
         assert [one.result().status_code for one in answers] == [503] * 3
@@ -173,8 +192,9 @@ def test_workers_end_with_a_service_that_is_killed() -> None:
         until(lambda: all(map(gone, workers)), 10)
 
 
-def test_a_net_that_is_not_used_gives_its_memory_back_and_comes_again(encoder: Encoder) -> None:
-    with serving("--idle-unload", "1.5", *QUICK) as server, server.client() as client:
+def test_a_net_that_is_not_used_gives_its_memory_back_and_comes_again(resting: Server, encoder: Encoder) -> None:
+    server = resting
+    with server.client() as client:
 
         def only_texts() -> bool:
             assert embed(client).status_code == 200  # which keeps the tower of texts
@@ -189,8 +209,9 @@ def test_a_net_that_is_not_used_gives_its_memory_back_and_comes_again(encoder: E
         assert len(server.workers()) == 1
 
 
-def test_requests_that_find_a_net_resting_start_it_once(threads: ThreadPoolExecutor) -> None:
-    with serving("--idle-unload", "0.5", *QUICK) as server, server.client() as client:
+def test_requests_that_find_a_net_resting_start_it_once(resting: Server, threads: ThreadPoolExecutor) -> None:
+    server = resting
+    with server.client() as client:
         until(lambda: not server.workers())
         answers = [threads.submit(embed, client, f"text {number}") for number in range(20)]
         started: set[int] = set()

@@ -16,8 +16,8 @@ const [box, list, filters] = ["words", "results", "filters"].map(find);
 
 let query = address.read(location.search);
 let results, status;
-let typing = false; // the last search came from typing, and more typing replaces it in the history
-let uploads = []; // examples on their way to the service
+let typing = false; // the last search came from typing: more replaces it in the history
+let uploads = []; // examples on their way
 
 history.scrollRestoration = "manual";
 
@@ -75,7 +75,7 @@ let stop = new AbortController();
 let retry;
 
 async function search(back = false) {
-	stop.abort(); // an older answer is of no use
+	stop.abort(); // an older answer
 	const { signal } = (stop = new AbortController());
 	clearTimeout(retry);
 	clearTimeout(scrolled);
@@ -394,7 +394,7 @@ window.onkeydown = (event) => {
 	if (event.key === "Escape") selection.set([...selection.hits.values()], false);
 };
 
-let seen = null; // images of the collection when it was last searched
+let seen = null; // images at the last search
 const watcher = new Status((now) => {
 	status = now;
 	find("title").textContent = now.collection?.name ?? "Search images";
@@ -420,4 +420,5 @@ function fresh() {
 }
 find("fresh").onclick = fresh;
 
+location.search || !matchMedia("(hover)").matches || box.focus();
 route(true);
