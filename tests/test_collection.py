@@ -769,7 +769,8 @@ def test_a_new_fact_about_an_image_is_a_column_that_is_stored_and_exported(folde
     monkeypatch.setattr(tables, "FACTS", (*FACTS, "thumbnail", "sharpness"))
     collection = Collection.create(folder, FakeEncoder())
     facts = MoreFacts(**dataclasses.asdict(row(1).facts), thumbnail=b"\xff", sharpness=0.5)
-    collection.append([row(1, facts=facts), row(2, facts=MoreFacts(1, 1, "c" * 64, 1))])
+    plain = MoreFacts(1, 1, "c" * 64, 1)
+    collection.append([dataclasses.replace(row(n), facts=one) for n, one in ((1, facts), (2, plain))])
     assert collection.stored([facts.sha256])[facts.sha256].facts == facts
     assert collection.to_arrow()["thumbnail"].to_pylist() == [b"\xff", b""]
     assert collection.to_arrow()["sharpness"].to_pylist() == [0.5, None]
