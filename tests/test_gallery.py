@@ -48,7 +48,7 @@ def query(collection: Collection, seed: int = 0) -> np.ndarray:
 
 
 def paths(ranking: Ranking) -> list[str]:
-    return [ranking.view.image(int(position)).path for position in ranking.positions]
+    return [ranking.view.image(int(position)).locator.path for position in ranking.positions]
 
 
 def numbers(ranking: Ranking) -> list[int]:

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from image_encoders import exports, tables
-from image_encoders.collection import ITEMS
+from image_encoders.collection import ITEMS, Locator
 from image_encoders.tables import Where, path_of
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ BATCH = 1 << 14  # rows read at a time
 DIGITS = 6  # of a score: more are rounding
 NO_DATE = "no date"  # the group of images without
 LEAST_SPREAD = 1e-5  # of scores; all images of a collection are the same below it
-COLUMNS = ["path", "member", "sha256", "width", "height", "size", "taken", "state"]
+COLUMNS = ["path", "member", "time_s", "sha256", "width", "height", "size", "taken", "state"]
 FACTS = np.dtype(
     [
         ("row", np.uint64),  # the database's number for it
@@ -71,18 +71,16 @@ class Image:
     """An image of a collection, for a program that shows it.
 
     key: the sha256 of its bytes, which copies share
-    name: of its file, or of the archive's member
+    name: of its file, or of the archive's member; of a frame with its time
     folder: below the folders that the collection was made from
-    path: of its file, as `open` takes it
-    member: in an archive, its name
+    locator: where its bytes are
     taken: when it was taken; None where that is not known
     """
 
     key: str
     name: str
     folder: str
-    path: str
-    member: str | None
+    locator: Locator
     width: int
     height: int
     bytes: int
@@ -226,6 +224,7 @@ class _Held:
         self.units = np.empty((capacity, dim), np.float32) if 4 * dim * count <= memory else None
         self.paths: list[str] = []
         self.members: dict[int, str] = {}
+        self.times: dict[int, float] = {}
         self.folders: list[str] = []  # as paths
         self._numbers: dict[str, int] = {}  # of the folders
 
@@ -248,6 +247,8 @@ class _Held:
         members = rows["member"].to_pylist()
         paths = [path_of(path) for path in rows["path"].to_pylist()]
         self.members.update((begin + place, member) for place, member in enumerate(members) if member is not None)
+        times = rows["time_s"].to_pylist()
+        self.times.update((begin + place, time_s) for place, time_s in enumerate(times) if time_s is not None)
         facts["folder"] = [
             self._folder(path if member is not None else path.rpartition("/")[0])
             for path, member in zip(paths, members)
@@ -264,6 +265,7 @@ class _Held:
         self.count = count
         del self.paths[count:]
         self.members = {place: member for place, member in self.members.items() if place < count}
+        self.times = {place: time_s for place, time_s in self.times.items() if place < count}
 
     def _folder(self, path: str) -> int:
         """The number of a folder, or of an archive."""
@@ -299,12 +301,13 @@ class View:
         """The image at a position."""
         facts = self._facts[position]
         path, member = self.held.paths[position], self.held.members.get(position)
+        time_s = self.held.times.get(position)
+        name = posixpath.basename((member or path).rstrip("/"))
         return Image(
             key=facts["sha256"].decode(),
-            name=posixpath.basename((member or path).rstrip("/")),
+            name=name if time_s is None else f"{name}#t={time_s:.7g}",
             folder=self._folders[facts["folder"]],
-            path=path,
-            member=member,
+            locator=Locator(path, None if member is None else path_of(member), time_s),
             width=int(facts["width"]),
             height=int(facts["height"]),
             bytes=int(facts["bytes"]),

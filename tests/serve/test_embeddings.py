@@ -66,6 +66,24 @@ def test_bad_items_are_named_and_all_others_embedded_where_partial_answers_are_w
     np.testing.assert_allclose([second["embedding"]], encoder.encode_image(IMAGES[:1]), rtol=1e-4, atol=1e-4)
 
 
+def test_partial_answers_are_advised_only_where_they_can_be_asked_for(client: httpx.Client) -> None:
+    advised = post(client, input=["a", {"image": "?"}]).json()["error"]
+    assert (advised["param"], "partial=true" in advised["message"]) == ("input", True)
+    cohere = client.post("/v2/embed", json={"images": ["?"]}).json()["error"]
+    assert (cohere["param"], "partial" in cohere["message"]) == ("images", False)
+    files = client.post("/v1/images", content=b"no image").json()["error"]
+    assert (files["param"], "partial=true" in files["message"]) == ("file", True)
+    array = client.post("/v1/images", content=b"no image", headers={"Accept": "application/x-npy"}).json()["error"]
+    assert (array["param"], "partial" in array["message"]) == ("file", False)
+
+
+def test_a_wrong_length_is_named_as_the_request_names_it(client: httpx.Client) -> None:
+    found = post(client, input="a", dimensions=3).json()["error"]
+    assert (found["param"], found["message"][:16]) == ("dimensions", "dimensions is 3;")
+    cohere = client.post("/v2/embed", json={"texts": ["a"], "output_dimension": 3}).json()["error"]
+    assert (cohere["param"], cohere["message"][:22]) == ("output_dimension", "output_dimension is 3;")
+
+
 def test_a_list_in_batches_of_one_has_the_librarys_embeddings_to_the_last_bit(encoder: Encoder) -> None:
     # With --batch-size 1 every batch of the service is that of the library with batch_size=1, whatever else comes.
     with serving("--batch-size", "1") as server, server.client() as client:

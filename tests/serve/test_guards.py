@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
-from urllib.parse import quote, urlencode
+from urllib.parse import parse_qs, quote, urlencode, urlsplit
 
 import pytest
 from wire import Client, eventually, reason, request, serving
@@ -228,6 +228,14 @@ def test_people_are_sent_to_the_login_and_from_there_to_what_they_wanted(keyed: 
     assert ask(keyed, "GET", "/a/b/c", **accepts)[1]["location"] == "../../login?next=a%2Fb%2Fc"
     cookie = login(keyed, KEY, "/search?q=a%20dog")
     assert ask(keyed, "GET", "/search?q=a%20dog", Cookie=f"other=1; {cookie}", **accepts)[0] == 200
+
+
+@pytest.mark.parametrize("path", ["/docs?a=b", "/docs", "/search?q=a%20dog&sort=date", "/v1/models"])
+def test_the_login_leads_to_where_the_redirect_came_from(keyed: Any, path: str) -> None:
+    _, headers, _ = ask(keyed, "GET", path, Accept="text/html")
+    ((wanted,),) = parse_qs(urlsplit(headers["location"]).query).values()
+    login(keyed, KEY, wanted)
+    assert "/" + wanted == path  # from /login
 
 
 def login(server: Any, key: str, target: str = "/search") -> str:

@@ -25,8 +25,8 @@ from fake_encoder import DIM, FakeEncoder
 from image_encoders.api.items import Item
 from image_encoders.batching import Embedded
 from image_encoders.bulk.run import run
-from image_encoders.collection import Collection, Failure
-from image_encoders.errors import InputError, Overloaded
+from image_encoders.collection import Collection, Failure, Locator
+from image_encoders.errors import CollectionError, InputError, MissingExtra, Overloaded
 from image_encoders.serve import searcher as searcher_module
 from image_encoders.serve.app import create_app
 from image_encoders.serve.metrics import Metrics
@@ -49,13 +49,14 @@ class StandIn:
         self.models = {"fake": self.collection_model}
         self.metrics = Metrics()
         self.run: Any = None
+        self.title: str | None = None
         self.asked: list[Item] = []
 
     def model(self, name: str | None = None) -> Any:
         return self.collection_model
 
-    async def embed(self, model: str | None, items: Sequence[Item]) -> list[Embedded | InputError]:
-        assert model == "fake"
+    async def embed(self, model: Any, items: Sequence[Item]) -> list[Embedded | InputError]:
+        assert model is self.collection_model
         self.asked += items
         return [self._one(item) for item in items]
 
@@ -183,6 +184,63 @@ def test_an_image_in_an_archive_has_a_thumbnail_and_the_archive_for_its_folder(f
     assert client.get(hit["thumbnail"]).status_code in (410, 422)
     (folder / "shard.tar").unlink()
     assert client.get(hit["thumbnail"]).status_code == 410
+
+
+def test_a_frame_of_a_video_has_a_thumbnail(tmp_path: Path) -> None:
+    av = pytest.importorskip("av", reason="PyAV is not installed")
+    with av.open(str(tmp_path / "film.mp4"), "w") as container:
+        stream = container.add_stream("libx264", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for number in range(120):
+            pixels = np.full((48, 64, 3), 2 * number, np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        container.mux(stream.encode())
+    run([tmp_path / "film.mp4"], FakeEncoder(), tmp_path / "frames")
+    client = client_of(StandIn(Collection.open(tmp_path / "frames"), ["image"]))
+    hits = client.get("/search.json").json()["hits"]
+    assert {hit["name"] for hit in hits} == {"film.mp4#t=0", "film.mp4#t=10"}
+    for hit in hits:
+        shown = client.get(hit["thumbnail"])
+        assert Image.open(io.BytesIO(shown.content)).size == (64, 48), shown.text
+
+
+def test_an_image_on_the_web_is_not_fetched_unless_the_service_fetches(collection: Collection) -> None:
+    service = StandIn(collection, ["image"])
+    with pytest.raises(InputError, match="fetches no URLs"):
+        Searcher(service)._read(Locator("https://example.org/a.jpg"))  # type: ignore[arg-type]
+
+
+def test_a_collection_that_cannot_be_read_is_503_and_its_reason_is_in_the_log(
+    collection: Collection, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(*arguments: Any) -> None:
+        raise CollectionError("/secret/place cannot be read: an I/O error")
+
+    client = client_of(StandIn(collection, ["image"]))
+    monkeypatch.setattr(collection, "failures", broken)
+    answer = client.get("/failures.json")
+    assert (answer.status_code, answer.json()["error"]["code"]) == (503, "collection")
+    assert "secret" not in answer.text
+    assert "an I/O error" in caplog.text
+
+
+def test_a_package_that_is_missing_is_named(collection: Collection, monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(*arguments: Any) -> None:
+        raise MissingExtra("av", "video", "reading videos")
+
+    client = client_of(StandIn(collection, ["image"]))
+    monkeypatch.setattr(collection, "failures", missing)
+    answer = client.get("/failures.json")
+    assert (answer.status_code, answer.json()["error"]["code"]) == (501, "missing_extra")
+    assert "image-encoders[video]" in answer.json()["error"]["message"]
+
+
+def test_the_collection_has_the_name_that_the_service_was_given(collection: Collection) -> None:
+    service = StandIn(collection, ["image"])
+    client = client_of(service)
+    assert client.get("/status.json").json()["collection"]["name"] == "index"
+    service.title = "photos"
+    assert client.get("/status.json").json()["collection"]["name"] == "photos"
 
 
 def test_of_copies_any_one_that_is_left_makes_the_thumbnail(folder: Path, tmp_path: Path) -> None:

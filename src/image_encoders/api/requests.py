@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from image_encoders.api.items import Item
-from image_encoders.api.responses import EmbeddingType, Encoding, Form, RequestError
+from image_encoders.api.responses import EmbeddingType, Encoding, Form, RequestError, bad_items
 from image_encoders.errors import InputError
 from image_encoders.inputs.urls import UrlLimits, read_url
 
@@ -48,14 +48,36 @@ class EmbeddingCall:
     """A request understood.
 
     items: what is to be embedded; what could not be read is an InputError already
-    partial: whether the others are wanted where some fail
+    dimensions: the length that embeddings are to have; None: the model's
+    partial: whether the others are wanted where some fail; None: such requests cannot say so
+    items_param, dimensions_param: the fields of the request that the items and the length came from
     """
 
     model: str | None
     items: Sequence[Item | InputError]
     form: Form
     dimensions: int | None = None
-    partial: bool = False
+    partial: bool | None = None
+    items_param: str = "input"
+    dimensions_param: str = "dimensions"
+
+    def check_dimensions(self, dim: int, model: str) -> None:
+        """Raise RequestError unless the model's embeddings have the length that is wanted."""
+        if self.dimensions not in (None, dim):
+            param = self.dimensions_param
+            raise RequestError(
+                400,
+                f"{param} is {self.dimensions}; embeddings of {model} have {dim}, and it was not trained to be cut "
+                "shorter",
+                code="dimensions",
+                param=param,
+            )
+
+    def check_outcomes(self, outcomes: Sequence[Any]) -> None:
+        """Raise RequestError where items have no embedding, and all are wanted."""
+        failed = {position: one for position, one in enumerate(outcomes) if isinstance(one, InputError)}
+        if failed and not self.partial:
+            raise bad_items(failed, len(outcomes), param=self.items_param, partial=self.partial is not None)
 
 
 class Bounded(BaseModel):
@@ -193,7 +215,14 @@ class EmbedRequest(Bounded):
         check_count(len(inputs), limits, name)
         readers: dict[str, Callable[..., Item]] = {"texts": text_item, "images": _image_item, "inputs": _part_item}
         items = [attempt(readers[name], one, limits) for one in inputs]
-        return EmbeddingCall(self.model, items, Form(), self.output_dimension)
+        return EmbeddingCall(
+            self.model,
+            items,
+            Form(),
+            self.output_dimension,
+            items_param=name,
+            dimensions_param="output_dimension",
+        )
 
 
 def _image_item(said: str, limits: Limits) -> Item:
@@ -233,17 +262,6 @@ def check_count(count: int, limits: Limits, param: str) -> None:
         )
 
 
-def check_dimensions(wanted: int | None, dim: int, model: str) -> None:
-    """Raise RequestError unless embeddings have the length that is wanted."""
-    if wanted not in (None, dim):
-        raise RequestError(
-            400,
-            f"dimensions is {wanted}; embeddings of {model} have {dim}, and it was not trained to be cut shorter",
-            code="dimensions",
-            param="dimensions",
-        )
-
-
 def attempt(read: Callable[..., Item], *arguments: Any) -> Item | InputError:
     """An item, or why it cannot be read."""
     try:
@@ -253,19 +271,22 @@ def attempt(read: Callable[..., Item], *arguments: Any) -> Item | InputError:
 
 
 def _item(one: str | DictItem, modality: Modality | None, limits: Limits) -> Item:
+    """One of `input`: a string, or an object whose only field says what it is."""
     if isinstance(one, str):
-        kind = None if modality == "text" else modality or _kind(one)
-        return text_item(one, limits) if kind in (None, "text") else file_item(one, kind, limits)
+        kind = modality or _kind(one) or "text"
+        return text_item(one, limits) if kind == "text" else file_item(one, kind, limits)
     (name,) = one.model_fields_set
-    said = getattr(one, name)
-    if name == "text":
-        return text_item(said, limits)
-    if name == "bytes":
-        return decoded_item(said, modality or "image", limits)
-    kind = modality or _kind(said) or "image" if name == "url" else name
-    if name == "url" and not said[:5].lower().startswith(("data:", "http:", "https")):
+    said: str = getattr(one, name)
+    match name:
+        case "text":
+            return text_item(said, limits)
+        case "image" | "audio":
+            return file_item(said, name, limits)
+        case "bytes":
+            return decoded_item(said, modality or "image", limits)
+    if not said[:5].lower().startswith(("data:", "http:", "https")):
         raise InputError("neither a data: URL nor an http(s) address", code="url")
-    return file_item(said, kind, limits)
+    return file_item(said, modality or _kind(said) or "image", limits)
 
 
 def text_item(text: str, limits: Limits) -> Item:

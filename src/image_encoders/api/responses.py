@@ -44,16 +44,20 @@ class RequestError(ImageEncodersError):
         self.items, self.headers = dict(items or {}), dict(headers or {})
 
 
-def bad_items(items: Mapping[int, InputError], count: int) -> RequestError:
-    """The refusal of a request of `count` items some of which have no embedding."""
+def bad_items(items: Mapping[int, InputError], count: int, *, param: str, partial: bool) -> RequestError:
+    """The refusal of a request of `count` items some of which have no embedding.
+
+    param: the field that holds them
+    partial: whether the request may say `partial`, to be answered all the same
+    """
     said = "; ".join(f"item {position}: {error.message}" for position, error in list(items.items())[:3])
     more = f"; and {len(items) - 3} more" if len(items) > 3 else ""
     return RequestError(
         422,
-        f"{len(items)} of {count} items cannot be embedded: {said}{more}. "
-        "With partial=true the others get their embeddings",
+        f"{len(items)} of {count} items cannot be embedded: {said}{more}"
+        + (". With partial=true the others get their embeddings" if partial else ""),
         code="bad_items",
-        param="input",
+        param=param,
         items=items,
     )
 

@@ -204,7 +204,7 @@ def _serve(job: Job, known: Collection | None, settings: Settings, listening: An
         from image_encoders.serve.service import Service
     except ModuleNotFoundError as error:
         raise MissingExtra(str(error.name), "serve", "browsing") from error
-    service = Service(settings, [])
+    service = Service(settings, [], title=os.path.basename(job.folder) or job.folder)
     browser = _Browser(service, job, known, listening, opens)
     try:
         with terminations():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 
 from fastapi import FastAPI, Request
@@ -18,6 +19,8 @@ from image_encoders.serve.models import Unavailable
 from image_encoders.serve.pages import pages
 from image_encoders.serve.searcher import Searcher
 from image_encoders.serve.service import Deadline, Service
+
+log = logging.getLogger(__name__)
 
 DESCRIPTION = "Embeddings of images, texts and sounds, in the shapes of OpenAI's and Cohere's clients."
 CODES = {401: "no_key", 404: "not_found", 405: "method_not_allowed", 413: "too_large", 415: "media_type"}
@@ -40,6 +43,8 @@ def create_app(service: Service) -> FastAPI:
 
 async def _answer_error(request: Request, error: Exception) -> Response:
     """The answer to a request that fails, whatever failed."""
+    if isinstance(error, CollectionError):  # what is no ImageEncodersError the guards log, as it is raised through them
+        log.error("the collection cannot be read", exc_info=error)
     refused = as_request_error(error)
     return JSONResponse(problem(refused, request.scope.get("request_id")), refused.status, refused.headers)
 
@@ -59,6 +64,11 @@ def as_request_error(error: Exception) -> RequestError:
             return RequestError(503, str(error), code="unavailable", headers=_retry(error.retry_s))
         case InputError():
             return RequestError(422, str(error), code=error.code)
+        case MissingExtra():
+            return RequestError(501, str(error), code="missing_extra")
+        case CollectionError():
+            message = "the collection cannot be read just now; the service's log says why"
+            return RequestError(503, message, code="collection", headers=_retry(2.0))
         case RequestValidationError():
             return invalid_request(error.errors())
         case HTTPException():

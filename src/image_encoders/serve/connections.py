@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import deque
+from collections.abc import Callable
 from typing import Any
 
 import httptools
@@ -28,15 +29,19 @@ SLOWEST = 4096  # bytes/s, below which a body or the reading of an answer that g
 SPARE = 64  # connections beyond the limit that are read, so that they get an answer; those after them are dropped
 
 
-def limited(settings: Settings) -> type[HttpToolsProtocol]:
-    """The protocol class for `uvicorn.Config(http=...)` with these limits."""
-    return type("LimitedConnection", (Connection,), {"settings": settings})
+def limited(settings: Settings, refused: Callable[[int], None] = lambda status: None) -> type[HttpToolsProtocol]:
+    """The protocol class for `uvicorn.Config(http=...)` with these limits.
+
+    refused: called with the status of each refusal, which no application sees
+    """
+    return type("LimitedConnection", (Connection,), {"settings": settings, "refused": staticmethod(refused)})
 
 
 class Connection(HttpToolsProtocol):
     """One client's connection."""
 
     settings: Settings
+    refused: Callable[[int], None]
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -184,6 +189,7 @@ class Connection(HttpToolsProtocol):
                 self._running = None
 
     async def _come_back(self, send: Any) -> None:
+        self.refused(503)
         body = _body(
             503,
             "too_many_connections",
@@ -296,6 +302,7 @@ class Connection(HttpToolsProtocol):
         elif newest is not None and not newest.response_complete:
             newest.keep_alive = False
             return
+        self.refused(status)
         body = _body(status, code, message)
         head = [
             STATUS_LINE[status],

@@ -22,7 +22,6 @@ from image_encoders.api.requests import (
     Limits,
     attempt,
     check_count,
-    check_dimensions,
     raw_item,
 )
 from image_encoders.api.responses import (
@@ -33,7 +32,6 @@ from image_encoders.api.responses import (
     Form,
     Problem,
     RequestError,
-    bad_items,
     embed_answer,
     embeddings_answer,
 )
@@ -140,7 +138,8 @@ async def embed_images(
     check_count(len(contents), limits, "the body")
     items = [attempt(raw_item, content, modality, limits) for content in contents]
     form = Form(embedding_type, encoding_format, normalized)
-    served, outcomes = await run(service, EmbeddingCall(model, items, form, dimensions, partial))
+    call = EmbeddingCall(model, items, form, dimensions, None if npy else partial, items_param="file")
+    served, outcomes = await run(service, call)
     if npy:
         file = io.BytesIO()
         np.save(file, np.stack([form.array(one) for one in _arrays(outcomes) if not isinstance(one, InputError)]))
@@ -174,11 +173,9 @@ def limits_of(service: Service) -> Limits:
 async def run(service: Service, call: EmbeddingCall) -> tuple[ServedModel, list[Outcome]]:
     """The model and what became of the items; RequestError where some failed and all are wanted."""
     served = service.model(call.model)
-    check_dimensions(call.dimensions, served.dim, served.name)
-    outcomes = await service.embed(call.model, call.items)
-    failed = {position: one for position, one in enumerate(outcomes) if isinstance(one, InputError)}
-    if failed and not call.partial:
-        raise bad_items(failed, len(outcomes))
+    call.check_dimensions(served.dim, served.name)
+    outcomes = await service.embed(served, call.items)
+    call.check_outcomes(outcomes)
     return served, outcomes
 
 

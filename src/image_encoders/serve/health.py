@@ -73,7 +73,8 @@ async def ready(request: Request) -> Response:
     service: Service = request.app.state.service
     states = {name: model.state for name, model in service.models.items()}
     if not service.ready:
-        wrong = ", ".join(f"{name} is {state}" for name, state in states.items() if state not in ("ready", "idle"))
+        late = [f"{name} is {state}" for name, state in states.items() if state not in ("ready", "idle")]
+        wrong = ", ".join(late) if states else "the model is being loaded"
         raise RequestError(503, f"not ready: {wrong}", code="not_ready", headers={"Retry-After": "1"})
     return JSONResponse({"status": "ready", "models": states})
 

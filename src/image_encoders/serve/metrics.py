@@ -43,7 +43,7 @@ class Metrics:
             "batch_items", "Items that shared an item's batch.", ("model",), buckets=SIZES, **made
         )
         self._answered: deque[tuple[float, float]] = deque()  # when, and how long it took
-        self._embedded: deque[tuple[float, int]] = deque()  # when, and how many
+        self._images: deque[tuple[float]] = deque()  # when they were embedded
 
     def watch(self, models: Sequence[ServedModel]) -> None:
         """Show the state of these models' towers, too."""
@@ -57,6 +57,10 @@ class Metrics:
             self._answered.append((time.monotonic(), seconds))
             _forget(self._answered)
 
+    def refused(self, status: int) -> None:
+        """Count a request that was refused before it could be read."""
+        self._requests.labels("none", "OTHER", str(status)).inc()
+
     def embedded(self, model: str, modality: str, outcome: Embedded | InputError) -> None:
         """Count an item."""
         said = outcome.code if isinstance(outcome, InputError) else "embedded"
@@ -69,13 +73,14 @@ class Metrics:
             ):
                 self._stages.labels(model, stage).observe(seconds)
             self._batches.labels(model).observe(outcome.batch)
-            self._embedded.append((time.monotonic(), 1))
-            _forget(self._embedded)
+            if modality == "image":
+                self._images.append((time.monotonic(),))
+                _forget(self._images)
 
     def last_minute(self) -> dict[str, float | None]:
-        """Requests and items a second, and the median and the 99th percentile of how long requests took [ms]."""
+        """Requests and images a second, and the median and the 99th percentile of how long requests took [ms]."""
         _forget(self._answered)
-        _forget(self._embedded)
+        _forget(self._images)
         times = sorted(seconds for _, seconds in self._answered)
 
         def percentile(share: float) -> float | None:
@@ -83,7 +88,7 @@ class Metrics:
 
         return {
             "requests_per_second": len(times) / MINUTE,
-            "images_per_second": sum(count for _, count in self._embedded) / MINUTE,
+            "images_per_second": len(self._images) / MINUTE,
             "p50_ms": percentile(0.5),
             "p99_ms": percentile(0.99),
         }

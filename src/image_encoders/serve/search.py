@@ -286,7 +286,7 @@ def _hit(ranking: Ranking, place: int, shows_paths: bool) -> dict[str, Any]:
         "key": image.key,
         "name": as_text(image.name),
         "folder": image.folder,
-        "path": as_text(image.path) if shows_paths else None,
+        "path": as_text(image.locator.path) if shows_paths else None,
         "score": None if ranking.scores is None else round(float(ranking.scores[place]), 6),
         "above": None if above is None else round(above, 3),
         "width": image.width,

@@ -22,7 +22,8 @@ import numpy as np
 
 from image_encoders.api.items import Item
 from image_encoders.api.responses import RequestError
-from image_encoders.bulk.sources.again import read_again
+from image_encoders.bulk.sources import read_locator
+from image_encoders.bulk.sources.urls import is_url
 from image_encoders.collection import FAILURES
 from image_encoders.contact_sheet import thumbnail
 from image_encoders.encoder import cores
@@ -32,7 +33,7 @@ from image_encoders.inputs.limits import ImageLimits
 from image_encoders.tables import Where
 
 if TYPE_CHECKING:
-    from image_encoders.collection import Collection, Failure
+    from image_encoders.collection import Collection, Failure, Locator
     from image_encoders.serve.service import Service
 
 Result = TypeVar("Result")
@@ -199,9 +200,7 @@ class Searcher:
 
     async def embed(self, item: Item) -> np.ndarray:
         """The embedding of an item in the collection's space; raises InputError."""
-        model = self._service.collection_model
-        called = next((name for name, served in self._service.models.items() if served is model), None)
-        (outcome,) = await self._service.embed(called, [item])
+        (outcome,) = await self._service.embed(self._service.collection_model or self._service.model(), [item])
         if isinstance(outcome, InputError):
             raise outcome
         return outcome.embedding
@@ -270,6 +269,12 @@ class Searcher:
         """A small JPEG of an image that a client sent; raises InputError."""
         return await self._thumbnails.run(lambda: thumbnail(content, side=side, limits=self.limits))
 
+    def _read(self, locator: Locator) -> bytes:
+        """The bytes of a stored image, which may be others by now."""
+        if is_url(locator.path) and not self._service.settings.urls:
+            raise InputError("it lies on the web, and this service fetches no URLs", code="url")
+        return read_locator(locator, self.limits)
+
     def _thumbnail(self, gallery: Gallery, key: str, side: int) -> bytes:
         view = gallery.view()
         images = [view.image(position) for position in view.find(key)]
@@ -277,7 +282,7 @@ class Searcher:
             raise RequestError(404, "no image of the collection has this key", code="unknown_key")
         for one in images:
             try:
-                content = read_again(one.path, one.member, self.limits)
+                content = self._read(one.locator)
             except InputError as error:
                 if error.code in GONE:
                     continue
@@ -305,4 +310,5 @@ class Searcher:
 
     @property
     def name(self) -> str:
-        return Path(self.collection.folder).absolute().name
+        """What people call the collection."""
+        return self._service.title or Path(self.collection.folder).absolute().name

@@ -38,7 +38,7 @@ async def _serve(service: Service, started: Callable[[str], None]) -> None:
         try:
             config = uvicorn.Config(
                 Measured(Guards(create_app(service), settings), service.metrics),  # type: ignore[arg-type]
-                http=limited(settings),
+                http=limited(settings, service.metrics.refused),
                 ws="none",
                 lifespan="off",
                 log_config=None,

@@ -30,11 +30,18 @@ class Service:
     models: by name; the first one is the default
     collection: what is searched; None where nothing is
     collection_model: whose embeddings it holds
-    run: how far the run is that fills the collection, as /status.json shows it; None where nobody runs one
+    title: what the page calls the collection; None: the name of its folder
+    run: how far the run is that fills the collection; None where nobody runs one
     """
 
-    def __init__(self, settings: Settings, recipes: Sequence[Recipe], collection: Collection | None = None):
-        self.settings = settings
+    def __init__(
+        self,
+        settings: Settings,
+        recipes: Sequence[Recipe],
+        collection: Collection | None = None,
+        title: str | None = None,
+    ):
+        self.settings, self.title = settings, title
         self._models = {recipe.called: ServedModel(recipe, settings) for recipe in recipes}
         self.collection = collection
         self.collection_model: ServedModel | None = None
@@ -103,37 +110,30 @@ class Service:
 
     @property
     def ready(self) -> bool:
-        """Whether a canary came through every net lately."""
-        return all(model.ready for model in self._models.values())
+        """Whether there are models, and a canary came through every net of theirs lately."""
+        return bool(self._models) and all(model.ready for model in self._models.values())
 
-    async def embed(
-        self, model: str | None, items: Sequence[Item | InputError], *, window: int | None = None
-    ) -> list[Outcome]:
-        """For each item, in order, its embedding or the reason why there is none.
+    async def embed(self, served: ServedModel, items: Sequence[Item | InputError]) -> list[Outcome]:
+        """For each item, in order, its embedding or the reason why there is none; a batch is at work at a time.
 
         items: what is an InputError already stays one
-        window: how many are at work at a time; None: a batch
 
-        Raises UnknownModel, Overloaded, Unavailable, Deadline. Who cancels this cancels what waits.
+        Raises Overloaded, Unavailable, Deadline. Who cancels this cancels what waits.
         """
-        served = self.model(model)
         for modality in {item.modality for item in items if isinstance(item, Item)} & set(served.modalities):
             served.tower(modality).admit()
         try:
-            return await asyncio.wait_for(
-                self._embed_all(served, items, window or self.settings.batch_size), self.settings.deadline
-            )
+            return await asyncio.wait_for(self._embed_all(served, items), self.settings.deadline)
         except asyncio.TimeoutError:  # not the builtin one before Python 3.11
             raise Deadline(f"the request took longer than {self.settings.deadline:g} seconds") from None
 
-    async def _embed_all(self, served: ServedModel, items: Sequence[Item | InputError], window: int) -> list[Outcome]:
+    async def _embed_all(self, served: ServedModel, items: Sequence[Item | InputError]) -> list[Outcome]:
         if len(items) == 1:
             return [await self._embed(served, items[0])]
         outcomes: dict[int, Outcome] = {}
         numbered = iter(enumerate(items))
-        tasks = [
-            asyncio.create_task(self._embed_some(served, numbered, outcomes)) for _ in range(min(window, len(items)))
-        ]
+        window = min(self.settings.batch_size, len(items))
+        tasks = [asyncio.create_task(self._embed_some(served, numbered, outcomes)) for _ in range(window)]
         try:
             await asyncio.gather(*tasks)
         finally:

@@ -15,12 +15,11 @@ from starlette.exceptions import HTTPException
 
 from image_encoders import __version__
 from image_encoders.api.items import Item
-from image_encoders.api.requests import EmbeddingCall, EmbeddingsRequest, Limits, check_dimensions, invalid_request
+from image_encoders.api.requests import EmbeddingCall, EmbeddingsRequest, Limits, invalid_request
 from image_encoders.api.responses import (
     EmbeddingsAnswer,
     Problem,
     RequestError,
-    bad_items,
     embeddings_answer,
     problem,
 )
@@ -88,10 +87,8 @@ class EmbeddingsGateway(FastAPIBaseGateway):
         outcomes = await self._embed(call.items)
         for outcome in outcomes:
             if not isinstance(outcome, InputError):
-                check_dimensions(call.dimensions, len(outcome), self.model)
-        failed = {position: one for position, one in enumerate(outcomes) if isinstance(one, InputError)}
-        if failed and not call.partial:
-            raise bad_items(failed, len(outcomes))
+                call.check_dimensions(len(outcome), self.model)
+        call.check_outcomes(outcomes)
         return embeddings_answer(outcomes, call.form, self.model)
 
     async def _embed(self, items: Sequence[Union[Item, InputError]]) -> Sequence[Outcome]:
