@@ -96,6 +96,7 @@ def recall(options: argparse.Namespace, work: Path) -> list[dict]:
     """How many of the ten nearest rows the index finds, among random rows and among clustered ones like a model's."""
     from image_encoders.collection import Collection, Locator, Row
     from image_encoders.encoder import Encoder
+    from image_encoders.tables import ImageFacts
 
     rng = np.random.default_rng(0)
     count, dim = options.rows, options.dim
@@ -117,7 +118,7 @@ def recall(options: argparse.Namespace, work: Path) -> list[dict]:
         for start in range(0, count, 4096):
             collection.append(
                 [
-                    Row(f"{number:09d}", Locator(""), row, 1, 1, f"{number:064x}", 0, "")
+                    Row(f"{number:09d}", Locator(""), row, ImageFacts(1, 1, f"{number:064x}", 0), "")
                     for number, row in enumerate(rows[start : start + 4096], start)
                 ],
                 new=True,

@@ -36,6 +36,7 @@ def fill(folder: Path, model: Path, count: int) -> int:
     """A collection of this model's, with embeddings drawn from 2,000 clusters; how long an embedding is."""
     import image_encoders
     from image_encoders.collection import Collection, Locator, Row
+    from image_encoders.tables import ImageFacts
 
     encoder = image_encoders.load(f"clip/{model}", device="cpu", precision="float32")
     collection = Collection.create(folder, encoder)
@@ -52,7 +53,8 @@ def fill(folder: Path, model: Path, count: int) -> int:
         for number, unit in zip(numbers, units):
             path = f"/photos/{number % 500:03d}/{number:07d}.jpg"
             taken = began + datetime.timedelta(minutes=61 * number % 7_000_000) if number % 4 else None
-            rows.append(Row(path, Locator(path), unit, 4000, 3000, f"{number:064x}", 10**6, "", taken=taken))
+            facts = ImageFacts(4000, 3000, f"{number:064x}", 10**6, taken)
+            rows.append(Row(path, Locator(path), unit, facts, ""))
         collection.append(rows, new=True)
     collection.settle()
     return encoder.dim

@@ -121,6 +121,13 @@ def test_no_module_is_called_by_one_that_it_calls(path: str, found: dict[str, li
         calls = {caller: some for caller, some in calls.items() if some}
 
 
+def test_what_the_page_says_to_change_is_there():
+    table = PAGE.read_text("utf-8").partition("## Where to change what")[2].partition("\n## ")[0]
+    files = [name for name in re.findall(r"`([\w/]+\.py)`", table) if "/" in name]
+    assert len(files) >= 9
+    assert [name for name in files if not (ROOT / "src" / "image_encoders" / name).is_file()] == []
+
+
 if __name__ == "__main__":  # what to write into the page
     import tempfile
 

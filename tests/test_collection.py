@@ -16,15 +16,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from pyarrow import feather
 
 from fake_encoder import DIM, FakeEncoder
 from image_encoders import collection as collection_module
+from image_encoders import collection as collections
 from image_encoders import exports, load, tables
 from image_encoders.collection import FAILURES, ITEMS, MARK, Collection, Failure, Locator, Row, id_of, open_collection
 from image_encoders.errors import CollectionError, InputError, MissingExtra
+from image_encoders.tables import FACTS, ImageFacts
 
 
 def row(number: int, embedding: np.ndarray | None = None, **changes: Any) -> Row:
@@ -33,13 +36,11 @@ def row(number: int, embedding: np.ndarray | None = None, **changes: Any) -> Row
         id=f"/photos/{number:06d}.jpg",
         locator=Locator(f"/photos/{number:06d}.jpg"),
         embedding=np.asarray(vector, np.float32),
-        width=640 + number,
-        height=480,
-        sha256=f"{number:064x}",
-        size=1000 + number,
+        facts=ImageFacts(width=640 + number, height=480, sha256=f"{number:064x}", size=1000 + number),
         state=f"{1000 + number} {10**18 + number}",
     )
-    return dataclasses.replace(made, **changes)
+    facts = {name: changes.pop(name) for name in FACTS if name in changes}
+    return dataclasses.replace(made, facts=dataclasses.replace(made.facts, **facts), **changes)
 
 
 def failure(id: str = "/photos/broken.jpg", **changes: Any) -> Failure:
@@ -195,7 +196,7 @@ def test_what_comes_from_outside_is_stored_whatever_it_is(collection: Collection
     assert collection.count() == 6
     kept = {one["id"]: one for one in collection.to_arrow().to_pylist()}
     assert [kept[one.id]["state"] for one in rows] == [one.state for one in rows]
-    assert kept[dated.id]["taken"] == dated.taken
+    assert kept[dated.id]["taken"] == dated.facts.taken
     assert json.loads(kept[dated.id]["metadata"])["n"] == 10**40
     collection.record([failure(id_of(name), path=name, message=f"KeyError: {name}") for name in odd])
     assert len(collection.failures()) == 5
@@ -212,13 +213,13 @@ def test_one_id_cannot_be_stored_twice_at_once(collection: Collection) -> None:
 
 def test_what_is_known_of_bytes_is_found_by_their_digest(collection: Collection) -> None:
     collection.append([row(number) for number in range(2500)])
-    twin = row(9000, row(7).embedding, sha256=row(7).sha256)
+    twin = row(9000, row(7).embedding, sha256=row(7).facts.sha256)
     collection.append([twin])
-    known = collection.stored([row(number).sha256 for number in range(2400, 2600)] + [row(7).sha256])
+    known = collection.stored([row(number).facts.sha256 for number in range(2400, 2600)] + [row(7).facts.sha256])
     assert len(known) == 101
-    assert known[row(7).sha256].ids == {row(7).id, twin.id}
-    np.testing.assert_array_equal(known[row(2499).sha256].embedding, row(2499).embedding)
-    assert known[row(2499).sha256].width == row(2499).width
+    assert known[row(7).facts.sha256].ids == {row(7).id, twin.id}
+    np.testing.assert_array_equal(known[row(2499).facts.sha256].embedding, row(2499).embedding)
+    assert known[row(2499).facts.sha256].facts.width == row(2499).facts.width
     assert collection.stored([]) == {}
 
 
@@ -388,7 +389,7 @@ def test_a_search_equals_sorting_all_cosines(collection: Collection) -> None:
         assert [hit.id for hit in hits] == [row(number).id for number in best]
         np.testing.assert_allclose([hit.score for hit in hits], cosines[best], atol=1e-6)
         assert [(hit.width, hit.sha256, hit.path) for hit in hits] == [
-            (row(number).width, row(number).sha256, row(number).locator.path) for number in best
+            (row(number).facts.width, row(number).facts.sha256, row(number).locator.path) for number in best
         ]
 
 
@@ -568,7 +569,7 @@ def test_npy_holds_the_rows_by_id_and_says_beside_it_which_they_are(filled: Coll
     assert (rows.shape, rows.dtype) == ((59, DIM), np.float32)
     lines = [json.loads(line) for line in (tmp_path / "rows.ids.jsonl").read_text().splitlines()]
     assert [line["id"] for line in lines] == [row(number).id for number in EXPORTED]
-    assert lines[0]["width"] == row(0).width
+    assert lines[0]["width"] == row(0).facts.width
     np.testing.assert_array_equal(rows[7], row(8).embedding)
     np.testing.assert_array_equal(rows[5], np.arange(DIM))
 
@@ -591,7 +592,7 @@ def test_csv_has_a_column_for_each_number(filled: Collection, tmp_path: Path) ->
     for one, number in zip(read[1:], EXPORTED):
         expected = np.arange(DIM, dtype=np.float32) if number == 5 else row(number).embedding
         assert [np.float32(one[f"embedding_{place}"]) for place in range(DIM)] == expected.tolist()
-        assert int(one["width"]) == row(number).width
+        assert int(one["width"]) == row(number).facts.width
 
 
 def test_a_notebook_gets_all_rows_as_a_table(filled: Collection) -> None:
@@ -752,3 +753,46 @@ def test_a_collection_whose_first_run_was_killed_exports_no_rows(tmp_path: Path,
     else:
         assert pq.read_table(tmp_path / name).schema == tables.items_schema(DIM, collection._metadata())
         assert pq.read_table(tmp_path / name).num_rows == 0
+
+
+# ------------------------------------------------------------------ columns
+
+
+def test_a_new_fact_about_an_image_is_a_column_that_is_stored_and_exported(folder, monkeypatch):
+    @dataclasses.dataclass(frozen=True)
+    class MoreFacts(ImageFacts):
+        thumbnail: bytes = b""
+        sharpness: float | None = None
+
+    for module in (tables, collections):
+        monkeypatch.setattr(module, "ImageFacts", MoreFacts)
+    monkeypatch.setattr(tables, "FACTS", (*FACTS, "thumbnail", "sharpness"))
+    collection = Collection.create(folder, FakeEncoder())
+    facts = MoreFacts(**dataclasses.asdict(row(1).facts), thumbnail=b"\xff", sharpness=0.5)
+    plain = MoreFacts(1, 1, "c" * 64, 1)
+    collection.append([dataclasses.replace(row(n), facts=one) for n, one in ((1, facts), (2, plain))])
+    assert collection.stored([facts.sha256])[facts.sha256].facts == facts
+    assert collection.to_arrow()["thumbnail"].to_pylist() == [b"\xff", b""]
+    assert collection.to_arrow()["sharpness"].to_pylist() == [0.5, None]
+
+
+def test_a_collection_without_a_column_is_refused_in_one_sentence(folder):
+    Collection.create(folder, FakeEncoder()).append([row(1)])
+    tables.connect(folder).open_table(ITEMS).drop_columns(["height", "taken"])
+    old = Collection.open(folder)
+    for use in (len, lambda one: one.append([row(2)]), lambda one: one.search(np.ones(DIM)), Collection.to_arrow):
+        with pytest.raises(CollectionError, match=r"did not store height and taken of an image; encode again into"):
+            use(old)
+
+
+def test_the_order_in_which_columns_were_stored_does_not_matter(folder, tmp_path):
+    schema = tables.items_schema(DIM)
+    collection = Collection.create(folder, FakeEncoder())
+    collection._database.drop_table(ITEMS)
+    collection._database.create_table(ITEMS, schema=pa.schema(list(schema)[::-1]))
+    old = Collection.open(folder)
+    old.append([row(1), row(2)], new=True)
+    old.append([row(2, width=9), row(3)])
+    assert old.to_arrow().schema.names == schema.names
+    assert old.to_arrow()["width"].to_pylist() == [641, 9, 643]
+    assert old.export(tmp_path / "all.parquet") == 3

@@ -19,6 +19,7 @@ from image_encoders import tables
 from image_encoders.collection import Collection, Locator, Row, RunRecord, Where, id_of
 from image_encoders.errors import InputError
 from image_encoders.gallery import MATCHES, Gallery, Ranking, best_by_chance, folder_names, usual_and_spread
+from image_encoders.tables import FACTS, ImageFacts
 
 ODD = ["/p/it's", "/p/100%_", '/p/"', "/p/a\\b", "/p/ä", os.fsdecode(b"/p/\xff\\x"), "/p", "/pq", "/p/\n'; --"]
 DAY = 24 * 60 * 60 * 10**9  # [ns]
@@ -30,13 +31,11 @@ def row(number: int, path: str | None = None, embedding: np.ndarray | None = Non
         id=id_of(path),
         locator=Locator(path),
         embedding=np.asarray(np.cos(np.arange(DIM) * (number + 1.3)) if embedding is None else embedding, np.float32),
-        width=640 + number,
-        height=480,
-        sha256=f"{number:064x}",
-        size=1000 + number,
+        facts=ImageFacts(width=640 + number, height=480, sha256=f"{number:064x}", size=1000 + number),
         state=f"{1000 + number} {(20_000 + number) * DAY}",
     )
-    return dataclasses.replace(made, **changes)
+    facts = {name: changes.pop(name) for name in FACTS if name in changes}
+    return dataclasses.replace(made, facts=dataclasses.replace(made.facts, **facts), **changes)
 
 
 @pytest.fixture
@@ -201,11 +200,8 @@ def test_the_pages_of_a_search_are_computed_once(collection: Collection, monkeyp
 def filtered(tmp_path_factory: pytest.TempPathFactory) -> tuple[Collection, list[Row]]:
     folder = tmp_path_factory.mktemp("filtered") / "index"
     collection = Collection.create(folder, FakeEncoder())
-    rows = [row(number, f"{ODD[number % len(ODD)]}/{number}.jpg") for number in range(90)]
-    rows = [
-        dataclasses.replace(one, taken=datetime(2020, 1, 1) + timedelta(days=40 * number)) if number % 4 else one
-        for number, one in enumerate(rows)
-    ]
+    dates = [datetime(2020, 1, 1) + timedelta(days=40 * number) if number % 4 else None for number in range(90)]
+    rows = [row(number, f"{ODD[number % len(ODD)]}/{number}.jpg", taken=dates[number]) for number in range(90)]
     rows.append(row(90, "/p/\udcfe.jpg"))
     collection.append(rows)
     return collection, rows
@@ -229,7 +225,7 @@ def test_filters_find_what_a_loop_over_all_rows_finds(filtered: tuple[Collection
 
     def holds(one: Row) -> bool:
         changed = datetime.fromtimestamp(int(one.state.split()[1]) / 10**9, timezone.utc).replace(tzinfo=None)
-        date = one.taken or changed
+        date = one.facts.taken or changed
         path = one.locator.path
         inside = where.folders is None or any(
             path == folder.rstrip("/") or path.startswith(folder.rstrip("/") + "/") for folder in where.folders
@@ -238,11 +234,11 @@ def test_filters_find_what_a_loop_over_all_rows_finds(filtered: tuple[Collection
             inside
             and (where.since is None or date >= where.since.replace(microsecond=where.since.microsecond // 1000 * 1000))
             and (where.until is None or date < where.until)
-            and one.width >= (where.min_width or 0)
-            and one.height >= (where.min_height or 0)
+            and one.facts.width >= (where.min_width or 0)
+            and one.facts.height >= (where.min_height or 0)
         )
 
-    expected = sorted(int(one.sha256, 16) for one in rows if holds(one))
+    expected = sorted(int(one.facts.sha256, 16) for one in rows if holds(one))
     gallery = Gallery(collection)
     assert sorted(numbers(gallery.rank(where=where))) == expected
     asked = collection.direction(np.ones(DIM))

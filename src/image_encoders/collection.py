@@ -31,7 +31,7 @@ from image_encoders import __version__, exports, tables
 from image_encoders.cache import atomic_write, file_lock
 from image_encoders.canaries import drift, embed_canaries
 from image_encoders.errors import CollectionError, InputError, MissingExtra
-from image_encoders.tables import Where, id_of, path_of, storage
+from image_encoders.tables import ImageFacts, Where, id_of, path_of, storage
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -75,11 +75,8 @@ class Row:
     id: unique, printable Unicode text
     locator: where its bytes are
     embedding: (dim,) float32, finite
-    width, height: of the upright image [px]
-    sha256: of its bytes, hexadecimal
-    size: how many bytes
+    facts: what is known of its bytes
     state: text that changes when the bytes may have changed; a file's is its size and the time of its last change
-    taken: when it was taken, by the camera's own clock, where it says so
     metadata: what its source says about it, as JSON can hold it
     part: the part of a run that it came with, where there are such
     """
@@ -87,24 +84,18 @@ class Row:
     id: str
     locator: Locator
     embedding: np.ndarray
-    width: int
-    height: int
-    sha256: str
-    size: int
+    facts: ImageFacts
     state: str
-    taken: datetime | None = None
     metadata: Mapping[str, Any] | None = None
     part: str | None = None
 
 
 @dataclass(frozen=True)
 class Stored:
-    """What a collection knows of some bytes: embedding, size of the image [px], when taken, the ids that have them."""
+    """What a collection knows of some bytes: embedding, facts, the ids that have them."""
 
     embedding: np.ndarray
-    width: int
-    height: int
-    taken: datetime | None
+    facts: ImageFacts
     ids: frozenset[str]
 
 
@@ -175,6 +166,7 @@ class Collection:
         """Use `open`, `create` or `open_or_create`."""
         self.folder = folder
         self.mark = mark
+        self._has_columns = False  # whether it is known that no column is missing
         self._running = threading.Lock()  # held by a run
         self._entering = threading.Lock()  # held while the threads that are writing are counted
         encoder = mark["encoder"]
@@ -464,12 +456,11 @@ class Collection:
                 return {}
             # One row for each digest: an image that is there a thousand times is read once.
             numbers = [min(found)[0] for found in places.values()]
-            columns = ["sha256", "embedding", "width", "height", "taken"]
-            rows = table.take_row_ids(numbers).select(columns).to_arrow()
-        digests, *others = (rows[name].to_pylist() for name in ("sha256", "width", "height", "taken"))
+            rows = table.take_row_ids(numbers).select(["embedding", *tables.FACTS]).to_arrow()
+        known = (ImageFacts(**facts) for facts in rows.select(tables.FACTS).to_pylist())
         return {
-            digest: Stored(embedding, *facts, ids=frozenset(id for _, id in places[digest]))  # type: ignore[misc]
-            for digest, embedding, facts in zip(digests, exports.matrix(rows), zip(*others))
+            facts.sha256: Stored(embedding, facts, frozenset(id for _, id in places[facts.sha256]))
+            for embedding, facts in zip(exports.matrix(rows), known)
         }
 
     def runs(self) -> list[RunRecord]:
@@ -523,7 +514,8 @@ class Collection:
         """All rows ordered by id; what goes wrong here is not the fault of where they are written to."""
         if table is not None:
             with storage(self.folder, "read"):
-                yield from tables.by_id(table, max(1, CHUNK // (4 * self.dim)))
+                for rows in tables.by_id(table, max(1, CHUNK // (4 * self.dim))):
+                    yield rows.select(tables.items_schema(self.dim).names)
 
     # ------------------------------------------------------------------ writing
 
@@ -592,22 +584,19 @@ class Collection:
         flat = pa.array(embeddings.ravel(), pa.float32())
         schema = tables.items_schema(self.dim)
         columns: dict[str, Any] = {
+            "id": [row.id for row in rows],
             "embedding": pa.FixedSizeListArray.from_arrays(flat, type=schema.field("embedding").type),
+            **{name: [getattr(row.facts, name) for row in rows] for name in tables.FACTS},
             "path": [id_of(row.locator.path) for row in rows],
             "member": [row.locator.member and id_of(row.locator.member) for row in rows],
             "time_s": [row.locator.time_s for row in rows],
+            "state": [row.state for row in rows],
             "metadata": [None if row.metadata is None else json.dumps(row.metadata, default=str) for row in rows],
+            "part": [row.part for row in rows],
         }
-        batch = pa.record_batch(
-            [
-                pa.array(columns.get(name) or [getattr(row, name) for row in rows], schema.field(name).type)
-                if name != "embedding"
-                else columns[name]
-                for name in schema.names
-            ],
-            schema=schema,
-        )
+        batch = pa.record_batch(columns, schema=schema)
         with self.writing(), storage(self.folder, "written"):
+            batch = batch.select(self._tables[ITEMS].schema.names)  # in the order that they have there
             if new:
                 self._tables[ITEMS].add(batch)
             else:
@@ -681,13 +670,28 @@ class Collection:
             FAILURES: tables.schema_of(Failure),
             RUNS: tables.schema_of(RunRecord),
         }
+        found = {name: self._open(name) for name in schemas}
         return {
-            name: self._database.create_table(name, schema=schema, exist_ok=True) for name, schema in schemas.items()
+            name: self._database.create_table(name, schema=schema, exist_ok=True)
+            if found[name] is None
+            else found[name]
+            for name, schema in schemas.items()
         }
 
     def _open(self, name: str) -> Any:
         """A table, or None where it has not been made yet."""
-        return self._database.open_table(name) if tables.is_made(self.folder / f"{name}.lance") else None
+        if not tables.is_made(self.folder / f"{name}.lance"):
+            return None
+        table = self._database.open_table(name)
+        if name == ITEMS and not self._has_columns:
+            lacking = [column for column in tables.items_schema(self.dim).names if column not in table.schema.names]
+            if lacking:
+                raise CollectionError(
+                    f"{self.folder} was written by image-encoders {self.mark['package']}, which did not store "
+                    f"{' and '.join(lacking)} of an image; encode again into another folder"
+                )
+            self._has_columns = True
+        return table
 
     def read(self, name: str, function: Callable[[Any], Result], empty: Result) -> Result:
         """`function` of a table, again if a writer merged its files away meanwhile; `empty` where there is no table."""

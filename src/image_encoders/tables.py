@@ -38,7 +38,28 @@ DATE = (
     "ELSE CAST(TRY_CAST(split_part(state, ' ', 2) AS BIGINT) / 1000000 AS TIMESTAMP(3)) END)"
 )
 EPOCH = datetime(1970, 1, 1)
-NULLABLE = ("member", "time_s", "taken", "metadata", "part")
+Pixels = int  # stored in 32 bits
+
+
+@dataclass(frozen=True)
+class ImageFacts:
+    """What is known of an image's bytes, a column each: it is computed when they are read (bulk/encode.py), stored
+    and exported, and shared by copies.
+
+    width, height: of the upright image [px]
+    sha256: of the bytes, hexadecimal
+    size: how many bytes
+    taken: when it was taken, by the camera's own clock, where it says so
+    """
+
+    width: Pixels
+    height: Pixels
+    sha256: str
+    size: int
+    taken: datetime | None = None
+
+
+FACTS = tuple(field.name for field in fields(ImageFacts))
 
 
 def connect(folder: Path) -> Any:
@@ -55,30 +76,35 @@ def items_schema(dim: int, metadata: dict[str, str] | None = None) -> pa.Schema:
     """The schema of the rows: one for each image."""
     import pyarrow as pa
 
-    types = {
-        "id": pa.utf8(),
-        "embedding": pa.list_(pa.float32(), dim),
-        "width": pa.int32(),
-        "height": pa.int32(),
-        "sha256": pa.utf8(),
-        "path": pa.utf8(),
-        "member": pa.utf8(),
-        "time_s": pa.float64(),
-        "size": pa.int64(),
-        "state": pa.utf8(),
-        "taken": pa.timestamp("ms"),
-        "metadata": pa.utf8(),
-        "part": pa.utf8(),
-    }
-    return pa.schema([pa.field(name, type, nullable=name in NULLABLE) for name, type in types.items()], metadata)
+    columns = [
+        pa.field("id", pa.utf8(), nullable=False),
+        pa.field("embedding", pa.list_(pa.float32(), dim), nullable=False),
+        *schema_of(ImageFacts),
+        pa.field("path", pa.utf8(), nullable=False),
+        pa.field("member", pa.utf8()),
+        pa.field("time_s", pa.float64()),
+        pa.field("state", pa.utf8(), nullable=False),
+        pa.field("metadata", pa.utf8()),
+        pa.field("part", pa.utf8()),
+    ]
+    return pa.schema(columns, metadata)
 
 
 def schema_of(record: type) -> pa.Schema:
     """The schema of rows that hold the fields of a dataclass."""
     import pyarrow as pa
 
-    types = {"str": pa.utf8(), "int": pa.int64(), "list[str]": pa.list_(pa.utf8())}
-    return pa.schema([pa.field(field.name, types[str(field.type)], nullable=False) for field in fields(record)])
+    types = {
+        "str": pa.utf8(),
+        "int": pa.int64(),
+        "Pixels": pa.int32(),
+        "float": pa.float64(),
+        "bytes": pa.binary(),
+        "datetime": pa.timestamp("ms"),
+        "list[str]": pa.list_(pa.utf8()),
+    }
+    columns = [(field.name, *str(field.type).partition(" | None")[:2]) for field in fields(record)]
+    return pa.schema([pa.field(name, types[kind], nullable=bool(optional)) for name, kind, optional in columns])
 
 
 def id_of(path: str) -> str:

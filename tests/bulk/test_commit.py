@@ -18,6 +18,7 @@ from image_encoders.bulk.plan import Plan
 from image_encoders.bulk.sources import SourceFile, find
 from image_encoders.collection import Collection
 from image_encoders.errors import CollectionError
+from image_encoders.tables import ImageFacts
 
 
 @pytest.fixture
@@ -72,8 +73,8 @@ def test_bytes_that_have_lost_their_row_are_embedded_once_for_all_that_have_them
     collection: Collection, items: list[SourceFile]
 ) -> None:
     writer = committer(collection)
-    digests = {one.item.id: one.sha256 for some in encode(items, FakeEncoder()) for one in some}  # type: ignore[union-attr]
-    writer.add([Encoded(item, digests[item.id], 1) for item in items])
+    digests = {one.item.id: one.facts.sha256 for some in encode(items, FakeEncoder()) for one in some}  # type: ignore[union-attr]
+    writer.add([Encoded(item, ImageFacts(0, 0, digests[item.id], 1)) for item in items])
     writer.finish()
     stored = rows(collection)
     assert len(stored) == 7

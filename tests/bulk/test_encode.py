@@ -51,7 +51,7 @@ def test_every_item_gets_its_embedding_in_order(photos: list[SourceFile]) -> Non
     np.testing.assert_allclose([one.embedding for one in found], expected, rtol=1e-6)
     for one, number in zip(found, range(20)):
         assert isinstance(one, Encoded)
-        assert (one.width, one.height, one.size) == (12, 9 + number % 5, len(image(number)))
+        assert (one.facts.width, one.facts.height, one.facts.size) == (12, 9 + number % 5, len(image(number)))
 
 
 def test_whole_batches_are_given_back_with_what_stands_between(photos: list[SourceFile], tmp_path: Path) -> None:
@@ -67,11 +67,11 @@ def test_bytes_that_are_known_or_come_twice_are_not_embedded_again(photos: list[
     for name, number in (("00000 copy.png", 0), ("00001 copy.png", 1), ("99999.png", 0)):
         (tmp_path / "photos" / name).write_bytes(image(number))
     encoder = FakeEncoder()
-    contents = {one.sha256 for one in flat(encode(photos[1:2], FakeEncoder())) if isinstance(one, Encoded)}
+    contents = {one.facts.sha256 for one in flat(encode(photos[1:2], FakeEncoder())) if isinstance(one, Encoded)}
     found = []
     for some in encode(find([str(tmp_path / "photos")]), encoder, batch_size=8, known=contents.__contains__):
         found += some
-        contents |= {one.sha256 for one in some if isinstance(one, Encoded) and one.embedding is not None}
+        contents |= {one.facts.sha256 for one in some if isinstance(one, Encoded) and one.embedding is not None}
     without = [Path(one.item.id).name for one in found if isinstance(one, Encoded) and one.embedding is None]
     assert sorted(without) == ["00000.png", "00001 copy.png", "00001.png", "99999.png"]
     assert encoder.embedded == 19
@@ -83,7 +83,7 @@ def test_outcomes_and_items_can_be_sent_to_another_process(photos: list[SourceFi
     here = flat(encode(photos, FakeEncoder(), batch_size=4))
     for one, other in zip(here, back):
         assert isinstance(one, Encoded)
-        assert (one.item, one.sha256) == (other.item, other.sha256)
+        assert (one.item, one.facts.sha256) == (other.item, other.facts.sha256)
         np.testing.assert_array_equal(one.embedding, other.embedding)
 
 
@@ -119,9 +119,9 @@ def test_who_goes_on_after_any_list_gets_the_same_embeddings(
             count += 1
             for one in some:
                 if isinstance(one, Encoded) and one.embedding is not None:
-                    contents[one.sha256] = one.embedding.tobytes()
+                    contents[one.facts.sha256] = one.embedding.tobytes()
             for one in some:
-                sha256 = one.sha256 if isinstance(one, Encoded) else one.code
+                sha256 = one.facts.sha256 if isinstance(one, Encoded) else one.code
                 kept[one.item.id] = sha256, contents.get(sha256, b"")
         return kept, count
 

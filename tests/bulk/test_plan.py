@@ -13,6 +13,7 @@ from image_encoders.bulk.plan import Plan
 from image_encoders.bulk.sources import SourceFile
 from image_encoders.collection import Collection, Failure, Locator, Row
 from image_encoders.errors import InputError
+from image_encoders.tables import ImageFacts
 
 
 def item(name: str, state: str = "1 1") -> SourceFile:
@@ -24,7 +25,7 @@ def collection(tmp_path: Path) -> Collection:
     """It has a row for /stored and a failure of /failed, and both for /recovered."""
     made = Collection.create(tmp_path / "index", FakeEncoder())
     rows = [
-        Row(f"/{name}", Locator(f"/{name}"), np.ones(DIM, np.float32), 1, 1, name, 1, "1 1")
+        Row(f"/{name}", Locator(f"/{name}"), np.ones(DIM, np.float32), ImageFacts(1, 1, name, 1), "1 1")
         for name in ("stored", "recovered")
     ]
     made.append(rows)

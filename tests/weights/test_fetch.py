@@ -93,7 +93,7 @@ def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Server]:
     for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy", "IMAGE_ENCODERS_OFFLINE", "HF_HUB_OFFLINE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("IMAGE_ENCODERS_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(module, "BACKOFF_S", 0.001)
+    monkeypatch.setattr("image_encoders.weights.retries.BACKOFF_S", 0.001)
     monkeypatch.setattr(module, "TIMEOUT_S", 5.0)
     made = Server()
     made.answers(lambda r: r.rest())

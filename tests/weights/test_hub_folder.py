@@ -13,6 +13,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
+import httpx
 import pytest
 
 from image_encoders.errors import UnknownModel, WeightsError
@@ -97,6 +98,58 @@ def test_what_is_cached_serves_without_the_network(fake: Hub) -> None:
     fake.error = ConnectionError("no route")
     assert hub_folder(REPO) == fake.cached
     assert hub_folder(REPO, offline=True) == fake.cached
+
+
+class Answered(Exception):
+    """An error of the hub's client with the server's answer behind it."""
+
+    def __init__(self, status: int) -> None:
+        self.response = httpx.Response(status, headers={"Retry-After": "7"})
+        super().__init__(f"the server says {status}")
+
+
+def stumble(fake: Hub, monkeypatch: pytest.MonkeyPatch, error: Exception, times: int) -> list[float]:
+    """The hub fails so many times, then it answers; the pauses that are made."""
+    failed: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        failed.append(seconds)
+        fake.error = error if len(failed) < times else None
+
+    fake.error = error
+    monkeypatch.setattr("time.sleep", sleep)
+    return failed
+
+
+@pytest.mark.parametrize(
+    ("error", "pauses"),
+    [(httpx.ReadError("broken"), [0.5, 1.0]), (httpx.ReadTimeout("slow"), [0.5, 1.0]), (Answered(503), [7.0, 7.0])],
+)
+def test_what_may_pass_is_tried_again_as_for_other_downloads(
+    fake: Hub, monkeypatch: pytest.MonkeyPatch, error: Exception, pauses: list[float]
+) -> None:
+    made = stumble(fake, monkeypatch, error, 2)
+    assert hub_folder(REPO, progress=False) == fake.cached
+    assert made == pauses
+
+
+@pytest.mark.parametrize(
+    ("error", "tries"), [(httpx.ReadError("x"), 5), (httpx.ConnectError("x"), 1), (Answered(400), 1)]
+)
+def test_it_gives_up_at_last_and_at_once_where_no_other_try_would_help(
+    fake: Hub, monkeypatch: pytest.MonkeyPatch, error: Exception, tries: int
+) -> None:
+    made = stumble(fake, monkeypatch, error, 100)
+    with pytest.raises(WeightsError, match="Hugging Face cannot be reached"):
+        hub_folder(REPO)
+    assert len(made) == tries - 1
+
+
+def test_what_is_cached_does_not_wait_for_another_try(fake: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub_folder(REPO)
+    made = stumble(fake, monkeypatch, Answered(503), 100)
+    assert hub_folder(REPO) == fake.cached
+    assert made == []
 
 
 @pytest.mark.parametrize("offline", [True, False])

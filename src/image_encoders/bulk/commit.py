@@ -123,9 +123,9 @@ class Committer:
     def _resolved(self, outcomes: list[Outcome]) -> tuple[list[Row], list[Failure]]:
         """Rows and failures; what has the bytes of others gets their embedding."""
         new = _by_content(outcomes)
-        copies = [one for one in outcomes if isinstance(one, Encoded) and one.sha256 not in new]
-        stored = self.collection.stored(one.sha256 for one in copies)
-        lost = [one.item for one in copies if one.sha256 not in stored]
+        copies = [one for one in outcomes if isinstance(one, Encoded) and one.facts.sha256 not in new]
+        stored = self.collection.stored(one.facts.sha256 for one in copies)
+        lost = [one.item for one in copies if one.facts.sha256 not in stored]
         redone = {one.item.id: one for some in (self.again(lost) if lost else ()) for one in some}
         new.update(_by_content(redone.values()))
         rows, failures = [], []
@@ -134,24 +134,23 @@ class Committer:
             if isinstance(one, Failed):
                 failures.append(_failure(one))
                 continue
-            known = stored.get(one.sha256)
+            known = stored.get(one.facts.sha256)
             there = known is not None and one.item.id in known.ids
             self.counts["encoded" if one.embedding is not None else "unchanged" if there else "reused"] += 1
-            rows.append(_row(one, one if one.embedding is not None else known or new[one.sha256]))
+            rows.append(_row(one, one if one.embedding is not None else known or new[one.facts.sha256]))
         return rows, failures
 
 
 def _by_content(outcomes: Iterable[Outcome]) -> dict[str, Encoded]:
     """New embeddings by the digest of their bytes."""
-    return {one.sha256: one for one in outcomes if isinstance(one, Encoded) and one.embedding is not None}
+    return {one.facts.sha256: one for one in outcomes if isinstance(one, Encoded) and one.embedding is not None}
 
 
 def _row(one: Encoded, known: Encoded | Stored) -> Row:
     """The row of an item, with what is known of its bytes."""
     item, embedding = one.item, known.embedding
     assert isinstance(embedding, np.ndarray)
-    facts = known.width, known.height, one.sha256, one.size, item.state, known.taken, item.metadata
-    return Row(item.id, item.locator, embedding, *facts)
+    return Row(item.id, item.locator, embedding, known.facts, item.state, item.metadata)
 
 
 def _failure(one: Failed) -> Failure:

@@ -12,8 +12,7 @@ import json
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, suppress
-from dataclasses import dataclass
-from datetime import datetime
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -25,6 +24,7 @@ from image_encoders.encoder import Encoder, Tower, ordered
 from image_encoders.errors import InputError, first_line
 from image_encoders.inputs.image import ImageLimits, read_header
 from image_encoders.process import cores
+from image_encoders.tables import ImageFacts
 
 HELD = 4  # batches of inputs that wait for others of their shape at most
 OUTCOMES = 1024  # that wait for an embedding before them at most
@@ -35,18 +35,13 @@ LONGEST_SIDE = 2**31 - 1  # [px] that is stored
 class Encoded:
     """An item that was read.
 
-    sha256, size: digest and number of its bytes
-    width, height: of the upright image [px]; taken: when, by the camera's clock. Not known where `embedding` is None
+    facts: what is known of its bytes; where `embedding` is None, their digest and number alone
     embedding: (dim,) float32, finite; None where the embedding of these bytes is known already, or comes with another
         item before it
     """
 
     item: SourceItem
-    sha256: str
-    size: int
-    width: int = 0
-    height: int = 0
-    taken: datetime | None = None
+    facts: ImageFacts
     embedding: np.ndarray | None = None
 
 
@@ -107,20 +102,20 @@ def _read(item: SourceItem, *, tower: Tower, limits: ImageLimits, known: Callabl
     try:
         _check_metadata(item)
         content = item.read(limits)
-        encoded = Encoded(item, hashlib.sha256(content).hexdigest(), len(content))
-        if known(encoded.sha256):
-            return _Read(encoded)
+        facts = ImageFacts(0, 0, hashlib.sha256(content).hexdigest(), len(content))
+        if known(facts.sha256):
+            return _Read(Encoded(item, facts))
         image = tower.read(content)
-        encoded.height, encoded.width = image.shape[:2]
+        facts = replace(facts, height=image.shape[0], width=image.shape[1])
         with suppress(InputError):  # of what is no image file, but what the encoder's own reader takes
             header = read_header(content, limits=limits)  # the image may have been decoded at a smaller scale
-            encoded.width, encoded.height, encoded.taken = header.width, header.height, header.taken
-        if max(encoded.width, encoded.height) > LONGEST_SIDE:
+            facts = replace(facts, width=header.width, height=header.height, taken=header.taken)
+        if max(facts.width, facts.height) > LONGEST_SIDE:
             raise InputError(f"a side of more than {LONGEST_SIDE:,} pixels", code="too-many-pixels")
         stage = "prepare"
         prepared = tower.prepare(image)
         tower.check(prepared)
-        return _Read(encoded, prepared)
+        return _Read(Encoded(item, facts), prepared)
     except Exception as error:  # a decoder may raise anything
         return _Read(_failed(item, stage, as_input_error(error)))
 
@@ -151,7 +146,7 @@ class _Batch:
         self.waiting.append(one)
         if one.input is not None:
             assert isinstance(one.outcome, Encoded)
-            sha256 = one.outcome.sha256
+            sha256 = one.outcome.facts.sha256
             if sha256 in self._leaders or self.known(sha256):
                 one.input = None
             else:
@@ -174,11 +169,11 @@ class _Batch:
             for leader, outcome in zip(leaders, self._embed([one.input for one in leaders if one.input is not None])):
                 encoded = leader.outcome
                 assert isinstance(encoded, Encoded)
-                del self._leaders[encoded.sha256]
+                del self._leaders[encoded.facts.sha256]
                 leader.input = None
                 if isinstance(outcome, InputError):
                     leader.outcome = _failed(encoded.item, "embed", outcome)
-                    self._fail_copies(encoded.sha256, outcome)
+                    self._fail_copies(encoded.facts.sha256, outcome)
                 else:
                     encoded.embedding = outcome
         return self._done()
@@ -196,7 +191,7 @@ class _Batch:
 
     def _fail_copies(self, sha256: str, error: InputError) -> None:
         for one in self.waiting:
-            if isinstance(one.outcome, Encoded) and one.outcome.sha256 == sha256:
+            if isinstance(one.outcome, Encoded) and one.outcome.facts.sha256 == sha256:
                 one.outcome = _failed(one.outcome.item, "embed", error)
 
     def _done(self) -> list[Outcome]:
@@ -208,7 +203,7 @@ class _Batch:
 
     def _follows(self, one: _Read) -> bool:
         """Whether it has the bytes of an input that is to be embedded yet."""
-        return isinstance(one.outcome, Encoded) and one.outcome.sha256 in self._leaders
+        return isinstance(one.outcome, Encoded) and one.outcome.facts.sha256 in self._leaders
 
 
 def _failed(item: SourceItem, stage: str, error: InputError) -> Failed:

@@ -158,7 +158,7 @@ class _Run:
             self.committer.add(outcomes)
             for one in outcomes:
                 if isinstance(one, Encoded) and one.embedding is not None:
-                    contents.put(one.sha256)
+                    contents.put(one.facts.sha256)
             self.read += len(outcomes)
             self._show()
             self._check_failures(outcomes)

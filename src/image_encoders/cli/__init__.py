@@ -110,6 +110,7 @@ for command in (
     flow.flow,
     demo.demo,
 ):
+    assert "EXAMPLES" in command.__globals__, f"{command.__module__} has no EXAMPLES, which end its --help"
     app.command(epilog=command.__globals__["EXAMPLES"])(keeps_results_apart(command))
 
 

@@ -2,7 +2,7 @@
 
 A family's module has
     VARIANTS   a tuple of `Variant`, what `names()` lists
-    load       (variant, *, weights, **options) -> Model
+    load       (variant, *, weights, **options) -> Model; an option that may be a path is annotated as one
     tiny       () -> Model, a small random net behind every tower, for the contract tests
 and imports torch only inside functions, so that listing models is instant. It reads from top to bottom: provenance,
 variants, weights -> nets, and for each modality a `Part` (model.py). `load` below makes an encoder of its model.
@@ -35,7 +35,6 @@ from image_encoders.model import Variant
 from image_encoders.progress import bar
 
 DEFAULT = "clip/openai/clip-vit-base-patch32"
-PATHS = ("vocabulary", "definition", "preprocessor", "tokenizer")  # options that may be paths
 
 
 def families() -> tuple[str, ...]:
@@ -67,6 +66,12 @@ def options_of(name: str) -> dict[str, Any]:
     """The options that the family of the model `name` has, and their defaults."""
     parameters = inspect.signature(family(name).load).parameters.values()
     return {one.name: one.default for one in parameters if one.kind is one.KEYWORD_ONLY and one.name != "weights"}
+
+
+def paths_of(name: str) -> set[str]:
+    """Those options of the model `name` that may be paths: its family's `load` annotates them so."""
+    parameters = inspect.signature(family(name).load).parameters.values()
+    return {one.name for one in parameters if re.search(r"\bPath\b", str(one.annotation))}
 
 
 def check_options(name: str, options: Iterable[str]) -> None:
@@ -131,12 +136,13 @@ def load(
     except NotCached:
         runtime = convert_apart(runtime, "image")
         encoder = module.load(variant, weights=path, **options).assemble(runtime)
+    paths = paths_of(name)
     encoder.recipe = {
         "name": name,
         "weights": None if path is None else str(path.resolve()),
         **wishes,
         "calibration": encoder.calibration or None,
-        "options": {key: _absolute(value) if key in PATHS else value for key, value in options.items()},
+        "options": {key: _absolute(value) if key in paths else value for key, value in options.items()},
     }
     return encoder
 

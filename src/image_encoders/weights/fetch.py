@@ -27,6 +27,8 @@ from urllib.parse import unquote, urlsplit
 from image_encoders.cache import atomic_write, cache_folder, file_lock, running_sha256
 from image_encoders.errors import WeightsError
 from image_encoders.progress import Show, bar
+from image_encoders.weights.retries import ATTEMPTS, Again, as_again
+from image_encoders.weights.retries import check as check_status
 
 if TYPE_CHECKING:
     import httpx
@@ -37,12 +39,8 @@ TIMEOUT_S = 30.0  # to connect, and between two pieces of an answer
 HEAD_S = 120.0  # for the head of an answer, redirects included
 SLOW_S, SLOW_BYTES = 60.0, 60 << 10  # a body that brings fewer bytes in this time has stalled
 MAX_BYTES = 32 << 30  # of a file whose table entry says nothing smaller
-ATTEMPTS = 5  # in a row that bring nothing new
-BACKOFF_S = 0.5  # before the second attempt; doubled before each further one
-LONGEST_PAUSE_S = 60.0  # that a server may ask for
 PROGRESS = 1 << 20  # an attempt that brings fewer new bytes counts as one that brought nothing
 REDIRECTS = 10
-TRANSIENT = {408, 425, 429, 500, 502, 503, 504}
 YES = {"1", "true", "yes", "on"}
 
 
@@ -175,17 +173,6 @@ def _writing(target: Path) -> Iterator[None]:
         raise WeightsError(f"{target}: {what}") from error
 
 
-class _Again(Exception):
-    """This attempt failed in a way that another one may not.
-
-    pause: what the server asks for [s]
-    """
-
-    def __init__(self, what: str, pause: float = 0.0) -> None:
-        super().__init__(what)
-        self.pause = pause
-
-
 class _Download:
     """One file on its way: `<file>.part` holds what came, `<file>.part.json` which version of the file that is."""
 
@@ -218,27 +205,25 @@ class _Download:
                     if not self.complete():
                         self.receive(client, show)
                     return self.finish()
-                except _Again as error:
-                    reason, pause = str(error), error.pause
                 except (httpx.UnsupportedProtocol, httpx.TooManyRedirects, httpx.InvalidURL) as error:
                     raise WeightsError(f"{self.url}: {error}") from error
-                except httpx.TransportError as error:
-                    if isinstance(error, (httpx.ConnectError, httpx.ConnectTimeout)) and not self.answered:
+                except (Again, httpx.TransportError) as error:
+                    again = as_again(error, self.answered)
+                    if again is None:
                         raise WeightsError(
                             f"{self.url}: the server cannot be reached ({error}); check the network connection, or "
                             "download the file elsewhere and pass its path as weights="
                         ) from error
-                    reason, pause = f"{type(error).__name__}: {error}", 0.0
                 failures = 1 if self.have >= furthest + PROGRESS else failures + 1
                 furthest = max(furthest, self.have)
                 if failures >= ATTEMPTS:
                     raise WeightsError(
-                        f"{self.url}: {reason}, {failures} times in a row. "
+                        f"{self.url}: {again}, {failures} times in a row. "
                         + (f"{self.have} bytes are kept in {self.part}; " if self.have else "")
                         + "try again later, or fetch it elsewhere and pass its path as weights="
                     )
-                logger.info("%s: %s; trying again", self.url, reason)
-                time.sleep(min(max(pause, BACKOFF_S * 2 ** (failures - 1)), LONGEST_PAUSE_S))
+                logger.info("%s: %s; trying again", self.url, again)
+                time.sleep(again.pause_s(failures))
 
     def restore(self) -> bool:
         """Take up what an earlier download left, if it says which version of the file that is."""
@@ -293,11 +278,11 @@ class _Download:
                             break  # more than the file has: `finish` says so
                         if time.monotonic() > since + SLOW_S:
                             if self.have < then + SLOW_BYTES:
-                                raise _Again(f"only {self.have - then} bytes came in {SLOW_S:g} s")
+                                raise Again(f"only {self.have - then} bytes came in {SLOW_S:g} s")
                             since, then = time.monotonic(), self.have
                 except httpx.TransportError as error:
                     came = f"{self.have} of {self.total() or 'unknown'} bytes"
-                    raise _Again(f"the connection broke after {came} ({type(error).__name__})") from error
+                    raise Again(f"the connection broke after {came} ({type(error).__name__})") from error
                 finally:
                     file.flush()
                     os.fsync(file.fileno())
@@ -310,11 +295,10 @@ class _Download:
         """Decide by the answer's head whether its body starts the file, continues it, or is none of it."""
         self.answered = True
         status = response.status_code
-        if status in TRANSIENT:
-            raise _Again(f"the server answers {status}", _seconds(response.headers.get("Retry-After")))
+        check_status(response)
         if status == 416:  # nothing at that position: what we have is not a part of this file
             self.discard()
-            raise _Again("the server cannot resume the file")
+            raise Again("the server cannot resume the file")
         if status in (404, 410):
             raise WeightsError(
                 f"{self.url}: the server has no such file ({status}). If you have it, pass its path as weights=; "
@@ -332,7 +316,7 @@ class _Download:
                 self.continued = True
                 return
             self.discard()
-            raise _Again("the server continues another file")
+            raise Again("the server continues another file")
         if status == 206:
             raise WeightsError(f"{self.url}: the server sends a part although the whole was asked for")
         self.begin(version)
@@ -379,7 +363,7 @@ class _Download:
         """The complete part, checked, becomes the file."""
         have, total = self.have, self.total()
         if total is not None and have < total:
-            raise _Again(f"the server ends after {have} of {total} bytes")
+            raise Again(f"the server ends after {have} of {total} bytes")
         if total is not None and have > total:
             self.discard()
             raise WeightsError(f"{self.url}: the server sends more than the {total} bytes that the file has")
@@ -387,13 +371,13 @@ class _Download:
             self.discard()
             raise self.too_large(have)
         if not have and not self.sha256:
-            raise _Again("the server sends an empty file")
+            raise Again("the server sends an empty file")
         actual = self.digest.hexdigest()
         if self.sha256 and actual != self.sha256:
             continued = self.continued
             self.discard()
             if continued:
-                raise _Again("the continued file has another sha256; starting over")
+                raise Again("the continued file has another sha256; starting over")
             raise WeightsError(
                 f"{self.url}: the {have} bytes received have sha256 {actual}; {self.sha256} was published. "
                 "They were deleted. Try again; if it happens again, the server's file is not the published one"
@@ -426,7 +410,7 @@ class _Deadline:
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         self._timer.cancel()
         if self.passed and isinstance(error, Exception):
-            raise _Again(f"no answer within {self.seconds:g} s") from error
+            raise Again(f"no answer within {self.seconds:g} s") from error
 
     def _note(self, event: str, facts: dict[str, Any]) -> None:
         if event.endswith((".connect_tcp.complete", ".start_tls.complete")):
@@ -436,11 +420,6 @@ class _Deadline:
         self.passed = True
         with suppress(OSError, AttributeError):  # closed already, or not connected yet, which has a timeout of its own
             self._socket.shutdown(socket.SHUT_RDWR)
-
-
-def _seconds(value: str | None) -> float:
-    """A Retry-After header's pause; 0 where it gives a date."""
-    return float(_count(value or "") or 0)
 
 
 def _count(value: str) -> int | None:

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import errno
+import logging
 import sys
+import time
 from fnmatch import fnmatch
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 from image_encoders.errors import UnknownModel, WeightsError, first_line
 from image_encoders.weights.fetch import TIMEOUT_S, is_offline
+from image_encoders.weights.retries import ATTEMPTS, Again, as_again
+
+logger = logging.getLogger(__name__)
 
 HUB_FILES = ("*.json", "*.txt", "*.model")  # configuration and tokenizer
 SAFE_WEIGHTS = "model*.safetensors"
@@ -40,11 +46,30 @@ def hub_folder(
 
 
 class _Unreachable(Exception):
-    """The hub could not be reached."""
+    """The hub could not be reached; `again` where another attempt may reach it."""
+
+    def __init__(self, what: str, again: Again | None) -> None:
+        super().__init__(what)
+        self.again = again
 
 
 def _downloaded(repo_id: str, revision: str | None, progress: bool | None) -> Path:
-    """The folder, brought up to date; _Unreachable where only the network is in the way."""
+    """The folder, brought up to date; _Unreachable where only the network is in the way.
+
+    Tried again as `retries` says, unless the cache has the checkpoint, which serves at once.
+    """
+    for failures in count(1):
+        try:
+            return _tried(repo_id, revision, progress)
+        except _Unreachable as error:
+            if error.again is None or failures >= ATTEMPTS or _is_cached(repo_id, revision):
+                raise
+            logger.info("%s: %s; trying again", repo_id, error)
+            time.sleep(error.again.pause_s(failures))
+    raise AssertionError
+
+
+def _tried(repo_id: str, revision: str | None, progress: bool | None) -> Path:
     from huggingface_hub import errors
 
     shown = sys.stderr.isatty() if progress is None else progress
@@ -67,7 +92,9 @@ def _downloaded(repo_id: str, revision: str | None, progress: bool | None) -> Pa
         if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
             raise WeightsError(f"{repo_id}: {error}; set HF_HOME to a folder with room that you may write") from error
         said = f"{type(error).__name__}: {first_line(error)[:120]}"
-        raise _Unreachable(f"Hugging Face cannot be reached ({said})") from error
+        causes = [one for one in (error, error.__cause__) if one is not None]
+        again = next(filter(None, (as_again(one, answered=False) for one in causes)), None)
+        raise _Unreachable(f"Hugging Face cannot be reached ({said})", again) from error
 
 
 def _cached(repo_id: str, revision: str | None, why: str) -> Path:
@@ -84,6 +111,14 @@ def _cached(repo_id: str, revision: str | None, why: str) -> Path:
         raise WeightsError(f"{repo_id} is not completely downloaded, and {why}. {REACHABLE}") from error
     except errors.HFValidationError as error:
         raise _not_an_id(repo_id) from error
+
+
+def _is_cached(repo_id: str, revision: str | None) -> bool:
+    try:
+        _complete(_cached(repo_id, revision, ""), repo_id)
+    except WeightsError:
+        return False
+    return True
 
 
 def _not_an_id(repo_id: str) -> UnknownModel:
