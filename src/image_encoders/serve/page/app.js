@@ -10,14 +10,14 @@ import { ask } from "./service.js";
 import { busy, showFailures, Status } from "./status.js";
 import * as words from "./words.js";
 
-const PAUSE = 200; // ms without typing before a search starts
+const PAUSE = 200; // ms without typing before a search
 const FILES = 8; // examples taken at once
 const [box, list, filters] = ["words", "results", "filters"].map(find);
 
 let query = address.read(location.search);
 let results, status;
-let typing = false; // the last search came from typing: more replaces it in the history
-let uploads = []; // examples on their way
+let typing = false; // more typing replaces the last search
+let uploads = []; // on their way
 
 history.scrollRestoration = "manual";
 
@@ -360,6 +360,8 @@ async function upload(files) {
 			const headers = { "Content-Type": file.type || "application/octet-stream" };
 			const { vector, thumbnail } = await ask("v1/queries", { method: "POST", body: file, headers, signal: entry.stop.signal });
 			remember(vector, { name: entry.name, thumbnail });
+			typing = false;
+			typed();
 			navigate({ terms: [...query.terms, { kind: "vector", sign: 1, value: vector }] });
 		} catch (error) {
 			if (error.name !== "AbortError") refused(Error(`${words.name(entry.name)}: ${error.message}`));
