@@ -33,7 +33,8 @@ test-other-processor: $(VENV)/dev-installed ## run the tests of models and engin
 		"from image_encoders.engines.openvino import has_bfloat16; print(int(not has_bfloat16()))") \
 		$(BIN)/python -m pytest tests/engines tests/models tests/contract tests/test_encoder.py -m "not golden"
 
-soak: $(VENV)/dev-installed ## load a service for half an hour with 1% broken images: MINUTES=5 for a shorter time
+soak: $(VENV)/dev-installed ## kill runs at 50 moments, load a service for half an hour with 1% broken images (MINUTES=5: shorter)
+	KILL_SERIES=5 $(BIN)/python -m pytest tests/bulk/test_kill.py -k random_moments
 	$(BIN)/python tests/serve/soak.py --minutes $(MINUTES)
 
 test-jina: $(JINA)/installed ## run all tests of the Jina Executors, real Flows among them, in an environment of their own

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from image_encoders.bulk.sources import find
 from image_encoders.collection import Collection
 
 SCRIPT = Path(__file__).with_name("encode_folder.py")
+SERIES = int(os.environ.get("KILL_SERIES", "1"))  # of ten random moments each; `make soak` has more
 
 
 @pytest.fixture(scope="module")
@@ -96,12 +98,13 @@ def wait_for_commits(process: subprocess.Popen[str], index: Path, count: int) ->
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("seed", range(SERIES))
 def test_killing_it_at_ten_random_moments_changes_nothing(
-    start: Callable[[], subprocess.Popen[str]], photos: Path, undisturbed: Collection, tmp_path: Path
+    start: Callable[[], subprocess.Popen[str]], photos: Path, undisturbed: Collection, tmp_path: Path, seed: int
 ) -> None:
     index = tmp_path / "index"
     complete = rows(undisturbed)
-    killed_in_the_midst, random = 0, Random(0)
+    killed_in_the_midst, random = 0, Random(seed)
     process = start()
     for _ in range(10):
         begin(process)
