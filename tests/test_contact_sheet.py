@@ -3,6 +3,7 @@ import io
 import re
 import shutil
 import subprocess
+import tarfile
 from dataclasses import dataclass
 from html.parser import HTMLParser
 from pathlib import Path
@@ -11,6 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from image_encoders.collection import Hit as StoredHit
+from image_encoders.collection import Locator
 from image_encoders.contact_sheet import SIDE, contact_sheet, thumbnail, write
 
 
@@ -25,6 +28,10 @@ class Hit:
     @property
     def id(self) -> str:
         return self.path
+
+    @property
+    def locator(self) -> Locator:
+        return Locator(self.path)
 
 
 class Reader(HTMLParser):
@@ -85,6 +92,17 @@ def test_a_thumbnail_is_upright(tmp_path):
 def test_what_is_transparent_shows_white(tmp_path):
     Image.new("RGBA", (20, 20), (200, 0, 0, 0)).save(tmp_path / "clear.png")
     assert min(Image.open(io.BytesIO(thumbnail(tmp_path / "clear.png"))).getpixel((10, 10))) > 250
+
+
+def test_an_image_in_an_archive_is_shown_under_its_own_name(tmp_path):
+    archive = tmp_path / "shard.tar"
+    with tarfile.open(archive, "w") as file:
+        file.add(draw_image(tmp_path / "a.png"), "deep/a.png")
+    member = "deep/a.png"
+    found = StoredHit(f"{archive}#{member}", str(archive), 0.5, 400, 200, "", member=member)
+    page = Reader(sheet([found]))
+    assert len(page.all("img")) == 1
+    assert "shard.tar#deep/a.png" in page.words
 
 
 def test_the_page_needs_nothing_but_itself(tmp_path):

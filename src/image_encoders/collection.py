@@ -109,6 +109,7 @@ class Hit:
     width, height: of the upright image [px]
     sha256: of the file's bytes, hexadecimal
     copies: ids of the other rows with the same bytes, in order; none where a search lists each of them
+    member, time_s: where the file is an archive, a table or a video, as of `Locator`
     """
 
     id: str
@@ -118,6 +119,13 @@ class Hit:
     height: int
     sha256: str
     copies: tuple[str, ...] = ()
+    member: str | None = None
+    time_s: float | None = None
+
+    @property
+    def locator(self) -> Locator:
+        """Where the image's bytes are."""
+        return Locator(self.path, self.member, self.time_s)
 
 
 @dataclass(frozen=True)
@@ -730,7 +738,10 @@ def open_collection(folder: str | os.PathLike[str]) -> Collection:
 
 def _hit(row: dict, copies: tuple[str, ...]) -> Hit:
     score = min(1.0, max(-1.0, 1.0 - row["_distance"]))
-    return Hit(row["id"], path_of(row["path"]), score, row["width"], row["height"], row["sha256"], copies)
+    place = path_of(row["path"])
+    member = None if row["member"] is None else path_of(row["member"])
+    facts = row["width"], row["height"], row["sha256"]
+    return Hit(row["id"], place, score, *facts, copies, member, row["time_s"])
 
 
 # ------------------------------------------------------------------ files

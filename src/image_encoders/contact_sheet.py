@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import base64
 import io
+import os
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from image_encoders.bulk.sources import read_locator
 from image_encoders.cache import atomic_write
+from image_encoders.collection import Locator
 from image_encoders.encoder import ordered
 from image_encoders.errors import InputError
 
@@ -30,7 +33,7 @@ def contact_sheet(hits: Sequence[Hit], *, query: str, model: str, collection: st
     image: shown beside the title where the query was one
     """
     figures = ordered(_figure, enumerate(hits, 1), ahead=16)
-    asked = _thumbnail(image, f"The query: {query}") if image else ""
+    asked = _thumbnail(Locator(str(image)), f"The query: {query}") if image else ""
     found = f"{len(hits)} image{'' if len(hits) == 1 else 's'}"
     return f"""<!DOCTYPE html>
 <html lang="en">
@@ -69,13 +72,14 @@ def write(path: Path, page: str) -> None:
 def _figure(ranked: tuple[int, Hit]) -> str:
     rank, hit = ranked
     path = Path(hit.path)
-    shown = _thumbnail(path, path.name)
+    name = hit.id.removeprefix(f"{path.parent}/") if hit.locator != Locator(hit.path) else path.name
+    shown = _thumbnail(hit.locator, name)
     if path.exists():
         shown = f'<a href="{escape(path.absolute().as_uri())}">{shown}</a>'
     return f"""<li><figure>
 {shown}
 <figcaption><b>{rank}</b> <span class="score" title="cosine similarity">{hit.score:.3f}</span>
-<span class="name" title="{escape(hit.path)}">{escape(path.name)}</span>
+<span class="name" title="{escape(hit.path)}">{escape(name)}</span>
 <span class="size">{hit.width} × {hit.height}</span>{_copies(hit)}</figcaption>
 </figure></li>
 """
@@ -90,12 +94,13 @@ def _copies(hit: Hit) -> str:
     return f'\n<span class="name" title="{escape(names)}">and {count:,} {"copy" if count == 1 else "copies"}</span>'
 
 
-def _thumbnail(path: Path, said: str) -> str:
+def _thumbnail(locator: Locator, said: str) -> str:
     """An <img> that holds the image itself, or a note of why there is none."""
     try:
-        encoded = base64.b64encode(thumbnail(path)).decode()
+        encoded = base64.b64encode(thumbnail(read_locator(locator))).decode()
     except (InputError, OSError) as error:
-        reason = "This image can no longer be read" if path.exists() else "This image is no longer there"
+        there = os.path.exists(locator.path)
+        reason = "This image can no longer be read" if there else "This image is no longer there"
         return f'<span class="missing" title="{escape(str(error))}">{reason}</span>'
     return f'<img alt="{escape(said)}" src="data:image/jpeg;base64,{encoded}">'
 

@@ -50,6 +50,11 @@ def test_the_models_are_listed(client: httpx.Client, encoder: Encoder) -> None:
     assert (model["dim"], model["fingerprint"]) == (encoder.dim, encoder.fingerprint)
 
 
+def test_the_address_alone_leads_to_the_documentation(client: httpx.Client) -> None:
+    answer = client.get("/", follow_redirects=False)
+    assert (answer.status_code, answer.headers["location"]) == (307, "docs")
+
+
 def test_the_service_is_live_and_ready(client: httpx.Client) -> None:
     assert client.get("/health/live").json() == {"status": "live"}
     assert client.get("/health/ready").json() == {"status": "ready", "models": {"clip/demo": "ready"}}

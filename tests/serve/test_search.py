@@ -107,6 +107,11 @@ def refused(answer: httpx.Response, status: int, *said: str) -> dict:
 # ------------------------------------------------------------------ queries
 
 
+def test_the_address_alone_leads_to_the_page(client: httpx.Client) -> None:
+    answer = client.get("/", follow_redirects=False)
+    assert (answer.status_code, answer.headers["location"]) == (307, "search")
+
+
 def test_words_find_what_the_collection_finds(searched: Searched, search: Callable, encoder: Encoder) -> None:
     query = encoder.encode_text(["a red circle"])[0]
     answer = search(q="a red circle", k=10)

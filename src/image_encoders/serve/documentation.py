@@ -1,4 +1,4 @@
-"""/openapi.json and /docs: the service's own description, and a page that shows it; nothing comes from another host."""
+"""/, /openapi.json and /docs: the service described by itself, and a page that shows it; no other host is asked."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fastapi import APIRouter, FastAPI, Request
-from fastapi.responses import Response
+from fastapi.responses import RedirectResponse, Response
 
 from image_encoders.serve.assets import Assets
 
@@ -36,6 +36,13 @@ PAGE = """<!doctype html>
 """
 
 router = APIRouter(include_in_schema=False)
+
+
+@router.api_route("/", methods=["GET", "HEAD"])
+async def first(request: Request) -> Response:
+    """Where somebody who typed the address alone wants to be: the search page, or without a collection the docs."""
+    service = request.app.state.service
+    return RedirectResponse("docs" if service.collection is None and service.run is None else "search")
 
 
 @router.get("/docs")
