@@ -97,6 +97,11 @@ def give_file(page: Page, event: str, name: str, kind: str, content: bytes) -> N
     )
 
 
+def look_again(page: Page) -> None:
+    """Have the page ask for the status now, as it does when somebody comes back to it."""
+    page.evaluate("""() => document.dispatchEvent(new Event("visibilitychange"))""")
+
+
 # ---- words ----
 
 
@@ -579,6 +584,17 @@ def test_a_running_embedding_is_followed(page: Page, service: StandIn):
     expect(page.locator("#counts")).to_contain_text(re.compile(r"Not yet looked at\s*297"))
     service.run = None
     expect(page.locator("#run")).to_be_hidden()
+
+
+def test_images_that_were_deleted_leave_the_page_on_request(page: Page, service: StandIn):
+    page.goto("/search")
+    expect(count(page)).to_have_text("10,000 images")
+    expect(page.locator("#service-said")).to_have_text("clip/stand-in")  # the number of images is known
+    service.images = 9_998
+    look_again(page)
+    page.get_by_role("button", name="Hide 2 deleted images").click()
+    expect(count(page)).to_have_text("9,998 images")
+    expect(page.locator("#fresh")).to_be_hidden()
 
 
 def test_throughput_and_latency_are_asked_for_only_while_they_are_seen(page: Page):

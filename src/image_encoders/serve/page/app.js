@@ -2,7 +2,7 @@
 
 import * as address from "./address.js";
 import { Detail } from "./detail.js";
-import { element, find, hide } from "./dom.js";
+import { element, find, held, hide } from "./dom.js";
 import { Grid } from "./grid.js";
 import { Results } from "./results.js";
 import { Selection } from "./selection.js";
@@ -16,14 +16,14 @@ const [box, list, filters] = ["words", "results", "filters"].map(find);
 
 let query = address.read(location.search);
 let results, status;
+let seen; // images at the last search
 let typing = false; // more typing replaces the last search
 let uploads = []; // on their way
 
 history.scrollRestoration = "manual";
 
 function navigate(changes, { replace = false, hash = "" } = {}) {
-	clearTimeout(pause);
-	typing = false;
+	settled();
 	const said = address.write({ ...query, ...changes });
 	const to = location.pathname + (said && `?${said}`) + hash;
 	if (to !== location.pathname + location.search + location.hash) {
@@ -52,8 +52,7 @@ function route(back = false) {
 }
 
 window.onpopstate = () => {
-	clearTimeout(pause);
-	typing = false;
+	settled();
 	route(true);
 };
 
@@ -92,8 +91,9 @@ async function search(back = false) {
 		return refused(error);
 	}
 	list.ariaBusy = false;
+	seen = status?.collection?.images;
 	hide("results", false);
-	hide("notice", true);
+	for (const id of ["notice", "fresh"]) hide(id, true);
 	grid.show(results.sections());
 	scrollTo(0, scroll);
 	tell();
@@ -136,7 +136,7 @@ function refused(error) {
 	clearTimeout(retry);
 	if (error.wait) retry = setTimeout(search, error.wait * 1000);
 }
-find("again").onclick = () => search();
+find("again").onclick = find("fresh").onclick = () => search();
 
 function drawEmpty() {
 	hide("empty", !results || results.count || !find("notice").hidden);
@@ -269,6 +269,7 @@ function more({ key, name, thumbnail }, sign = 1, to = { words: "", terms: [] })
 }
 
 let pause;
+const settled = () => (clearTimeout(pause), (typing = false));
 function typed() {
 	clearTimeout(pause);
 	const said = box.value.trim();
@@ -391,12 +392,11 @@ window.ondragleave = ({ relatedTarget }) => relatedTarget || hide("drop", true);
 
 window.onkeydown = (event) => {
 	if (event.key === "ArrowDown" && event.target === box) event.preventDefault(grid.focus(grid.current));
-	if (event.target.closest("input, select") || event.ctrlKey || event.metaKey || event.altKey || find("detail").open) return;
+	if (event.target.closest("input, select") || held(event) || find("detail").open) return;
 	if (event.key === "/") event.preventDefault(box.focus());
 	if (event.key === "Escape") selection.set([...selection.hits.values()], false);
 };
 
-let seen = null; // images at the last search
 const watcher = new Status((now) => {
 	status = now;
 	find("title").textContent = now.collection?.name ?? "Search images";
@@ -410,17 +410,12 @@ const watcher = new Status((now) => {
 	find("drop").textContent = `Drop ${files} to search by it`;
 	const images = now.collection?.images ?? 0;
 	seen ??= images;
-	hide("fresh", images <= seen);
-	find("fresh").textContent = `Show ${words.plural(images - seen, "new image")}`;
-	if (images > seen && results && !results.count) fresh();
+	const more = images - seen;
+	hide("fresh", !more);
+	find("fresh").textContent = more > 0 ? `Show ${words.plural(more, "new image")}` : `Hide ${words.plural(-more, "deleted image")}`;
+	if (more > 0 && results && !results.count) search();
 	if (results) tell();
 });
-function fresh() {
-	seen = status.collection.images;
-	hide("fresh", true);
-	search();
-}
-find("fresh").onclick = fresh;
 
 location.search || !matchMedia("(hover)").matches || box.focus();
 route(true);

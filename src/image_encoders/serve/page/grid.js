@@ -1,6 +1,6 @@
 // A grid of any number of tiles, of which only those near the window are in the document.
 
-import { element } from "./dom.js";
+import { element, held } from "./dom.js";
 
 const HEAD = 56; // px above a section with a title
 const CAPTION = 44; // px below an image
@@ -24,7 +24,7 @@ export class Grid {
 	show(sections, grown) {
 		const sizes = (all) => all.map(({ size }) => size).join();
 		if (grown && sizes(sections) === sizes(this.sections)) return this.refresh();
-		const held = this.root.contains(document.activeElement);
+		const inside = this.root.contains(document.activeElement);
 		const anchor = grown && this.anchor();
 		const focused = grown && document.activeElement.closest("#results li")?.dataset.hit;
 		this.root.replaceChildren();
@@ -32,7 +32,7 @@ export class Grid {
 		this.sections = sections;
 		if (!grown) this.current = 0;
 		this.place(anchor);
-		if (held && !grown) this.tiles.get(0)?.firstElementChild.focus({ preventScroll: true });
+		if (inside && !grown) this.tiles.get(0)?.firstElementChild.focus({ preventScroll: true });
 		if (focused) this.focus(this.position(+focused) ?? this.current);
 	}
 
@@ -193,7 +193,7 @@ export class Grid {
 	}
 
 	key(event) {
-		if (event.ctrlKey || event.metaKey || event.altKey || !event.target.closest("li a")) return;
+		if (held(event) || !event.target.closest("li a")) return;
 		const at = this.current;
 		const page = Math.max(1, Math.floor(innerHeight / this.row) - 1) * this.columns;
 		const to = {
