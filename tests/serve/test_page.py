@@ -936,7 +936,7 @@ def test_what_a_real_service_refuses_is_said(visitor: Page):
     page = visitor
     give_file(page, "drop", "notes.txt", "text/plain", b"These are no pixels.")
     expect(page.get_by_role("alert")).to_contain_text("notes.txt: ")
-    page.get_by_role("button", name="Try again").click()
+    page.get_by_role("button", name="Close").click()
     expect(page.get_by_role("alert")).to_be_hidden()
     give_file(page, "drop", "waves.wav", "audio/wav", b"RIFF")
     expect(page.get_by_role("alert")).to_contain_text("clip/demo has no audio tower")
