@@ -86,6 +86,7 @@ class StandIn:
 
     url: str = ""
     images: int = 10_000
+    reachable: bool = True  # the folder of the images
     modalities: list[str] = field(default_factory=lambda: ["image", "text", "audio"])
     collection: bool = True
     failures: int = 230
@@ -121,7 +122,8 @@ def application(state: StandIn) -> FastAPI:
     @app.exception_handler(HTTPException)
     async def refuse(request: Request, error: HTTPException) -> JSONResponse:
         body = {"error": {"message": error.detail, "type": "invalid", "param": None, "code": None}}
-        return JSONResponse({**body, "detail": error.detail, "status": error.status_code}, error.status_code)
+        problem = {**body, "detail": error.detail, "status": error.status_code}
+        return JSONResponse(problem, error.status_code, error.headers)
 
     def check(request: Request) -> None:
         if state.key and request.cookies.get("key") != state.key:
@@ -210,8 +212,8 @@ def application(state: StandIn) -> FastAPI:
         number = numbers.get(key)
         if number is None:
             raise HTTPException(404, "No image has this key.")
-        if number == 9:
-            raise HTTPException(410, "The file is gone.")
+        if number == 9 or not state.reachable:
+            raise HTTPException(410, "The file is gone.", {"Cache-Control": "private, no-cache"})
         headers = {"Cache-Control": "public, max-age=31536000, immutable", "ETag": f'"{key}"'}
         return Response(scenes()[number % SCENES], media_type="image/jpeg", headers=headers)
 
@@ -227,7 +229,7 @@ def application(state: StandIn) -> FastAPI:
         check(request)
         collection = {"name": "Holidays", "images": state.images, "failures": state.failures}
         return {
-            "model": "clip/stand-in",
+            "model": "clip/stand-in" if state.modalities else None,
             "modalities": state.modalities,
             "collection": collection if state.collection else None,
             "run": state.run,

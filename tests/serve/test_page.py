@@ -97,6 +97,11 @@ def give_file(page: Page, event: str, name: str, kind: str, content: bytes) -> N
     )
 
 
+def look_again(page: Page) -> None:
+    """Have the page ask for the status now, as it does when somebody comes back to it."""
+    page.evaluate("""() => document.dispatchEvent(new Event("visibilitychange"))""")
+
+
 # ---- words ----
 
 
@@ -227,7 +232,9 @@ def test_a_file_that_cannot_be_embedded_is_refused_by_name(page: Page):
     give_file(page, "drop", "torn.jpg", "image/jpeg", b"broken")
     expect(page.get_by_role("alert")).to_contain_text("torn.jpg: The JPEG ends after 12 of 900 bytes.")
     expect(chips(page)).to_have_count(0)
-    page.get_by_role("button", name="Try again").click()
+    expect(count(page)).to_have_text("10,000 images")
+    expect(tiles(page).first).to_be_visible()  # what was found before stays
+    page.get_by_role("button", name="Close").click()
     expect(page.get_by_role("alert")).to_be_hidden()
     expect(tiles(page).first).to_be_visible()
 
@@ -581,6 +588,43 @@ def test_a_running_embedding_is_followed(page: Page, service: StandIn):
     expect(page.locator("#run")).to_be_hidden()
 
 
+def test_images_that_were_deleted_leave_the_page_on_request(page: Page, service: StandIn):
+    page.goto("/search")
+    expect(count(page)).to_have_text("10,000 images")
+    expect(page.locator("#service-said")).to_have_text("clip/stand-in")  # the number of images is known
+    service.images = 9_998
+    look_again(page)
+    page.get_by_role("button", name="Hide 2 deleted images").click()
+    expect(count(page)).to_have_text("9,998 images")
+    expect(page.locator("#fresh")).to_be_hidden()
+
+
+def test_a_folder_out_of_reach_is_said_and_its_images_come_back_with_it(page: Page, service: StandIn):
+    service.images, service.reachable = 3, False
+    message = "the files of 3 images are out of reach, so nothing is removed"
+    service.run = {"state": "paused", "total": 3, "done": 0, "failed": 0, "rate": 0, "eta": None, "message": message}
+    page.goto("/search")
+    said = "Paused: the files of 3 images are out of reach, so nothing is removed."
+    expect(page.locator("#run p")).to_have_text(said)
+    expect(page.get_by_role("progressbar")).to_be_hidden()
+    expect(tiles(page)).to_have_count(3)
+    expect(page.locator("#results img.there")).to_have_count(0)
+    service.reachable, service.run = True, {**service.run, "state": "following", "message": ""}
+    look_again(page)
+    expect(page.locator("#results img.there")).to_have_count(3)
+    expect(page.locator("#run")).to_be_hidden()
+
+
+def test_the_list_of_failures_follows_their_number(page: Page, service: StandIn):
+    service.failures = 2
+    page.goto("/search#failures")
+    expect(page.locator("tbody tr")).to_have_count(2)
+    expect(page.get_by_role("link", name="2 failed")).to_be_visible()
+    service.failures = 5
+    look_again(page)
+    expect(page.locator("tbody tr")).to_have_count(5)
+
+
 def test_throughput_and_latency_are_asked_for_only_while_they_are_seen(page: Page):
     asked: list[str] = []
     page.on("request", lambda request: asked.append(request.url) if "status.json" in request.url else None)
@@ -609,6 +653,24 @@ def test_an_empty_collection_says_how_to_fill_it(page: Page, service: StandIn):
     page.goto("/search")
     expect(page.get_by_role("heading", name="Nothing is embedded yet")).to_be_visible()
     expect(page.get_by_text("image-encoders encode FOLDER")).to_be_visible()
+
+
+def test_a_folder_without_images_fills_the_page_once_it_has_some(page: Page, service: StandIn):
+    service.images, service.collection, service.modalities = 0, False, []
+    service.broken[""] = (404, "nothing is embedded yet: the model is being loaded")
+    service.run = {"state": "looking", "total": None, "done": 0, "failed": 0, "rate": 0, "eta": None, "message": ""}
+    page.goto("/search")
+    expect(page.get_by_role("alert")).to_contain_text("Nothing is embedded yet: the model is being loaded")
+    expect(words(page)).to_be_visible()  # whether the model takes words is not known yet
+    service.broken.clear()
+    service.run, service.collection, service.modalities = {**service.run, "state": "following"}, True, ["image", "text"]
+    expect(page.get_by_role("heading", name="No image in the folder yet")).to_be_visible()
+    expect(page.get_by_role("alert")).to_be_hidden()
+    expect(page.get_by_text("image-encoders encode")).to_be_hidden()
+    service.images = 3
+    look_again(page)
+    expect(count(page)).to_have_text("3 images")
+    expect(tiles(page)).to_have_count(3)
 
 
 def test_a_model_without_words_has_no_box_for_them(page: Page, service: StandIn):
@@ -874,7 +936,7 @@ def test_what_a_real_service_refuses_is_said(visitor: Page):
     page = visitor
     give_file(page, "drop", "notes.txt", "text/plain", b"These are no pixels.")
     expect(page.get_by_role("alert")).to_contain_text("notes.txt: ")
-    page.get_by_role("button", name="Try again").click()
+    page.get_by_role("button", name="Close").click()
     expect(page.get_by_role("alert")).to_be_hidden()
     give_file(page, "drop", "waves.wav", "audio/wav", b"RIFF")
     expect(page.get_by_role("alert")).to_contain_text("clip/demo has no audio tower")

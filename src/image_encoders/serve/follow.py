@@ -258,8 +258,8 @@ class Following:
         message = ""
         if kept:
             message = (
-                f"the files of {kept:,} images are out of reach, all at once; {self.job.folder} or a folder below it "
-                "may be unmounted: nothing is removed"
+                f"the files of {kept:,} image{'' if kept == 1 else 's'} are out of reach, all at once, so nothing is "
+                f"removed; {self.job.folder} or a folder below it may be unmounted"
             )
         elif watch is not None and watch.refused:
             message = f"looks every {UNWATCHED_S:.0f} s, as the system reports no changes here: {watch.refused}"

@@ -2,7 +2,7 @@
 
 import * as address from "./address.js";
 import { Detail } from "./detail.js";
-import { element, find, hide } from "./dom.js";
+import { copy, element, find, held, hide } from "./dom.js";
 import { Grid } from "./grid.js";
 import { Results } from "./results.js";
 import { Selection } from "./selection.js";
@@ -16,14 +16,14 @@ const [box, list, filters] = ["words", "results", "filters"].map(find);
 
 let query = address.read(location.search);
 let results, status;
+let seen; // images at the last search
 let typing = false; // more typing replaces the last search
 let uploads = []; // on their way
 
 history.scrollRestoration = "manual";
 
 function navigate(changes, { replace = false, hash = "" } = {}) {
-	clearTimeout(pause);
-	typing = false;
+	settled();
 	const said = address.write({ ...query, ...changes });
 	const to = location.pathname + (said && `?${said}`) + hash;
 	if (to !== location.pathname + location.search + location.hash) {
@@ -43,7 +43,7 @@ function route(back = false) {
 	}
 	if (box.value.trim() !== query.words) box.value = query.words;
 	drawQuery();
-	if (!results || !find("notice").hidden || address.write(query) !== before) search(back);
+	if (!results || list.hidden || address.write(query) !== before) search(back);
 	else if (back && name === "images") scrollTo(0, history.state?.scroll ?? 0);
 	watcher.watch(name === "service");
 	if (name === "failures") showFailures();
@@ -52,8 +52,7 @@ function route(back = false) {
 }
 
 window.onpopstate = () => {
-	clearTimeout(pause);
-	typing = false;
+	settled();
 	route(true);
 };
 
@@ -65,7 +64,7 @@ addEventListener("scroll", () => {
 	scrolled = setTimeout(keepScroll, 200);
 }, { passive: true });
 
-const grid = new Grid(list, find("tile"), {
+const grid = new Grid(list, {
 	fill,
 	need: (hits) => results?.need(hits).catch(refused),
 	end: () => results?.needMore().catch(refused),
@@ -92,8 +91,9 @@ async function search(back = false) {
 		return refused(error);
 	}
 	list.ariaBusy = false;
+	seen = status?.collection?.images;
 	hide("results", false);
-	hide("notice", true);
+	for (const id of ["notice", "fresh"]) hide(id, true);
 	grid.show(results.sections());
 	scrollTo(0, scroll);
 	tell();
@@ -121,30 +121,36 @@ function tell() {
 		: `${above ? words.number(above) : "None"}${line == null ? " or more" : ""} of ${all} above the line`;
 	document.title = `${query.words || (results.ranked ? "Like these" : "All images")} – ${find("title").textContent}`;
 	for (const hit of hits) if (hit?.folder) places.add(hit.folder);
-	find("folders").replaceChildren(...[...places].slice(0, 500).sort().map((place) => new Option(place, place)));
+	find("folders").replaceChildren(...[...places].slice(0, 500).sort().map((place) => new Option(place)));
 	drawEmpty();
 }
 const places = new Set();
 
-function refused(error) {
+// Why there is no answer; `instead` of results, or above them.
+function refused(error, instead = true) {
 	if (error.name === "AbortError") return;
 	find("said").textContent = error.message;
-	find("count").textContent = "";
 	hide("notice", false);
-	hide("results", true);
-	hide("empty", true);
-	clearTimeout(retry);
-	if (error.wait) retry = setTimeout(search, error.wait * 1000);
+	if (instead) {
+		find("count").textContent = "";
+		hide("results", true);
+		hide("empty", true);
+		clearTimeout(retry);
+		if (error.wait) retry = setTimeout(search, error.wait * 1000);
+	}
+	find("again").textContent = list.hidden ? "Try again" : "Close";
 }
-find("again").onclick = () => search();
+find("fresh").onclick = () => search();
+find("again").onclick = () => (list.hidden ? search() : hide("notice", true));
 
 function drawEmpty() {
-	hide("empty", !results || results.count || !find("notice").hidden);
+	hide("empty", !results || results.count || list.hidden);
 	const filtered = Object.keys(query.filters).length;
 	const [title, said, code] =
 		filtered ? ["No image fits these filters", "Wider ones may find some."]
 		: busy(status) ? ["The first images are on their way", "They appear here as they are embedded."]
-		: ["Nothing is embedded yet", "Images appear here once they are embedded:", "image-encoders encode FOLDER -o COLLECTION"];
+		: status?.run ? ["No image in the folder yet", "Images appear here by themselves."]
+		: ["Nothing is embedded yet", "To embed images:", "image-encoders encode FOLDER -o COLLECTION"];
 	find("empty").replaceChildren(element("h2", title), element("p", said), code ? element("code", code) : "");
 }
 
@@ -174,7 +180,6 @@ function fill(tile, place) {
 	tile.classList.toggle("low", close.over < 0);
 }
 
-list.addEventListener("error", ({ target }) => target.closest("li").classList.add("gone"), true);
 list.addEventListener("load", ({ target }) => target.classList.add("there"), true);
 
 const hitOf = ({ target }) => results?.hits[target.closest("li")?.dataset.hit];
@@ -269,6 +274,7 @@ function more({ key, name, thumbnail }, sign = 1, to = { words: "", terms: [] })
 }
 
 let pause;
+const settled = () => (clearTimeout(pause), (typing = false));
 function typed() {
 	clearTimeout(pause);
 	const said = box.value.trim();
@@ -303,14 +309,14 @@ for (const [id, sign] of [["keep", 1], ["without", -1]]) {
 function drawQuery() {
 	hide("wordy", !box.value);
 	const chip = (said, off, { thumbnail, sign, turn } = {}) => {
-		const item = find("chip").content.firstElementChild.cloneNode(true);
+		const item = copy("chip");
 		const [signed, image, label, remove] = item.children;
 		const name = (label.textContent = words.name(said));
-		const minus = sign < 0;
-		item.classList.toggle("minus", minus);
+		const [is, act] = sign < 0 ? ["minus", "Add"] : ["plus", "Subtract"];
+		item.className = is;
 		signed.hidden = !turn;
-		signed.ariaLabel = signed.title = `${minus ? "Add" : "Subtract"} ${name}`;
-		signed.querySelector("use").setAttribute("href", minus ? "#i-minus" : "#i-plus");
+		signed.ariaLabel = signed.title = `${act} ${name}`;
+		signed.querySelector("use").setAttribute("href", `#i-${is}`);
 		signed.onclick = turn;
 		image.hidden = !thumbnail;
 		if (thumbnail) image.src = thumbnail;
@@ -318,7 +324,7 @@ function drawQuery() {
 		remove.onclick = off;
 		return item;
 	};
-	const lead = { folder: "in ", from: "from ", to: "until ", min_width: "width from ", min_height: "height from " };
+	const lead = { folder: "in", from: "from", to: "until", min_width: "width from", min_height: "height from" };
 	const chips = [
 		...query.terms.map((term, at) => {
 			const turn = () => navigate({ terms: query.terms.with(at, { ...term, sign: -term.sign }) });
@@ -326,7 +332,7 @@ function drawQuery() {
 		}),
 		...uploads.map(({ name, stop }) => chip(`${name}…`, () => stop.abort())),
 		...Object.entries(query.filters).map(([name, value]) =>
-			chip(lead[name] + (name.length < 5 ? words.onDay(value) : value), () => navigate({ filters: { ...query.filters, [name]: "" } }))),
+			chip(`${lead[name]} ${name.length < 5 ? words.onDay(value) : value}`, () => navigate({ filters: { ...query.filters, [name]: "" } }))),
 	];
 	find("terms").replaceChildren(...chips);
 	hide("terms", !chips.length);
@@ -347,7 +353,7 @@ filters.onchange = () => {
 };
 filters.onreset = () => navigate({ filters: {} });
 
-const takes = (modality) => !status || status.modalities.includes(modality);
+const takes = (modality) => !status?.model || status.modalities.includes(modality);
 
 async function upload(files) {
 	for (const file of [...files].slice(0, FILES)) {
@@ -364,7 +370,7 @@ async function upload(files) {
 			typed();
 			navigate({ terms: [...query.terms, { kind: "vector", sign: 1, value: vector }] });
 		} catch (error) {
-			if (error.name !== "AbortError") refused(Error(`${words.name(entry.name)}: ${error.message}`));
+			if (error.name !== "AbortError") refused(Error(`${words.name(entry.name)}: ${error.message}`), false);
 		}
 		uploads = uploads.filter((other) => other !== entry);
 		drawQuery();
@@ -391,36 +397,34 @@ window.ondragleave = ({ relatedTarget }) => relatedTarget || hide("drop", true);
 
 window.onkeydown = (event) => {
 	if (event.key === "ArrowDown" && event.target === box) event.preventDefault(grid.focus(grid.current));
-	if (event.target.closest("input, select") || event.ctrlKey || event.metaKey || event.altKey || find("detail").open) return;
+	if (event.target.closest("input, select") || held(event) || find("detail").open) return;
 	if (event.key === "/") event.preventDefault(box.focus());
-	if (event.key === "Escape") selection.set([...selection.hits.values()], false);
+	if (event.key === "Escape") selection.clear();
 };
 
-let seen = null; // images at the last search
 const watcher = new Status((now) => {
+	const [was, paused] = [status?.collection, status?.run?.state === "paused"];
 	status = now;
 	find("title").textContent = now.collection?.name ?? "Search images";
 	const text = takes("text");
 	box.hidden = !text;
 	hide("wordless", text);
 	find("wordless").textContent = `Drop or paste an image: ${now.model} has no text tower`;
-	const files = takes("audio") ? "an image or a sound" : "an image";
+	const [files, types] = takes("audio") ? ["an image or a sound", "image/*,audio/*"] : ["an image", "image/*"];
 	find("pick").title = `Search by ${files}`;
-	find("file").accept = takes("audio") ? "image/*,audio/*" : "image/*";
+	find("file").accept = types;
 	find("drop").textContent = `Drop ${files} to search by it`;
-	const images = now.collection?.images ?? 0;
+	const images = now.collection?.images;
 	seen ??= images;
-	hide("fresh", images <= seen);
-	find("fresh").textContent = `Show ${words.plural(images - seen, "new image")}`;
-	if (images > seen && results && !results.count) fresh();
+	const more = images - seen || 0;
+	hide("fresh", !more);
+	find("fresh").textContent = more > 0 ? `Show ${words.plural(more, "new image")}` : `Hide ${words.plural(-more, "deleted image")}`;
+	if (list.hidden ? images !== was?.images : more > 0 && results && !results.count) search();
 	if (results) tell();
+	// Thumbnails were refused while the folder was out of reach.
+	if (paused && now.run?.state !== "paused") for (const image of list.querySelectorAll("img[src]:not(.there)")) image.src = image.src;
+	if (now.collection?.failures !== was?.failures && !find("see-failures").hidden) showFailures();
 });
-function fresh() {
-	seen = status.collection.images;
-	hide("fresh", true);
-	search();
-}
-find("fresh").onclick = fresh;
 
 location.search || !matchMedia("(hover)").matches || box.focus();
 route(true);

@@ -1,6 +1,6 @@
 // One image, large, with what is known of it.
 
-import { element, find } from "./dom.js";
+import { element, find, held } from "./dom.js";
 import * as words from "./words.js";
 
 export class Detail {
@@ -18,7 +18,7 @@ export class Detail {
 		};
 		this.dialog.onkeydown = (event) => {
 			const step = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
-			if (step && !event.altKey && !event.ctrlKey && !event.metaKey) go(step);
+			if (step && !held(event)) go(step);
 		};
 		let from;
 		this.dialog.ontouchstart = ({ touches }) => (from = touches[0].clientX);

@@ -1,6 +1,6 @@
 // A grid of any number of tiles, of which only those near the window are in the document.
 
-import { element } from "./dom.js";
+import { copy, element, held } from "./dom.js";
 
 const HEAD = 56; // px above a section with a title
 const CAPTION = 44; // px below an image
@@ -10,8 +10,8 @@ const TALLEST = 15e6; // px: browsers end elements a little above this
 export class Grid {
 	// A section is {title, note, size, hit: place in it -> place among the hits}.
 	// fill(tile, place): shows a hit; need(places): they are in sight; end(): so are the last ones
-	constructor(root, template, { fill, need, end }) {
-		Object.assign(this, { root, template, fill, need, end, sections: [], size: 0 });
+	constructor(root, { fill, need, end }) {
+		Object.assign(this, { root, fill, need, end, sections: [], size: 0 });
 		this.current = 0; // the position that Tab leads to; positions count tiles over all sections
 		this.tiles = new Map(); // position -> tile
 		addEventListener("scroll", () => (this.frame ??= requestAnimationFrame(() => this.draw())), { passive: true });
@@ -24,7 +24,7 @@ export class Grid {
 	show(sections, grown) {
 		const sizes = (all) => all.map(({ size }) => size).join();
 		if (grown && sizes(sections) === sizes(this.sections)) return this.refresh();
-		const held = this.root.contains(document.activeElement);
+		const inside = this.root.contains(document.activeElement);
 		const anchor = grown && this.anchor();
 		const focused = grown && document.activeElement.closest("#results li")?.dataset.hit;
 		this.root.replaceChildren();
@@ -32,7 +32,7 @@ export class Grid {
 		this.sections = sections;
 		if (!grown) this.current = 0;
 		this.place(anchor);
-		if (held && !grown) this.tiles.get(0)?.firstElementChild.focus({ preventScroll: true });
+		if (inside && !grown) this.tiles.get(0)?.firstElementChild.focus({ preventScroll: true });
 		if (focused) this.focus(this.position(+focused) ?? this.current);
 	}
 
@@ -112,7 +112,7 @@ export class Grid {
 		}
 		for (const [position, section] of wanted) {
 			if (this.tiles.has(position)) continue;
-			const tile = this.template.content.firstElementChild.cloneNode(true);
+			const tile = copy("tile");
 			tile.dataset.position = position;
 			this.tiles.set(position, tile);
 			this.put(tile, position);
@@ -148,7 +148,7 @@ export class Grid {
 		list.ariaLabel = section.title ?? "Results";
 		const made = element("section", section.title ? element("h2", section.title, " ", element("small", section.note)) : "", list);
 		made.dataset.section = at;
-		made.classList.toggle("low", Boolean(section.low));
+		made.className = section.low ? "low" : "";
 		this.stretch(made);
 		this.root.insertBefore(made, there.find(({ dataset }) => dataset.section > at) ?? null);
 		return list;
@@ -193,7 +193,7 @@ export class Grid {
 	}
 
 	key(event) {
-		if (event.ctrlKey || event.metaKey || event.altKey || !event.target.closest("li a")) return;
+		if (held(event) || !event.target.closest("li a")) return;
 		const at = this.current;
 		const page = Math.max(1, Math.floor(innerHeight / this.row) - 1) * this.columns;
 		const to = {

@@ -68,10 +68,11 @@ export class Results {
 			const { line } = this.answer;
 			const fine = (at) => !this.ranked || line == null || this.hits[at].score >= line;
 			const any = this.hits.some((_, at) => fine(at));
-			return [...this.groups]
-				.map(([name, places]) => ({ title: words.group(name), places: any ? places.filter(fine) : places }))
-				.filter(({ places }) => places.length)
-				.map(({ title, places }) => ({ title, note: words.plural(places.length, "image"), size: places.length, hit: (at) => places[at] }));
+			return [...this.groups].flatMap(([name, all]) => {
+				const places = any ? all.filter(fine) : all;
+				const size = places.length;
+				return size ? { title: words.group(name), note: words.plural(size, "image"), size, hit: (at) => places[at] } : [];
+			});
 		}
 		const line = (this.sort === "score" ? this.line : null) ?? this.count;
 		const above = { size: line, hit: (at) => at };

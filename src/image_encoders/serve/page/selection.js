@@ -11,7 +11,7 @@ export class Selection {
 		const acts = {
 			csv: () => save("images.csv", "text/csv", csv(this.rows)),
 			json: () => save("images.json", "application/json", JSON.stringify(this.rows, null, 2)),
-			clear: () => this.set([...this.hits.values()], false),
+			clear: this.clear,
 		};
 		for (const button of find("selection").querySelectorAll("button")) button.onclick = acts[button.dataset.act];
 	}
@@ -19,6 +19,8 @@ export class Selection {
 	get rows() {
 		return [...this.hits.values()].map((hit) => Object.fromEntries(COLUMNS.map((name) => [name, hit[name] ?? null])));
 	}
+
+	clear = () => this.set([...this.hits.values()], false);
 
 	set(hits, on) {
 		for (const hit of hits) on ? this.hits.set(hit.key, hit) : this.hits.delete(hit.key);

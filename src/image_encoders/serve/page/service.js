@@ -1,5 +1,7 @@
 // Asking the service. What it refuses is an error that says why; its `wait` is the seconds until the next try.
 
+import { sentence } from "./words.js";
+
 const failed = (message, wait) => Object.assign(new Error(message), { wait });
 
 export async function ask(path, options) {
@@ -20,5 +22,5 @@ export async function ask(path, options) {
 	if (answer.ok && body) return body;
 	const said = body?.error?.message || (typeof body?.detail === "string" && body.detail) || `The service answered ${answer.status}`;
 	const later = [429, 502, 503, 504].includes(answer.status);
-	throw failed(said[0].toUpperCase() + said.slice(1) + (/[.!?…]$/.test(said) ? "" : "."), later && Math.min(Math.max(+answer.headers.get("Retry-After") || 2, 1), 30));
+	throw failed(sentence(said), later && Math.min(Math.max(+answer.headers.get("Retry-After") || 2, 1), 30));
 }

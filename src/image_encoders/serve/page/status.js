@@ -49,8 +49,9 @@ export class Status {
 	}
 
 	run(run) {
-		hide("run", !run || (run.state === "following" && !run.message));
-		if (!run) return;
+		const idle = !run || (run.state === "following" && !run.message);
+		hide("run", idle);
+		if (idle) return;
 		const { state, total, done, failed, rate, eta, message } = run;
 		const said = {
 			looking: `Looking for images${total ? `: ${words.number(total)} so far` : ""}`,
@@ -58,12 +59,12 @@ export class Status {
 				`Embedding ${words.number(done)}${total == null ? "" : ` of ${words.number(total)}`} images`, rate && `${words.figure(rate)} a second`,
 				failed && `${words.number(failed)} failed`, eta != null && `about ${words.span(eta)} left`,
 			].filter(Boolean).join(", "),
-			paused: `Paused at ${words.number(done)} images`,
+			paused: "Paused",
 			failed: "Embedding has ended early",
 		}[state];
 		const [text, bar] = find("run").children;
-		text.textContent = [said, message].filter(Boolean).join(". ");
-		bar.hidden = !said || state === "failed";
+		text.textContent = words.sentence([said, message].filter(Boolean).join(": "));
+		bar.hidden = !busy({ run });
 		bar.max = total || 1;
 		if (total && state !== "looking") bar.value = done + failed;
 		else bar.removeAttribute("value");
@@ -89,8 +90,7 @@ export async function showFailures(offset = 0) {
 			image.title = path ?? "";
 			return element("tr", image, element("td", message, element("small", `${stage} · ${code}`)), element("td", words.date(when)));
 		});
-		const body = document.querySelector("tbody");
-		offset ? body.append(...rows) : body.replaceChildren(...rows);
+		document.querySelector("tbody")[offset ? "append" : "replaceChildren"](...rows);
 		document.querySelector(".scroll").hidden = !count;
 		more.hidden = next == null;
 		more.onclick = () => showFailures(next);

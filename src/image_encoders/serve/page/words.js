@@ -4,6 +4,8 @@ export const number = (value) => value.toLocaleString("en");
 export const figure = (value) => (value == null ? "–" : value.toLocaleString("en", { maximumSignificantDigits: 3 }));
 export const plural = (count, one) => `${number(count)} ${one}${count === 1 ? "" : "s"}`;
 
+export const sentence = (said) => said[0].toUpperCase() + said.slice(1) + (/[.!?…]$/.test(said) ? "" : ".");
+
 // A file's name without what could turn its letters round.
 export const name = (text) => text.replace(/[\p{Cc}\u202a-\u202e\u2066-\u2069]/gu, "\ufffd");
 
@@ -19,8 +21,8 @@ export function date(text, shown = { dateStyle: "medium", timeStyle: "short", ho
 export const onDay = (text) => date(`${text}T00:00`, { dateStyle: "medium" }) || text;
 
 export function span(seconds) {
-	if (seconds < 90) return plural(Math.max(1, Math.round(seconds)), "second");
-	return seconds < 5400 ? plural(Math.round(seconds / 60), "minute") : plural(Math.round(seconds / 3600), "hour");
+	const [unit, length] = seconds < 90 ? ["second", 1] : seconds < 5400 ? ["minute", 60] : ["hour", 3600];
+	return plural(Math.round(seconds / length) || 1, unit);
 }
 
 export const group = (said) => date(/^\d{4}-\d\d$/.test(said) ? `${said}-01T00:00` : "", { month: "long", year: "numeric" }) || name(said) || "Top folder";
