@@ -115,8 +115,8 @@ def test_ctrl_c_is_not_lost_in_an_import_that_takes_it_for_a_missing_package(tmp
     )
     code = """
 import signal
-from image_encoders.cli.shutdown import hold_interrupts_while_importing
-hold_interrupts_while_importing()
+from image_encoders.cli.shutdown import hold_interrupts
+hold_interrupts()
 import looks
 try:
     signal.pause()
@@ -129,12 +129,40 @@ except KeyboardInterrupt:
     assert (ran.returncode, ran.stdout) == (0, "imported\ninterrupted\n"), ran.stderr
 
 
+def test_ctrl_c_is_not_lost_in_a_finalizer():
+    code = """
+import os, signal
+from image_encoders.cli.shutdown import hold_interrupts
+
+class Finalized:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGINT)
+        print("finalized", flush=True)
+
+class Broken:
+    def __del__(self):
+        raise OSError("broken")
+
+hold_interrupts()
+Broken()
+try:
+    Finalized()
+    signal.pause()
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (ran.returncode, ran.stdout) == (0, "interrupted\n")
+    assert ran.stderr.count("Exception ignored in") == 1
+    assert ran.stderr.endswith("OSError: broken\n")
+
+
 def test_ctrl_c_that_is_ignored_stays_so():
     code = """
 import signal
 signal.signal(signal.SIGINT, signal.SIG_IGN)
-from image_encoders.cli.shutdown import hold_interrupts_while_importing
-hold_interrupts_while_importing()
+from image_encoders.cli.shutdown import hold_interrupts
+hold_interrupts()
 print(signal.getsignal(signal.SIGINT) is signal.SIG_IGN)
 """
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=True)

@@ -36,7 +36,7 @@ from image_encoders.cli import (
     verify,
 )
 from image_encoders.cli.printing import keeps_results_apart, say
-from image_encoders.cli.shutdown import discard_output, exit_with_error, hold_interrupts_while_importing, interrupted
+from image_encoders.cli.shutdown import discard_output, exit_with_error, hold_interrupts, interrupted
 from image_encoders.errors import ImageEncodersError
 
 
@@ -134,7 +134,7 @@ def all_commands(
 
 def main() -> None:
     """The command's entry point."""
-    hold_interrupts_while_importing()
+    hold_interrupts()
     _open_streams()
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # file names need not be text

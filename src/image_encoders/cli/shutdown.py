@@ -34,15 +34,24 @@ def discard_output(stream: TextIO) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
-def hold_interrupts_while_importing() -> None:
-    """Have Ctrl-C wait for the end of an import that is under way, and then raise KeyboardInterrupt.
+def hold_interrupts() -> None:
+    """Have Ctrl-C wait for the end of an import or a finalizer that is under way, and then raise KeyboardInterrupt.
 
     In the midst of an import it would be lost or worse: torch's library imports Python modules while it starts, takes
-    their failure for missing packages, or aborts the process. Nothing changes where Ctrl-C is ignored, as under nohup.
+    their failure for missing packages, or aborts the process. Python ignores what is raised in a finalizer (`__del__`).
+    Nothing changes where Ctrl-C is ignored, as under nohup.
     """
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGALRM, _interrupt)
         signal.signal(signal.SIGINT, _interrupt)
+        sys.unraisablehook = _interrupt_again
+
+
+def _interrupt_again(ignored: sys.UnraisableHookArgs) -> None:
+    if ignored.exc_type is KeyboardInterrupt:
+        signal.setitimer(signal.ITIMER_REAL, 0.02)
+    else:
+        sys.__unraisablehook__(ignored)
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
