@@ -184,16 +184,14 @@ list.addEventListener("load", ({ target }) => target.classList.add("there"), tru
 
 const hitOf = ({ target }) => results?.hits[target.closest("li")?.dataset.hit];
 list.onclick = (event) => {
+	const { target, shiftKey } = event;
+	const tile = target.closest("li");
+	const link = target.closest("li a");
+	if (link) event.preventDefault();
+	if (link ? shiftKey || event.ctrlKey || event.metaKey : target.type === "checkbox") return select(+tile.dataset.position, shiftKey);
 	const hit = hitOf(event);
-	if (!hit) return;
-	const position = +event.target.closest("li").dataset.position;
-	const link = event.target.closest("a");
-	if (event.target.type === "checkbox") return select(position, event.shiftKey);
-	if (event.target.closest("button")) return more(hit);
-	if (!link) return;
-	event.preventDefault();
-	if (event.shiftKey || event.ctrlKey || event.metaKey) select(position, event.shiftKey);
-	else navigate({}, { hash: link.hash });
+	if (hit && link) navigate({}, { hash: link.hash });
+	else if (hit && target.closest("button")) more(hit);
 };
 list.onkeydown = (event) => {
 	const all = event.key === "a" && (event.ctrlKey || event.metaKey);
