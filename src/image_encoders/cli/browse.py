@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from image_encoders.cli.loading import check_goes_on, check_paths
+from image_encoders.cli.loading import check_goes_on, wishes_of
 from image_encoders.cli.options import (
     Device,
     Engine,
@@ -25,7 +25,6 @@ from image_encoders.cli.options import (
     Weights,
     go_offline,
     local_path,
-    parse_options,
 )
 from image_encoders.cli.printing import say, shown
 from image_encoders.cli.serve import option
@@ -104,14 +103,12 @@ def browse(
     """
     if offline:
         go_offline()
-    check_paths(weights, None)
+    wishes = wishes_of(options, weights=weights, device=device, precision=precision, engine=engine)
     try:
         from image_encoders.serve import browse as browsing
     except ModuleNotFoundError as error:
         raise MissingExtra(str(error.name), "serve", "browsing") from error
-    wishes = {"weights": weights, "device": device, "precision": precision, "engine": engine, **parse_options(options)}
-    given = {key: str(one) if isinstance(one, Path) else one for key, one in wishes.items() if one is not None}
-    job, known = _job(folder, model, output, given)
+    job, known = _job(folder, model, output, wishes)
     settings = Settings(
         host=host,
         port=_port(host, port),

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from image_encoders.cli.options import go_offline
+from image_encoders.cli.options import go_offline, parse_options
 from image_encoders.cli.printing import notice
 from image_encoders.errors import CollectionError, ImageEncodersError, InputError, WeightsError
 
@@ -65,6 +65,13 @@ def _check_options(name: str, options: Mapping[str, Any]) -> None:
         models.check_options(name, options)
     except TypeError as error:
         raise typer.BadParameter(str(error)) from error
+
+
+def wishes_of(options: list[str] | None, **wishes: Any) -> dict[str, Any]:
+    """What another process is to pass to `load`: the wishes that are not None and the -O options, paths as text."""
+    check_paths(wishes.get("weights"), wishes.get("calibration"))
+    asked = {**wishes, **parse_options(options)}
+    return {key: str(wish) if isinstance(wish, Path) else wish for key, wish in asked.items() if wish is not None}
 
 
 def loading(name: str, shown: bool = True) -> AbstractContextManager[None]:

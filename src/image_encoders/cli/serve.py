@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from image_encoders.cli.loading import check_paths
+from image_encoders.cli.loading import wishes_of
 from image_encoders.cli.options import (
     Calibration,
     Device,
@@ -25,7 +25,6 @@ from image_encoders.cli.options import (
     Weights,
     go_offline,
     local_path,
-    parse_options,
 )
 from image_encoders.cli.printing import notice, say
 from image_encoders.cli.shutdown import terminations
@@ -33,7 +32,6 @@ from image_encoders.errors import MissingExtra
 from image_encoders.serve.settings import Settings
 
 if TYPE_CHECKING:
-    from image_encoders.collection import Collection
     from image_encoders.serve.service import Service
 
 EXAMPLES = """\b
@@ -122,9 +120,9 @@ def serve(
         raise typer.BadParameter("name a model: --model clip/demo, which is bundled, or see `image-encoders models`")
     if weights is not None and len(model or ()) != 1:
         raise typer.BadParameter("--weights goes with one --model; a folder can be named too: --model clip/./FOLDER")
-    check_paths(weights, calibration)
-    wishes = {"weights": weights, "device": device, "precision": precision, "engine": engine}
-    wishes = {**wishes, "calibration": calibration, **parse_options(options)}
+    wishes = wishes_of(
+        options, weights=weights, device=device, precision=precision, engine=engine, calibration=calibration
+    )
     _run(_recipes(model or (), wishes), collection, Settings(**{key: _value(one) for key, one in settings.items()}))
 
 
@@ -132,13 +130,12 @@ def _recipes(named: Sequence[str], wishes: Mapping[str, Any]) -> list[tuple[str,
     """For each model its id, "" where it has none of its own, its name, and what else it is loaded with."""
     from image_encoders import models
 
-    given = {key: str(one) if isinstance(one, Path) else one for key, one in wishes.items() if one is not None}
     found = []
     for one in named:
         known = re.fullmatch(r"([\w.-]+)=(.+)", one)
         id, name = (known[1], known[2]) if known else ("", one)
         models.family(name)  # which raises where there is none such
-        found.append((id, name, given))
+        found.append((id, name, dict(wishes)))
     return found
 
 
@@ -154,8 +151,10 @@ def _run(recipes: list[tuple[str, str, dict[str, Any]]], folder: Path | None, se
         from image_encoders.serve.service import Service
     except ModuleNotFoundError as error:
         raise MissingExtra(str(error.name), "serve", "serving over HTTP") from error
+    from image_encoders.collection import Collection
+
     logs.configure(as_json=settings.json_logs)
-    opened = None if folder is None else _opened(folder)
+    opened = None if folder is None else Collection.open(folder)
     made = [Recipe(name, wishes, id) for id, name, wishes in recipes]
     if opened is not None and not made:
         made = [Recipe.of(opened)]
@@ -165,20 +164,13 @@ def _run(recipes: list[tuple[str, str, dict[str, Any]]], folder: Path | None, se
 
         def started(address: str) -> None:
             loading.close()
-            _tell(service, address)
+            _announce(service, address)
 
-        logs.configure(as_json=settings.json_logs)
         listen(service, started)
     say("stopped")
 
 
-def _opened(folder: Path) -> Collection:
-    from image_encoders.collection import Collection
-
-    return Collection.open(folder)
-
-
-def _tell(service: Service, address: str) -> None:
+def _announce(service: Service, address: str) -> None:
     """What was loaded, where it listens, and how to try it."""
     for name, served in service.models.items():
         say(
