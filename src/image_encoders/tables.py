@@ -68,7 +68,7 @@ def connect(folder: Path) -> Any:
 
     # A table is always read as it is now. Of the caches, the first holds what searches have used of the index; the
     # second would otherwise grow with the number of writes.
-    session = lancedb.Session(index_cache_size_bytes=1 << 30, metadata_cache_size_bytes=1 << 25)
+    session = lancedb.Session(index_cache_size_bytes=1 << 30, metadata_cache_size_bytes=1 << 22)
     return lancedb.connect(folder, read_consistency_interval=timedelta(0), session=session)
 
 
