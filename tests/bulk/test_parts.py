@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from random import Random
@@ -76,7 +76,7 @@ def stops_after(count: int) -> Callable[[Parts, Encoder], Any]:
         def __init__(self, parts: Parts, encoder: Encoder):
             self.worker = one_worker(parts, encoder)
 
-        def finished(self, parts: Iterable[str | None]) -> Iterator[str | None]:
+        def finished(self, parts: Iterable[str | None]) -> Generator[str | None, None, None]:
             names = [part for part in parts if part is not None]  # all is listed first
             for part in names[:count]:
                 self.worker.encode(part)

@@ -13,7 +13,7 @@ import json
 import os
 import queue
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from itertools import groupby
@@ -91,7 +91,7 @@ class Parts:
     def __init__(self, folder: str | os.PathLike[str], collection: Collection, settings: Settings | None = None):
         self.folder = Path(folder)
         self.owner = f"{collection.fingerprint} {collection.mark.get('created')}"
-        self.settings = settings or Settings()
+        self.settings = replace(settings or Settings(), stdin=None)  # which cannot be handed on
 
     def record(self, items: Sequence[SourceItem]) -> str:
         """Write a part down; how it is called."""
@@ -210,7 +210,7 @@ class Worker:
             done(outcomes)
         self.parts.write(part, [found[item.id] for item in self.parts.items(part)], self.encoder.dim)
 
-    def finished(self, parts: Iterable[str | None]) -> Iterator[str | None]:
+    def finished(self, parts: Iterable[str | None]) -> Generator[str | None, None, None]:
         """As a `Pool`."""
         for part in parts:
             if part is not None:
@@ -221,8 +221,9 @@ class Worker:
 class Pool(Protocol):
     """Workers somewhere, which do parts."""
 
-    def finished(self, parts: Iterable[str | None]) -> Iterator[str | None]:
-        """The parts as they are done, in any order; None now and then, so that the caller can look around.
+    def finished(self, parts: Iterable[str | None]) -> Generator[str | None, None, None]:
+        """The parts as they are done, in any order; None now and then, so that the caller can look around. Closing it
+        stops the workers.
 
         parts: gives None where there is nothing to do at the moment
         """

@@ -16,7 +16,7 @@ import os
 import stat
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -201,7 +201,8 @@ class _Run:
             self.sources.known = _whatever  # bytes are read where they are encoded
         listing = Listing(self.plan.changed(self._drawn()), self.parts, self.plan)
         try:
-            self._take(pool.finished(chain(unfinished, listing)))
+            with closing(pool.finished(chain(unfinished, listing))) as done:
+                self._take(done)
         finally:
             listing.close()
 
