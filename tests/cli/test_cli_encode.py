@@ -446,3 +446,11 @@ def test_another_ctrl_c_does_not_disturb_the_answer_to_the_first(command, photos
     ran = command("encode", photos, "-o", tmp_path / "c", "-m", "colours/plain")
     assert ran.status == 130
     assert "0 embeddings kept" in ran.err
+
+
+def test_options_of_a_cluster_need_one(command, tmp_path):
+    (tmp_path / "photos").mkdir()
+    for option in ("--ray-workers=2", f"--parts={tmp_path}"):
+        ran = command("encode", tmp_path / "photos", "-o", tmp_path / "c", option)
+        assert ran.status == 2
+        assert "--ray-workers and --parts are for --ray ADDRESS" in " ".join(ran.err.replace("│", " ").split())

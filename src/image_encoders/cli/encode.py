@@ -69,6 +69,7 @@ CALIBRATION = 300  # images that a model is calibrated on, unless --calibration 
 
 
 def encode(
+    context: typer.Context,
     source: Annotated[
         list[str],
         typer.Argument(
@@ -182,6 +183,7 @@ def encode(
     from image_encoders.collection import Collection
 
     files = sources.find(source, all_files=all_files, column=column, private_urls=private_urls, frames=frames)
+    pool = context.with_resource(_cluster(ray, ray_workers, batch_size, parts))
     begun = _begun(output)
     check_paths(weights, calibration)
     if begun is not None:
@@ -189,13 +191,11 @@ def encode(
     wishes: dict[str, Any] = {"weights": weights, "device": device, "precision": precision, "engine": engine}
     if precision in CALIBRATED or calibration is not None:
         wishes["calibration"] = calibration or (begun and begun.recipe.get("calibration")) or files.sample(CALIBRATION)
-    if ray is None and (ray_workers is not None or parts is not None):
-        raise typer.BadParameter("--ray-workers and --parts are for --ray ADDRESS, such as --ray local")
     began = time.monotonic()
     encoder = _encoder(begun, model, parse_options(options), offline=offline, quiet=quiet, **wishes)
     load_seconds = time.monotonic() - began
     try:
-        with _cluster(ray, ray_workers, batch_size) as pool, terminations():
+        with terminations():
             collection = Collection.open_or_create(output, encoder)
             with bar("encoding", shown=not quiet) as show:
                 report = run.run(
@@ -228,9 +228,14 @@ def encode(
 
 
 @contextmanager
-def _cluster(address: str | None, workers: int | None, batch_size: int | None) -> Iterator[Any]:
-    """What makes a run's workers on a Ray cluster, to which the block is connected; None where none is asked for."""
+def _cluster(address: str | None, workers: int | None, batch_size: int | None, parts: Path | None) -> Iterator[Any]:
+    """What makes a run's workers on a Ray cluster, to which the block is connected; None where none is asked for.
+
+    Ray starts processes: they are started before the database has threads here.
+    """
     if address is None:
+        if workers is not None or parts is not None:
+            raise typer.BadParameter("--ray-workers and --parts are for --ray ADDRESS, such as --ray local")
         yield None
         return
     from image_encoders.bulk import ray
