@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from random import Random
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -112,39 +113,29 @@ def assert_same(index: Path, local: Collection) -> None:
     assert list((index / "parts").iterdir()) == []
 
 
-def test_it_stores_what_a_run_without_ray_does_though_a_worker_is_killed(
+def test_it_stores_what_a_run_without_ray_does_though_a_worker_and_a_node_die(
     cluster: Any, photos: Path, encoder: Encoder, local: Collection, tmp_path: Path
 ) -> None:
     import ray
 
+    (node,) = cluster.worker_nodes
     killed: list[Any] = []
 
     def kill(workers: Any, done: int) -> None:
-        if not killed and (busy := [member for member, part in workers._busy.values() if part is not None]):
+        busy = [member for member, part in workers._busy.values() if part is not None]
+        if busy and not killed:
             killed.append(busy[0])
             ray.kill(busy[0].actor)
+        elif done >= 32 and node in cluster.worker_nodes:
+            cluster.remove_node(node, allow_graceful=False)
 
     report = on_ray(photos, encoder, tmp_path / "index", kill)
     assert len(killed) == 1
+    assert node not in cluster.worker_nodes
     assert report.total == report.encoded + report.reused + report.failed == 162
     assert report.failed == 2
     assert_same(tmp_path / "index", local)
-
-
-def test_a_node_that_dies_costs_nothing_but_time(
-    cluster: Any, photos: Path, encoder: Encoder, local: Collection, tmp_path: Path
-) -> None:
-    node = next(iter(cluster.worker_nodes))
-
-    def kill(workers: Any, done: int) -> None:
-        working = {member.place.node for member, part in workers._busy.values() if part is not None}
-        if node in cluster.worker_nodes and node.unique_id in working | {"" if done < 64 else node.unique_id}:
-            cluster.remove_node(node, allow_graceful=False)
-
-    on_ray(photos, encoder, tmp_path / "index", kill)
-    assert node not in cluster.worker_nodes
     add_node(cluster)
-    assert_same(tmp_path / "index", local)
 
 
 @pytest.mark.parametrize("seed", range(10 * SERIES or 1))
@@ -241,6 +232,15 @@ def test_an_address_where_nothing_answers_is_one_sentence(monkeypatch: pytest.Mo
     refused = pytest.raises(DeviceError, match=r"no Ray cluster at '127.0.0.1:1': .*refused; accepted: local")
     with refused, ray.connected("127.0.0.1:1"):
         pass
+
+
+def test_a_worker_says_so_where_it_is_slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    from image_encoders.bulk import ray
+
+    there = SimpleNamespace(device="cpu", precision="bfloat16")
+    for computes, said in ((True, None), (False, "computes bfloat16 slowly")):
+        monkeypatch.setattr(ray, "has_bfloat16", lambda computes=computes: computes)
+        assert said == ray.slow(there) or (said and said in ray.slow(there))  # type: ignore[arg-type, operator]
 
 
 def test_it_leaves_the_environment_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:

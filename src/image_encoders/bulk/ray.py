@@ -41,6 +41,7 @@ logger = logging.getLogger(__name__)
 
 LOCAL = "local"  # an address: a Ray of the run's own, on this machine
 DEATHS = 3  # of workers at one part, or while they start, before the run is given up
+STORE = 1 << 27  # bytes of the object store of a Ray of the run's own: little goes through it
 CONNECT_S = 5.0  # for the head of a cluster to answer
 LOOK_S = 0.1  # seconds between looks at the workers
 ROWS = 512  # of a dataset that an actor is given at once: whole batches of any size up to that
@@ -61,7 +62,8 @@ def connected(address: str, **options: Any) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    place: dict[str, Any] = {"include_dashboard": False} if address == LOCAL else {"address": address}
+    here = {"include_dashboard": False, "object_store_memory": STORE}
+    place: dict[str, Any] = here if address == LOCAL else {"address": address}
     host, _, port = address.rpartition(":")
     try:
         if host and port.isdecimal():  # Ray itself would wait for minutes
