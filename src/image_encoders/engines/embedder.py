@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 class Embedder(Protocol):
     """A net on a device: inputs (B, ...) -> embeddings (B, dim) float32, callable from many threads at once.
 
+    streams: how many calls it computes side by side, each on threads of its own
     calibration: digest of the images that it was calibrated on; else ""
     choice: what was selected and why; None where the wish left no choice
     """
@@ -26,6 +27,9 @@ class Embedder(Protocol):
     precision: str
     calibration: str
     choice: Choice | None
+
+    @property
+    def streams(self) -> int: ...
 
     def __call__(self, inputs: np.ndarray, /) -> np.ndarray: ...
 
@@ -88,6 +92,10 @@ class LazyEmbedder:
 
     def __init__(self, select: Callable[[], Embedder]):
         self.selected = Lazy(select)
+
+    @property
+    def streams(self) -> int:
+        return self.selected().streams
 
     def __call__(self, inputs: np.ndarray, /) -> np.ndarray:
         return self.selected()(inputs)
