@@ -79,6 +79,12 @@ def test_a_column_of_paths_gives_the_files_with_the_other_columns_as_metadata(ph
     assert encode("photos") == {"unchanged": 6}
 
 
+def test_a_run_knows_how_many_rows_a_parquet_file_has_and_not_how_many_lines_a_csv(photos: Path) -> None:
+    some = [{"path": f"photos/{n:05d}.png"} for n in range(6)]
+    assert find([write("t.parquet", some), "photos"]).count() == 12
+    assert find([write("t.csv", some), "photos"]).count() is None
+
+
 def test_bytes_in_parquet_are_images_and_known_ones_are_not_read(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     some = [{"png": image(n), "label": n % 2, "thumbnail_size": None} for n in range(100)]
     pq.write_table(pa.Table.from_pylist(some), "t.parquet", row_group_size=30)

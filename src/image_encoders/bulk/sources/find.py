@@ -148,7 +148,8 @@ class Sources(Iterator[SourceItem]):
         something can be read only once.
         """
         try:
-            return sum(1 for _ in self._counted())
+            tables = (one.count() for one in self._all(Walk(counting=True)) if isinstance(one, Table))
+            return sum(tables) + sum(1 for _ in self._counted(without=Table))
         except Uncountable:
             return None
 
@@ -175,22 +176,22 @@ class Sources(Iterator[SourceItem]):
             for argument in self.arguments
         ]
 
-    def _counted(self) -> Iterator[Entry]:
+    def _counted(self, without: type | tuple[()] = ()) -> Iterator[Entry]:
         walk = Walk(counting=True)
-        if not all(source.repeatable for source in self._all(walk)):
+        sources = [source for source in self._all(walk) if not isinstance(source, without)]
+        if not all(source.repeatable for source in sources):
             raise Uncountable
-        return self._entries(walk)
+        return self._entries(sources)
 
     def _all(self, walk: Walk) -> list[Source]:
         return [source_of(argument, self.settings, walk) for argument in self.arguments]
 
     def _looked_at(self) -> Generator[SourceItem, None, None]:
         """The items, in order but for those that come over a network: they come when they come."""
-        yield from looked_at(self._entries(self._walk), self.known)
+        yield from looked_at(self._entries(self._all(self._walk)), self.known)
 
-    def _entries(self, walk: Walk) -> Iterator[Entry]:
-        """What the arguments name, each once."""
-        sources = self._all(walk)
+    def _entries(self, sources: list[Source]) -> Iterator[Entry]:
+        """What they name, each once."""
         if len(sources) == 1 and isinstance(sources[0], (Folder, Archive)):
             yield from sources[0].entries()  # nothing comes twice: nothing to remember
             return

@@ -125,6 +125,16 @@ class Table:
         except Exception as error:  # a damaged file may raise anything
             raise _table_error(error).named(self.place.path) from error
 
+    def count(self) -> int:
+        """How many rows it says that it has; Uncountable where it does not say."""
+        try:
+            with self.place.open() as file, closing(_rows_of(self.place.path)(file)) as reader:
+                return reader.count()
+        except Uncountable:
+            raise
+        except Exception as error:  # a damaged file may raise anything
+            raise Uncountable from error
+
     def entries(self) -> Iterator[Entry]:
         """What its rows name; what cannot be read of it comes out as entries of their own."""
         if self.walk.counting:
@@ -186,6 +196,10 @@ class _Reader:
     ) -> Iterator[tuple[int | str, Row | Exception | None]]:
         """Each row's number and its cells; None for cells that are known, an error for what cannot be read."""
         raise NotImplementedError
+
+    def count(self) -> int:
+        """How many rows there are, where that is known without reading them; else Uncountable."""
+        raise Uncountable
 
     def close(self) -> None:
         """Nothing more is read."""
@@ -302,6 +316,9 @@ class _Parquet(_Reader):
             except (OSError, ValueError, RuntimeError) as error:
                 yield f"rows {number} to {after - 1}", error
             first = after
+
+    def count(self) -> int:
+        return self.file.metadata.num_rows
 
     def close(self) -> None:
         self.file.close()
