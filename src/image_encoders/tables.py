@@ -353,6 +353,9 @@ def _reason(error: Exception, done: str) -> str:
     text = str(error)
     if "No space left" in text:
         return "the disk is full; free some space and run the same command again"
+    if "quota exceeded" in text or "File too large" in text:
+        limit = "a limit on disk space or on the size of files (ulimit -f) is reached"
+        return f"{limit}; raise it, or free some space, and run the same command again"
     if "Permission denied" in text or "Read-only file system" in text or "not permitted" in text:
         return "no permission"
     if isinstance(error, OSError) and error.errno:
