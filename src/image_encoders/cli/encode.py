@@ -77,8 +77,8 @@ def encode(
         list[str],
         typer.Argument(
             metavar="SOURCE",
-            help='Folders, "globs", image files, archives (.tar, .zip), tables (.parquet, .csv, .jsonl), videos, '
-            "s3:// and the like, lists of paths (@list.txt), or - for a list on standard input.",
+            help='Folders, "globs", image files, archives (.tar, .zip), tables (.parquet, .csv, .jsonl, .lance), '
+            "videos, s3:// and the like, lists of paths (@list.txt), or - for a list on standard input.",
             show_default=False,
         ),
     ],

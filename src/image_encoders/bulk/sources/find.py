@@ -23,6 +23,7 @@ from image_encoders.bulk.sources.items import (
     Uncountable,
     Walk,
 )
+from image_encoders.bulk.sources.lance import LanceTable, is_lance
 from image_encoders.bulk.sources.lists import ListFile, RemoteList, StandardInput
 from image_encoders.bulk.sources.places import LocalFile
 from image_encoders.bulk.sources.stores import ObjectEntry, ObjectFile, ObjectFolder, is_object
@@ -35,8 +36,8 @@ from image_encoders.inputs.files import address_error
 
 TIME = re.compile(r"#t=(\d+(?:\.\d+)?)")
 ACCEPTED = (
-    "accepted: a folder, an image file, an archive (.tar, .zip), a table (.parquet, .csv, .jsonl), a video, a quoted "
-    "glob, a list of paths (@list.txt), - for standard input"
+    "accepted: a folder, an image file, an archive (.tar, .zip), a table (.parquet, .csv, .jsonl, .lance), a video, a "
+    "quoted glob, a list of paths (@list.txt), - for standard input"
 )
 
 
@@ -57,7 +58,7 @@ def find(
             begin at the current folder, as on the command line; a folder in it is searched, an archive opened
         an archive, .tar (also .gz, .bz2, .xz) or .zip: the images inside
         a video, .mp4, .mov, .mkv, .webm and others: some of its frames
-        a table, .parquet, .csv, .tsv, .jsonl or .ndjson: what a column of paths names, or of bytes holds;
+        a table, .parquet, .csv, .tsv, .jsonl, .ndjson or .lance: what a column of paths names, or of bytes holds;
             "table.csv#column" says which column
         a glob such as "photos/**/*.jpg": if it ends in an extension, all that matches is taken, else images
         another file: taken whatever its name
@@ -240,6 +241,9 @@ def source_of(argument: str, settings: Settings, walk: Walk) -> Source:
         raise InputError("an empty name among the sources", code="not-found")
     if argument == "-":
         return StandardInput(settings.stdin, named)
+    table = table_name(argument)
+    if table is not None and is_lance(table[0]):
+        return Table(LanceTable.at(table[0]), walk, image, table[1] or settings.column)
     if os.path.isdir(argument):
         return Folder(argument, walk, settings.all_files)
     if argument.startswith("@") and is_object(argument[1:]):
@@ -253,7 +257,6 @@ def source_of(argument: str, settings: Settings, walk: Walk) -> Source:
         return Archive(LocalFile.at(argument), walk, settings.all_files)
     if is_video_name(argument) and os.path.isfile(argument):
         return Video(LocalFile.at(argument), walk, settings.every_s)
-    table = table_name(argument)
     if table is not None and os.path.isfile(table[0]):
         return Table(LocalFile.at(table[0]), walk, image, table[1] or settings.column)
     if os.path.exists(argument):
