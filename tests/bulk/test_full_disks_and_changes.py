@@ -1,9 +1,12 @@
-"""What goes wrong around a run: disks that fill up, sources that change. Every item is accounted for."""
+"""What goes wrong around a run: disks that fill up, sources that change, odd lists. Every item is accounted for."""
 
 from __future__ import annotations
 
+import io
 import os
 import subprocess
+import tarfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -11,7 +14,7 @@ from drawn import draw, image, rows
 
 from fake_encoder import FakeEncoder
 from image_encoders.bulk.run import Report, run
-from image_encoders.bulk.sources import SourceFile, find
+from image_encoders.bulk.sources import SourceFile, SourceItem, find
 from image_encoders.collection import Collection
 from image_encoders.errors import CollectionError
 
@@ -86,3 +89,58 @@ def test_files_that_vanish_while_a_run_goes_on_fail_alone(tmp_path: Path) -> Non
     report = accounted(run(items, FakeEncoder(), tmp_path / "index"))
     assert (report.encoded, report.failed) == (3, 1)
     assert [failure.code for failure in Collection.open(tmp_path / "index").failures()] == ["not-found"]
+
+
+def archive(path: Path, numbers: range) -> Path:
+    """A tar of small images, written over what is there."""
+    with tarfile.open(path, "w") as tar:
+        for number in numbers:
+            info = tarfile.TarInfo(f"{number}.png")
+            info.size = len(image(number))
+            tar.addfile(info, io.BytesIO(image(number)))
+    return path
+
+
+def table(path: Path, numbers: range) -> Path:
+    """A CSV file that names files of small images, written over what is there."""
+    draw(path.parent / "photos", numbers)
+    path.write_text("path,n\n" + "".join(f"photos/{number:05d}.png,{number}\n" for number in numbers))
+    return path
+
+
+@pytest.mark.parametrize(("write", "name"), [(archive, "a.tar"), (table, "a.csv")])
+def test_a_source_that_is_written_over_while_it_is_read_loses_nothing_in_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write: Callable[[Path, range], Path], name: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    source = write(tmp_path / name, range(120))
+
+    def disturbed() -> Iterator[SourceItem]:
+        for met, item in enumerate(find([str(source)])):
+            yield item
+            if met == 5:
+                write(source, range(500, 620))
+
+    accounted(run(disturbed(), FakeEncoder(), tmp_path / "index"))
+    report = accounted(run(source, FakeEncoder(), tmp_path / "index"))
+    assert (report.total, report.failed) == (120, 0)
+    undisturbed = Collection.create(tmp_path / "undisturbed", FakeEncoder())
+    run(source, FakeEncoder(), undisturbed)
+    found = rows(Collection.open(tmp_path / "index"))
+    assert {id: found[id] for id in rows(undisturbed)} == rows(undisturbed)
+
+
+def test_a_list_with_copies_blanks_missing_and_outside_paths_is_accounted_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    draw(tmp_path / "photos", range(3))
+    lines = ["../photos/00000.png", "", "   ", "../photos/00000.png", "../photos/missing.png"]
+    lines += [str(tmp_path / "photos" / "00001.png"), "../photos/../photos/00001.png", "../photos/00002.png", ""]
+    (tmp_path / "work" / "list.txt").write_text("\r\n".join(lines))
+    report = accounted(run("@list.txt", FakeEncoder(), "index"))
+    assert report.encoded == 3
+    codes = {os.path.basename(failure.id): failure.code for failure in Collection.open("index").failures()}
+    assert codes["missing.png"] == "not-found"
+    assert len(rows(Collection.open("index"))) == 3
