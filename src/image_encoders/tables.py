@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from image_encoders.errors import CollectionError, ImageEncodersError
+from image_encoders.process import give_back_memory, import_lancedb
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -64,8 +65,7 @@ FACTS = tuple(field.name for field in fields(ImageFacts))
 
 def connect(folder: Path) -> Any:
     """The database in `folder`."""
-    import lancedb
-
+    lancedb = import_lancedb()
     # A table is always read as it is now. Of the caches, the first holds what searches have used of the index; the
     # second would otherwise grow with the number of writes.
     session = lancedb.Session(index_cache_size_bytes=1 << 30, metadata_cache_size_bytes=1 << 22)
@@ -233,6 +233,7 @@ def optimize(table: Any) -> None:
     """Merge the files of a table, and bring its index up to date."""
     # A reader of an older version finds its files gone, and reads again: see `Collection._read`.
     table.optimize(cleanup_older_than=timedelta(milliseconds=1))
+    give_back_memory()
 
 
 def build_index(table: Any) -> None:
@@ -251,6 +252,7 @@ def build_index(table: Any) -> None:
         # 8-bit numbers and an exact second look found every neighbour even among random vectors, where product
         # quantisation found one in seven and took twenty times as long to build.
         table.create_index("embedding", config=IvfSq(distance_type="cosine", num_partitions=max(1, rows // LIST)))
+        give_back_memory()
     elif table.index_stats(existing[0]).num_unindexed_rows > UNINDEXED * rows:
         optimize(table)
 
@@ -351,6 +353,9 @@ def _reason(error: Exception, done: str) -> str:
     text = str(error)
     if "No space left" in text:
         return "the disk is full; free some space and run the same command again"
+    if "quota exceeded" in text or "File too large" in text:
+        limit = "a limit on disk space or on the size of files (ulimit -f) is reached"
+        return f"{limit}; raise it, or free some space, and run the same command again"
     if "Permission denied" in text or "Read-only file system" in text or "not permitted" in text:
         return "no permission"
     if isinstance(error, OSError) and error.errno:
