@@ -654,7 +654,7 @@ def test_files_that_are_no_images_say_what_was_found(tmp_path: Path):
     ):
         read_image(path)
     path.write_bytes(bytes(range(16)))
-    with pytest.raises(InputError, match="16 bytes that begin with 00 01 02 .* 0b; accepted"):
+    with pytest.raises(InputError, match=r"16 bytes that begin with 00 01 02 .* 0b; accepted"):
         read_image(path)
     path.write_bytes(b"")
     assert code_of(path) == "empty"
