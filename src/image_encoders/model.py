@@ -15,7 +15,6 @@ from image_encoders.encoder import Encoder, Tower, fingerprint
 from image_encoders.engines.embedder import Net
 from image_encoders.engines.select import PLAIN, Runtime, select_embedder, select_side_embedder
 from image_encoders.errors import InputError
-from image_encoders.inputs.preprocessing import TORCH
 from image_encoders.inputs.spec import InputSpec
 from image_encoders.weights.checkpoint import Checkpoint
 
@@ -79,8 +78,6 @@ class Model:
         main, *others = self.parts
         embed = select_embedder(runtime, self._net(main))
         towers = [Tower(main.inputs.at(embed.precision), embed)]
-        if towers[0].inputs.facts.get("resizer") == TORCH:
-            import torch  # noqa: F401  # now, while the engine loads, and not when the first image comes
         towers += [Tower(part.inputs, select_side_embedder(runtime, self._net(part))) for part in others]
         if self.checkpoint is not None:
             self.checkpoint.release()

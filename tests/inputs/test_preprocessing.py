@@ -5,7 +5,11 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import fields, is_dataclass, replace
+from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +36,7 @@ from image_encoders.inputs.preprocessing import (
     resize,
 )
 from image_encoders.models import audioclip, bit, vsepp
+from image_encoders.process import torch_has_computed
 
 HALF = (0.5, 0.5, 0.5)
 CLIP = Preprocessing(ShortSide(224), BICUBIC, (224, 224), HALF, HALF)
@@ -46,6 +51,7 @@ FAMILIES = {
     "clip": CLIP,
     "siglip 2 naflex": NAFLEX,
 }
+KERNELS = ["torch"] if find_spec("cykooz_resizer") is None else ["torch", "cykooz"]
 FILTERS = [filter.name.lower() for filter in Image.Resampling]
 
 sides = st.integers(1, 12) | st.integers(1, 100) | st.integers(1, 700)
@@ -69,12 +75,28 @@ def kinds_of_images(height: int, width: int, seed: int) -> np.ndarray:
     return (rng.integers(0, 128, (1, width, 3)) + rng.integers(0, 128, (height, 1, 3))).astype(np.uint8)
 
 
+@contextmanager
+def resizing_by(kernel: str) -> Iterator[None]:
+    """In the block torch computes, or does not, so that the one kernel or the other resizes."""
+    before = torch_has_computed.is_set()
+    try:
+        torch_has_computed.set() if kernel == "torch" else torch_has_computed.clear()
+        yield
+    finally:
+        torch_has_computed.set() if before else torch_has_computed.clear()
+
+
 def levels(pixels: np.ndarray, height: int, width: int, filter: str) -> np.ndarray:
-    """By how much torch's resize differs from Pillow's."""
-    found, exact = (resize(pixels, height, width, filter, resizer) for resizer in (TORCH, PILLOW))
-    assert found.dtype == exact.dtype == np.uint8
-    assert found.shape == exact.shape == (height, width, 3)
-    return np.abs(found.astype(int) - exact)
+    """By how much torch's resize, which is the same by each kernel, differs from Pillow's."""
+    exact = resize(pixels, height, width, filter, PILLOW)
+    found = []
+    for kernel in KERNELS:
+        with resizing_by(kernel):
+            found.append(resize(pixels, height, width, filter, TORCH))
+        assert np.array_equal(found[0], found[-1])
+    assert found[0].dtype == exact.dtype == np.uint8
+    assert found[0].shape == exact.shape == (height, width, 3)
+    return np.abs(found[0].astype(int) - exact)
 
 
 # ------------------------------------------------------------------ resizing
@@ -114,7 +136,9 @@ def test_hardly_any_value_of_torch_s_differs_by_more_than_one_level(seed: int, f
 def test_an_image_that_has_the_size_already_is_copied(size: tuple[int, int]):
     pixels = photo(*size)
     assert not levels(pixels, *size, BICUBIC).any()
-    assert not np.shares_memory(resize(pixels, *size, BICUBIC, TORCH), pixels)
+    for kernel in KERNELS:
+        with resizing_by(kernel):
+            assert not np.shares_memory(resize(pixels, *size, BICUBIC, TORCH), pixels)
 
 
 def test_torch_takes_any_memory_and_leaves_it_unchanged():
@@ -144,12 +168,16 @@ def test_torch_s_resize_never_passes_through_pillow(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(Image, "fromarray", None)
     for pixels, height, width in ((usual, 224, 298), (tall, 448, 224), (wide, 224, 448), (tall, 448, 200)):
         for filter in (BILINEAR, BICUBIC):
-            assert resize(pixels, height, width, filter, TORCH).shape == (height, width, 3)
+            for kernel in KERNELS:
+                with resizing_by(kernel):
+                    assert resize(pixels, height, width, filter, TORCH).shape == (height, width, 3)
 
 
 DIGEST = """
 import hashlib, numpy as np
 from image_encoders.inputs.preprocessing import BICUBIC, BILINEAR, TORCH, resize
+from image_encoders.process import torch_has_computed
+torch_has_computed.set()
 rng, digest = np.random.default_rng(0), hashlib.sha256()
 for height, width, new_height, new_width in rng.integers(1, 300, (40, 4)):
     pixels = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
@@ -174,6 +202,42 @@ def test_torch_resizes_alike_on_processors_with_and_without_vector_instructions(
     assert len(found) == 1
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_the_kernel_that_is_there_at_once_resizes_alike_with_every_kind_of_instructions(
+    seed: int, monkeypatch: pytest.MonkeyPatch
+):
+    fast = pytest.importorskip("cykooz_resizer")
+    kinds = [fast.CpuExtensions.none, fast.Resizer().cpu_extensions]
+    for height, width, new_height, new_width in np.random.default_rng(seed).integers(1, 700, (10, 4)).tolist():
+        pixels = kinds_of_images(height, width, seed)
+        for filter in (BILINEAR, BICUBIC):
+            found = []
+            for kind in kinds:
+                with monkeypatch.context() as patch, resizing_by("cykooz"):
+                    patch.setattr(fast, "Resizer", partial(resizer_with, fast.Resizer, kind))
+                    found.append(resize(pixels, new_height, new_width, filter, TORCH))
+            assert np.array_equal(*found)
+
+
+def resizer_with(make: Any, extensions: Any) -> Any:
+    made = make()
+    made.cpu_extensions = extensions
+    return made
+
+
+def test_lower_precision_resizes_without_importing_torch():
+    program = """
+import sys, numpy as np
+from image_encoders.inputs.preprocessing import BICUBIC, TORCH, Preprocessing, ShortSide
+steps = Preprocessing(ShortSide(24), BICUBIC, (24, 24), (0.5,) * 3, (0.5,) * 3, resizer=TORCH)
+assert steps.prepare(steps.read(np.zeros((48, 64, 3), np.uint8))).shape == (3, 24, 24)
+print("torch" in sys.modules)
+"""
+    pytest.importorskip("cykooz_resizer")
+    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
+    assert found.stdout.split() == ["False"]
+
+
 @pytest.mark.parametrize("resizer", [PILLOW, TORCH])
 def test_an_image_too_thin_to_be_resized_is_an_input_error(resizer: str):
     with pytest.raises(InputError, match="300 x 2 is too thin") as caught:
@@ -186,6 +250,8 @@ def test_torch_starts_no_threads_to_resize_where_it_has_vector_instructions():
     program = """
 import os, numpy as np, torch
 from image_encoders.inputs.preprocessing import BICUBIC, TORCH, resize
+from image_encoders.process import torch_has_computed
+torch_has_computed.set()
 torch.set_num_threads(8)
 before = len(os.listdir("/proc/self/task"))
 resize(np.zeros((2000, 2000, 3), np.uint8), 224, 224, BICUBIC, TORCH)

@@ -11,6 +11,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields, is_dataclass, replace
+from functools import cache
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -18,13 +20,17 @@ import numpy as np
 from image_encoders.arrays import as_array, is_tensor
 from image_encoders.errors import InputError
 from image_encoders.inputs.spec import InputSpec
+from image_encoders.process import torch_has_computed
 
 BILINEAR, BICUBIC, LANCZOS = "bilinear", "bicubic", "lanczos"
 # What resizes:
 PILLOW = "pillow"  # exact: most originals use it
-TORCH = "torch"  # its antialiased uint8 kernel: within two levels of Pillow, three to seven times as fast
+TORCH = (
+    "torch"  # the numbers of its antialiased uint8 kernel: within two levels of Pillow, three to seven times as fast
+)
 SAMPLED = "sampling"  # torch's float kernel without a low-pass filter, neither rounded nor clamped (inputs/bicubic.py)
 TORCH_FILTERS = (BILINEAR, BICUBIC)  # those that its antialiased kernel has
+PIECE = 2**20  # bytes of an image that are resized at once
 MAX_RESIZED = 2**26  # pixels: an image so thin that its long side passes this is an error, not a memory bomb
 # A length that is no whole number, such as a long side, or half of the pixels that a crop leaves out -> a whole one.
 ROUNDINGS: dict[str, Callable[[float], int]] = {"floor": math.floor, "round": round, "truncate": int}
@@ -252,26 +258,63 @@ def resize(pixels: np.ndarray, height: int, width: int, filter: str, resizer: st
             code="too-thin",
         )
     if resizer == TORCH:
-        return _resize_by_torch(pixels, height, width, filter)
+        return _resize_in_16_bits(pixels, height, width, filter)
     from PIL import Image
 
     return np.asarray(Image.fromarray(pixels).resize((width, height), Image.Resampling[filter.upper()]))
 
 
-def _resize_by_torch(pixels: np.ndarray, height: int, width: int, filter: str) -> np.ndarray:
-    """In 16-bit arithmetic; where torch has vector instructions for it, on the calling thread alone."""
+def _resize_in_16_bits(pixels: np.ndarray, height: int, width: int, filter: str) -> np.ndarray:
+    """One axis after the other, rounded to whole levels in between, on the calling thread alone.
+
+    By torch's kernel or by cykooz.resizer's, which give the same bits, as a test shows: torch takes more than a second
+    to be imported, so that it resizes where it computes anyway, or where the other one was not built for the processor.
+    """
+    first = (pixels.shape[0], width)
+    less_height, less_width = pixels.shape[0] - height, pixels.shape[1] - width
+    if filter == BICUBIC and less_width != 0 and less_height > max(0, 2 * less_width):
+        # Pillow 13 resizes the height first then, torch always the width: what overshoots is cut off at another place.
+        first = (height, pixels.shape[1])
+    by_torch = torch_has_computed.is_set() or not _has_cykooz()
+    for size in (first, (height, width)):
+        pixels = _step_by_torch(pixels, size, filter) if by_torch else _step_by_cykooz(pixels, size, filter)
+    return pixels
+
+
+@cache
+def _has_cykooz() -> bool:
+    return find_spec("cykooz_resizer") is not None
+
+
+def _step_by_cykooz(pixels: np.ndarray, size: tuple[int, int], filter: str) -> np.ndarray:
+    import cykooz_resizer as fast
+
+    kernel = fast.FilterType.bilinear if filter == BILINEAR else fast.FilterType.catmull_rom
+    options = fast.ResizeOptions(resize_alg=fast.ResizeAlg.convolution(kernel))
+
+    def resized(piece: np.ndarray, height: int) -> np.ndarray:
+        before = fast.ImageData(piece.shape[1], piece.shape[0], fast.PixelType.U8x3, piece.tobytes())
+        after = fast.ImageData(size[1], height, fast.PixelType.U8x3)
+        fast.Resizer().resize(before, after, options)
+        return np.frombuffer(after.get_buffer(), np.uint8).reshape(height, size[1], 3)
+
+    if size[0] != len(pixels):
+        return resized(pixels, size[0])
+    rows = max(
+        1, PIECE // pixels[0].nbytes
+    )  # each by itself then: in pieces, since whole photographs are copied slowly
+    return np.concatenate(
+        [resized(pixels[i : i + rows], len(pixels[i : i + rows])) for i in range(0, len(pixels), rows)]
+    )
+
+
+def _step_by_torch(pixels: np.ndarray, size: tuple[int, int], filter: str) -> np.ndarray:
     import torch
 
     flat = np.require(pixels, requirements=["C", "W"]).reshape(-1)  # torch takes neither negative strides nor constants
     image = torch.from_numpy(flat).view(1, *pixels.shape).permute(0, 3, 1, 2)
-    sizes = [(height, width)]
-    less_height, less_width = pixels.shape[0] - height, pixels.shape[1] - width
-    if filter == BICUBIC and less_width != 0 and less_height > max(0, 2 * less_width):
-        # Pillow 13 resizes the height first then, torch always the width: what overshoots is cut off at another place.
-        sizes.insert(0, (height, pixels.shape[1]))
-    for size in sizes:
-        image = torch.nn.functional.interpolate(image, size, mode=filter, antialias=True, align_corners=False)
-    return image[0].permute(1, 2, 0).numpy()
+    resized = torch.nn.functional.interpolate(image, size, mode=filter, antialias=True, align_corners=False)
+    return resized[0].permute(1, 2, 0).numpy()
 
 
 def center_crop(pixels: np.ndarray, height: int, width: int, corner: str = "floor") -> np.ndarray:
