@@ -133,13 +133,13 @@ def test_a_full_queue_refuses_at_once_and_what_was_admitted_is_answered(threads:
         assert embed(client).status_code == 200
 
 
-def test_a_request_that_takes_too_long_fails_with_503(encoder: Encoder) -> None:
+def test_a_request_that_takes_too_long_fails_with_503() -> None:
     with serving("--deadline", "0.5", "--stuck-after", "60") as server, server.client() as client:
         with stopped(server):
             answer = embed(client)
             assert (answer.status_code, answer.json()["error"]["code"]) == (503, "deadline")
             assert waiting(client) == 0
-        assert embed(client).status_code == 200
+        until(lambda: embed(client).status_code == 200)  # on a busy machine not within half a second at once
 
 
 def test_a_client_that_leaves_while_it_waits_is_forgotten(server: Server, client: httpx.Client) -> None:
