@@ -898,6 +898,26 @@ def visitor(browser: Browser, real: Server) -> Iterator[Page]:
         assert wrong == []
 
 
+def test_a_person_signs_in_once_and_comes_to_the_page_that_was_asked_for(browser: Browser, real: Server):
+    with browser.new_context(base_url=real.url) as context:
+        page = context.new_page()
+        wrong: list[str] = []
+        page.on("console", lambda said: wrong.append(said.text) if "Content Security" in said.text else None)
+        page.goto("/docs?a=b#first")
+        expect(page).to_have_url(re.compile(r"/login\?next=docs"))
+        page.get_by_label("Key").fill(KEY)
+        page.get_by_role("button", name="Sign in").click()
+        expect(page).to_have_url(re.compile(r"/docs\?a=b"))
+        expect(page.get_by_role("heading", name=re.compile("Image Encoders"))).to_be_visible()
+        (cookie,) = context.cookies()
+        assert (cookie["httpOnly"], cookie["sameSite"]) == (True, "Strict")
+        page.goto("about:blank")
+        page.goto("/docs")
+        expect(page).to_have_url(re.compile(r"/docs$"))
+        assert page.evaluate("document.cookie") == ""
+        assert wrong == []
+
+
 def test_a_real_service_is_searched_by_words_and_by_a_dropped_image(visitor: Page, scenes_folder: Path, real: Server):
     page = visitor
     for said in RED:

@@ -184,14 +184,6 @@ def test_a_service_ends_within_its_grace_whatever_its_workers_do(threads: Thread
         until(lambda: all(map(gone, workers)))
 
 
-def test_workers_end_with_a_service_that_is_killed() -> None:
-    with serving() as server:
-        workers = server.workers()
-        assert len(workers) == 2
-        server.stop(signal.SIGKILL)
-        until(lambda: all(map(gone, workers)))
-
-
 def test_a_net_that_is_not_used_gives_its_memory_back_and_comes_again(resting: Server, encoder: Encoder) -> None:
     server = resting
     with server.client() as client:
@@ -222,13 +214,17 @@ def test_requests_that_find_a_net_resting_start_it_once(resting: Server, threads
         assert len(started) == 1
 
 
-def test_several_models_are_chosen_by_their_ids() -> None:
+def test_several_models_are_chosen_by_their_ids_and_all_workers_end_with_a_service_that_is_killed() -> None:
     with serving(models=("clip/demo", "second=clip/demo")) as server, server.client() as client:
         assert [one["id"] for one in client.get("/v1/models").json()["data"]] == ["clip/demo", "second"]
         for name in ("clip/demo", "second"):
             answer = client.post("/v1/embeddings", json={"input": "a", "model": name})
             assert (answer.status_code, answer.json()["model"], answer.headers["x-encoder"]) == (200, name, name)
         assert client.post("/v1/embeddings", json={"input": "a", "model": "clip/tiny"}).status_code == 404
+        workers = server.workers()
+        assert len(workers) == 4
+        server.stop(signal.SIGKILL)
+        until(lambda: all(map(gone, workers)))
 
 
 @pytest.mark.parametrize(
