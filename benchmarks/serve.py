@@ -266,6 +266,23 @@ def library(model: Path, photos: Path) -> None:
     print(json.dumps({"p50": percentile(times[40:], 0.5)}))
 
 
+def by_hand(work: Path, model: Path, images: int, start_s: float) -> list[dict]:
+    """What the bulk command and the library take.
+
+    start_s: core-seconds that starting costs
+    """
+    encoded = bulk.encode(work / "photos", work / "index", f"clip/{model}", [], quiet=True)
+    spent = 1000 * (encoded["cores"] - start_s) / (images - FEW)
+    alone = bulk.measured([sys.executable, __file__, "--library", str(model), str(work / "photos")])["p50"]
+    rows = [
+        {"who": "image-encoders encode", "images/s": images / encoded["seconds"], "core ms/image": spent},
+        {"who": "library, one image", "p50 ms": alone},
+    ]
+    for row in rows:
+        tell(row)
+    return rows
+
+
 def measure(
     who: str, pid: int, port: int, model: str, contents: list[bytes], options: argparse.Namespace
 ) -> list[dict]:
@@ -346,21 +363,7 @@ def run_all(work: Path, model: Path, options: argparse.Namespace) -> tuple[list[
     draw(work / "few", FEW)
     bulk.encode(work / "few", work / "index", f"clip/{model}", [], quiet=True)  # converts
     start = bulk.encode(work / "few", work / "index", f"clip/{model}", [], quiet=True)  # what starting costs
-
-    def by_hand() -> list[dict]:
-        """What the bulk command and the library take."""
-        encoded = bulk.encode(work / "photos", work / "index", f"clip/{model}", [], quiet=True)
-        spent = 1000 * (encoded["cores"] - start["cores"]) / (options.images - FEW)
-        alone = bulk.measured([sys.executable, __file__, "--library", str(model), str(work / "photos")])["p50"]
-        rows = [
-            {"who": "image-encoders encode", "images/s": options.images / encoded["seconds"], "core ms/image": spent},
-            {"who": "library, one image", "p50 ms": alone},
-        ]
-        for row in rows:
-            tell(row)
-        return rows
-
-    extra = by_hand()
+    extra = by_hand(work, model, options.images, start["cores"])
     table: list[dict] = []
     if "serve" in options.only:
         port = free_port()
@@ -368,7 +371,7 @@ def run_all(work: Path, model: Path, options: argparse.Namespace) -> tuple[list[
         with running([*words, *options.serve.split()], port, "/health/ready") as pid:
             for _ in range(options.turns):
                 table += measure("image-encoders serve", pid, port, "bench", contents, options)
-                extra += by_hand()
+                extra += by_hand(work, model, options.images, start["cores"])
             peak = max(row["images/s"] for row in table if row["who"] == "image-encoders serve")
             extra.append(overload(port, pid, contents, peak, options.seconds))
     if "naive" in options.only:
