@@ -308,7 +308,7 @@ def nearest(table: Any, query: np.ndarray, k: int, each_copy: bool, condition: s
             search = search.bypass_vector_index()
         else:
             search = search.nprobes(PROBES).refine_factor(REFINED)
-        columns = ["id", "path", "member", "time_s", "width", "height", "sha256", "_distance"]
+        columns = ["id", "path", "member", "time_s", "width", "height", "sha256", "metadata", "_distance"]
         found = search.select(columns).to_arrow().to_pylist()
         found.sort(key=lambda row: (row["_distance"], row["id"]))
         groups = [[row] for row in found] if each_copy else _copies_together(found)

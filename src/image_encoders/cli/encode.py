@@ -69,6 +69,13 @@ SHOWN = 5  # failures in the summary
 SHOW_S = 0.1  # seconds between two looks at how far it is
 LOG_S = 5.0  # seconds between two lines of --log-json
 LIMIT_S = 5.0  # seconds over which is told which stage limits
+COUNTS = {  # in the summary, after what was encoded, each with what it means
+    "reused": " (the same bytes under another name)",
+    "unchanged": "",
+    "failed": "",
+    "pruned": " (their files are gone)",
+    "ignored": " (not images by their names; --all-files takes them)",
+}
 CALIBRATION = 300  # images that a model is calibrated on, unless --calibration names others
 
 
@@ -388,8 +395,9 @@ def summarize(report: Report, output: Path, collection: Collection, load_seconds
     seconds = f"{load_seconds + report.seconds:.1f} s ({load_seconds:.1f} s to load the model{rate})"
     stored = counted(collection.count(), "embedding")
     print(f"{counted(report.total, 'image')} in {seconds} -> {shown(output)}, {stored}")
-    counts = {name: getattr(report, name) for name in ("encoded", "reused", "unchanged", "failed", "pruned", "ignored")}
-    print("  " + ", ".join(f"{count:,} {name}" for name, count in counts.items() if count or name == "encoded"))
+    counts = {name: getattr(report, name) for name in ("encoded", *COUNTS)}
+    said = (f"{count:,} {name}{COUNTS.get(name, '')}" for name, count in counts.items() if count or name == "encoded")
+    print("  " + ", ".join(said))
     if report.failed:
         for failure in collection.failures()[:SHOWN]:
             print(escape_controls(f"  {shown(failure.id)}: {with_advice(failure)}"))

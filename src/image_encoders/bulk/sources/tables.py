@@ -176,7 +176,9 @@ class Table:
         if isinstance(cell, str) and cell:
             return self.named(cell, metadata)
         found = f"a cell of the type {type(cell).__name__}" if cell not in (None, "", b"") else "an empty cell"
-        error = InputError(f"{found}; a path, an address or the bytes of an image are accepted", code="cell")
+        error = InputError(
+            f"{found} in row {number + 1}; a path, an address or the bytes of an image are accepted", code="cell"
+        )
         return self._problem(cell_name(self.place.path, column, number), error)
 
     def _decoded(self, column: str, number: int, url: str, metadata: Mapping[str, Any] | None) -> Entry:
