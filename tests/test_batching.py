@@ -97,6 +97,18 @@ def test_inputs_that_come_while_the_net_is_busy_share_the_next_batch(net: Net) -
     batcher.close()
 
 
+def test_a_net_of_two_streams_has_two_batches_at_work(net: Net) -> None:
+    batcher, first = occupied(net, streams=2)
+    second = batcher.submit(inputs(2))
+    assert net.started.acquire(timeout=30)  # although the first one is not done
+    later = [*batcher.submit(inputs(3)), *batcher.submit(inputs(4))]
+    assert batcher.waiting == 2
+    net.go.set()
+    assert found([*first, *second, *later]) == [2, 4, 6, 8]
+    assert sorted(net.batches) == [[1], [2], [3, 4]]
+    batcher.close()
+
+
 def test_no_batch_costs_more_than_allowed_and_what_costs_more_goes_alone(net: Net) -> None:
     batcher, first = occupied(net, cost=len, max_cost=6)
     later = batcher.submit([np.full(size, size, np.float32) for size in (3, 3, 1, 9, 2, 6, 5, 1)])

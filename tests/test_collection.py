@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from datetime import datetime, timedelta
 from pathlib import Path
+from socket import gethostname
 from typing import Any
 
 import numpy as np
@@ -734,10 +735,11 @@ def test_what_a_killed_export_left_is_removed_by_the_next_one(filled: Collection
     out = tmp_path / "out"
     out.mkdir()
     for name in ("rows.npy", "rows.ids.jsonl"):
-        (out / f".{name}.{ended.pid}.1234.part").write_bytes(b"x" * 1000)
-    (out / f".rows.npy.{os.getpid()}.1.part").write_bytes(b"of another thread that is at work")
+        (out / f".{name}.{gethostname()}.{ended.pid}.1234.part").write_bytes(b"x" * 1000)
+    at_work = f".rows.npy.{gethostname()}.{os.getpid()}.1.part"
+    (out / at_work).write_bytes(b"of another thread")
     filled.export(out / "rows.npy")
-    assert {path.name for path in out.iterdir()} == {"rows.npy", "rows.ids.jsonl", f".rows.npy.{os.getpid()}.1.part"}
+    assert {path.name for path in out.iterdir()} == {"rows.npy", "rows.ids.jsonl", at_work}
 
 
 @pytest.mark.parametrize("name", ["rows.npy", "rows.parquet"])

@@ -12,9 +12,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from image_encoders import contact_sheet as sheets
 from image_encoders.collection import Hit as StoredHit
 from image_encoders.collection import Locator
-from image_encoders.contact_sheet import SIDE, contact_sheet, thumbnail, write
+from image_encoders.contact_sheet import SIDE, contact_sheet, duplicates_sheet, thumbnail, write
+from image_encoders.duplicates import Duplicate, Group
 
 
 @dataclass
@@ -150,6 +152,35 @@ def test_links_lead_to_the_files_themselves(tmp_path):
     (link,) = Reader(sheet([Hit(str(path))])).all("a")
     assert link["href"] == path.as_uri()
     assert "%23" in link["href"]
+
+
+def duplicate(path: Path | str, score: float = 1.0) -> Duplicate:
+    return Duplicate(str(path), str(path), score, 40, 30, "", size=1000)
+
+
+def test_groups_of_duplicates_show_their_best_image_first_and_name_it(tmp_path):
+    whole, small = (draw_image(tmp_path / f"{name}.png") for name in ("<b>whole", "small"))
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"")
+    group = Group((duplicate(whole), duplicate(small, 0.99), duplicate(broken, 0.97)), 0.961, "the most pixels")
+    page = Reader(duplicates_sheet([group, group], threshold=0.95, model="m", collection="</p><b>"))
+    assert "2 groups of duplicates" in page.words
+    assert "</p><b>" in page.words
+    assert "3 images, similarity 0.961 or more" in page.words
+    assert len(page.all("section")) == 2
+    assert [image["alt"] for image in page.all("img")] == ["<b>whole.png", "small.png"] * 2
+    assert re.findall(r"(best)? (\d\.\d{3})\n", page.words) == [("best", "1.000"), ("", "0.990"), ("", "0.970")] * 2
+    assert "can no longer be read" in page.words
+
+
+def test_a_page_of_very_many_duplicates_says_what_it_leaves_out(monkeypatch):
+    monkeypatch.setattr(sheets, "GROUPS", 2)
+    monkeypatch.setattr(sheets, "GROUPED", 3)
+    group = Group(tuple(duplicate(f"/gone/{number}.jpg") for number in range(5)), 1.0, "the most pixels")
+    page = Reader(duplicates_sheet([group] * 4, threshold=0.9, model="m", collection="c"))
+    assert "of which the first 2 are shown" in page.words
+    assert page.words.count("2 more are not shown") == len(page.all("section")) == 2
+    assert len(page.all("figure")) == 6
 
 
 @pytest.mark.parametrize("broken", ["missing", "empty", "text"])

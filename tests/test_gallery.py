@@ -310,7 +310,7 @@ def test_what_failed_while_it_followed_leaves_nothing_behind(
     gallery.view()
     collection.append([row(50)])
     with monkeypatch.context() as patch:
-        patch.setattr(gallery_module, "_units", lambda embeddings: 1 / 0)
+        patch.setattr(gallery_module, "at_unit_length", lambda embeddings: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             gallery.view()
     assert sorted(numbers(gallery.rank())) == [*range(10), 50]

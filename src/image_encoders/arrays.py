@@ -33,3 +33,11 @@ def as_array(source: Any) -> np.ndarray:
         raise InputError(
             f"a {type(source).__name__} that cannot be converted to an array: {reason}", code="dtype"
         ) from error
+
+
+def at_unit_length(embeddings: np.ndarray) -> np.ndarray:
+    """Rows at unit length; those of zeros stay zeros."""
+    largest = np.abs(embeddings).max(axis=1, keepdims=True, initial=0)  # squares of huge numbers would not be finite
+    units = np.divide(embeddings, largest, out=np.zeros_like(embeddings), where=largest > 0)
+    lengths = np.linalg.norm(units, axis=1, keepdims=True)
+    return np.divide(units, lengths, out=units, where=lengths > 0)

@@ -51,7 +51,7 @@ class _Entry:
 
 
 class Batcher:
-    """Embeddings for callers on many threads, one batch at a time.
+    """Embeddings for callers on many threads.
 
     An input that finds the net idle goes through it at once; what comes meanwhile makes the next batch, in the order it
     came. There is no timer: nobody waits for company.
@@ -60,6 +60,7 @@ class Batcher:
     cost: of an input, such as its pixels or tokens; each costs 1 by default
     max_cost: of a batch; an input that costs more goes alone; None: any
     max_waiting: how many inputs may wait; None: any number
+    streams: how many batches the net embeds side by side, such as `Tower.streams`
     clock: seconds, for the times in answers
     """
 
@@ -70,13 +71,14 @@ class Batcher:
         cost: Callable[[np.ndarray], int] = lambda _: 1,
         max_cost: int | None = None,
         max_waiting: int | None = None,
+        streams: int = 1,
         clock: Callable[[], float] = time.monotonic,
     ):
         self._embed, self._cost, self._clock = embed, cost, clock
-        self._max_cost, self._max_waiting = max_cost, max_waiting
+        self._max_cost, self._max_waiting, self._streams = max_cost, max_waiting, streams
         self._waiting: deque[_Entry] = deque()
         self._changed = threading.Condition()
-        self._thread: threading.Thread | None = None
+        self._threads: list[threading.Thread] = []
         self._closed = False
         self._seconds_per_cost: float | None = None
 
@@ -110,9 +112,10 @@ class Batcher:
             else:
                 self._make_room(len(entries))
                 self._waiting.extend(entries)
-            if self._thread is None or not self._thread.is_alive():
-                self._thread = threading.Thread(target=self._run, name="batcher", daemon=True)
-                self._thread.start()
+            self._threads = [thread for thread in self._threads if thread.is_alive()]
+            while len(self._threads) < self._streams:
+                self._threads.append(threading.Thread(target=self._run, name="batcher", daemon=True))
+                self._threads[-1].start()
             self._changed.notify()
         return [entry.future for entry in entries]
 
@@ -125,9 +128,9 @@ class Batcher:
         """Take no more, and return when what has been taken is done."""
         with self._changed:
             self._closed = True
-            self._changed.notify()
-        if self._thread is not None:
-            self._thread.join()
+            self._changed.notify_all()
+        for thread in self._threads:
+            thread.join()
 
     def __enter__(self) -> Batcher:
         return self
@@ -145,11 +148,12 @@ class Batcher:
         waiting = len(self._waiting)
         if waiting and waiting + count > self._max_waiting:  # where nobody waits, any number may come
             speed = self._seconds_per_cost
-            retry_s = UNKNOWN_S if speed is None else speed * sum(entry.cost for entry in self._waiting)
+            cost = sum(entry.cost for entry in self._waiting)
+            retry_s = UNKNOWN_S if speed is None else speed * cost / self._streams
             raise Overloaded(limit=self._max_waiting, waiting=waiting, retry_s=retry_s)
 
     def _run(self) -> None:
-        """What the thread does until the batcher is closed and nothing waits."""
+        """What each thread does until the batcher is closed and nothing waits."""
         while True:
             with self._changed:
                 while not self._waiting:
@@ -157,6 +161,8 @@ class Batcher:
                         return
                     self._changed.wait()
                 batch = self._next_batch()
+                if self._waiting:
+                    self._changed.notify()
             if batch:
                 self._answer(batch)
 

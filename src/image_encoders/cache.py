@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -68,7 +69,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
     What a killed process left beside `path` is removed first.
     """
     remove_leftovers(path)
-    part = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.part")
+    part = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.{threading.get_ident()}.part")
     try:
         yield part
         with part.open("rb") as file:
@@ -80,8 +81,8 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
 
 def remove_leftovers(path: Path) -> None:
-    """Remove the unfinished files beside `path` that processes left which no longer run."""
-    own = re.compile(rf"\.{re.escape(path.name)}\.(\d+)\.\d+\.part")
+    """Remove the unfinished files beside `path` that processes of this machine left which no longer run."""
+    own = re.compile(rf"\.{re.escape(f'{path.name}.{socket.gethostname()}')}\.(\d+)\.\d+\.part")
     with suppress(OSError):
         for name in os.listdir(path.parent):
             if (found := own.fullmatch(name)) and not _runs(int(found[1])):

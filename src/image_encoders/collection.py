@@ -6,6 +6,8 @@
     failures.lance    one row for each image that could not be encoded
     failures.txt      the same, to be read by people
     runs.lance        one row for each run
+    .lease.N          who writes, or wrote last: see lease.py
+    parts/            parts of a run that are not stored yet: see bulk/parts.py
 
 Every change is one atomic step of the database: a process that is killed leaves the rows before it or after it.
 """
@@ -31,6 +33,7 @@ from image_encoders import __version__, exports, tables
 from image_encoders.cache import atomic_write, file_lock
 from image_encoders.canaries import drift, embed_canaries
 from image_encoders.errors import CollectionError, InputError, MissingExtra
+from image_encoders.lease import Lease
 from image_encoders.tables import ImageFacts, Where, id_of, path_of, storage
 
 if TYPE_CHECKING:
@@ -137,6 +140,7 @@ class Failure:
     code: a short stable word, such as "truncated"
     message: what was found, what is accepted
     when: ISO 8601, UTC
+    part: as of a row
     """
 
     id: str
@@ -146,6 +150,7 @@ class Failure:
     message: str
     state: str
     when: str
+    part: str | None = None
 
 
 @dataclass(frozen=True)
@@ -174,7 +179,8 @@ class Collection:
         """Use `open`, `create` or `open_or_create`."""
         self.folder = folder
         self.mark = mark
-        self._has_columns = False  # whether it is known that no column is missing
+        self._whole: set[str] = set()  # tables of which it is known that no column is missing
+        self._lease: Lease | None = None  # of a run that goes on
         self._running = threading.Lock()  # held by a run
         self._entering = threading.Lock()  # held while the threads that are writing are counted
         encoder = mark["encoder"]
@@ -531,6 +537,9 @@ class Collection:
     def running(self) -> Iterator[None]:
         """`writing` for a run, which compares its sources with the rows that are there when it begins.
 
+        It holds a lease besides the lock: whatever it writes raises CollectionError once a run on another machine has
+        taken over.
+
         Raises CollectionError where another run of this process, or another process, is writing.
         """
         if not self._running.acquire(blocking=False):
@@ -539,7 +548,15 @@ class Collection:
             )
         try:
             with self.writing():
-                yield
+                lease = Lease(self.folder)
+                with storage(self.folder, "written"):
+                    lease.take()
+                self._lease = lease
+                try:
+                    yield
+                finally:
+                    self._lease = None
+                    lease.give_back()
         finally:
             self._running.release()
 
@@ -551,6 +568,8 @@ class Collection:
         """
         with self._exclusive():
             with storage(self.folder, "written"):
+                if self._lease is not None:
+                    self._lease.check()
                 self._tables  # noqa: B018  made here where they are missing
             yield
 
@@ -621,7 +640,8 @@ class Collection:
 
         if failures:
             listed = [
-                {name: tables.as_text(value) for name, value in asdict(failure).items()} | {"path": id_of(failure.path)}
+                {name: value and tables.as_text(value) for name, value in asdict(failure).items()}
+                | {"path": id_of(failure.path)}
                 for failure in failures
             ]
             with self.writing(), storage(self.folder, "written"):
@@ -673,17 +693,20 @@ class Collection:
     @cached_property
     def _tables(self) -> dict[str, Any]:
         """The tables, to be written; made where they are missing."""
-        schemas = {
-            ITEMS: tables.items_schema(self.dim),
-            FAILURES: tables.schema_of(Failure),
-            RUNS: tables.schema_of(RunRecord),
-        }
-        found = {name: self._open(name) for name in schemas}
+        found = {name: self._open(name) for name in self._schemas}
         return {
             name: self._database.create_table(name, schema=schema, exist_ok=True)
             if found[name] is None
             else found[name]
-            for name, schema in schemas.items()
+            for name, schema in self._schemas.items()
+        }
+
+    @cached_property
+    def _schemas(self) -> dict[str, pa.Schema]:
+        return {
+            ITEMS: tables.items_schema(self.dim),
+            FAILURES: tables.schema_of(Failure),
+            RUNS: tables.schema_of(RunRecord),
         }
 
     def _open(self, name: str) -> Any:
@@ -691,14 +714,14 @@ class Collection:
         if not tables.is_made(self.folder / f"{name}.lance"):
             return None
         table = self._database.open_table(name)
-        if name == ITEMS and not self._has_columns:
-            lacking = [column for column in tables.items_schema(self.dim).names if column not in table.schema.names]
+        if name not in self._whole:
+            lacking = [column for column in self._schemas[name].names if column not in table.schema.names]
             if lacking:
                 raise CollectionError(
                     f"{self.folder} was written by image-encoders {self.mark['package']}, which did not store "
                     f"{' and '.join(lacking)} of an image; encode again into another folder"
                 )
-            self._has_columns = True
+            self._whole.add(name)
         return table
 
     def read(self, name: str, function: Callable[[Any], Result], empty: Result) -> Result:

@@ -1,4 +1,4 @@
-"""A page of thumbnails: what a search found, in one HTML file that needs nothing else."""
+"""A page of thumbnails: what a search found, or what is there twice, in one HTML file that needs nothing else."""
 
 from __future__ import annotations
 
@@ -18,11 +18,13 @@ from image_encoders.errors import InputError
 
 if TYPE_CHECKING:
     from image_encoders.collection import Hit
+    from image_encoders.duplicates import Group
     from image_encoders.inputs.limits import ImageLimits
 
 SIDE = 256  # longest side of a thumbnail [px]
 QUALITY = 80  # of its JPEG
 NAMED = 10  # copies of an image that are named
+GROUPS, GROUPED = 200, 24  # groups of duplicates that are shown, and images of each
 
 
 def contact_sheet(hits: Sequence[Hit], *, query: str, model: str, collection: str, image: Path | None = None) -> str:
@@ -32,28 +34,59 @@ def contact_sheet(hits: Sequence[Hit], *, query: str, model: str, collection: st
     model, collection: named below the title
     image: shown beside the title where the query was one
     """
-    figures = ordered(_figure, enumerate(hits, 1), ahead=16)
+    figures = ordered(_figure, ((str(rank), hit) for rank, hit in enumerate(hits, 1)), ahead=16)
     asked = _thumbnail(Locator(str(image)), f"The query: {query}") if image else ""
     found = f"{len(hits)} image{'' if len(hits) == 1 else 's'}"
+    header = f"""{asked}
+<div>
+<h1>{escape(query)}</h1>
+<p>{found} from {escape(collection)}, ranked by {escape(model)}</p>
+</div>"""
+    return _page(f"{query}: {found}", header, f"<ol>\n{''.join(figures)}</ol>")
+
+
+def duplicates_sheet(groups: Sequence[Group], *, threshold: float, model: str, collection: str) -> str:
+    """The HTML page that shows the first `GROUPS` groups of duplicates, and up to `GROUPED` images of each."""
+    found = f"{len(groups):,} group{'' if len(groups) == 1 else 's'} of duplicates"
+    only = f", of which the first {GROUPS} are shown" if len(groups) > GROUPS else ""
+    header = f"""<div>
+<h1>{found}</h1>
+<p>in {escape(collection)}{only}. Every two images of a group have a cosine similarity of {threshold:g} or more by
+{escape(model)}, or the same bytes. Below an image stands its similarity to the group's best.</p>
+</div>"""
+    sections = (_section(number, group) for number, group in enumerate(groups[:GROUPS], 1))
+    return _page(f"{found} in {collection}", header, "".join(sections))
+
+
+def _section(number: int, group: Group) -> str:
+    hits = group.images[:GROUPED]
+    marks = ["best", *[""] * len(hits)]
+    more = len(group.images) - len(hits)
+    figures = "".join(ordered(_figure, zip(marks, hits), ahead=16))
+    return f"""<section>
+<h2>{number}: {len(group.images):,} images, similarity {group.least:.3f} or more</h2>
+<p>The best has {escape(group.reason)}.{f" {more:,} more are not shown." if more else ""}</p>
+<ol>
+{figures}</ol>
+</section>
+"""
+
+
+def _page(title: str, header: str, main: str) -> str:
     return f"""<!DOCTYPE html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{escape(query)}: {found}</title>
+<title>{escape(title)}</title>
 <style>{_STYLE}</style>
 </head>
 <body>
 <header>
-{asked}
-<div>
-<h1>{escape(query)}</h1>
-<p>{found} from {escape(collection)}, ranked by {escape(model)}</p>
-</div>
+{header}
 </header>
 <main>
-<ol>
-{"".join(figures)}</ol>
+{main}
 </main>
 </body>
 </html>
@@ -69,8 +102,8 @@ def write(path: Path, page: str) -> None:
         raise OSError(error.errno, error.strerror, str(path)) from error  # names the file that was asked for
 
 
-def _figure(ranked: tuple[int, Hit]) -> str:
-    rank, hit = ranked
+def _figure(marked: tuple[str, Hit]) -> str:
+    mark, hit = marked
     path = Path(hit.path)
     name = hit.id.removeprefix(f"{path.parent}/") if hit.locator != Locator(hit.path) else path.name
     shown = _thumbnail(hit.locator, name)
@@ -78,7 +111,7 @@ def _figure(ranked: tuple[int, Hit]) -> str:
         shown = f'<a href="{escape(path.absolute().as_uri())}">{shown}</a>'
     return f"""<li><figure>
 {shown}
-<figcaption><b>{rank}</b> <span class="score" title="cosine similarity">{hit.score:.3f}</span>
+<figcaption><b>{mark}</b> <span class="score" title="cosine similarity">{hit.score:.3f}</span>
 <span class="name" title="{escape(hit.path)}">{escape(name)}</span>
 <span class="size">{hit.width} × {hit.height}</span>{_copies(hit)}</figcaption>
 </figure></li>
@@ -134,6 +167,8 @@ body { margin: 0 auto; max-width: 90rem; padding: 1.5rem; background: var(--back
 header { display: flex; gap: 1rem; align-items: center; margin-bottom: 1.5rem; }
 header img, header .missing { width: 6rem; height: 6rem; object-fit: contain; border-radius: .5rem; }
 h1 { margin: 0; font-size: 1.6rem; overflow-wrap: anywhere; }
+h2 { margin: 2rem 0 0; font-size: 1.1rem; }
+section p { margin-bottom: .75rem; }
 p { margin: .25rem 0 0; color: var(--quiet); overflow-wrap: anywhere; }
 ol { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(12rem, 44%), 1fr)); gap: 1rem;
   margin: 0; padding: 0; list-style: none; }

@@ -47,6 +47,11 @@ class Tower:
     def shape(self) -> tuple[int | None, ...] | None:
         return self.inputs.shape
 
+    @property
+    def streams(self) -> int:
+        """How many batches the net embeds side by side, each on threads of its own."""
+        return getattr(self.embed, "streams", 1)
+
     def read(self, source: Any) -> Any:
         """One decoded thing; see `InputSpec`."""
         return self.inputs.read(source)

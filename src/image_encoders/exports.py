@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,12 +27,12 @@ def names_beside(path: Path) -> Path:
     return path.with_name(f"{path.stem}.ids.jsonl")
 
 
-def check(path: Path, overwrite: bool) -> None:
+def check(path: Path, overwrite: bool, endings: Sequence[str] = ENDINGS) -> None:
     """Raise CollectionError unless `path` may be written: for its ending, its folder, or a file that is there."""
     ending = path.suffix.lower()
-    if ending not in ENDINGS:
+    if ending not in endings:
         found = repr(ending) if ending else "a name without an ending"
-        raise CollectionError(f"{path}: cannot export to {found}; accepted: {', '.join(ENDINGS)}")
+        raise CollectionError(f"{path}: cannot export to {found}; accepted: {', '.join(endings)}")
     if not path.absolute().parent.is_dir():
         raise CollectionError(f"{path}: there is no folder {path.parent}; make it, or choose another")
     for target in [path, names_beside(path)] if ending == ".npy" else [path]:

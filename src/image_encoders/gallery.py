@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from image_encoders import exports, tables
+from image_encoders.arrays import at_unit_length
 from image_encoders.collection import ITEMS, Locator
 from image_encoders.tables import Where, path_of
 
@@ -256,7 +257,7 @@ class _Held:
         self.paths += paths
         facts["directed"] = True
         if self.units is not None:
-            self.units[begin:end] = _units(exports.matrix(rows))
+            self.units[begin:end] = at_unit_length(exports.matrix(rows))
             facts["directed"] = self.units[begin:end].any(axis=1)
         self.count = end
 
@@ -425,7 +426,7 @@ class View:
     def _read_units(self, positions: np.ndarray) -> np.ndarray:
         """Embeddings that are not held, at unit length."""
         rows = self._table.take_row_ids(self._facts["row"][positions].tolist()).select(["embedding"]).to_arrow()
-        return _units(exports.matrix(rows))
+        return at_unit_length(exports.matrix(rows))
 
     @cached_property
     def _by_row(self) -> tuple[np.ndarray, np.ndarray]:
@@ -537,14 +538,6 @@ def _first(numbers: np.ndarray, count: int) -> np.ndarray:
     first = np.full(count, len(numbers))
     np.minimum.at(first, numbers, np.arange(len(numbers)))
     return first
-
-
-def _units(embeddings: np.ndarray) -> np.ndarray:
-    """Rows at unit length; those of zeros stay zeros."""
-    largest = np.abs(embeddings).max(axis=1, keepdims=True, initial=0)  # squares of huge numbers would not be finite
-    units = np.divide(embeddings, largest, out=np.zeros_like(embeddings), where=largest > 0)
-    lengths = np.linalg.norm(units, axis=1, keepdims=True)
-    return np.divide(units, lengths, out=units, where=lengths > 0)
 
 
 def _digests(sha256: np.ndarray) -> np.ndarray:

@@ -144,3 +144,34 @@ def keep_freed_memory() -> None:
 def cores() -> int:
     """How many processors this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+# ---------------------------------------------------------------- clusters
+
+HANDED_ON = ("IMAGE_ENCODERS_MAX_PIXELS", "IMAGE_ENCODERS_MAX_BYTES", "IMAGE_ENCODERS_OFFLINE", "HF_HUB_OFFLINE")
+QUIET_RAY = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
+
+
+def handed_on() -> dict[str, str]:
+    """What the environment says of limits and the network, for workers that another process starts."""
+    return {name: os.environ[name] for name in HANDED_ON if name in os.environ}
+
+
+def take_over(environment: dict[str, str]) -> None:
+    """In a worker's own process: have its environment say what `handed_on` did."""
+    os.environ.update(environment)
+
+
+@contextmanager
+def starting_ray() -> Iterator[None]:
+    """While Ray's processes are started: they are told to send nothing to its makers; then all is as before."""
+    before = {name: os.environ.get(name) for name in QUIET_RAY}
+    os.environ.update(QUIET_RAY)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value

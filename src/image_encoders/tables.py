@@ -68,7 +68,7 @@ def connect(folder: Path) -> Any:
 
     # A table is always read as it is now. Of the caches, the first holds what searches have used of the index; the
     # second would otherwise grow with the number of writes.
-    session = lancedb.Session(index_cache_size_bytes=1 << 30, metadata_cache_size_bytes=1 << 25)
+    session = lancedb.Session(index_cache_size_bytes=1 << 30, metadata_cache_size_bytes=1 << 22)
     return lancedb.connect(folder, read_consistency_interval=timedelta(0), session=session)
 
 
@@ -318,16 +318,22 @@ def pinned(table: Any) -> Any:
 
 def by_id(table: Any, size: int) -> Iterator[pa.Table]:
     """All rows ordered by id, `size` at a time; only the ids are held."""
-    import pyarrow as pa
     import pyarrow.compute as pc
 
     places = table.search().select(["id"]).with_row_id(True).to_arrow()
     numbers = places["_rowid"].combine_chunks().take(pc.sort_indices(places["id"]))
     for start in range(0, len(numbers), size):
-        some = numbers[start : start + size]
-        rows = table.take_row_ids(some.to_pylist()).select(table.schema.names).with_row_id().to_arrow()
-        order = pc.index_in(some, value_set=pa.chunked_array(rows["_rowid"]).combine_chunks())
-        yield rows.drop_columns("_rowid").take(order)
+        yield taken(table, numbers[start : start + size], table.schema.names)
+
+
+def taken(table: Any, numbers: Any, columns: Sequence[str]) -> pa.Table:
+    """Some columns of the rows with these numbers of the database's, in that order."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    rows = table.take_row_ids(numbers.tolist()).select(list(columns)).with_row_id().to_arrow()
+    order = pc.index_in(pa.array(numbers), value_set=rows["_rowid"].combine_chunks())
+    return rows.drop_columns("_rowid").take(order)
 
 
 @contextmanager

@@ -175,6 +175,19 @@ def test_unchanged_members_are_known_without_reading(
     assert held == []
 
 
+@pytest.mark.parametrize("format", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_names_and_places_of_members_are_those_that_tarfile_finds(tmp_path: Path, format: int) -> None:
+    names = ["a.png", "b/" * 60 + "long.png", "é.png", "n" * 90 + ".png", "c.PNG"]
+    with tarfile.open(tmp_path / "t.tar", "w", format=format) as tar:
+        for number, name in enumerate(names):
+            info = tarfile.TarInfo(name)
+            info.size, info.mtime = len(image(number)), number
+            tar.addfile(info, io.BytesIO(image(number)))
+    items = list(find([str(tmp_path / "t.tar")]))
+    assert [item.locator.member for item in items] == names
+    assert [item.read(ImageLimits()) for item in items] == [image(number) for number in range(len(names))]
+
+
 def test_a_shard_that_was_touched_is_read_again_and_not_encoded(shard: Path, index: Path) -> None:
     encode(index, shard)
     os.utime(shard, ns=(1, 1))

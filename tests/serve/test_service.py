@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
+import time
+from types import SimpleNamespace
+from unittest.mock import Mock
 from urllib.parse import urlsplit
 
 import httpx
 import numpy as np
+import pytest
 from fastapi.testclient import TestClient
 from service_process import Server
 
 from image_encoders.batching import Embedded
 from image_encoders.serve.app import create_app
 from image_encoders.serve.metrics import Metrics
+from image_encoders.serve.recipe import Recipe
 from image_encoders.serve.service import Service
 from image_encoders.serve.settings import Settings
+from image_encoders.serve.towers import TowerQueue
 
 
 def test_a_service_without_a_model_is_not_ready() -> None:
@@ -30,6 +37,21 @@ def test_only_images_count_as_images() -> None:
     for modality in ("image", "text", "audio"):
         metrics.embedded("clip/demo", modality, Embedded(np.zeros(2, np.float32), 0.0, 0.0, 0.0))
     assert metrics.last_minute()["images_per_second"] == 1 / 60
+
+
+@pytest.mark.parametrize(("idle_s", "canaries"), [(0.0, 0), (60.0, 1)])
+def test_a_canary_is_sent_only_where_no_answer_has_just_proved_as_much(idle_s: float, canaries: int) -> None:
+    worker = SimpleNamespace(proved=time.monotonic() - idle_s, try_canary=Mock())
+    settings = Settings(canary_every=60.0, stuck_after=600.0)
+
+    async def watch() -> None:
+        tower = TowerQueue(Recipe("clip/demo", "clip/demo", {}), "image", settings)
+        watching = asyncio.create_task(tower._watch(worker))  # type: ignore[arg-type]
+        await asyncio.sleep(0)
+        watching.cancel()
+
+    asyncio.run(watch())
+    assert worker.try_canary.call_count == canaries
 
 
 def test_what_is_refused_before_a_route_sees_it_is_counted(server: Server, client: httpx.Client) -> None:

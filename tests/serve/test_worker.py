@@ -177,7 +177,7 @@ def test_an_embedding_has_the_dimensions_of_its_model(held: Held) -> None:
 class SlowTower:
     """A tower of texts whose items other than the canary take as long as the test likes."""
 
-    modality = "text"
+    modality, streams = "text", 1
 
     def __init__(self) -> None:
         self.begun, self.go = 0, threading.Event()

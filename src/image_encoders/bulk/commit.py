@@ -17,6 +17,7 @@ from image_encoders.collection import Collection, Failure, Row, Stored, now
 COMMIT_S = 5.0  # seconds between commits: what a kill may cost
 COMMIT_ROWS = 2048  # outcomes, and
 COMMIT_BYTES = 1 << 23  # bytes of embeddings, that wait for a commit at most, while as many are written
+POOLED = 8  # times as much where a kill costs nothing, since parts lie on disk: few commits, large fragments
 SETTLE = 64  # commits between looks at whether the database's files should be merged
 
 
@@ -32,14 +33,19 @@ class Committer:
         plan: Plan,
         again: Callable[[list[SourceItem]], Iterable[list[Outcome]]],
         commit_s: float | None = None,
+        stored: Callable[[str], None] = lambda part: None,
+        pooled: bool = False,
     ):
         """again: encodes items whose bytes seemed to be known, and whose row was replaced meanwhile
         commit_s: seconds between commits at most
+        stored: told of each part once it is certain that all of it is stored
+        pooled: whether everything comes in parts that lie on disk
         """
-        self.collection, self.plan, self.again = collection, plan, again
-        self.commit_s = COMMIT_S if commit_s is None else commit_s
+        self.collection, self.plan, self.again, self.stored = collection, plan, again, stored
+        many = POOLED if pooled else 1
+        self.commit_s = many * COMMIT_S if commit_s is None else commit_s
         self.counts: Counter[str] = Counter()
-        self._most = max(1, min(COMMIT_ROWS, COMMIT_BYTES // (4 * collection.dim)))
+        self._most = many * max(1, min(COMMIT_ROWS, COMMIT_BYTES // (4 * collection.dim)))
         self._pending: list[Outcome] = []
         self._error: BaseException | None = None
         self._ending = False
@@ -53,7 +59,7 @@ class Committer:
         return self._thread.ident is None or self._ended.is_set()
 
     def add(self, outcomes: list[Outcome]) -> None:
-        """Have outcomes written, all in one commit; waits while too many wait already.
+        """Have outcomes written, all in one commit, such as those of a part; waits while too many wait already.
 
         Raises what went wrong with an earlier commit.
         """
@@ -104,7 +110,9 @@ class Committer:
             return outcomes
 
     def _commit(self, outcomes: list[Outcome]) -> None:
-        """Write outcomes: first what is no longer true, so that no item ever has both a row and a failure."""
+        """Write outcomes, in one order: what is no longer true, so that no item ever has both a row and a failure;
+        failures; and embeddings last, so that a part that has rows is there as a whole.
+        """
         rows, failures = self._resolved(outcomes)
         recovered = [row.id for row in rows if row.id in self.plan.failures]
         broken = [failure.id for failure in failures if failure.id in self.plan.rows]
@@ -112,13 +120,15 @@ class Committer:
             self.collection.forget(recovered)
         if broken:
             self.collection.remove(broken)
-        self.collection.append(rows, new=not any(row.id in self.plan.rows for row in rows))
         self.collection.record(failures)
+        self.collection.append(rows, new=not any(row.id in self.plan.rows for row in rows))
         self.counts["failed"] += len(failures)
         for row in rows:
             self.plan.stored(row.id, row.state)
         for failure in failures:
             self.plan.listed(failure.id, failure.state)
+        for part in {one.part for one in outcomes if one.part is not None}:
+            self.stored(part)
 
     def _resolved(self, outcomes: list[Outcome]) -> tuple[list[Row], list[Failure]]:
         """Rows and failures; what has the bytes of others gets their embedding."""
@@ -130,14 +140,14 @@ class Committer:
         new.update(_by_content(redone.values()))
         rows, failures = [], []
         for one in outcomes:
-            one = redone.get(one.item.id, one)
+            part, one = one.part, redone.get(one.item.id, one)
             if isinstance(one, Failed):
-                failures.append(_failure(one))
+                failures.append(_failure(one, part))
                 continue
             known = stored.get(one.facts.sha256)
             there = known is not None and one.item.id in known.ids
             self.counts["encoded" if one.embedding is not None else "unchanged" if there else "reused"] += 1
-            rows.append(_row(one, one if one.embedding is not None else known or new[one.facts.sha256]))
+            rows.append(_row(one, one if one.embedding is not None else known or new[one.facts.sha256], part))
         return rows, failures
 
 
@@ -146,13 +156,13 @@ def _by_content(outcomes: Iterable[Outcome]) -> dict[str, Encoded]:
     return {one.facts.sha256: one for one in outcomes if isinstance(one, Encoded) and one.embedding is not None}
 
 
-def _row(one: Encoded, known: Encoded | Stored) -> Row:
+def _row(one: Encoded, known: Encoded | Stored, part: str | None) -> Row:
     """The row of an item, with what is known of its bytes."""
     item, embedding = one.item, known.embedding
     assert isinstance(embedding, np.ndarray)
-    return Row(item.id, item.locator, embedding, known.facts, item.state, item.metadata)
+    return Row(item.id, item.locator, embedding, known.facts, item.state, item.metadata, part)
 
 
-def _failure(one: Failed) -> Failure:
+def _failure(one: Failed, part: str | None) -> Failure:
     item = one.item
-    return Failure(item.id, item.locator.path, one.stage, one.code, one.message, item.state, now())
+    return Failure(item.id, item.locator.path, one.stage, one.code, one.message, item.state, now(), part)

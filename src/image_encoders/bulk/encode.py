@@ -38,11 +38,13 @@ class Encoded:
     facts: what is known of its bytes; where `embedding` is None, their digest and number alone
     embedding: (dim,) float32, finite; None where the embedding of these bytes is known already, or comes with another
         item before it
+    part: the part of a run that it came with, where there are such
     """
 
     item: SourceItem
     facts: ImageFacts
     embedding: np.ndarray | None = None
+    part: str | None = None
 
 
 @dataclass
@@ -53,6 +55,7 @@ class Failed:
     stage: str
     code: str
     message: str
+    part: str | None = None
 
 
 Outcome = Encoded | Failed
@@ -100,7 +103,7 @@ def _read(item: SourceItem, *, tower: Tower, limits: ImageLimits, known: Callabl
     """Read and preprocess one item; bytes whose embedding is known are not decoded."""
     stage = "read"
     try:
-        _check_metadata(item)
+        metadata_text(item)
         content = item.read(limits)
         facts = ImageFacts(0, 0, hashlib.sha256(content).hexdigest(), len(content))
         if known(facts.sha256):
@@ -120,10 +123,10 @@ def _read(item: SourceItem, *, tower: Tower, limits: ImageLimits, known: Callabl
         return _Read(_failed(item, stage, as_input_error(error)))
 
 
-def _check_metadata(item: SourceItem) -> None:
-    """Raise InputError unless an item's metadata can be stored."""
+def metadata_text(item: SourceItem) -> str:
+    """An item's metadata as JSON; InputError where it cannot be stored."""
     try:
-        json.dumps(item.metadata, default=str, allow_nan=False)
+        return json.dumps(item.metadata, default=str, allow_nan=False)
     except (TypeError, ValueError) as error:
         raise InputError(f"metadata that JSON cannot hold: {first_line(error)}", code="metadata") from error
 

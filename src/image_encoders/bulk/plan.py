@@ -25,6 +25,7 @@ class Plan:
         self.rows, self.failures, self.contents = DigestTable(), DigestTable(), DigestTable()
         self.recovered: list[str] = []
         self._under_way: set[str] = set()  # ids that are being encoded
+        self._recorded = DigestTable()  # ids in parts that are written down, each with itself: 128 bits tell them apart
         for rows in collection.scan(ITEMS, ["id", "state", "sha256"]):
             for id, state, sha256 in zip(*(column.to_pylist() for column in rows.columns)):
                 self.rows.put(id, state)
@@ -34,8 +35,10 @@ class Plan:
                 self.failures.put(id, state)
 
     def changed(self, items: Iterable[SourceItem]) -> Iterator[SourceItem]:
-        """The items that must be encoded, each id once."""
+        """The items that must be encoded, each id once, and none that is in a part."""
         for item in items:
+            if self._recorded.matches(item.id, "\0" + item.id):
+                continue
             self.total += 1
             # An id leaves `_under_way` after it has come into one of the tables, on the committer's thread.
             if item.id in self._under_way:
@@ -55,6 +58,22 @@ class Plan:
         if self.retry_failed:
             return False
         return bool(item.state) and item.error is None and self.failures.matches(item.id, item.state)
+
+    def holds(self, items: Iterable[SourceItem]) -> bool:
+        """Whether each item has a row, or is on the list of failures, in its state."""
+        return all(self.rows.matches(one.id, one.state) or self.failures.matches(one.id, one.state) for one in items)
+
+    def carry_on(self, items: Iterable[SourceItem]) -> None:
+        """Count the items of a part that an earlier run has left."""
+        for item in items:
+            self.total += 1
+            self._recorded.put(item.id, "\0" + item.id)
+
+    def recorded(self, items: Iterable[SourceItem]) -> None:
+        """Note that items from `changed` are written down in a part."""
+        for item in items:
+            self._recorded.put(item.id, "\0" + item.id)
+            self._under_way.discard(item.id)
 
     def stored(self, id: str, state: str) -> None:
         """Note that an item has a row."""

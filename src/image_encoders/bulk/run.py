@@ -1,6 +1,10 @@
 """One run: many items into a collection.
 
     items ─plan: changed?→ ─encode: read, preprocess, embed→ outcomes ─committer: one thread→ collection
+                          └cut into parts→ a pool's workers: encode→ results ┘
+
+With a pool of workers elsewhere, what is to be encoded is written down in parts first (`parts.py`). A run begins with
+the parts that an earlier one has left, whether or not it has a pool itself.
 
 Items keep their order, and whole batches are committed: with a given batch size, a run that was killed and is started
 again cuts the same batches as one that was not, so that even the last bits of its embeddings are the same.
@@ -12,13 +16,16 @@ import os
 import stat
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from typing import Any
 
 from image_encoders.bulk.batch_size import BatchSizeTuner
 from image_encoders.bulk.commit import Committer
 from image_encoders.bulk.encode import Encoded, Failed, Outcome, encode
+from image_encoders.bulk.parts import Listing, Parts, Pool, Worker
 from image_encoders.bulk.plan import Plan
 from image_encoders.bulk.sources import SourceItem, Sources, find
 from image_encoders.collection import ITEMS, Collection, RunRecord, now, path_of
@@ -26,6 +33,7 @@ from image_encoders.encoder import Encoder, check_batch_size
 from image_encoders.errors import InputError, TooManyFailures
 from image_encoders.inputs.files import ADDRESS
 
+PARTS = "parts"  # the folder in a collection's own
 Source = str | os.PathLike[str]
 Progress = Callable[[int, int], None]
 Prune = Callable[[list[str]], Iterable[str]]
@@ -70,6 +78,8 @@ def run(
     progress: Progress | None = None,
     commit_s: float | None = None,
     record_unchanged: bool = True,
+    pool: Callable[[Parts, Encoder], Pool] | None = None,
+    parts: Source | None = None,
 ) -> Report:
     """Encode what is new or changed among `sources` into `collection`.
 
@@ -86,6 +96,8 @@ def run(
     progress: called in this thread, often, with (items done, those of them that had to be read)
     commit_s: seconds between commits at most, which is what a kill may cost; None: 5
     record_unchanged: add the run to the collection's list of runs even where it has changed nothing
+    pool: makes the workers that encode parts of the run, such as `bulk.ray.Workers`; None: it is encoded here
+    parts: the folder of the parts, which the workers see at the same path; None: in the collection's own
 
     What cannot be encoded goes into the collection's list of failures, and the others are encoded. KeyboardInterrupt is
     raised once all that was embedded has been stored, a second one at once; the same run again goes on from there.
@@ -103,9 +115,13 @@ def run(
     collection.check_canaries(encoder)
     with collection.running():
         plan = Plan(collection, retry_failed)
-        committer = Committer(collection, plan, partial(encode, encoder=encoder), commit_s)
-        return _Run(sources, encoder, committer, max_failures, progress, record_unchanged).all(
-            BatchSizeTuner(batch_size), workers, prune
+        settings = sources.settings if isinstance(sources, Sources) else None
+        kept = Parts(os.path.abspath(parts or collection.folder / PARTS), collection, settings)
+        again = partial(encode, encoder=encoder)
+        committer = Committer(collection, plan, again, commit_s, stored=kept.remove, pooled=pool is not None)
+        worker = Worker(kept, encoder, BatchSizeTuner(batch_size), workers)
+        return _Run(sources, worker, committer, max_failures, progress, record_unchanged).all(
+            pool and pool(kept, encoder), prune
         )
 
 
@@ -115,13 +131,13 @@ class _Run:
     def __init__(
         self,
         sources: Iterable[Any],
-        encoder: Encoder,
+        worker: Worker,
         committer: Committer,
         max_failures: int | None,
         progress: Progress | None,
         record_unchanged: bool,
     ):
-        self.sources, self.encoder = sources, encoder
+        self.sources, self.worker, self.parts, self.tuner = sources, worker, worker.parts, worker.tuner
         self.committer, self.plan, self.collection = committer, committer.plan, committer.collection
         self.began, self.since = now(), time.monotonic()
         if isinstance(sources, Sources):
@@ -131,11 +147,16 @@ class _Run:
         self.read = 0  # items that had to be read, and were
         self.pruned = self.forgotten = 0
 
-    def all(self, tuner: BatchSizeTuner, workers: int | None, prune: bool | Prune) -> Report:
+    def all(self, pool: Pool | None, prune: bool | Prune) -> Report:
         """The whole run."""
         try:
             try:
-                self._encode(tuner, workers)
+                unfinished = self._carry_on()
+                if pool is None:
+                    self._take(self.worker.finished(unfinished))
+                    self._encode()
+                else:
+                    self._encode_by(pool, unfinished)
             finally:  # after an interrupt, too, all that was embedded is stored
                 self.committer.finish()
             self._forget()
@@ -144,24 +165,62 @@ class _Run:
             self.collection.settle()
         except (KeyboardInterrupt, TooManyFailures):
             if self.committer.finished:
-                self._close(tuner)
+                self._close()
             raise
         finally:
             if isinstance(self.sources, Sources):
-                self.sources.close()
-        return self._close(tuner)
+                with suppress(ValueError):  # a thread that lists them waits for an answer
+                    self.sources.close()
+        return self._close()
 
-    def _encode(self, tuner: BatchSizeTuner, workers: int | None) -> None:
-        contents = self.plan.contents
-        changed = self.plan.changed(self._drawn())
-        for outcomes in encode(changed, self.encoder, batch_size=tuner, workers=workers, known=contents.__contains__):
-            self.committer.add(outcomes)
-            for one in outcomes:
-                if isinstance(one, Encoded) and one.embedding is not None:
-                    contents.put(one.facts.sha256)
-            self.read += len(outcomes)
+    def _carry_on(self) -> list[str]:
+        """Store what became of the parts of an earlier run, and plan the others: those are given back."""
+        unfinished = []
+        for part in self.parts.recorded():
+            items = self.parts.items(part)
+            if self.plan.holds(items):  # it was stored before its files could be removed
+                self.parts.remove(part)
+                continue
+            self.plan.carry_on(items)
+            if self.parts.has_result(part):
+                self._took(self.parts.outcomes(part))
+            else:
+                unfinished.append(part)
+        return unfinished
+
+    def _encode(self) -> None:
+        """Encode what is changed here."""
+        changed, known = self.plan.changed(self._drawn()), self.plan.contents.__contains__
+        worker = self.worker
+        for outcomes in encode(changed, worker.encoder, batch_size=self.tuner, workers=worker.workers, known=known):
+            self._took(outcomes)
+
+    def _encode_by(self, pool: Pool, unfinished: list[str]) -> None:
+        """Have a pool encode what is unfinished, and what is changed."""
+        if isinstance(self.sources, Sources):
+            self.sources.known = _whatever  # bytes are read where they are encoded
+        listing = Listing(self.plan.changed(self._drawn()), self.parts, self.plan)
+        try:
+            with closing(pool.finished(chain(unfinished, listing))) as done:
+                self._take(done)
+        finally:
+            listing.close()
+
+    def _take(self, parts: Iterable[str | None]) -> None:
+        """Take the results of parts as they come."""
+        for part in parts:
+            if part is not None:
+                self._took(self.parts.outcomes(part))
             self._show()
-            self._check_failures(outcomes)
+
+    def _took(self, outcomes: list[Outcome]) -> None:
+        self.committer.add(outcomes)
+        for one in outcomes:
+            if isinstance(one, Encoded) and one.embedding is not None:
+                self.plan.contents.put(one.facts.sha256)
+        self.read += len(outcomes)
+        self._show()
+        self._check_failures(outcomes)
 
     def _check_failures(self, outcomes: list[Outcome]) -> None:
         """Raise TooManyFailures where more than may fail have failed."""
@@ -223,7 +282,7 @@ class _Run:
         self.pruned = len(gone)
         self._take_off_list(id for id, path in failures.items() if path in wanted)
 
-    def _close(self, tuner: BatchSizeTuner) -> Report:
+    def _close(self) -> Report:
         """What the run did, which the collection records too."""
         plan, written = self.plan, self.committer.counts
         report = Report(
@@ -235,7 +294,7 @@ class _Run:
             ignored=getattr(self.sources, "ignored", 0),
             pruned=self.pruned,
             seconds=time.monotonic() - self.since,
-            batch_size=tuner.size,
+            batch_size=self.tuner.size,
         )
         counts = {name: getattr(report, name) for name in ("encoded", "reused", "unchanged", "failed", "pruned")}
         if not (self.record_unchanged or written.total() or self.pruned or self.forgotten):
@@ -243,6 +302,11 @@ class _Run:
         self.collection.write_failures()
         self.collection.add_run(RunRecord(self.began, now(), getattr(self.sources, "described", []), **counts))
         return report
+
+
+def _whatever(id: str, state: str) -> bool:
+    """As a collection that holds everything answers."""
+    return True
 
 
 def _mode(path: str) -> int | None:

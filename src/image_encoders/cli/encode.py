@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -52,7 +53,12 @@ Examples:
   image-encoders encode photos/ -o my-photos                       # again: only what is new or changed
   image-encoders encode photos/ -o my-photos --retry-failed        # and what failed before
   image-encoders encode photos/ -o features -m bit/R50x1 --weights BiT-M-R50x1.npz -O input_size=480
+  image-encoders encode photos/ -o my-photos --ray local --ray-workers 4   # by four processes here
+  image-encoders encode /shared/photos -o /shared/index --ray auto         # by the Ray cluster this machine is in
   nohup image-encoders encode photos/ -o my-photos &               # in the background; `kill PID` stops it
+\b
+On a Ray cluster every node sees the images, and the collection or --parts, at the same path. Whatever was killed, the
+same command again goes on with the parts that are written down. See docs/scale.md.
 \b
 Stopping: Ctrl-C (SIGINT) or `kill` (SIGTERM) stores what is embedded and exits with 130; a second one exits at once.
 Started with `nohup`, or with `&` in a script, SIGINT is ignored, as the shell asked; SIGTERM still stops it cleanly."""
@@ -128,6 +134,30 @@ def encode(
     max_failures: Annotated[
         int | None, typer.Option(metavar="N", min=0, help="Stop once more than N images have failed in this run.")
     ] = None,
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            "--ray",
+            metavar="ADDRESS",
+            help="Encode on a Ray cluster: HOST:PORT of its head, auto for the one that this machine belongs to, or "
+            "local to start one here.",
+        ),
+    ] = None,
+    ray_workers: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N", min=1, help="Workers on the cluster.  [default: one per GPU, or per node where there is none]"
+        ),
+    ] = None,
+    parts: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="With --ray: a folder that every node sees at this path, for work under way.  [default: in the "
+            "collection]",
+            parser=local_path,
+        ),
+    ] = None,
     max_pixels: Annotated[
         int | None,
         typer.Option(metavar="N", min=1, help="Largest image to decode, width x height.  [default: 178000000]"),
@@ -159,11 +189,13 @@ def encode(
     wishes: dict[str, Any] = {"weights": weights, "device": device, "precision": precision, "engine": engine}
     if precision in CALIBRATED or calibration is not None:
         wishes["calibration"] = calibration or (begun and begun.recipe.get("calibration")) or files.sample(CALIBRATION)
+    if ray is None and (ray_workers is not None or parts is not None):
+        raise typer.BadParameter("--ray-workers and --parts are for --ray ADDRESS, such as --ray local")
     began = time.monotonic()
     encoder = _encoder(begun, model, parse_options(options), offline=offline, quiet=quiet, **wishes)
     load_seconds = time.monotonic() - began
     try:
-        with terminations():
+        with _cluster(ray, ray_workers, batch_size) as pool, terminations():
             collection = Collection.open_or_create(output, encoder)
             with bar("encoding", shown=not quiet) as show:
                 report = run.run(
@@ -176,6 +208,8 @@ def encode(
                     prune=prune,
                     max_failures=max_failures,
                     progress=show and Meter(files, show),
+                    pool=pool,
+                    parts=parts,
                 )
     except KeyboardInterrupt:
         with interrupted():
@@ -191,6 +225,18 @@ def encode(
         if quiet:
             say(f"{report.failed:,} failed; image-encoders failures {shown(output)} lists them")
         raise typer.Exit(3)
+
+
+@contextmanager
+def _cluster(address: str | None, workers: int | None, batch_size: int | None) -> Iterator[Any]:
+    """What makes a run's workers on a Ray cluster, to which the block is connected; None where none is asked for."""
+    if address is None:
+        yield None
+        return
+    from image_encoders.bulk import ray
+
+    with ray.connected(address):
+        yield partial(ray.Workers, count=workers, batch_size=batch_size)
 
 
 def _set_limits(**limits: int | None) -> None:

@@ -80,7 +80,8 @@ def search(
 
     opened = Collection.open(collection)
     for modality, query, _ in queries:
-        _check(opened, modality, query, page)
+        _check(opened, modality, query)
+    check_page(page)
     with loading(opened.name):
         encoder = load_again(opened, {}, offline=offline, quiet=True, weights=weights, device=device)
         embeddings = [_embedding(encoder, modality, query) for modality, query, _ in queries]
@@ -101,8 +102,8 @@ def _queries(words: str | None, image: Path | None, audio: Path | None) -> Seque
     return ("text", words), ("image", image), ("audio", audio)
 
 
-def _check(opened: Collection, modality: str, query: str | Path, page: Path | None) -> None:
-    """Raise, before a model is loaded, where the query cannot be embedded or the page cannot be written."""
+def _check(opened: Collection, modality: str, query: str | Path) -> None:
+    """Raise, before a model is loaded, where the query cannot be embedded."""
     if modality not in opened.modalities:
         raise CollectionError(
             f"{opened.folder} was encoded with {opened.name}, which has no {modality} tower; "
@@ -110,6 +111,10 @@ def _check(opened: Collection, modality: str, query: str | Path, page: Path | No
         )
     if isinstance(query, Path):
         query.expanduser().open("rb").close()
+
+
+def check_page(page: Path | None) -> None:
+    """Raise InputError where a page of thumbnails cannot be written to `page`."""
     if page is not None and (page.is_dir() or not page.absolute().parent.is_dir()):
         where = "is a folder" if page.is_dir() else f"there is no folder {shown(page.absolute().parent)}"
         raise InputError(f"--html {page}: {where}; name a file in a folder that exists", code="page")
@@ -123,13 +128,14 @@ def _embedding(encoder: Encoder, modality: str, query: Any) -> np.ndarray:
 
 def show(hits: Sequence[Hit]) -> None:
     """The table of what was found."""
-    rows = ((rank, hit.score, f"{hit.width} x {hit.height}", _named(hit)) for rank, hit in enumerate(hits, 1))
+    rows = ((rank, hit.score, f"{hit.width} x {hit.height}", named(hit)) for rank, hit in enumerate(hits, 1))
     print_table(("rank", "score", "size", "image"), rows)
     if not hits:
         say("the collection is empty")
 
 
-def _named(hit: Hit) -> str:
+def named(hit: Hit) -> str:
+    """An image as people know it, and how many copies it has."""
     from image_encoders.collection import path_of
 
     copies = len(hit.copies)

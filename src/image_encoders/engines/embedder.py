@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 class Embedder(Protocol):
     """A net on a device: inputs (B, ...) -> embeddings (B, dim) float32, callable from many threads at once.
 
+    streams: how many calls it computes side by side, each on threads of its own
     calibration: digest of the images that it was calibrated on; else ""
     choice: what was selected and why; None where the wish left no choice
     """
@@ -24,6 +25,9 @@ class Embedder(Protocol):
     precision: str
     calibration: str
     choice: Choice | None
+
+    @property
+    def streams(self) -> int: ...
 
     def __call__(self, inputs: np.ndarray, /) -> np.ndarray: ...
 

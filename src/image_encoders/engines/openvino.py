@@ -108,6 +108,10 @@ class OpenVinoEmbedder:
             return compiled(np.ascontiguousarray(inputs))
         return self._torch()(inputs)
 
+    @property
+    def streams(self) -> int:
+        return self._opened.result().count if os.getpid() == self._process else 1
+
     def _by_torch(self) -> Embedder:
         from image_encoders.engines.torch import TorchEmbedder
 
@@ -120,6 +124,8 @@ class OpenVinoEmbedder:
 
 class _Compiled:
     """A model ready to run, with as many requests as can run at once.
+
+    count: of requests that run at once, each on a stream of its own
 
     Several streams of few threads embed the most inputs a second. One input alone has the threads of one stream, so
     after some that came alone a second compilation gives them all threads.
@@ -138,9 +144,9 @@ class _Compiled:
             },
         )
         self._model, self._precision = model, precision
-        self._count = int(compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS"))
+        self.count = int(compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS"))
         self._idle: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        for _ in range(self._count):
+        for _ in range(self.count):
             self._idle.put(compiled.create_infer_request())
         entry = compiled.input(0)
         self._type = np.dtype(entry.get_element_type().to_dtype())
@@ -159,8 +165,8 @@ class _Compiled:
         )
 
     def __call__(self, inputs: np.ndarray) -> np.ndarray:
-        wanted = min(self._count, -(-len(inputs) // PIECE))
-        undisturbed = len(inputs) < PIECE and 1 < self._count == self._idle.qsize() and not self._alone.locked()
+        wanted = min(self.count, -(-len(inputs) // PIECE))
+        undisturbed = len(inputs) < PIECE and 1 < self.count == self._idle.qsize() and not self._alone.locked()
         self._came_alone = self._came_alone + 1 if undisturbed else 0
         if self._came_alone > ALONE and self._alone.acquire(blocking=False):
             try:

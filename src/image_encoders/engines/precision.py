@@ -22,6 +22,8 @@ class Precision:
     calibrated: whether a copy of the net is made for it from images like those to be encoded
     rank: precision="auto" tries the lowest first, and never 0; the highest is float32, which they are judged by
     instructions: whether the CPU needs instructions for it to be quick
+    apart: 1 - cosine of the embeddings of one image on two machines, at most. What is computed in less than float32 may
+        be 1 - closeness.CLOSEST from float32's on each, to either side
     """
 
     cpu: tuple[str, ...]
@@ -29,10 +31,11 @@ class Precision:
     calibrated: bool = False
     rank: int = 0
     instructions: bool = False
+    apart: float = 0.008
 
 
 PRECISIONS = {
-    "float32": Precision(("openvino", *TORCH), TORCH, rank=9),
+    "float32": Precision(("openvino", *TORCH), TORCH, rank=9, apart=1e-5),
     "bfloat16": Precision(("openvino", *TORCH), TORCH, rank=1, instructions=True),
     "float16": Precision((), TORCH, rank=2),
     "int8": Precision(("openvino",), (), calibrated=True),

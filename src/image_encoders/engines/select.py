@@ -95,6 +95,10 @@ class LazyEmbedder:
     def __init__(self, select: Callable[[], Embedder]):
         self.selected = Lazy(select)
 
+    @property
+    def streams(self) -> int:
+        return self.selected().streams
+
     def __call__(self, inputs: np.ndarray, /) -> np.ndarray:
         return self.selected()(inputs)
 

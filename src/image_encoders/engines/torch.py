@@ -24,6 +24,7 @@ class TorchEmbedder:
     """
 
     calibration = ""
+    streams = 1  # all threads share each pass
 
     def __init__(self, net: nn.Module, device: str, precision: str, compiled: bool = False):
         check_computed(precision, device, "torch")

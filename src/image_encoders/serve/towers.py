@@ -193,7 +193,7 @@ class TowerQueue:
             self._wanted.set()
             if header["type"] == "embedding":
                 taken = header["prepare_s"], header["embed_s"]
-                self._measure(header["embed_s"] / header["batch"])
+                self._measure(header["per_item_s"])
                 wait_s = max(self._used - entry.since - sum(taken), 0.0)
                 embedding = np.frombuffer(content, "<f4")
                 entry.future.set_result(Embedded(embedding, taken[0], wait_s, taken[1], header["batch"]))
@@ -210,7 +210,9 @@ class TowerQueue:
         """Return True when nothing was to do for long, False when the worker is stuck."""
         idle = self._settings.idle_unload
         while True:
-            worker.try_canary()
+            now = time.monotonic()
+            if now - worker.proved > self._settings.canary_every / 2:  # else an answer has just proved as much
+                worker.try_canary()
             await asyncio.sleep(min(self._settings.canary_every, idle or self._settings.canary_every))
             now = time.monotonic()
             if now - worker.proved > self._settings.stuck_after:

@@ -146,8 +146,8 @@ class Worker:
         input = tower.input(self._canary)
         tower.embeddings([input])  # which selects engines and compiles
         self.seconds, cost_per_s = _measure(tower, input)
-        most = max(input.size, int(LONGEST_BATCH_S * cost_per_s))
-        self._batcher = Batcher(tower.embeddings, cost=lambda one: int(one.size), max_cost=most)
+        most = max(input.size, int(LONGEST_BATCH_S * cost_per_s / tower.streams))
+        self._batcher = Batcher(tower.embeddings, cost=lambda one: int(one.size), max_cost=most, streams=tower.streams)
         for number in range(self._threads):
             threading.Thread(target=self._run, args=(number,), name=f"prepare-{number}", daemon=True).start()
         threading.Thread(target=self._run_canaries, name="canaries", daemon=True).start()
@@ -229,9 +229,10 @@ class Worker:
             about = {"type": "error", "message": outcome.message, "code": outcome.code}
             self._send({**about, "id": item.number, **queues}, b"")
             return
+        per_item_s = outcome.embed_s / outcome.batch / self._tower.streams
         times = {"prepare_s": outcome.prepare_s, "embed_s": outcome.embed_s, "batch": outcome.batch}
         embedding = np.ascontiguousarray(outcome.embedding, "<f4").tobytes()
-        self._send({"type": "embedding", "id": item.number, **times, **queues}, embedding)
+        self._send({"type": "embedding", "id": item.number, **times, "per_item_s": per_item_s, **queues}, embedding)
 
 
 def reason(error: BaseException) -> InputError:

@@ -71,14 +71,14 @@ class WorkerProcess:
 
     sent: what it has to answer yet
     held: bytes of that
-    proved: when a canary came back last
+    proved: when it embedded something last, a canary or what a client sent
     queues: how many items wait in it to be prepared, and for the net, as it said with its last answer
     """
 
     def __init__(self, process: subprocess.Popen[bytes], reader: asyncio.StreamReader, writer: asyncio.StreamWriter):
         self._process, self._reader, self._writer = process, reader, writer
         self._numbers = count(1)
-        self._canary: tuple[int, float] | None = None
+        self._canary: int | None = None  # the number of the one that is on its way
         self.sent: dict[int, Entry] = {}
         self.held = 0
         self.proved = time.monotonic()
@@ -146,18 +146,18 @@ class WorkerProcess:
     def try_canary(self) -> None:
         """Send a canary, unless one is on its way."""
         if self._canary is None:
-            self._canary = next(self._numbers), time.monotonic()
-            self._writer.write(frames.pack({"type": "canary", "id": self._canary[0]}))
+            self._canary = next(self._numbers)
+            self._writer.write(frames.pack({"type": "canary", "id": self._canary}))
 
     async def listen(self) -> Any:
         """Answers as they come, (entry, header, embedding), until the process ends."""
         while (frame := await frames.receive(self._reader)) is not None:
             header, content = frame
             self.queues = {name: header.get(name, 0) for name in self.queues}
-            if self._canary is not None and header["id"] == self._canary[0]:
+            if header["type"] == "embedding":
+                self.proved = time.monotonic()
+            if header["id"] == self._canary:
                 self._canary = None
-                if header["type"] == "embedding":
-                    self.proved = time.monotonic()
                 continue
             entry = self._take(header["id"])
             if entry is not None and not entry.future.done():

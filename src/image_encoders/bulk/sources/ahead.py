@@ -4,13 +4,35 @@ from __future__ import annotations
 
 import threading
 from collections import Counter, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
+from typing import cast
 
-from image_encoders.bulk.sources.items import RemoteEntry, SourceItem
+from image_encoders.bulk.sources.items import Entry, RemoteEntry, SourceItem, nothing_known
 
 THREADS = 64  # entries looked at at a time
 OF_ONE_HOST = 8  # of these, where it is not a store that is made for many
 MOST = 512  # entries that are under way, so that a slow host holds up few others
+
+
+def looked_at(entries: Iterable[Entry], known: Callable[[str, str], bool] = nothing_known) -> Iterator[SourceItem]:
+    """The items of entries, in order but for those that come over a network: they come when they come.
+
+    known: as of a `Walk`
+    """
+    with ExitStack() as ending:
+        ahead: Ahead | None = None
+        for entry in entries:
+            if not hasattr(entry, "host"):
+                yield entry.item()
+                continue
+            if ahead is None:
+                ahead = Ahead(known)
+                ending.callback(ahead.close)
+            ahead.add(cast(RemoteEntry, entry))
+            yield from ahead.taken()
+        if ahead is not None:
+            yield from ahead.rest()
 
 
 class Ahead:

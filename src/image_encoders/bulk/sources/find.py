@@ -7,18 +7,16 @@ import os
 import random
 import re
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import ExitStack
-from typing import Any, cast
+from typing import Any
 
 from image_encoders.bulk.digests import DigestTable
 from image_encoders.bulk.sources import lists
-from image_encoders.bulk.sources.ahead import Ahead
+from image_encoders.bulk.sources.ahead import looked_at
 from image_encoders.bulk.sources.archives import Archive, ArchivedImage, find_member, is_archive_name
 from image_encoders.bulk.sources.files import FileEntry, Folder, Glob, OneFile, absolute
 from image_encoders.bulk.sources.items import (
     Entry,
     Problem,
-    RemoteEntry,
     Settings,
     Source,
     SourceItem,
@@ -188,19 +186,7 @@ class Sources(Iterator[SourceItem]):
 
     def _looked_at(self) -> Generator[SourceItem, None, None]:
         """The items, in order but for those that come over a network: they come when they come."""
-        with ExitStack() as ending:
-            ahead: Ahead | None = None
-            for entry in self._entries(self._walk):
-                if not hasattr(entry, "host"):
-                    yield entry.item()
-                    continue
-                if ahead is None:
-                    ahead = Ahead(self.known)
-                    ending.callback(ahead.close)
-                ahead.add(cast(RemoteEntry, entry))
-                yield from ahead.taken()
-            if ahead is not None:
-                yield from ahead.rest()
+        yield from looked_at(self._entries(self._walk), self.known)
 
     def _entries(self, walk: Walk) -> Iterator[Entry]:
         """What the arguments name, each once."""

@@ -1,0 +1,408 @@
+"""Parts of a run: pieces of work that are written down, so that any process that sees the folder can do them.
+
+    items ─cut→ PART.items ─a worker: encode→ PART.result ─the committer→ collection; both files are removed
+
+A part is called after what is in it: the encoder's fingerprint, ids and states. Each file appears whole or not at all,
+so that what is there after a kill, at whatever moment, says how far each part has come.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import queue
+import threading
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from image_encoders.bulk.batch_size import BatchSizeTuner
+from image_encoders.bulk.encode import Encoded, Failed, Outcome, encode, metadata_text
+from image_encoders.bulk.plan import Plan
+from image_encoders.bulk.sources import SourceItem, read_locator
+from image_encoders.bulk.sources.ahead import looked_at
+from image_encoders.bulk.sources.archives import Archive, is_archive_name
+from image_encoders.bulk.sources.items import Entry, Problem, Settings, Walk
+from image_encoders.bulk.sources.places import LocalFile, Place
+from image_encoders.bulk.sources.stores import ObjectEntry, ObjectFile, is_object
+from image_encoders.bulk.sources.tables import Table
+from image_encoders.bulk.sources.urls import UrlEntry, is_url
+from image_encoders.bulk.sources.videos import Frame
+from image_encoders.cache import atomic_write
+from image_encoders.collection import Collection, Locator, id_of, path_of
+from image_encoders.encoder import Encoder
+from image_encoders.errors import CollectionError, InputError
+from image_encoders.exports import matrix
+from image_encoders.inputs.image import ImageLimits
+from image_encoders.tables import FACTS, ImageFacts, schema_of, storage
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+LEAST, MOST = 256, 4096  # items of a part
+SHARE = 16  # a part is that share of what came before it, within these: few workers wait at the end of a short run
+ITEMS, RESULT = ".items", ".result"  # endings of a part's files
+OTHERS = ("metadata", "stage", "code", "message")  # columns of a result beside facts and embedding
+NOTHING = ImageFacts(0, 0, "", 0)  # of an item that failed
+
+
+@dataclass(frozen=True)
+class PartItem:
+    """An item as a part has it: what a source said of it, without its bytes. An entry and its item at once.
+
+    private_urls: whether its address may be one that is not public
+    """
+
+    id: str
+    locator: Locator
+    state: str
+    metadata: Mapping[str, Any] | None = None
+    error: InputError | None = None
+    private_urls: bool = False
+    path: None = None
+
+    @property
+    def name(self) -> str:
+        return self.id
+
+    def item(self) -> PartItem:
+        """Itself."""
+        return self
+
+    def read(self, limits: ImageLimits) -> bytes:
+        """Its bytes."""
+        if self.error is not None:
+            raise self.error
+        return read_locator(self.locator, limits, private_urls=self.private_urls)
+
+
+class Parts:
+    """The folder of a collection's parts; whoever works on them sees it at the same path.
+
+    settings: how the sources of new parts are understood
+    """
+
+    def __init__(self, folder: str | os.PathLike[str], collection: Collection, settings: Settings | None = None):
+        self.folder = Path(folder)
+        self.owner = f"{collection.fingerprint} {collection.mark.get('created')}"
+        self.settings = replace(settings or Settings(), stdin=None)  # which cannot be handed on
+
+    def record(self, items: Sequence[SourceItem]) -> str:
+        """Write a part down; how it is called."""
+        import pyarrow as pa
+
+        digest = hashlib.blake2b(self.owner.encode(), digest_size=16)
+        for item in items:
+            digest.update(f"\0{item.id}\0{item.state}".encode())
+        kept = {name: getattr(self.settings, name) for name in ("all_files", "private_urls", "every_s")}
+        schema = _items_schema().with_metadata({"owner": self.owner, "settings": json.dumps(kept)})
+        table = pa.Table.from_pylist([_recorded(item) for item in items], schema=schema)
+        _write(self.folder / f"{digest.hexdigest()}{ITEMS}", table)
+        return digest.hexdigest()
+
+    def recorded(self) -> list[str]:
+        """The parts that are written down, whether or not there are results. What belongs to none is removed."""
+        with storage(self.folder, "read"), suppress(FileNotFoundError):
+            names = sorted(os.listdir(self.folder))
+            parts = {name.removesuffix(ITEMS) for name in names if name.endswith(ITEMS)}
+            for name in names:
+                # A part that was done once more after it was stored, and what a killed process was writing.
+                if name.endswith(".part") or (name.endswith(RESULT) and name.removesuffix(RESULT) not in parts):
+                    (self.folder / name).unlink(missing_ok=True)
+            return sorted(parts)
+        return []
+
+    def items(self, part: str) -> list[PartItem]:
+        """What is in a part."""
+        path = self.folder / f"{part}{ITEMS}"
+        table = _read(path)
+        if table.schema.metadata[b"owner"].decode() != self.owner:
+            raise CollectionError(
+                f"{self.folder} holds parts of a run into another collection; choose another folder, or delete it if "
+                "that collection is gone"
+            )
+        private = json.loads(table.schema.metadata[b"settings"])["private_urls"]
+        return [_item(row, private) for row in table.to_pylist()]
+
+    def entries(self, part: str) -> Iterator[Entry]:
+        """What is in a part, so that what an archive or a table holds is read in order, and once."""
+        table = _read(self.folder / f"{part}{ITEMS}")
+        settings = Settings(**json.loads(table.schema.metadata[b"settings"]))
+        for container, items in groupby(self.items(part), _container):
+            if container is not None:
+                yield from _members(*container, list(items), settings)
+            else:
+                yield from (_entry(item, settings) for item in items)
+
+    def write(self, part: str, outcomes: Sequence[Outcome], dim: int) -> None:
+        """Keep what became of a part's items, in their order."""
+        import pyarrow as pa
+
+        embeddings = np.zeros((len(outcomes), dim), np.float32)
+        embedded = np.zeros(len(outcomes), bool)
+        rows: list[dict[str, Any]] = []
+        for number, one in enumerate(outcomes):
+            if isinstance(one, Failed):
+                rows.append({**asdict(NOTHING), "stage": one.stage, "code": one.code, "message": one.message})
+                continue
+            rows.append({name: getattr(one.facts, name) for name in FACTS} | {"metadata": metadata_text(one.item)})
+            if one.embedding is not None:
+                embeddings[number], embedded[number] = one.embedding, True
+        texts = [pa.field(name, pa.utf8()) for name in OTHERS]
+        table = pa.Table.from_pylist(rows, schema=pa.schema([*schema_of(ImageFacts), *texts]))
+        vectors = pa.FixedSizeListArray.from_arrays(pa.array(embeddings.ravel()), dim)
+        _write(
+            self.folder / f"{part}{RESULT}",
+            table.append_column("embedding", vectors).append_column("embedded", pa.array(embedded)),
+        )
+
+    def has_result(self, part: str) -> bool:
+        """Whether a part is done."""
+        return (self.folder / f"{part}{RESULT}").exists()
+
+    def outcomes(self, part: str) -> list[Outcome]:
+        """What became of a part's items."""
+        items, path = self.items(part), self.folder / f"{part}{RESULT}"
+        table = _read(path)
+        if table.num_rows != len(items):
+            raise CollectionError(f"{path} holds {table.num_rows:,} results for {len(items):,} items; delete it")
+        embeddings, embedded = matrix(table), table["embedded"].to_pylist()
+        outcomes: list[Outcome] = []
+        for number, row in enumerate(table.select([*FACTS, *OTHERS]).to_pylist()):
+            metadata, stage, code, message = (row.pop(name) for name in OTHERS)
+            if stage is not None:
+                outcomes.append(Failed(items[number], stage, code, message, part))
+            else:
+                item = replace(items[number], metadata=json.loads(metadata))
+                vector = embeddings[number] if embedded[number] else None
+                outcomes.append(Encoded(item, ImageFacts(**row), vector, part))
+        return outcomes
+
+    def remove(self, part: str) -> None:
+        """Forget a part, all of which is stored."""
+        for ending in (ITEMS, RESULT):  # in this order: a result alone belongs to nothing
+            with storage(self.folder, "written"):
+                (self.folder / f"{part}{ending}").unlink(missing_ok=True)
+
+
+class Worker:
+    """Does parts, one after the other, with one encoder.
+
+    tuner: finds the batch size, over all of them
+    workers: threads that read and preprocess; None: one for each processor
+    """
+
+    def __init__(self, parts: Parts, encoder: Encoder, tuner: BatchSizeTuner, workers: int | None = None):
+        self.parts, self.encoder, self.tuner, self.workers = parts, encoder, tuner, workers
+
+    def encode(self, part: str, done: Callable[[list[Outcome]], None] = lambda outcomes: None) -> None:
+        """Encode a part and keep what became of it; `done` is called with what came meanwhile."""
+        found: dict[str, Outcome] = {}
+        items = looked_at(self.parts.entries(part))
+        for outcomes in encode(items, self.encoder, batch_size=self.tuner, workers=self.workers):
+            found.update((one.item.id, one) for one in outcomes)
+            done(outcomes)
+        self.parts.write(part, [found[item.id] for item in self.parts.items(part)], self.encoder.dim)
+
+    def finished(self, parts: Iterable[str | None]) -> Generator[str | None, None, None]:
+        """As a `Pool`."""
+        for part in parts:
+            if part is not None:
+                self.encode(part)
+            yield part
+
+
+class Pool(Protocol):
+    """Workers somewhere, which do parts."""
+
+    def finished(self, parts: Iterable[str | None]) -> Generator[str | None, None, None]:
+        """The parts as they are done, in any order; None now and then, so that the caller can look around. Closing it
+        stops the workers.
+
+        parts: gives None where there is nothing to do at the moment
+        """
+        ...
+
+
+class Listing(Iterator["str | None"]):
+    """Items cut into parts, each written down on a thread of its own before it comes out here; None while none is."""
+
+    def __init__(self, items: Iterable[SourceItem], parts: Parts, plan: Plan):
+        self._items, self._parts, self._plan = items, parts, plan
+        self._ready: queue.SimpleQueue[str | BaseException | None] = queue.SimpleQueue()
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._list, name="list", daemon=True)
+
+    def __next__(self) -> str | None:
+        if self._thread.ident is None:
+            self._thread.start()
+        try:
+            one = self._ready.get(timeout=WAIT_S)
+        except queue.Empty:
+            return None
+        if one is None:
+            raise StopIteration
+        if isinstance(one, BaseException):
+            raise one
+        return one
+
+    def close(self) -> None:
+        """List nothing more."""
+        self._stopped.set()
+        if self._thread.ident is not None:
+            self._thread.join(STOP_S)  # an address may be slow to answer
+
+    def _list(self) -> None:
+        try:
+            for items in cut(self._until_stopped()):
+                self._ready.put(self._parts.record(items))
+                self._plan.recorded(items)
+        except BaseException as error:  # is raised where somebody takes it
+            self._ready.put(error)
+        else:
+            self._ready.put(None)
+
+    def _until_stopped(self) -> Iterator[SourceItem]:
+        for item in self._items:
+            if self._stopped.is_set():
+                return
+            yield item
+
+
+WAIT_S = 0.05  # for the next part, before others are looked after
+STOP_S = 5.0  # for the item that is being looked at, when a run is given up
+
+
+def cut(items: Iterable[SourceItem]) -> Iterator[list[SourceItem]]:
+    """Items as parts: small ones first, so that all workers soon have some, and large ones where there are many."""
+    part: list[SourceItem] = []
+    before = 0
+    for item in items:
+        part.append(item)
+        if len(part) >= min(MOST, max(LEAST, before // SHARE)):
+            yield part
+            before += len(part)
+            part = []
+    if part:
+        yield part
+
+
+# ------------------------------------------------------------------ items
+
+
+def _recorded(item: SourceItem) -> dict[str, Any]:
+    """What is written down of an item; what an archive or a table says about it is read with its bytes."""
+    error, metadata, place = item.error, "null", item.locator
+    if place.member is None:
+        try:
+            metadata = metadata_text(item)
+        except InputError as problem:  # which a run finds first, too
+            error = problem
+    return {
+        "id": item.id,
+        "path": id_of(place.path),
+        "member": None if place.member is None else id_of(place.member),
+        "time_s": place.time_s,
+        "state": item.state,
+        "metadata": metadata,
+        "code": error and error.code,
+        "message": error and error.message,
+    }
+
+
+def _item(row: dict[str, Any], private_urls: bool) -> PartItem:
+    member = None if row["member"] is None else path_of(row["member"])
+    error = None if row["code"] is None else InputError(row["message"], code=row["code"])
+    place = Locator(path_of(row["path"]), member, row["time_s"])
+    return PartItem(row["id"], place, row["state"], json.loads(row["metadata"]), error, private_urls)
+
+
+def _container(item: PartItem) -> tuple[str, str | None] | None:
+    """The archive that an item is in, or the table and its column."""
+    path, member = item.locator.path, item.locator.member
+    if item.error is not None or member is None:
+        return None
+    return path, None if is_archive_name(path) else member.rpartition("/")[0]
+
+
+def _place(path: str) -> Place:
+    return ObjectFile(path) if is_object(path) else LocalFile(path)
+
+
+def _entry(item: PartItem, settings: Settings) -> Entry:
+    """An item that is in no archive and no table, as a source would name it."""
+    path, time_s = item.locator.path, item.locator.time_s
+    if item.error is not None:
+        return item
+    if time_s is not None:
+        return Frame(_place(path), time_s, settings.every_s)
+    if is_url(path):
+        return UrlEntry(path, item.metadata, settings.private_urls)  # type: ignore[return-value]
+    if is_object(path):
+        return ObjectEntry(path, item.metadata)  # type: ignore[return-value]
+    return item
+
+
+def _members(path: str, column: str | None, items: Sequence[PartItem], settings: Settings) -> Iterator[Entry]:
+    """Items that an archive or a table holds, met on one way through it; the others, with why they were not met."""
+    wanted = {item.id: item for item in items}
+    walk = Walk(known=lambda id, state: id not in wanted)
+    error = InputError("no longer in it", code="not-found")
+    if column is None:
+        found = Archive(_place(path), walk, settings.all_files).entries()
+    else:
+        found = Table(_place(path), walk, _refused, column).entries()
+    for entry in found:
+        if isinstance(entry, Problem):
+            error = entry.error
+        elif wanted.pop(id_of(entry.name), None) is not None:
+            yield entry
+            if not wanted:
+                return
+    yield from (replace(item, error=error) for item in wanted.values())
+
+
+def _refused(name: str, metadata: Mapping[str, Any] | None) -> Entry:
+    """A cell that held an image when the part was cut, and holds a name now."""
+    error = InputError("a path where an image was; run again", code="changed")
+    return Problem(name, Locator(name), error)
+
+
+# ------------------------------------------------------------------ files
+
+
+def _items_schema() -> pa.Schema:
+    import pyarrow as pa
+
+    texts = ("id", "path", "member", "state", "metadata", "code", "message")
+    return pa.schema([*((name, pa.utf8()) for name in texts), ("time_s", pa.float64())])
+
+
+def _write(path: Path, table: pa.Table) -> None:
+    """A table in a file that appears whole, and is on the disk when this returns."""
+    import pyarrow as pa
+
+    with storage(path.parent, "written"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_write(path) as draft, pa.OSFile(str(draft), "wb") as file:
+            options = pa.ipc.IpcWriteOptions(compression="zstd")
+            with pa.ipc.new_file(file, table.schema, options=options) as writer:
+                writer.write_table(table)
+
+
+def _read(path: Path) -> pa.Table:
+    import pyarrow as pa
+
+    try:
+        with pa.OSFile(str(path)) as file:
+            return pa.ipc.open_file(file).read_all()
+    except pa.ArrowInvalid as error:
+        raise CollectionError(f"{path} is damaged; delete it, and run the same command again") from error
+    except OSError as error:
+        raise CollectionError(f"{path} cannot be read: {error.strerror or error}") from error

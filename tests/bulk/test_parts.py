@@ -1,0 +1,429 @@
+"""Parts of a run: written down, done by anybody, stored once, whatever is killed when; and one committer at a time."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import pytest
+from drawn import draw, image, rows
+
+from fake_encoder import FakeEncoder
+from image_encoders import lease
+from image_encoders.bulk import parts as parts_module
+from image_encoders.bulk.batch_size import BatchSizeTuner
+from image_encoders.bulk.parts import Parts, Worker, cut
+from image_encoders.bulk.plan import Plan
+from image_encoders.bulk.run import Report, run
+from image_encoders.bulk.sources import find
+from image_encoders.collection import Collection
+from image_encoders.encoder import Encoder
+from image_encoders.errors import CollectionError
+from image_encoders.lease import Lease
+
+SCRIPT = Path(__file__).with_name("encode_parts.py")
+SERIES = int(os.environ.get("KILL_SERIES", "0"))  # of ten random kills each, in `make soak`; else one short one
+MOMENTS = ["recorded", "encoded", "listed", "written", "told"]
+
+
+@pytest.fixture(autouse=True)
+def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parts_module, "LEAST", 16)
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """40 images in parts of 16, a copy and a broken file among them."""
+    draw(tmp_path / "photos", range(38))
+    (tmp_path / "photos" / "00003 copy.png").write_bytes(image(3))
+    (tmp_path / "photos" / "00020 broken.png").write_bytes(image(1)[:50])
+    return tmp_path / "photos"
+
+
+def one_worker(parts: Parts, encoder: Encoder) -> Worker:
+    return Worker(parts, encoder, BatchSizeTuner(8), 2)
+
+
+def encode(photos: Path | str, collection: Collection, **options: Any) -> Report:
+    return run(find([str(photos)]), FakeEncoder(), collection, batch_size=8, **{"pool": one_worker, **options})
+
+
+def begun(tmp_path: Path) -> Collection:
+    return Collection.create(tmp_path / "index", FakeEncoder())
+
+
+def ledger(collection: Collection) -> list[tuple[str, str, str, str]]:
+    return [(one.id, one.stage, one.code, one.message) for one in collection.failures()]
+
+
+class Stopped(Exception):
+    """What a pool raises that does no more."""
+
+
+def stops_after(count: int) -> Callable[[Parts, Encoder], Any]:
+    """A pool whose worker dies once it has done so many parts, before it says so of the last."""
+
+    class Pool:
+        def __init__(self, parts: Parts, encoder: Encoder):
+            self.worker = one_worker(parts, encoder)
+
+        def finished(self, parts: Iterable[str | None]) -> Generator[str | None, None, None]:
+            names = [part for part in parts if part is not None]  # all is listed first
+            for part in names[:count]:
+                self.worker.encode(part)
+            raise Stopped
+            yield
+
+    return Pool
+
+
+def test_a_run_in_parts_stores_what_a_run_without_them_does(photos: Path, tmp_path: Path) -> None:
+    local = Collection.create(tmp_path / "local", FakeEncoder())
+    expected = run(find([str(photos)]), FakeEncoder(), local, batch_size=8)
+    collection = begun(tmp_path)
+    report = encode(photos, collection)
+    assert rows(collection) == rows(local)
+    assert ledger(collection) == ledger(local)
+    assert (report.encoded, report.reused, report.failed, report.total) == (38, 1, 1, 40)
+    assert (report.encoded, report.reused, report.failed) == (expected.encoded, expected.reused, expected.failed)
+    assert list((tmp_path / "index" / "parts").iterdir()) == []
+
+
+def test_embeddings_and_failures_carry_their_part(photos: Path, tmp_path: Path) -> None:
+    collection = begun(tmp_path)
+    encode(photos, collection)
+    columns = collection.to_arrow()
+    parts = dict(zip(columns["id"].to_pylist(), columns["part"].to_pylist()))
+    assert len(set(parts.values())) == 3
+    assert None not in parts.values()
+    (failure,) = collection.failures()
+    assert failure.part == parts[failure.id.replace("00020 broken", "00020")]
+
+
+def test_parts_are_called_after_what_is_in_them(photos: Path, tmp_path: Path) -> None:
+    collection = begun(tmp_path)
+    first = Parts(tmp_path / "a", collection).record(list(find([str(photos)])))
+    assert Parts(tmp_path / "b", collection).record(list(find([str(photos)]))) == first
+    os.utime(photos / "00001.png", (1, 1))
+    assert Parts(tmp_path / "b", collection).record(list(find([str(photos)]))) != first
+
+
+def test_parts_grow_with_the_run_and_hold_everything_once() -> None:
+    sizes = [len(part) for part in cut(range(40_000))]  # type: ignore[arg-type]
+    assert sum(sizes) == 40_000
+    assert sizes[0] == 16
+    assert max(sizes) > 100
+    assert [one for part in cut(range(999)) for one in part] == list(range(999))  # type: ignore[arg-type, comparison-overlap]
+
+
+def test_an_item_is_read_again_as_its_part_says(tmp_path: Path) -> None:
+    photos = tmp_path / "photos"
+    draw(photos, range(3))
+    name = os.fsdecode(b"caf\xe9.png")  # not UTF-8
+    (photos / name).write_bytes(image(9))
+    parts = Parts(tmp_path / "parts", begun(tmp_path))
+    items = list(find([str(photos)]))
+    found = parts.items(parts.record(items))
+    assert [(one.id, one.locator, one.state) for one in found] == [(one.id, one.locator, one.state) for one in items]
+    limits = parts_module.ImageLimits.from_environment()
+    assert [one.read(limits) for one in found] == [one.read(limits) for one in items]
+
+
+@pytest.mark.parametrize("done", [0, 1, 3])
+def test_a_rerun_takes_the_results_that_are_there_and_does_the_recorded_parts_first(
+    photos: Path, tmp_path: Path, done: int
+) -> None:
+    collection = begun(tmp_path)
+    with pytest.raises(Stopped):
+        encode(photos, collection, pool=stops_after(done))
+    assert collection.count() == 0
+    assert len(list((tmp_path / "index" / "parts").glob("*.items"))) == 3
+    draw(photos, [100, 101])
+    encoder = FakeEncoder()
+    report = run(find([str(photos)]), encoder, collection, pool=one_worker)
+    assert encoder.embedded == 40 - (0, 15, 38)[min(done, 2)]
+    assert (report.encoded, report.reused, report.failed, report.total) == (40, 1, 1, 42)
+    assert len(rows(collection)) == 41
+    assert list((tmp_path / "index" / "parts").iterdir()) == []
+
+
+def test_a_run_without_workers_finishes_the_parts_of_one_that_had_some(photos: Path, tmp_path: Path) -> None:
+    collection = begun(tmp_path)
+    with pytest.raises(Stopped):
+        encode(photos, collection, pool=stops_after(1))
+    report = encode(photos, collection, pool=None)
+    assert (report.encoded, report.reused, report.failed, report.total) == (38, 1, 1, 40)
+    assert list((tmp_path / "index" / "parts").iterdir()) == []
+
+
+def test_parts_of_other_sources_are_finished_too(photos: Path, tmp_path: Path) -> None:
+    collection = begun(tmp_path)
+    with pytest.raises(Stopped):
+        encode(photos, collection, pool=stops_after(0))
+    others = tmp_path / "others"
+    draw(others, [200])
+    report = encode(others, collection)
+    assert (report.encoded, report.reused, report.failed, report.total) == (39, 1, 1, 41)
+
+
+def test_a_part_that_is_stored_and_still_lies_there_is_not_stored_again(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    collection = begun(tmp_path)
+    monkeypatch.setattr(Parts, "remove", lambda self, part: None)  # as if killed between "written" and "told"
+    encode(photos, collection)
+    monkeypatch.undo()
+    before = rows(collection)
+    encoder = FakeEncoder()
+    report = run(find([str(photos)]), encoder, collection, pool=one_worker)
+    assert (report.encoded, report.unchanged, report.failed, report.total) == (0, 39, 1, 40)
+    assert encoder.embedded == 0
+    assert rows(collection) == before
+    assert list((tmp_path / "index" / "parts").iterdir()) == []
+
+
+def test_a_result_that_came_after_its_part_was_stored_is_removed(photos: Path, tmp_path: Path) -> None:
+    collection = begun(tmp_path)
+    encode(photos, collection)
+    late = tmp_path / "index" / "parts" / f"{'0' * 32}.result"
+    late.write_bytes(b"of a worker that was taken for dead")
+    encode(photos, collection)
+    assert not late.exists()
+
+
+def test_parts_lie_in_a_folder_of_their_own_where_one_is_named(photos: Path, tmp_path: Path) -> None:
+    collection = begun(tmp_path)
+    with pytest.raises(Stopped):
+        encode(photos, collection, pool=stops_after(0), parts=tmp_path / "shared")
+    assert len(list((tmp_path / "shared").iterdir())) == 3
+    other = Collection.create(tmp_path / "other", FakeEncoder())
+    with pytest.raises(CollectionError, match="parts of a run into another collection"):
+        encode(photos, other, parts=tmp_path / "shared")
+    assert encode(photos, collection, parts=tmp_path / "shared").encoded == 38
+
+
+def test_a_damaged_result_is_named(photos: Path, tmp_path: Path) -> None:
+    collection = begun(tmp_path)
+    with pytest.raises(Stopped):
+        encode(photos, collection, pool=stops_after(1))
+    (result,) = (tmp_path / "index" / "parts").glob("*.result")
+    result.write_bytes(b"ARROW1 and no more")
+    with pytest.raises(CollectionError, match="is damaged; delete it"):
+        encode(photos, collection)
+    result.unlink()
+    assert encode(photos, collection).encoded == 38
+
+
+def test_members_of_archives_cells_and_metadata_come_through_parts(tmp_path: Path) -> None:
+    import tarfile
+
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    shard = tmp_path / "shard.tar.gz"  # its members come by in order alone
+    with tarfile.open(shard, "w:gz") as tar:
+        for number in range(40):
+            for name, content in ((f"{number:03d}.png", image(number)), (f"{number:03d}.txt", b"a caption")):
+                file = tmp_path / name
+                file.write_bytes(content)
+                tar.add(file, name)
+                file.unlink()
+    table = pa.table({"image": [image(number) for number in range(50, 80)], "label": list(range(30))})
+    pq.write_table(table, tmp_path / "table.parquet", row_group_size=7)
+    sources = [str(shard), str(tmp_path / "table.parquet")]
+    local, collection = Collection.create(tmp_path / "local", FakeEncoder()), begun(tmp_path)
+    run(find(sources), FakeEncoder(), local, batch_size=8)
+    report = run(find(sources), FakeEncoder(), collection, batch_size=8, pool=one_worker)
+    assert (report.encoded, report.failed) == (70, 0)
+    assert rows(collection) == rows(local)
+    assert sorted(filter(None, collection.to_arrow()["metadata"].to_pylist())) == sorted(
+        filter(None, local.to_arrow()["metadata"].to_pylist())
+    )
+
+
+def test_an_archive_that_lost_a_member_meanwhile_says_which(tmp_path: Path) -> None:
+    import zipfile
+
+    for count in (3, 2):
+        with zipfile.ZipFile(tmp_path / "a.zip", "w") as zipped:
+            for number in range(count):
+                zipped.writestr(f"{number}.png", image(number))
+        if count == 3:
+            collection = begun(tmp_path)
+            with pytest.raises(Stopped):
+                encode(tmp_path / "a.zip", collection, pool=stops_after(0))
+    encode(tmp_path / "a.zip", collection)
+    (failure,) = collection.failures()
+    assert (failure.id, failure.code) == (f"{tmp_path}/a.zip#2.png", "not-found")
+
+
+def test_a_plan_counts_what_an_earlier_run_has_left_once(photos: Path, tmp_path: Path) -> None:
+    plan = Plan(begun(tmp_path))
+    items = list(find([str(photos)]))
+    plan.carry_on(items[:10])
+    assert [one.id for one in plan.changed(items)] == [one.id for one in items[10:]]
+    assert plan.total == 40
+
+
+# ------------------------------------------------------------------ the lease
+
+
+@pytest.fixture
+def elsewhere(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """elsewhere("b"): from now on this process is on machine b, which sees no locks of others."""
+
+    def move(machine: str) -> None:
+        monkeypatch.setattr(lease, "_machine", lambda: machine)
+
+    return move
+
+
+def test_a_run_on_another_machine_is_refused_while_one_goes_on(
+    tmp_path: Path, elsewhere: Callable[[str], None]
+) -> None:
+    elsewhere("a")
+    first = Lease(tmp_path)
+    first.take()
+    elsewhere("b")
+    with pytest.raises(CollectionError, match=r"is being written by process .* on .*sign of life 0 s ago; wait until"):
+        Lease(tmp_path).take()
+    first.check()
+    first.give_back()
+    second = Lease(tmp_path)
+    second.take()
+    assert second.epoch == 2
+
+
+def test_one_that_was_silent_for_long_is_shut_out_and_stops(tmp_path: Path, elsewhere: Callable[[str], None]) -> None:
+    elsewhere("a")
+    first = Lease(tmp_path)
+    first.take()
+    os.utime(tmp_path / ".lease.1", (1, 1))
+    elsewhere("b")
+    second = Lease(tmp_path)
+    second.take()
+    with pytest.raises(CollectionError, match="taken over by another run"):
+        first.check()
+    first.give_back()  # changes nothing for the other
+    second.check()
+    second.give_back()
+    third = Lease(tmp_path)
+    third.take()
+    with pytest.raises(CollectionError, match="taken over"):
+        first.check()
+    third.give_back()
+
+
+def test_after_a_kill_the_same_machine_goes_on_at_once(tmp_path: Path) -> None:
+    def take() -> None:
+        Lease(tmp_path).take()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    process = multiprocessing.get_context("fork").Process(target=take)
+    process.start()
+    process.join()
+    after = Lease(tmp_path)
+    after.take()
+    assert after.epoch == 2
+
+
+def test_of_many_machines_that_take_it_at_once_one_has_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lease, "_machine", lambda: threading.current_thread().name)
+    got: list[Lease] = []
+
+    def take() -> None:
+        one = Lease(tmp_path)
+        with suppress(CollectionError):
+            one.take()
+            got.append(one)
+
+    threads = [threading.Thread(target=take) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    (one,) = got
+    one.check()
+    one.give_back()
+    assert os.listdir(tmp_path) == [".lease.1"]
+
+
+def test_a_committer_that_was_shut_out_writes_nothing_more(
+    photos: Path, tmp_path: Path, elsewhere: Callable[[str], None]
+) -> None:
+    collection = begun(tmp_path)
+    elsewhere("a")
+
+    def overtaken(parts: Parts, encoder: Encoder) -> Worker:
+        os.utime(tmp_path / "index" / ".lease.1", (1, 1))
+        elsewhere("b")
+        Lease(tmp_path / "index").take()
+        return one_worker(parts, encoder)
+
+    with pytest.raises(CollectionError, match="was taken over by another run"):
+        encode(photos, collection, pool=overtaken)
+    assert collection.count() == 0
+    os.utime(tmp_path / "index" / ".lease.2", (1, 1))
+    elsewhere("a")
+    assert encode(photos, collection).encoded == 38
+
+
+# ------------------------------------------------------------------ kills
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Callable[[str, int], subprocess.Popen[str]]]:
+    """Starts a process that imports everything and waits for a line."""
+    started: list[subprocess.Popen[str]] = []
+
+    def start(moment: str, count: int) -> subprocess.Popen[str]:
+        command = [sys.executable, str(SCRIPT), str(tmp_path / "photos"), str(tmp_path / "index"), moment, str(count)]
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        started.append(subprocess.Popen(command, text=True, **pipes))
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+@pytest.mark.parametrize("seed", range(max(1, SERIES)))
+def test_killed_at_random_steps_of_its_parts_it_comes_to_the_same_end(
+    photos: Path, tmp_path: Path, start: Callable[[str, int], subprocess.Popen[str]], seed: int
+) -> None:
+    draw(photos, range(1000, 1120))
+    undisturbed = finish(photos, tmp_path / "undisturbed")
+    random = Random(seed)
+    steps = [(random.choice(MOMENTS), random.randrange(1, 4)) for _ in range(10 if SERIES else 1)]
+    steps = [("written", 1), ("listed", 1), *steps]
+    waiting = [start(*step) for step in steps[:2]]  # their imports take long
+    for number in range(len(steps)):
+        process = waiting.pop(0)
+        _, complaints = process.communicate("go\n", timeout=120)
+        assert process.returncode in (0, -signal.SIGKILL), complaints
+        waiting += [start(*step) for step in steps[number + 2 : number + 3]]
+        if (tmp_path / "index" / "collection.json").exists():
+            stored = rows(Collection.open(tmp_path / "index"))
+            assert stored.items() <= rows(undisturbed).items()
+    collection = finish(photos, tmp_path / "index")
+    assert rows(collection) == rows(undisturbed)
+    assert ledger(collection) == ledger(undisturbed)
+    assert list((tmp_path / "index" / "parts").iterdir()) == []
+
+
+def finish(photos: Path, index: Path) -> Collection:
+    """The run to its end, in this process; embeddings depend on where parts and batches are cut."""
+    encoder = FakeEncoder(batch_sensitive=True)
+    collection = Collection.open_or_create(index, encoder)
+    run(find([str(photos)]), encoder, collection, batch_size=8, pool=one_worker)
+    return collection
