@@ -214,6 +214,20 @@ def test_parts_lie_in_a_folder_of_their_own_where_one_is_named(photos: Path, tmp
     assert encode(photos, collection, parts=tmp_path / "shared").encoded == 38
 
 
+def test_progress_is_told_in_the_runs_own_thread(photos: Path, tmp_path: Path) -> None:
+    threads = set()
+    told: list[int] = []
+
+    def progress(standing: Any) -> None:
+        threads.add(threading.current_thread())
+        told.append(standing.done)
+
+    encode(photos, begun(tmp_path), progress=progress)
+    assert threads == {threading.current_thread()}
+    assert told == sorted(told)
+    assert told[-1] == 40
+
+
 def test_a_damaged_result_is_named(photos: Path, tmp_path: Path) -> None:
     collection = begun(tmp_path)
     with pytest.raises(Stopped):
@@ -229,6 +243,7 @@ def test_a_damaged_result_is_named(photos: Path, tmp_path: Path) -> None:
 def test_members_of_archives_cells_and_metadata_come_through_parts(tmp_path: Path) -> None:
     import tarfile
 
+    import lancedb
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -240,13 +255,15 @@ def test_members_of_archives_cells_and_metadata_come_through_parts(tmp_path: Pat
                 file.write_bytes(content)
                 tar.add(file, name)
                 file.unlink()
+    images = [image(number) for number in range(90, 99)]
     table = pa.table({"image": [image(number) for number in range(50, 80)], "label": list(range(30))})
     pq.write_table(table, tmp_path / "table.parquet", row_group_size=7)
-    sources = [str(shard), str(tmp_path / "table.parquet")]
+    lancedb.connect(tmp_path).create_table("more", table.slice(0, 9).set_column(0, "image", [images[:9]]))
+    sources = [str(shard), str(tmp_path / "table.parquet"), str(tmp_path / "more.lance")]
     local, collection = Collection.create(tmp_path / "local", FakeEncoder()), begun(tmp_path)
     run(find(sources), FakeEncoder(), local, batch_size=8)
     report = run(find(sources), FakeEncoder(), collection, batch_size=8, pool=one_worker)
-    assert (report.encoded, report.failed) == (70, 0)
+    assert (report.encoded, report.failed) == (79, 0)
     assert rows(collection) == rows(local)
     assert sorted(filter(None, collection.to_arrow()["metadata"].to_pylist())) == sorted(
         filter(None, local.to_arrow()["metadata"].to_pylist())

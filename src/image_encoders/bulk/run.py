@@ -210,7 +210,7 @@ class _Run:
 
     def _encode(self) -> None:
         """Encode what is changed here."""
-        changed, known = self.plan.changed(self._drawn()), self.plan.contents.__contains__
+        changed, known = self.plan.changed(self._drawn(self._show)), self.plan.contents.__contains__
         worker = self.worker
         for outcomes in encode(changed, worker.encoder, batch_size=self.tuner, workers=worker.workers, known=known):
             self._took(outcomes)
@@ -256,7 +256,7 @@ class _Run:
                 f"{last[0].message}; what was encoded is stored, and the same command goes on from there"
             )
 
-    def _drawn(self) -> Iterator[SourceItem]:
+    def _drawn(self, show: Callable[[], None] = lambda: None) -> Iterator[SourceItem]:
         for item in self.sources:
             if isinstance(item, (str, os.PathLike)):
                 raise InputError(
@@ -265,7 +265,7 @@ class _Run:
                     code="type",
                 )
             yield item
-            self._show()
+            show()
 
     def _show(self) -> None:
         if self.progress is not None:
