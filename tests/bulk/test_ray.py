@@ -95,7 +95,7 @@ def on_ray(photos: Path, encoder: Encoder, index: Path, then: Callable[[Any, int
         return started[0]
 
     collection = Collection.open_or_create(index, encoder)
-    progress = then and (lambda done, read: then(started[0], read))
+    progress = then and (lambda now: then(started[0], now.read))
     return run(find([str(photos)]), encoder, collection, pool=workers, progress=progress)
 
 
