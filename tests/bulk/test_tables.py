@@ -138,6 +138,8 @@ def test_what_is_no_table_of_lancedb_is_refused(photos: Path) -> None:
     Path("empty.lance").mkdir()
     with pytest.raises(InputError, match=r"empty\.lance"):
         find(["empty.lance"])
+    with pytest.raises(InputError, match="export it to Parquet"):
+        find(["memory://db/photos.lance"])
 
 
 @pytest.mark.parametrize("name", ["t.parquet", "t.csv", "t.tsv", "t.jsonl"])

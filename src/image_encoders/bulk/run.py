@@ -52,7 +52,7 @@ class Standing:
     done: int = 0
     read: int = 0
     failures: Counter[str] = field(default_factory=Counter)
-    waited: dict[str, float] = field(default_factory=dict)
+    waited: dict[str, float] = field(default_factory=lambda: {"committing": 0.0})
 
 
 Progress = Callable[[Standing], None]
@@ -163,7 +163,6 @@ class _Run:
             sources.known = self.plan.rows.matches
         self.progress, self.max_failures, self.record_unchanged = progress, max_failures, record_unchanged
         self.standing = Standing()
-        self.committing = 0.0  # seconds waited for that
         self.pruned = self.forgotten = 0
 
     def all(self, pool: Pool | None, prune: bool | Prune) -> Report:
@@ -236,7 +235,7 @@ class _Run:
     def _took(self, outcomes: list[Outcome]) -> None:
         began = time.monotonic()
         self.committer.add(outcomes)
-        self.committing += time.monotonic() - began
+        self.standing.waited["committing"] += time.monotonic() - began
         for one in outcomes:
             if isinstance(one, Encoded) and one.embedding is not None:
                 self.plan.contents.put(one.facts.sha256)
@@ -270,10 +269,10 @@ class _Run:
     def _show(self) -> None:
         if self.progress is not None:
             standing, embedding = self.standing, self.tuner.seconds
+            waited = standing.waited
             standing.done = self.plan.unchanged + self.plan.failed + standing.read
-            rest = time.monotonic() - self.since - embedding - self.committing
-            others = {"workers": rest} if "workers" in standing.waited else {"reading": rest, "embedding": embedding}
-            standing.waited.update(others, committing=self.committing)
+            rest = time.monotonic() - self.since - embedding - waited["committing"]
+            waited.update({"workers": rest} if "workers" in waited else {"reading": rest, "embedding": embedding})
             self.progress(standing)
 
     def _forget(self) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from typing import Any
 
 from image_encoders.bulk.digests import DigestTable
-from image_encoders.bulk.sources import lists
+from image_encoders.bulk.sources import lance, lists
 from image_encoders.bulk.sources.ahead import looked_at
 from image_encoders.bulk.sources.archives import Archive, ArchivedImage, find_member, is_archive_name
 from image_encoders.bulk.sources.files import FileEntry, Folder, Glob, OneFile, absolute
@@ -262,6 +262,9 @@ def source_of(argument: str, settings: Settings, walk: Walk) -> Source:
     if os.path.exists(argument):
         return OneFile(argument)
     if is_object(argument):
+        if table is not None and table[0].rstrip("/").endswith(lance.SUFFIX):
+            said = "tables of LanceDB are read from this machine's disks alone; copy it here, or export it to Parquet"
+            raise InputError(said, item=argument, code="unsupported")
         if ending in lists.SUFFIXES and not glob.has_magic(argument):
             return RemoteList(ObjectFile(argument), named)
         if is_archive_name(argument) and not glob.has_magic(argument):
