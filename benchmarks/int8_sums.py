@@ -17,9 +17,8 @@ from models_at_hand import CALIBRATED, JUDGED, Table, at_hand, draw, heading, ma
 
 from image_encoders import models
 from image_encoders.engines.closeness import closeness
-from image_encoders.engines.copies import core, folder_of
 from image_encoders.engines.int8 import quantized_model
-from image_encoders.engines.openvino import OpenVinoEmbedder
+from image_encoders.engines.openvino import OpenVinoEmbedder, core, folder_of
 
 
 def in_float(model):

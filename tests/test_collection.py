@@ -304,18 +304,6 @@ def test_many_small_writes_are_merged_and_lose_nothing(
 # ------------------------------------------------------------------ full disks and read-only ones
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of three megabytes."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", disk], capture_output=True)
-    if mounted.returncode:
-        pytest.skip("mounting a small file system is not permitted here")
-    yield disk
-    subprocess.run(["umount", "-l", disk], check=True)
-
-
 def test_a_full_disk_is_one_clear_error_and_what_was_stored_stays(small_disk: Path) -> None:
     collection = Collection.create(small_disk / "index", FakeEncoder(dim=512))
     stored = 0

@@ -22,7 +22,7 @@ import re
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from functools import cached_property
 from pathlib import Path
@@ -115,6 +115,7 @@ class Hit:
     sha256: of the file's bytes, hexadecimal
     copies: ids of the other rows with the same bytes, in order; none where a search lists each of them
     member, time_s: where the file is an archive, a table or a video, as of `Locator`
+    metadata: what its source says about it, such as the other columns of its table
     """
 
     id: str
@@ -126,6 +127,7 @@ class Hit:
     copies: tuple[str, ...] = ()
     member: str | None = None
     time_s: float | None = None
+    metadata: Mapping[str, Any] | None = field(default=None, hash=False)
 
     @property
     def locator(self) -> Locator:
@@ -776,7 +778,8 @@ def _hit(row: dict, copies: tuple[str, ...]) -> Hit:
     place = path_of(row["path"])
     member = None if row["member"] is None else path_of(row["member"])
     facts = row["width"], row["height"], row["sha256"]
-    return Hit(row["id"], place, score, *facts, copies, member, row["time_s"])
+    metadata = None if row["metadata"] is None else json.loads(row["metadata"])
+    return Hit(row["id"], place, score, *facts, copies, member, row["time_s"], metadata)
 
 
 # ------------------------------------------------------------------ files

@@ -8,8 +8,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
-import json
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
@@ -290,12 +288,6 @@ def ordered(
             yield results.popleft().result()
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
-
-
-def fingerprint(**facts: Any) -> str:
-    """The digest that names an embedding space: 32 hexadecimal digits over everything that decides its embeddings."""
-    canonical = json.dumps(facts, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
-    return hashlib.sha256(canonical.encode()).hexdigest()[:32]
 
 
 def _may_refill(sources: Any) -> bool:

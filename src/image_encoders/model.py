@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
-from image_encoders.encoder import Encoder, Tower, fingerprint
+from image_encoders.encoder import Encoder, Tower
 from image_encoders.engines.embedder import Net
-from image_encoders.engines.select import PLAIN, Runtime, select_embedder, select_side_embedder
+from image_encoders.engines.select import PLAIN, Runtime, select_embedders
 from image_encoders.errors import InputError
 from image_encoders.inputs.spec import InputSpec
 from image_encoders.weights.checkpoint import Checkpoint
@@ -75,12 +75,12 @@ class Model:
 
     def assemble(self, runtime: Runtime = PLAIN) -> Encoder:
         """The encoder: each part's net behind a tower, run as `runtime` wishes."""
-        main, *others = self.parts
-        embed = select_embedder(runtime, self._net(main))
-        towers = [Tower(main.inputs.at(embed.precision), embed)]
-        towers += [Tower(part.inputs, select_side_embedder(runtime, self._net(part))) for part in others]
+        embed, side_embeds = select_embedders(runtime, [self._net(part) for part in self.parts])
         if self.checkpoint is not None:
             self.checkpoint.release()
+        main, *others = (part.inputs for part in self.parts)
+        towers = [Tower(main.at(embed.precision), embed)]
+        towers += [Tower(inputs, side_embed) for inputs, side_embed in zip(others, side_embeds)]
         calibration = {"calibration": embed.calibration} if embed.calibration else {}
         inputs = {tower.inputs.modality: tower.inputs.facts for tower in towers}
         return Encoder(
@@ -107,6 +107,12 @@ class Model:
             modality=inputs.modality,
             traceable=part.traceable,
         )
+
+
+def fingerprint(**facts: Any) -> str:
+    """The digest that names an embedding space: 32 hexadecimal digits over everything that decides its embeddings."""
+    canonical = json.dumps(facts, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return sha256(canonical.encode()).hexdigest()[:32]
 
 
 def check_option(option: str, value: Any, accepted: Sequence[str]) -> None:

@@ -20,6 +20,7 @@ import numpy as np
 from image_encoders import exports
 from image_encoders.arrays import at_unit_length
 from image_encoders.errors import CollectionError, ImageEncodersError
+from image_encoders.process import give_back_memory, import_lancedb
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -69,8 +70,7 @@ FACTS = tuple(field.name for field in fields(ImageFacts))
 
 def connect(folder: Path) -> Any:
     """The database in `folder`."""
-    import lancedb
-
+    lancedb = import_lancedb()
     # A table is always read as it is now. Of the caches, the first holds what searches have used of the index; the
     # second would otherwise grow with the number of writes.
     session = lancedb.Session(index_cache_size_bytes=1 << 30, metadata_cache_size_bytes=1 << 22)
@@ -238,6 +238,7 @@ def optimize(table: Any) -> None:
     """Merge the files of a table, and bring its index up to date."""
     # A reader of an older version finds its files gone, and reads again: see `Collection._read`.
     table.optimize(cleanup_older_than=timedelta(milliseconds=1))
+    give_back_memory()
 
 
 def build_index(table: Any) -> float | None:
@@ -263,6 +264,7 @@ def build_index(table: Any) -> float | None:
     # 8-bit numbers and an exact second look found every neighbour even among random vectors, where product
     # quantisation found one in seven and took twenty times as long to build.
     table.create_index("embedding", config=IvfSq(distance_type="cosine", num_partitions=max(1, rows // LIST)))
+    give_back_memory()
     found = recall(table)
     logger.info("an index over %d embeddings; recall@%d is %.3f for %d of them", rows, NEAREST, found, MEASURED)
     return found
@@ -306,7 +308,7 @@ def nearest(table: Any, query: np.ndarray, k: int, each_copy: bool, condition: s
             search = search.bypass_vector_index()
         else:
             search = search.nprobes(PROBES).refine_factor(REFINED)
-        columns = ["id", "path", "member", "time_s", "width", "height", "sha256", "_distance"]
+        columns = ["id", "path", "member", "time_s", "width", "height", "sha256", "metadata", "_distance"]
         found = search.select(columns).to_arrow().to_pylist()
         found.sort(key=lambda row: (row["_distance"], row["id"]))
         groups = [[row] for row in found] if each_copy else _copies_together(found)
@@ -382,6 +384,9 @@ def _reason(error: Exception, done: str) -> str:
     text = str(error)
     if "No space left" in text:
         return "the disk is full; free some space and run the same command again"
+    if "quota exceeded" in text or "File too large" in text:
+        limit = "a limit on disk space or on the size of files (ulimit -f) is reached"
+        return f"{limit}; raise it, or free some space, and run the same command again"
     if "Permission denied" in text or "Read-only file system" in text or "not permitted" in text:
         return "no permission"
     if isinstance(error, OSError) and error.errno:

@@ -18,10 +18,10 @@ from PIL import Image
 
 from image_encoders import models
 from image_encoders.cli import app, printing
-from image_encoders.encoder import Encoder, InputSpec, Tower, fingerprint
+from image_encoders.encoder import Encoder, InputSpec, Tower
 from image_encoders.errors import WeightsError
 from image_encoders.inputs.image import read_image
-from image_encoders.model import Variant
+from image_encoders.model import Variant, fingerprint
 
 COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255), "white": (255, 255, 255)}
 

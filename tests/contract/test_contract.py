@@ -15,7 +15,7 @@ from PIL import Image
 from image_encoders import models
 from image_encoders.encoder import Encoder, Tower
 from image_encoders.engines.closeness import closeness, probes
-from image_encoders.engines.copies import multiplies_bfloat16
+from image_encoders.engines.openvino import multiplies_bfloat16
 from image_encoders.engines.select import Runtime
 from image_encoders.errors import DeviceError, InputError
 from image_encoders.model import Model

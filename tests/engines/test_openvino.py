@@ -18,11 +18,11 @@ import torch
 from small_net import Small, small_input
 from torch import Tensor, nn
 
-from image_encoders.engines import copies, openvino
+from image_encoders.engines import openvino
 from image_encoders.engines.closeness import closeness, probes
-from image_encoders.engines.copies import ABOUT, BIN
 from image_encoders.engines.embedder import Net
-from image_encoders.engines.openvino import ALONE, OpenVinoEmbedder
+from image_encoders.engines.int8 import int8_embedder
+from image_encoders.engines.openvino import ABOUT, ALONE, BIN, OpenVinoEmbedder
 from image_encoders.engines.select import Runtime, select_embedder
 from image_encoders.engines.torch import TorchEmbedder
 from image_encoders.errors import DeviceError, InputError, WeightsError
@@ -85,7 +85,7 @@ def test_a_cache_that_cannot_be_written_costs_a_warning(net: Make, inputs, rows,
 
 
 def test_a_full_disk_costs_a_warning(net: Make, inputs, rows, cache, caplog, monkeypatch):
-    monkeypatch.setattr(copies.shutil, "disk_usage", lambda path: SimpleNamespace(free=1 << 20))
+    monkeypatch.setattr(openvino.shutil, "disk_usage", lambda path: SimpleNamespace(free=1 << 20))
     assert close(OpenVinoEmbedder(net(), "float32")(inputs), rows)
     assert "1 MB are free" in caplog.text
     assert made_copies(cache) == []
@@ -333,13 +333,13 @@ def test_int8_keeps_near_and_is_calibrated_once(net: Make, images, capfd):
     inputs = np.stack([small_input(one) for one in images[:20]])
     with torch.inference_mode():
         rows = Small().eval()(torch.from_numpy(inputs)).numpy()
-    embed = OpenVinoEmbedder(net(), "int8", images)
+    embed = int8_embedder(net(), images)
     found = embed(inputs)
     assert closeness(found, rows).centred > 0.95
     assert embed.choice.precision == "int8"
     assert embed.choice.closeness.centred > 0.9
     assert capfd.readouterr().out == ""
-    again = OpenVinoEmbedder(net(never), "int8", embed.calibration)
+    again = int8_embedder(net(never), embed.calibration)
     assert again.calibration == embed.calibration
     assert np.array_equal(again(inputs), found)
 
@@ -364,7 +364,7 @@ def test_int8_that_loses_the_embeddings_is_warned_of(net: Make, images, caplog):
             return self.fc(torch.relu(self.conv(x.float() / 255)).flatten(1))
 
     far = Far().eval()
-    embed = OpenVinoEmbedder(net(lambda: far, key="far"), "int8", images)
+    embed = int8_embedder(net(lambda: far, key="far"), images)
     assert embed.choice.closeness.centred < 0.95
     assert "int8 changes its embeddings much" in caplog.text
 
@@ -378,18 +378,18 @@ def test_too_few_images_to_calibrate_on_are_an_error(net: Make, images):
         return small_input(source)  # type: ignore[arg-type]
 
     with pytest.raises(InputError, match="10 images to calibrate"):
-        OpenVinoEmbedder(Net("small", "small", Small, prepare, (3, 16, 16)), "int8", unreadable)
+        int8_embedder(Net("small", "small", Small, prepare, (3, 16, 16)), unreadable)
 
 
 def test_a_calibration_that_is_gone_is_an_error_that_says_what_to_do(net: Make, images, cache):
     with pytest.raises(WeightsError, match="calibrate again"):
-        OpenVinoEmbedder(net(), "int8", "0123456789abcdef")
+        int8_embedder(net(), "0123456789abcdef")
     pytest.importorskip("nncf")
-    digest = OpenVinoEmbedder(net(), "int8", images).calibration
+    digest = int8_embedder(net(), images).calibration
     (folder,) = (one for one in made_copies(cache) if digest in one.name)
     (folder / BIN).write_bytes(b"damaged")
     with pytest.raises(WeightsError, match="calibrate again"):
-        OpenVinoEmbedder(net(), "int8", digest)(np.zeros((1, 3, 16, 16), np.uint8))
+        int8_embedder(net(), digest)(np.zeros((1, 3, 16, 16), np.uint8))
     shutil.rmtree(folder)
 
 

@@ -19,7 +19,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from image_encoders.encoder import fingerprint
 from image_encoders.errors import InputError
 from image_encoders.inputs.preprocessing import (
     BICUBIC,
@@ -35,6 +34,7 @@ from image_encoders.inputs.preprocessing import (
     center_crop,
     resize,
 )
+from image_encoders.model import fingerprint
 from image_encoders.models import audioclip, bit, vsepp
 from image_encoders.process import torch_has_computed
 

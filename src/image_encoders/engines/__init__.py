@@ -1,7 +1,7 @@
 """What runs a net on a device.
 
     select.Runtime.resolve(device, precision, engine)   the caller's wish, checked
-    select.select_embedder(runtime, net)                the function that a `Tower` calls
+    select.select_embedders(runtime, nets)              the functions that `Tower`s call
 
 A `Net` says how to build a net; engines that keep a converted copy of it on disk build it only once. The files, each
 importing only those before it:
@@ -12,8 +12,7 @@ importing only those before it:
     precision.py   the precisions: which engines and devices compute each
     closeness.py   how near embeddings come to float32's
     torch.py       nets run by PyTorch
-    copies.py      converted copies for OpenVINO, in the cache
+    openvino.py    nets run by OpenVINO, from converted copies in the cache
     int8.py        copies in 8 bits
-    openvino.py    nets run by OpenVINO
     select.py      which of them runs a net
 """

@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from image_encoders.process import Lazy
-
 if TYPE_CHECKING:
     from torch import nn
 
@@ -85,17 +83,3 @@ class Net:
     shape: tuple[int | None, ...]
     modality: str = "image"
     traceable: bool = True
-
-
-class LazyEmbedder:
-    """An embedder that is selected when its first batch comes."""
-
-    def __init__(self, select: Callable[[], Embedder]):
-        self.selected = Lazy(select)
-
-    @property
-    def streams(self) -> int:
-        return self.selected().streams
-
-    def __call__(self, inputs: np.ndarray, /) -> np.ndarray:
-        return self.selected()(inputs)

@@ -17,9 +17,19 @@ import numpy as np
 
 from image_encoders.cache import file_lock, require_cached
 from image_encoders.engines.closeness import closeness
-from image_encoders.engines.copies import ABOUT, copied, core, folder_of, lock_path, read, said, write
 from image_encoders.engines.embedder import Choice, Closeness, Net
 from image_encoders.engines.machine import system_lines
+from image_encoders.engines.openvino import (
+    ABOUT,
+    OpenVinoEmbedder,
+    copied,
+    core,
+    folder_of,
+    lock_path,
+    read,
+    said,
+    write,
+)
 from image_encoders.errors import InputError, MissingExtra, WeightsError
 from image_encoders.process import import_nncf, quiet
 
@@ -33,11 +43,19 @@ JUDGED = 48  # of them its embeddings are compared on
 POOR = 0.95  # least centred cosine of int8's embeddings below which it is warned of
 
 
-def calibrated(net: Net, calibration: Sequence[Any] | str | None) -> str:
-    """The digest of the calibration whose copy of the net is in the cache, made if need be.
+def int8_embedder(net: Net, calibration: Sequence[Any] | str | None) -> OpenVinoEmbedder:
+    """The net in 8 bits, with what was measured when it was calibrated.
 
     calibration: images, or the digest of an earlier calibration
     """
+    digest = calibrated(net, calibration)
+    embedder = OpenVinoEmbedder(net, "int8", digest)
+    embedder.choice = verdict(net, folder_of(net, digest))
+    return embedder
+
+
+def calibrated(net: Net, calibration: Sequence[Any] | str | None) -> str:
+    """The digest of the calibration whose copy of the net is in the cache, made if need be."""
     if isinstance(calibration, str):
         if not (folder_of(net, calibration) / ABOUT).is_file():
             raise WeightsError(

@@ -9,26 +9,17 @@ import re
 from functools import cache
 from importlib import metadata
 from pathlib import Path
-from typing import Any
-
-import numpy as np
 
 from image_encoders.errors import DeviceError
 
 DEVICES = "accepted: auto, cpu, cuda, cuda:N, /CPU:0, /GPU:N, a torch.device, the number of a CUDA device"
 
 
-def device_name(device: Any) -> str:
-    """What is written for a device, of text, a `torch.device` or the number of a CUDA device."""
-    if isinstance(device, (int, np.integer)) and not isinstance(device, bool):
-        return f"cuda:{device}"
-    if isinstance(device, str) or (hasattr(device, "type") and hasattr(device, "index")):
-        return str(device)
-    raise DeviceError(f"unknown device {device!r}; {DEVICES}")
-
-
 def find_device(name: str) -> str:
-    """`name` as torch spells it; DeviceError unless it is here."""
+    """The device as torch spells it; DeviceError unless it is here.
+
+    name: "auto", or what is written for a device, a `torch.device` or the number of a CUDA device
+    """
     spelled = name.strip()
     tensorflow = re.fullmatch(r"/(?:device:)?(CPU|GPU|XLA_GPU):(\d+)", spelled, re.IGNORECASE)
     if tensorflow:
@@ -36,7 +27,7 @@ def find_device(name: str) -> str:
         spelled = "cpu" if kind == "cpu" else f"cuda:{index}"
     if spelled == "cpu":
         return "cpu"
-    cuda = re.fullmatch(r"(?:cuda|gpu)(?::(\d+))?", spelled)
+    cuda = re.fullmatch(r"(?:cuda|gpu)(?::(\d+))?|(\d+)", spelled)
     if spelled != "auto" and cuda is None:
         raise DeviceError(f"unknown device {name!r}; {DEVICES}")
     if cuda is None and not _has_cuda_driver():
@@ -46,7 +37,7 @@ def find_device(name: str) -> str:
     found = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if cuda is None:
         return "cuda:0" if found else "cpu"
-    index = int(cuda[1] or 0)
+    index = int(cuda[1] or cuda[2] or 0)
     if index >= found:
         there = f"this machine has {found} CUDA device(s)" if found else "no CUDA device is usable here"
         build = "" if torch.version.cuda else ", and this build of torch is for the CPU only"

@@ -19,14 +19,16 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from image_encoders.cache import NotCached, atomic_write, cache_folder, only_cached, require_cached
 from image_encoders.engines.child import ChildDied, Unsendable
 from image_encoders.engines.closeness import CLOSEST, PATIENCE_S, closeness, embed_probes, example_inputs
-from image_encoders.engines.embedder import Choice, Closeness, Embedder, LazyEmbedder, Net
+from image_encoders.engines.embedder import Choice, Closeness, Embedder, Net
 from image_encoders.engines.machine import device_model, find_device, has_bfloat16_instructions, wished_bfloat16
 from image_encoders.engines.precision import CALIBRATED, PRECISIONS, RANKED, accepted, check_computed, engines_of
 from image_encoders.errors import DeviceError, InputError, first_line
-from image_encoders.process import forked
+from image_encoders.process import Lazy, forked
 
 logger = logging.getLogger(__name__)
 
@@ -87,13 +89,33 @@ class Runtime:
 PLAIN = Runtime(precision="float32", engine="torch")  # the original's digits, on the CPU
 
 
+class LazyEmbedder:
+    """An embedder that is selected when its first batch comes."""
+
+    def __init__(self, select: Callable[[], Embedder]):
+        self.selected = Lazy(select)
+
+    @property
+    def streams(self) -> int:
+        return self.selected().streams
+
+    def __call__(self, inputs: np.ndarray, /) -> np.ndarray:
+        return self.selected()(inputs)
+
+
+def select_embedders(runtime: Runtime, nets: Sequence[Net]) -> tuple[Embedder, list[LazyEmbedder]]:
+    """The embedder of a model's main net, which is ready, and those of the others."""
+    main, *others = nets
+    return select_embedder(runtime, main), [_select_later(runtime, net) for net in others]
+
+
 def select_embedder(runtime: Runtime, net: Net) -> Embedder:
     """`net` ready to embed batches, by the engine and in the precision that were asked for or are best here.
 
     Raises DeviceError where that is not available.
     """
     if _fastest(runtime, net) == "openvino":
-        from image_encoders.engines.copies import has_copy
+        from image_encoders.engines.openvino import has_copy
 
         if not has_copy(net):  # before anything of OpenVINO runs in this process
             require_cached(f"the converted copy of {net.name}")
@@ -117,8 +139,8 @@ def select_embedder(runtime: Runtime, net: Net) -> Embedder:
     return embedder
 
 
-def select_side_embedder(runtime: Runtime, net: Net) -> LazyEmbedder:
-    """The same for a tower beside the main one, selected when its first batch comes.
+def _select_later(runtime: Runtime, net: Net) -> LazyEmbedder:
+    """The embedder of a tower beside the main one, selected when its first batch comes.
 
     In float32, unless one precision was asked for: texts and sounds are few. By torch where no copy can be made; its
     first batch raises DeviceError where another engine was asked for.
@@ -214,8 +236,7 @@ def _check_combination(device: str, precision: str, engine: str) -> None:
     if precision != "auto":
         check_computed(precision, device, engine)
     if engine == "openvino" or precision in CALIBRATED:
-        from image_encoders.engines.copies import refuse_forked
-        from image_encoders.engines.openvino import has_bfloat16
+        from image_encoders.engines.openvino import has_bfloat16, refuse_forked
 
         refuse_forked()
         if precision == "bfloat16" and not has_bfloat16():
@@ -228,10 +249,14 @@ def _check_combination(device: str, precision: str, engine: str) -> None:
 
 def _build(runtime: Runtime, net: Net, way: Way) -> Embedder:
     engine, precision = way
+    if precision in CALIBRATED:
+        from image_encoders.engines.int8 import int8_embedder
+
+        return int8_embedder(net, runtime.calibration)
     if engine == "openvino":
         from image_encoders.engines.openvino import OpenVinoEmbedder
 
-        return OpenVinoEmbedder(net, precision, runtime.calibration)
+        return OpenVinoEmbedder(net, precision)
     from image_encoders.engines.torch import TorchEmbedder
 
     return TorchEmbedder(net.build(), runtime.device, precision, compiled=engine == "torch-compile")

@@ -26,9 +26,7 @@ from typing import Any
 from image_encoders.cache import NotCached, only_cached
 from image_encoders.encoder import Encoder
 from image_encoders.engines.child import call_in_child
-from image_encoders.engines.embedder import LazyEmbedder
-from image_encoders.engines.machine import device_name
-from image_encoders.engines.select import Runtime, convert_apart
+from image_encoders.engines.select import LazyEmbedder, Runtime, convert_apart
 from image_encoders.errors import InputError, UnknownModel, WeightsError
 from image_encoders.legacy_names import CLASSES, translate
 from image_encoders.model import Variant
@@ -120,7 +118,7 @@ def load(
     """
     if not isinstance(name, str):
         raise unknown(name)
-    device = device_name(device)
+    device = str(device)
     if name in CLASSES:
         legacy = translate(name, options if device == "auto" else {**options, "device": device})
         name, weights, device, options = legacy.name, weights or legacy.weights, legacy.device, legacy.options

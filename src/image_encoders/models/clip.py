@@ -108,15 +108,14 @@ def load(
     folder = _folder(variant, weights, revision, offline)
     images = folder if preprocessor is None else _part(preprocessor, offline)
     texts = folder if tokenizer is None else _part(tokenizer, offline)
-    net = hugging_face.open_net(folder, TOWERS, "clip")
-    facts = Facts(**net.facts(lambda: _facts(net.content(), hugging_face.read_config(folder))))
-    tokens, load_tokenizer = hugging_face.open_tokenizer(texts)
+    opened = hugging_face.open_checkpoint(folder, TOWERS, "clip", _facts, texts)
+    facts = Facts(**opened.facts)
     steps = replace(read_processor(images, facts.model_type), corner=crop)
     _agree(facts, steps, folder)
-    context = _context(facts, tokens, folder)
-    ids = TextIds(facts, tokens, load_tokenizer, min(max_length or context, context), truncate)
+    context = _context(facts, opened.tokens, folder)
+    ids = TextIds(facts, opened.tokens, opened.tokenizer, min(max_length or context, context), truncate)
     steps = steps.fast() if preprocessing == "fast" else steps
-    return _model(f"clip/{variant}".rstrip("/"), facts, net.content, steps, ids, net)
+    return _model(f"clip/{variant}".rstrip("/"), facts, opened.net.content, steps, ids, opened.net)
 
 
 def fetch(variant: str, *, offline: bool | None = None, progress: bool | None = None) -> list[Path]:

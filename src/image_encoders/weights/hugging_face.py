@@ -76,18 +76,39 @@ def _not_a_folder(path: Path) -> WeightsError:
     return WeightsError(f"{path}: {what}; a folder with a Hugging Face checkpoint was expected (config.json, ...)")
 
 
-def open_net(folder: Path, modalities: Sequence[str], family: str) -> Checkpoint[Any]:
-    """A folder's net, see `load_model`, of which a family has facts of its own."""
+@dataclass(frozen=True)
+class Opened:
+    """A checkpoint of a net that embeds texts as well, with what is known of it.
+
+    net: see `load_model`
+    facts: what a family found out about the net
+    tokens, tokenizer: what is known of the tokenizer, and how to load it, see `load_tokenizer`
+    """
+
+    net: Checkpoint[Any]
+    facts: dict[str, Any]
+    tokens: TokenizerFacts
+    tokenizer: Callable[[], Any]
+
+
+def open_checkpoint(
+    folder: Path,
+    modalities: Sequence[str],
+    family: str,
+    find_facts: Callable[[Any, Mapping[str, Any]], dict[str, Any]],
+    tokenizer_folder: Path,
+) -> Opened:
+    """A folder's net and a folder's tokenizer; what is known of both already is not read.
+
+    find_facts: net, config -> what a family has to know of a net, as plain values
+    """
     about = {"family": family, "part": "net", "transformers": metadata.version("transformers")}
-    return Checkpoint(_files(folder), lambda: load_model(folder, modalities), about)
-
-
-def open_tokenizer(folder: Path) -> tuple[TokenizerFacts, Callable[[], Any]]:
-    """What is known of a folder's tokenizer, and how to load the tokenizer itself, see `load_tokenizer`."""
+    net = Checkpoint(_files(folder), lambda: load_model(folder, modalities), about)
+    facts = net.facts(lambda: find_facts(net.content(), _json_object(folder / CONFIG)))
     about = {"part": "tokenizer", "transformers": metadata.version("transformers")}
-    opened = Checkpoint(_files(folder), lambda: load_tokenizer(folder), about, keep=False)
-    facts = opened.facts(lambda: tokenizer_facts(opened.content(), tokenizer_digest(folder)))
-    return TokenizerFacts(**facts), opened.content
+    words = Checkpoint(_files(tokenizer_folder), lambda: load_tokenizer(tokenizer_folder), about, keep=False)
+    tokens = words.facts(lambda: tokenizer_facts(words.content(), tokenizer_digest(tokenizer_folder)))
+    return Opened(net, facts, TokenizerFacts(**tokens), words.content)
 
 
 def _files(folder: Path) -> list[Path]:
@@ -98,11 +119,6 @@ def _files(folder: Path) -> list[Path]:
 def config_digest(config: Mapping[str, Any]) -> str:
     """The sha256 of a config without its idle keys."""
     return _digest(_without(dict(config), IDLE))
-
-
-def read_config(folder: Path) -> dict[str, Any]:
-    """What a checkpoint's config.json says."""
-    return _json_object(folder / CONFIG)
 
 
 def load_model(folder: Path, modalities: Sequence[str]) -> Any:
