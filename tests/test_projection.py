@@ -77,9 +77,6 @@ def test_umap_is_fitted_to_some_of_the_images_and_places_the_others(
 
         def fit_transform(self, reduced: np.ndarray) -> np.ndarray:
             fitted.append(len(reduced))
-            return self.transform(reduced)
-
-        def transform(self, reduced: np.ndarray) -> np.ndarray:
             return 100 + reduced[:, :2]
 
     monkeypatch.setattr(projection, "find_spec", lambda name: SimpleNamespace())
@@ -90,7 +87,9 @@ def test_umap_is_fitted_to_some_of_the_images_and_places_the_others(
     assert project(collection, tmp_path / "p.parquet", method="pca").method == "pca"
     assert fitted == [120]
     by_umap, by_pca = (pq.read_table(tmp_path / f"{name}.parquet") for name in "up")
-    np.testing.assert_allclose(by_umap["x"].to_numpy(), 100 + by_pca["x"].to_numpy(), atol=1e-4)
+    away = np.abs(by_umap["x"].to_numpy() - 100 - by_pca["x"].to_numpy())
+    assert np.count_nonzero(away < 1e-4) >= 120  # those that were fitted
+    assert np.median(away) < 0.1 * by_pca["x"].to_numpy().std()  # the others are among their neighbours
 
 
 @pytest.mark.parametrize("count", [0, 1, 2])

@@ -33,7 +33,8 @@ Method = Literal["auto", "pca", "umap"]
 ENDINGS = (".parquet",)
 COMPONENTS = 50  # numbers of an image that UMAP is given
 FITTED = 20_000  # images that UMAP is fitted to
-BATCH = 1 << 14  # rows read at a time
+NEAR = 5  # of these that each of the others is placed among
+BATCH, BLOCK = 1 << 14, 1 << 10  # rows read, and images placed, at a time
 COLUMNS = ["id", "path", "member", "time_s", "width", "height", "size", "taken"]
 
 
@@ -122,10 +123,26 @@ def _umap(reduced: np.ndarray) -> np.ndarray:
     points = np.empty((len(reduced), 2), np.float32)
     points[some] = model.fit_transform(reduced[some])
     others = np.setdiff1d(np.arange(len(reduced)), some, assume_unique=True)
-    for start in range(0, len(others), BATCH):
-        part = others[start : start + BATCH]
-        points[part] = model.transform(reduced[part])
+    for start in range(0, len(others), BLOCK):
+        part = others[start : start + BLOCK]
+        points[part] = _among(reduced[part], reduced[some], points[some])
     return points
+
+
+def _among(reduced: np.ndarray, fitted: np.ndarray, points: np.ndarray) -> np.ndarray:
+    """The middle of the points of the nearest that were fitted, the nearer the heavier: (B, 2).
+
+    UMAP's own `transform` had not placed 4,000 after two minutes.
+    """
+    squares = (fitted**2).sum(axis=1) - 2 * reduced @ fitted.T  # but for each one's own, which orders nothing
+    everyone = np.arange(len(reduced))
+    near = np.empty((len(reduced), min(NEAR, len(fitted))), np.int64)
+    for place in range(near.shape[1]):  # a few times the least is four times as fast as a partition
+        near[:, place] = nearest = squares.argmin(axis=1)
+        squares[everyone, nearest] = np.inf
+    distances = np.linalg.norm(reduced[:, None] - fitted[near], axis=2)
+    weights = 1 / np.maximum(distances, 1e-6)
+    return (points[near] * weights[:, :, None]).sum(axis=1) / weights.sum(axis=1, keepdims=True)
 
 
 def _schema() -> pa.Schema:
