@@ -31,10 +31,11 @@ EXACT_BELOW = 100_000  # rows: fewer are compared one by one, more through an in
 UNINDEXED = 0.1  # of the rows may be missing in the index (they are found, at the cost of comparing them)
 GROWN, PIECES = 0.5, 4  # of the rows, if missing, or pieces that were added to the index: it is built anew
 # The index's lists hold about LIST rows each, in 8-bit numbers. PROBES of them are searched, which is all of them up to
-# half a million rows, and the best REFINED x k rows are compared exactly. Words lie far from the images that the lists
-# were made from, so that few probes would miss much: `benchmarks/index.py search` measures it, and each build measures
-# it with some of its own rows. Lists of half the length took five times as long to make, a million rows in 83 s.
-LIST, PROBES, REFINED = 8192, 64, 4
+# a quarter of a million rows, and an eighth of very many; the best REFINED x k rows are compared exactly. Words lie far
+# from the images that the lists were made from, so that few probes would miss much: `benchmarks/index.py search`
+# measures it, and each build measures it with some of its own rows. More probes make a process's first search slow,
+# which reads the lists. Lists of half the length took five times as long to make, a million rows in 83 s.
+LIST, PROBES, REFINED = 8192, 32, 4
 MEASURED, NEAREST = 64, 10  # rows whose nearest are looked for in a new index
 SMALL_FRAGMENTS = 256  # files of the database before they are merged
 IDS = 1000  # ids in one condition
@@ -307,7 +308,7 @@ def nearest(table: Any, query: np.ndarray, k: int, each_copy: bool, condition: s
         if rows < EXACT_BELOW:
             search = search.bypass_vector_index()
         else:
-            search = search.nprobes(PROBES).refine_factor(REFINED)
+            search = search.nprobes(_probes(rows)).refine_factor(REFINED)
         columns = ["id", "path", "member", "time_s", "width", "height", "sha256", "metadata", "_distance"]
         found = search.select(columns).to_arrow().to_pylist()
         found.sort(key=lambda row: (row["_distance"], row["id"]))
@@ -325,9 +326,14 @@ def best(table: Any, query: np.ndarray, count: int, condition: str | None) -> tu
     if condition is not None:
         search = search.where(condition, prefilter=True)
     if table.list_indices():
-        search = search.nprobes(PROBES).refine_factor(2)
+        search = search.nprobes(_probes(table.count_rows())).refine_factor(2)
     found = search.select(["width", "_distance"]).with_row_id(True).to_arrow()
     return found["_rowid"].to_numpy(), found["_distance"].to_numpy()
+
+
+def _probes(rows: int) -> int:
+    """How many lists of an index over so many rows are searched."""
+    return max(PROBES, rows // LIST // 8)
 
 
 def _copies_together(found: Iterable[dict]) -> list[list[dict]]:
