@@ -34,7 +34,8 @@ test-other-processor: $(VENV)/dev-installed ## run the tests of models and engin
 		$(BIN)/python -m pytest tests/engines tests/models tests/contract tests/test_encoder.py -m "not golden"
 
 soak: $(VENV)/dev-installed ## kill runs at 50 moments, load a service for half an hour with 1% broken images (MINUTES=5: shorter)
-	KILL_SERIES=5 $(BIN)/python -m pytest tests/bulk/test_kill.py -k random_moments
+	KILL_SERIES=5 $(BIN)/python -m pytest tests/bulk/test_kill.py tests/bulk/test_parts.py -k random
+	KILL_SERIES=1 $(BIN)/python -m pytest tests/bulk/test_ray.py
 	$(BIN)/python tests/serve/soak.py --minutes $(MINUTES)
 
 test-jina: $(JINA)/installed ## run all tests of the Jina Executors, real Flows among them, in an environment of their own

@@ -3,7 +3,6 @@
     python benchmarks/bulk.py compare --count 1000 --runs 3      # against the loop that everybody writes first
     python benchmarks/bulk.py peers --count 480 --runs 3         # against other libraries; installs them first
     python benchmarks/bulk.py memory --counts 1000 2000 4000     # peak memory as the folder grows
-    python benchmarks/bulk.py recall --rows 120000               # of the index, against comparing all rows
 
 Everything is made here, from a seed: JPEG files of 640 x 480 to 1920 x 1440, CLIP ViT-B/32 with random weights, rows.
 """
@@ -90,59 +89,6 @@ def memory(options: argparse.Namespace, work: Path) -> list[dict]:
     first, last = table[0], table[-1]
     growth = (last["peak MB"] - first["peak MB"]) / max(last["images"] - first["images"], 1)
     return [*table, {"images": "growth in MB per 1,000 images", "peak MB": 1000 * growth}]
-
-
-def recall(options: argparse.Namespace, work: Path) -> list[dict]:
-    """How many of the ten nearest rows the index finds, among random rows and among clustered ones like a model's."""
-    from image_encoders.collection import Collection, Locator, Row
-    from image_encoders.encoder import Encoder
-    from image_encoders.tables import ImageFacts
-
-    rng = np.random.default_rng(0)
-    count, dim = options.rows, options.dim
-    centres = rng.standard_normal((2000, dim), dtype=np.float32)
-    offset = 2 * rng.standard_normal(dim, dtype=np.float32)
-    noise = rng.standard_normal((count, dim), dtype=np.float32)
-    kinds = {
-        "random rows, random queries": (noise, rng.standard_normal((50, dim), dtype=np.float32)),
-        # As texts among images: the queries share the clusters and not the offset.
-        "clusters, queries far off": (
-            offset + centres[rng.integers(0, len(centres), count)] + 0.3 * noise,
-            -offset + centres[:50] + 0.5 * rng.standard_normal((50, dim), dtype=np.float32),
-        ),
-    }
-    table = []
-    for kind, (rows, queries) in kinds.items():
-        folder = work / kind.replace(" ", "-")
-        collection = Collection.create(folder, Encoder("benchmark", dim, {}, "0" * 32))
-        for start in range(0, count, 4096):
-            collection.append(
-                [
-                    Row(f"{number:09d}", Locator(""), row, ImageFacts(1, 1, f"{number:064x}", 0), "")
-                    for number, row in enumerate(rows[start : start + 4096], start)
-                ],
-                new=True,
-            )
-        began = time.perf_counter()
-        collection.settle()
-        built = time.perf_counter() - began
-        lengths = np.linalg.norm(rows, axis=1)
-        nearest = [set(np.argsort(-(rows @ query) / lengths)[:10].tolist()) for query in queries]
-        collection.search(queries[0])
-        began = time.perf_counter()
-        found = [{int(hit.id) for hit in collection.search(query, 10)} for query in queries]
-        searched = time.perf_counter() - began
-        hits = sum(len(some & right) for some, right in zip(found, nearest))
-        table.append(
-            {
-                "what": kind,
-                "rows": count,
-                "recall@10": hits / (10 * len(queries)),
-                "ms/search": 1000 * searched / len(queries),
-                "s to build": built,
-            }
-        )
-    return table
 
 
 # ------------------------------------------------------------------ processes
@@ -313,17 +259,13 @@ def cell(column: str, value: Any, decimals: int = 5) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(required=True, metavar="compare | peers | memory | recall")
-    for function in (compare, contest.peers, memory, recall):
+    commands = parser.add_subparsers(required=True, metavar="compare | peers | memory")
+    for function in (compare, contest.peers, memory):
         name = function.__name__
         command = commands.add_parser(name, help=(function.__doc__ or "").splitlines()[0])
         command.set_defaults(function=function)
         command.add_argument("--json", type=Path, metavar="FILE", help="also write the numbers there")
-        if name == "recall":
-            command.add_argument("--rows", type=int, default=120_000)
-            command.add_argument("--dim", type=int, default=512)
-        else:
-            command.add_argument("encode", nargs="*", metavar="-- OPTIONS", help="more options of `encode`, after --")
+        command.add_argument("encode", nargs="*", metavar="-- OPTIONS", help="more options of `encode`, after --")
         if name in ("compare", "peers"):
             command.add_argument("--count", type=int, default=480, help="images")
             command.add_argument("--runs", type=int, default=3)

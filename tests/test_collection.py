@@ -26,7 +26,18 @@ from fake_encoder import DIM, FakeEncoder
 from image_encoders import collection as collection_module
 from image_encoders import collection as collections
 from image_encoders import exports, load, tables
-from image_encoders.collection import FAILURES, ITEMS, MARK, Collection, Failure, Locator, Row, id_of, open_collection
+from image_encoders.collection import (
+    FAILURES,
+    INDEX,
+    ITEMS,
+    MARK,
+    Collection,
+    Failure,
+    Locator,
+    Row,
+    id_of,
+    open_collection,
+)
 from image_encoders.errors import CollectionError, InputError, MissingExtra
 from image_encoders.tables import FACTS, ImageFacts
 
@@ -293,18 +304,6 @@ def test_many_small_writes_are_merged_and_lose_nothing(
 # ------------------------------------------------------------------ full disks and read-only ones
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of three megabytes."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", disk], capture_output=True)
-    if mounted.returncode:
-        pytest.skip("mounting a small file system is not permitted here")
-    yield disk
-    subprocess.run(["umount", "-l", disk], check=True)
-
-
 def test_a_full_disk_is_one_clear_error_and_what_was_stored_stays(small_disk: Path) -> None:
     collection = Collection.create(small_disk / "index", FakeEncoder(dim=512))
     stored = 0
@@ -476,6 +475,53 @@ def test_many_rows_are_found_through_an_index_that_new_rows_need_not_be_in(
     collection.append([row(number) for number in range(5000, 5500)])
     collection.settle()
     assert collection._tables[ITEMS].index_stats(index.name).num_unindexed_rows == 0
+
+
+def test_an_index_is_added_to_and_built_anew_once_much_has_come_and_what_it_finds_is_measured(
+    collection: Collection, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tables, "EXACT_BELOW", 1000)
+    rng = np.random.default_rng(4)
+
+    def grow(begin: int, end: int) -> int:
+        """After rows were added: in how many pieces the index is."""
+        collection.append([row(number, rng.standard_normal(DIM)) for number in range(begin, end)], new=True)
+        collection.settle()
+        [index] = collection._tables[ITEMS].list_indices()
+        return collection._tables[ITEMS].index_stats(index.name).num_indices
+
+    assert collection.info()["recall"] is None
+    assert grow(0, 1500) == 1
+    assert collection.info()["recall"] == pytest.approx(1.0)
+    measured = (folder / INDEX).read_text()
+    assert grow(1500, 1550) == 1  # few: they are compared
+    assert collection.info()["indexed"] == 1500
+    assert [grow(begin, begin + 400) for begin in (1550, 1950, 2350)] == [2, 3, 4]
+    assert (folder / INDEX).read_text() == measured
+    assert grow(2750, 3200) == 1  # anew
+    assert (folder / INDEX).read_text() != measured
+    assert grow(3200, 7000) == 1
+    assert collection.info()["indexed"] == 7000
+    (folder / INDEX).write_text("rubbish")
+    assert collection.info()["recall"] is None
+
+
+def test_the_measured_recall_counts_what_an_index_misses(
+    collection: Collection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = np.random.default_rng(5).standard_normal((2000, DIM))
+    rows[7] = 0
+    collection.append([row(number, one) for number, one in enumerate(rows)], new=True)
+    table = collection._tables[ITEMS]
+    whole = tables.best
+    assert tables.recall(table) == 1.0  # without an index all are compared
+
+    def half(*arguments: Any) -> tuple[np.ndarray, np.ndarray]:
+        rows, distances = whole(*arguments)
+        return rows[::2], distances[::2]
+
+    monkeypatch.setattr(tables, "best", half)
+    assert tables.recall(table) == 0.5
 
 
 def test_words_images_and_sounds_are_embedded_by_the_model_of_the_collection(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
     collection.json   the encoder: name, fingerprint, dim, what `load` was called with
     canaries.npy      what a few fixed images gave with it
+    index.json        what the index finds, measured when it was built
     items.lance       one row for each image
     failures.lance    one row for each image that could not be encoded
     failures.txt      the same, to be read by people
@@ -21,7 +22,7 @@ import re
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from functools import cached_property
 from pathlib import Path
@@ -50,6 +51,7 @@ FORMAT = 2  # of the folder; another one is refused
 MARK = "collection.json"  # makes a folder a collection
 ITEMS, FAILURES, RUNS = "items", "failures", "runs"
 CANARIES = "canaries.npy"
+INDEX = "index.json"  # what was measured of the index when it was built
 LOCK = ".lock"
 DRIFT = 0.05  # 1 - cosine: more is another space, whatever the fingerprint says
 LOADED = ("weights", "device", "precision", "engine", "calibration")  # of a recipe, beside the family's own options
@@ -113,6 +115,7 @@ class Hit:
     sha256: of the file's bytes, hexadecimal
     copies: ids of the other rows with the same bytes, in order; none where a search lists each of them
     member, time_s: where the file is an archive, a table or a video, as of `Locator`
+    metadata: what its source says about it, such as the other columns of its table
     """
 
     id: str
@@ -124,6 +127,7 @@ class Hit:
     copies: tuple[str, ...] = ()
     member: str | None = None
     time_s: float | None = None
+    metadata: Mapping[str, Any] | None = field(default=None, hash=False)
 
     @property
     def locator(self) -> Locator:
@@ -435,6 +439,7 @@ class Collection:
             "images": rows,
             "failures": self.read(FAILURES, lambda table: table.count_rows(), 0),
             "indexed": indexed,
+            "recall": self._recall() if indexed else None,
             "bytes": sum(sizes),
             "sources": sorted({source for run in self.runs() for source in run.sources}),
             "created": self.mark.get("created"),
@@ -442,6 +447,13 @@ class Collection:
             "package": self.mark.get("package"),
             "format": self.mark["format"],
         }
+
+    def _recall(self) -> float | None:
+        """recall@10 of the index when it was built; None where that is not known."""
+        try:
+            return float(json.loads((self.folder / INDEX).read_text("utf-8"))["recall"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
 
     def failures(self) -> list[Failure]:
         """The files that could not be encoded, by id."""
@@ -665,8 +677,10 @@ class Collection:
         with self.writing(), storage(self.folder, "written"):
             for table in self._tables.values():
                 tables.merge_small_files(table)
-            if index:
-                tables.build_index(self._tables[ITEMS])
+            found = tables.build_index(self._tables[ITEMS]) if index else None
+            if found is not None:
+                with atomic_write(self.folder / INDEX) as part:
+                    part.write_text(json.dumps({"recall": found, "rows": self.count(), "when": now()}) + "\n", "utf-8")
 
     def write_failures(self) -> None:
         """The list of failures as a text file beside the database, or no file where nothing failed."""
@@ -764,7 +778,8 @@ def _hit(row: dict, copies: tuple[str, ...]) -> Hit:
     place = path_of(row["path"])
     member = None if row["member"] is None else path_of(row["member"])
     facts = row["width"], row["height"], row["sha256"]
-    return Hit(row["id"], place, score, *facts, copies, member, row["time_s"])
+    metadata = None if row["metadata"] is None else json.loads(row["metadata"])
+    return Hit(row["id"], place, score, *facts, copies, member, row["time_s"], metadata)
 
 
 # ------------------------------------------------------------------ files

@@ -327,7 +327,10 @@ class View:
         return self._read_units(np.array([position]))[0] if self._units is None else self._units[position]
 
     def folders(self, name: str) -> tuple[str, ...]:
-        """The folders, as paths, that `Image.folder` calls by this name, or that hold such."""
+        """The folders, as paths, that `Image.folder` calls by this name, and those below such.
+
+        Where there are none, those with this in their names, in letters of any case.
+        """
         name = name.rstrip("/")
         found = set()
         for path, folder in zip(self.held.folders, self._folders):
@@ -335,7 +338,8 @@ class View:
                 for _ in range(folder[len(name) :].count("/")):
                     path = path.rpartition("/")[0]
                 found.add(path)
-        return tuple(sorted(found))
+        parts = zip(self.held.folders, self._folders)
+        return tuple(sorted(found or {path for path, folder in parts if name.casefold() in folder.casefold()}))
 
     def rank(
         self, query: np.ndarray | None, condition: str | None, sort: Sort, group: Group | None, each_copy: bool

@@ -14,7 +14,7 @@ import threading
 import warnings
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from types import ModuleType
 from typing import Any, Generic, TypeVar
@@ -123,6 +123,20 @@ def compute_full_float32() -> None:
 
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False
+
+
+def import_lancedb() -> ModuleType:
+    """The `lancedb` package, which reads two of its files ahead where it merges them, in place of as many as fit in
+    2 GB: of 260 files of 2,048 embeddings of 512 numbers, that is 391 MB in place of 511.
+    """
+    os.environ.setdefault("LANCE_DEFAULT_FRAGMENT_READAHEAD", "2")
+    return importlib.import_module("lancedb")
+
+
+def give_back_memory() -> None:
+    """Have glibc give freed memory back to the system: a database that has merged its files frees 100 MB and more."""
+    with suppress(OSError, AttributeError):  # another C library
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 @cache

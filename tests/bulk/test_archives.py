@@ -12,6 +12,7 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 import webdataset
 from drawn import draw, image, rows
@@ -119,7 +120,15 @@ def test_members_have_the_embeddings_of_the_same_files_loose(shard: Path, index:
         assert stored[str(path)]["embedding"] == stored[f"{shard}#train/{number:05d}.png"]["embedding"]
 
 
-@pytest.mark.parametrize("ending", [".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".zip"])
+def zstandard(content: bytes) -> bytes:
+    """Packed as by the `zstd` program."""
+    file = pa.BufferOutputStream()
+    with pa.CompressedOutputStream(file, "zstd") as packed:
+        packed.write(content)
+    return file.getvalue().to_pybytes()
+
+
+@pytest.mark.parametrize("ending", [".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst", ".zip"])
 def test_archives_of_all_kinds_give_their_images_and_name_what_is_passed_over(
     tmp_path: Path, index: Path, ending: str
 ) -> None:
@@ -128,6 +137,8 @@ def test_archives_of_all_kinds_give_their_images_and_name_what_is_passed_over(
     path = tmp_path / f"photos{ending}"
     if ending == ".zip":
         zip_of(path, files)
+    elif ending == ".tar.zst":
+        path.write_bytes(zstandard(tar_of(tmp_path / "plain.tar", dict(sorted(files.items()))).read_bytes()))
     else:
         in_order = dict(sorted(files.items()))
         tar_of(path, in_order, {".tgz": "w:gz"}.get(ending, f"w:{ending[5:]}"))
@@ -245,13 +256,18 @@ def test_a_tar_cut_in_the_middle_gives_what_is_there_and_one_failure(
     assert failures(index) == {}
 
 
-def test_a_compressed_tar_cut_in_the_middle_gives_what_is_there_and_one_failure(tmp_path: Path, index: Path) -> None:
-    whole = gzip.compress(tar_of(tmp_path / "a.tar", {f"{n}.png": image(n) for n in range(40)}).read_bytes())
-    (tmp_path / "cut.tar.gz").write_bytes(whole[: len(whole) // 2])
-    report = encode(index, tmp_path / "cut.tar.gz")
-    assert 10 < report.encoded < 40
+@pytest.mark.parametrize("ending", ["gz", "zst"])
+def test_a_compressed_tar_cut_in_the_middle_gives_what_is_there_and_one_failure(
+    tmp_path: Path, index: Path, ending: str
+) -> None:
+    plain = tar_of(tmp_path / "a.tar", {f"{n}.png": image(n) + os.urandom(10_000) for n in range(40)}).read_bytes()
+    whole = gzip.compress(plain) if ending == "gz" else zstandard(plain)
+    cut = tmp_path / f"cut.tar.{ending}"
+    cut.write_bytes(whole[: len(whole) // 2])
+    report = encode(index, cut)
+    assert 1 <= report.encoded < 40
     assert report.failed == 1
-    assert failures(index) == {"cut.tar.gz": "truncated"}
+    assert failures(index) == {cut.name: "truncated"}
 
 
 def test_a_tar_damaged_in_the_middle_says_where(shard: Path, index: Path) -> None:

@@ -10,12 +10,15 @@ import sys
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import suppress
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from random import Random
 from typing import Any
 
 import pytest
 from drawn import draw, image, rows
+from test_videos import film
 
 from fake_encoder import FakeEncoder
 from image_encoders import lease
@@ -248,6 +251,37 @@ def test_members_of_archives_cells_and_metadata_come_through_parts(tmp_path: Pat
     assert sorted(filter(None, collection.to_arrow()["metadata"].to_pylist())) == sorted(
         filter(None, local.to_arrow()["metadata"].to_pylist())
     )
+
+
+def test_urls_objects_and_frames_come_through_parts(photos: Path, tmp_path: Path) -> None:
+    import fsspec
+
+    class Quiet(SimpleHTTPRequestHandler):
+        def log_message(self, *_: object) -> None: ...
+
+    store = fsspec.filesystem("memory")
+    for number in range(5):
+        store.pipe(f"/parts/{number}.png", image(300 + number))
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(photos)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    urls = [f"http://127.0.0.1:{server.server_port}/{name}" for name in ("00001.png", "00002.png", "missing.png")]
+    names = tmp_path / "names.txt"
+    names.write_text("\n".join([*urls, "memory://parts/0.png", str(film(tmp_path / "film.mp4", 12))]))
+    sources = [str(names), "memory://parts"]
+    local, collection = Collection.create(tmp_path / "local", FakeEncoder()), begun(tmp_path)
+    encoder = FakeEncoder()
+    try:
+        run(find(sources, private_urls=True, frames="4"), encoder, local, batch_size=8)
+        report = run(find(sources, private_urls=True, frames="4"), encoder, collection, pool=one_worker)
+        again = run(find(sources, private_urls=True, frames="4"), encoder, collection, pool=one_worker)
+    finally:
+        server.shutdown()
+        server.server_close()
+        store.rm("/parts", recursive=True)
+    assert (report.encoded, report.failed, report.total) == (10, 1, 11)
+    assert (again.encoded, again.reused, again.unchanged) == (0, 0, 10)
+    assert rows(collection) == rows(local)
+    assert ledger(collection) == ledger(local)
 
 
 def test_an_archive_that_lost_a_member_meanwhile_says_which(tmp_path: Path) -> None:

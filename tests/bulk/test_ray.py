@@ -232,6 +232,17 @@ def test_workers_are_spread_over_processors_and_gpus() -> None:
         places([node("head")], None, "auto")
 
 
+def test_an_address_where_nothing_answers_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray as library
+
+    from image_encoders.bulk import ray
+
+    monkeypatch.setattr(library, "is_initialized", lambda: False)  # though other tests have a cluster
+    refused = pytest.raises(DeviceError, match=r"no Ray cluster at '127.0.0.1:1': .*refused; accepted: local")
+    with refused, ray.connected("127.0.0.1:1"):
+        pass
+
+
 def test_it_leaves_the_environment_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_USAGE_STATS_ENABLED", raising=False)
     with starting_ray():

@@ -23,7 +23,7 @@ from fake_encoder import DIM, FakeEncoder
 from image_encoders.bulk import commit
 from image_encoders.bulk import encode as encode_module
 from image_encoders.bulk import run as run_module
-from image_encoders.bulk.run import Report, run
+from image_encoders.bulk.run import Report, Standing, run
 from image_encoders.bulk.sources import SourceFile, find
 from image_encoders.collection import Collection, Locator
 from image_encoders.encoder import Encoder, InputSpec, Tower
@@ -571,13 +571,22 @@ def test_the_date_an_image_was_taken_is_stored_where_the_camera_says_it(encode, 
 
 def test_progress_counts_up_to_the_total(encode, photos: Path) -> None:
     calls: list[tuple[int, int]] = []
-    encode(progress=lambda done, read: calls.append((done, read)), batch_size=4)
+    encode(progress=lambda now: calls.append((now.done, now.read)), batch_size=4)
     assert calls == sorted(calls)
     assert calls[-1] == (20, 20)
     calls.clear()
     draw(photos, [20])
-    encode(progress=lambda done, read: calls.append((done, read)))
+    encode(progress=lambda now: calls.append((now.done, now.read)))
     assert calls[-1] == (21, 1)
+
+
+def test_progress_tells_failures_by_code_and_what_was_waited_for(encode, photos: Path) -> None:
+    (photos / "broken.png").write_bytes(b"x")
+    last: list[Standing] = []
+    encode(progress=lambda now: last.append(now))
+    assert dict(last[-1].failures) == {"not-an-image": 1}
+    assert set(last[-1].waited) == {"reading", "embedding", "committing"}
+    assert all(seconds >= 0 for seconds in last[-1].waited.values())
 
 
 def test_a_collection_remembers_its_runs(encode, index, photos: Path) -> None:

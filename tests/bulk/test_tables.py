@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import datetime
 import json
 import math
@@ -10,17 +11,20 @@ import tarfile
 from pathlib import Path
 from typing import Any
 
+import lancedb
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from drawn import draw, image, rows
 
-from fake_encoder import FakeEncoder
+from fake_encoder import DIM, FakeEncoder
 from image_encoders.bulk.run import Report, run
-from image_encoders.bulk.sources import contents, find, tables
+from image_encoders.bulk.sources import contents, find, read_locator, tables
 from image_encoders.bulk.sources.places import LocalFile
 from image_encoders.collection import ITEMS, Collection
 from image_encoders.errors import InputError
+from image_encoders.inputs.image import ImageLimits
 
 
 @pytest.fixture
@@ -79,6 +83,12 @@ def test_a_column_of_paths_gives_the_files_with_the_other_columns_as_metadata(ph
     assert encode("photos") == {"unchanged": 6}
 
 
+def test_a_run_knows_how_many_rows_a_parquet_file_has_and_not_how_many_lines_a_csv(photos: Path) -> None:
+    some = [{"path": f"photos/{n:05d}.png"} for n in range(6)]
+    assert find([write("t.parquet", some), "photos"]).count() == 12
+    assert find([write("t.csv", some), "photos"]).count() is None
+
+
 def test_bytes_in_parquet_are_images_and_known_ones_are_not_read(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     some = [{"png": image(n), "label": n % 2, "thumbnail_size": None} for n in range(100)]
     pq.write_table(pa.Table.from_pylist(some), "t.parquet", row_group_size=30)
@@ -89,6 +99,61 @@ def test_bytes_in_parquet_are_images_and_known_ones_are_not_read(photos: Path, m
     assert all(stored[f"{os.getcwd()}/t.parquet#png/{n}"]["embedding"] == expected[n].tobytes() for n in range(100))
     monkeypatch.setattr(tables, "Content", lambda content: pytest.fail("bytes were read"))
     assert encode("t.parquet") == {"unchanged": 100}
+
+
+def lance(name: str, some: list[dict[str, Any]]) -> Any:
+    """A table of LanceDB in the folder `db`."""
+    return lancedb.connect("db").create_table(name, pa.Table.from_pylist(some))
+
+
+def test_a_table_of_lancedb_gives_its_images_with_the_other_columns_as_metadata(photos: Path) -> None:
+    some = [{"image": image(n), "caption": f"image {n}", "vector": [0.0] * 99} for n in range(6)]
+    table = lance("photos", some)
+    table.delete("caption = 'image 2'")
+    assert find(["db/photos.lance", "photos"]).count() == 11
+    assert encode("db/photos.lance") == {"encoded": 5}
+    assert encode("db/photos.lance#image") == {"unchanged": 5}
+    assert metadata()["2"] == {"caption": "image 3"}
+    hit = Collection.open("index").search(np.ones(DIM), 10)[0]
+    assert hit.locator.path == os.path.abspath("db/photos.lance")
+    assert read_locator(hit.locator) in [image(n) for n in range(6)]
+    table.add(pa.Table.from_pylist([{"image": b"x", "caption": None, "vector": None}]))
+    assert encode("db/photos.lance") == {"unchanged": 5, "failed": 1}
+    assert failures() == {"5": "not-an-image"}
+
+
+def test_a_table_of_lancedb_may_hold_paths_and_one_that_changes_gives_no_image_of_another(photos: Path) -> None:
+    lance("paths", [{"path": f"photos/{n:05d}.png"} for n in range(6)])
+    assert encode("db/paths.lance") == {"encoded": 6}
+    table = lance("photos", [{"image": image(n + 50)} for n in range(6)])
+    items = list(find(["db/photos.lance"]))
+    taken = [item.read(ImageLimits()) for item in items]
+    assert taken == [image(n + 50) for n in range(6)]
+    table.delete("true")
+    with pytest.raises(InputError, match="changed while it was read"):
+        items[0].read(ImageLimits())
+
+
+def test_what_is_no_table_of_lancedb_is_refused(photos: Path) -> None:
+    Path("empty.lance").mkdir()
+    with pytest.raises(InputError, match=r"empty\.lance"):
+        find(["empty.lance"])
+
+
+@pytest.mark.parametrize("name", ["t.parquet", "t.csv", "t.tsv", "t.jsonl"])
+def test_data_urls_in_cells_are_images_that_can_be_read_again(photos: Path, name: str) -> None:
+    def url(content: bytes) -> str:
+        return f"data:image/png;base64,{base64.b64encode(content).decode()}"
+
+    def cell(url: str) -> str:
+        return f'"{url}"' if name == "t.csv" else url
+
+    write(name, [{"image": cell(url(image(n))), "n": n} for n in range(3)] + [{"image": "data:nothing", "n": 3}])
+    assert encode(name) == {"encoded": 3, "failed": 1}
+    assert encode(name) == {"unchanged": 3, "failed": 1}
+    assert failures() == {"3": "url"}
+    for hit in Collection.open("index").search(np.ones(DIM), 3):
+        assert read_locator(hit.locator) == image(int(str(hit.member).removeprefix("image/")))
 
 
 def test_images_as_data_sets_on_the_hub_have_them_are_read(photos: Path) -> None:

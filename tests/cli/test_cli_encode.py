@@ -62,6 +62,14 @@ def test_json_holds_what_a_script_wants_and_nothing_else_is_on_standard_output(c
     assert {failure["id"] for failure in printed["failures"]} == {str(one) for one in broken}
 
 
+def test_a_log_for_machines_is_lines_of_json_whose_last_one_says_what_became_of_all(command, photos, broken, tmp_path):
+    ran = command("encode", photos, "-o", tmp_path / "c", "-m", "colours/plain", "--log-json")
+    last = [json.loads(line) for line in ran.err.splitlines() if line.startswith("{")][-1]
+    assert (last["event"], last["done"], last["read"]) == ("end", 8, 8)
+    assert last["failures"] == {"not-an-image": 1, "truncated": 1}
+    assert last["limit"] in last["waited_s"]
+
+
 def test_broken_files_fail_alone_are_listed_and_give_status_3(command, photos, broken, tmp_path):
     ran = command("encode", photos, "-o", tmp_path / "c", "-m", "colours/plain")
     assert ran.status == 3
@@ -446,3 +454,11 @@ def test_another_ctrl_c_does_not_disturb_the_answer_to_the_first(command, photos
     ran = command("encode", photos, "-o", tmp_path / "c", "-m", "colours/plain")
     assert ran.status == 130
     assert "0 embeddings kept" in ran.err
+
+
+def test_options_of_a_cluster_need_one(command, tmp_path):
+    (tmp_path / "photos").mkdir()
+    for option in ("--ray-workers=2", f"--parts={tmp_path}"):
+        ran = command("encode", tmp_path / "photos", "-o", tmp_path / "c", option)
+        assert ran.status == 2
+        assert "--ray-workers and --parts are for --ray ADDRESS" in " ".join(ran.err.replace("│", " ").split())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -80,3 +81,24 @@ cli.main()
     assert ran.returncode == 0
     assert "another's" in ran.stderr
     assert "EXIF" not in ran.stderr
+
+
+def test_the_databases_own_warnings_are_not_shown_unless_they_are_asked_for(tmp_path):
+    program = f"""
+from image_encoders import cli
+
+def search(prog_name):  # without _distance, of which the database warns
+    import lancedb
+    table = lancedb.connect({str(tmp_path)!r}).create_table("a", [{{"vector": [1.0, 2.0], "n": 1}}], mode="overwrite")
+    table.search([1.0, 0.0]).limit(1).select(["n"]).to_arrow()
+
+cli.app = search
+cli.main()
+"""
+    quiet = {name: value for name, value in os.environ.items() if name != "LANCEDB_LOG"}
+    for environment, warned in ((quiet, False), ({**quiet, "LANCEDB_LOG": "warn"}, True)):
+        ran = subprocess.run(
+            [sys.executable, "-c", program], capture_output=True, text=True, timeout=120, env=environment
+        )
+        assert ran.returncode == 0, ran.stderr
+        assert ("WARN" in ran.stderr) is warned

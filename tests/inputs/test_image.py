@@ -649,7 +649,12 @@ def test_any_bytes_give_an_input_error(content: bytes):
 def test_files_that_are_no_images_say_what_was_found(tmp_path: Path):
     path = tmp_path / "page.jpg"
     path.write_text("<!DOCTYPE html><p>Not found")
-    with pytest.raises(InputError, match=r"page\.jpg: not an image: 27 bytes that begin with .*DOCTYPE.*JPEG, PNG"):
+    with pytest.raises(
+        InputError, match=r"page\.jpg: not an image: 27 bytes that begin with \"<!DOCTYPE ht\"; .*JPEG, PNG"
+    ):
+        read_image(path)
+    path.write_bytes(bytes(range(16)))
+    with pytest.raises(InputError, match=r"16 bytes that begin with 00 01 02 .* 0b; accepted"):
         read_image(path)
     path.write_bytes(b"")
     assert code_of(path) == "empty"

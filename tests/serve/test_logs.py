@@ -111,3 +111,11 @@ def test_probes_that_are_well_are_not_written_down(written: io.StringIO) -> None
     logs.configure(as_json=False, stream=written)
     use("/health/live")
     assert "POST" not in written.getvalue()
+
+
+def test_a_server_that_stops_does_not_speak_of_no_tasks(written: io.StringIO) -> None:
+    logs.configure(as_json=False, stream=written)
+    for number in (0, 2):
+        logging.getLogger("uvicorn.error").error("Cancel %s running task(s)", number)
+    assert written.getvalue().count("Cancel") == 1
+    assert "Cancel 2" in written.getvalue()

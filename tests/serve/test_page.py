@@ -5,7 +5,8 @@ from __future__ import annotations
 import csv
 import json
 import re
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,9 @@ pytestmark = [
     pytest.mark.skipif(not CHROMIUM.exists(), reason=f"needs Chromium at {CHROMIUM}"),
 ]
 PHONE = {"width": 360, "height": 740}
+PATIENCE_S = 30.0  # for a machine that does much else
+
+expect.set_options(timeout=1000 * PATIENCE_S)
 
 
 @pytest.fixture(scope="module")
@@ -80,6 +84,19 @@ def chips(page: Page) -> Locator:
     return page.locator("#terms li")
 
 
+def answered(page: Page) -> None:
+    """Wait until the results are those of the address."""
+    expect(page.locator("#results")).to_have_attribute("aria-busy", "false")
+
+
+def eventually(page: Page, condition: Callable[[], bool]) -> None:
+    """Wait for what no locator can say."""
+    ends = time.monotonic() + PATIENCE_S
+    while not condition():
+        assert time.monotonic() < ends, "it does not come"
+        page.wait_for_timeout(50)
+
+
 def give_file(page: Page, event: str, name: str, kind: str, content: bytes) -> None:
     """Drop or paste a file as a person does."""
     page.evaluate(
@@ -126,12 +143,17 @@ def test_a_search_starts_when_typing_pauses(page: Page, service: StandIn):
     page.goto("/search")
     expect(count(page)).to_have_text("10,000 images")
     service.asked.clear()
-    words(page).press_sequentially("a red circle", delay=10)
+    words(page).evaluate(  # faster than any pause, on any machine
+        """(box) => {
+            for (const letter of "a red circle") {
+                box.value += letter;
+                box.dispatchEvent(new InputEvent("input", {bubbles: true}));
+            }
+        }"""
+    )
     expect(page).to_have_url(re.compile("q=a.red.circle"))
     expect(count(page)).to_have_text(re.compile("37 of"))
-    asked = [said for said in service.asked if "q=" in said]
-    assert len(asked) < len("a red circle") / 2
-    assert asked[-1].startswith("q=a+red+circle&")
+    assert {said.partition("&")[0] for said in service.asked} == {"q=a+red+circle"}
 
 
 def test_enter_ends_what_back_leads_to(page: Page):
@@ -154,7 +176,7 @@ def test_an_older_answer_never_replaces_a_newer_one(page: Page, service: StandIn
         words(page).fill("slow")
     words(page).fill("quick")
     expect(page).to_have_url(re.compile("q=quick"))
-    expect(page.locator("#results")).to_have_attribute("aria-busy", "false")
+    answered(page)
     quick = names(page)
     page.wait_for_timeout(1500)
     assert names(page) == quick
@@ -248,6 +270,7 @@ def test_more_like_this_and_examples_as_chips(page: Page):
     expect(page).to_have_url(re.compile(r"\?like=[0-9a-f]{64}$"))
     expect(chips(page)).to_have_text(name)
     expect(words(page)).to_have_value("")
+    answered(page)
     tiles(page).nth(3).locator("a").click()
     page.get_by_role("dialog").get_by_role("button", name="Subtract").click()
     expect(page).to_have_url(re.compile(r"\?like=[0-9a-f]{64}&unlike=[0-9a-f]{64}$"))
@@ -276,9 +299,9 @@ def test_the_address_holds_all_that_was_set(page: Page):
     page.get_by_label("Least width").fill("3000")
     page.get_by_label("Least width").press("Tab")
     expect(chips(page)).to_have_text(["in 2023", "width from 3000"])
+    expect(page).to_have_url(re.compile(r"\?q=beach&folder=2023&min_width=3000&sort=newest&group=month$"))
     address = page.url
-    assert re.search(r"\?q=beach&folder=2023&min_width=3000&sort=newest&group=month$", address)
-    expect(page.locator("#results")).to_have_attribute("aria-busy", "false")
+    answered(page)
     title = page.locator("#results h2").first.inner_text()
     found = names(page)
     page.goto("/search")
@@ -303,12 +326,13 @@ def test_groups_hold_what_is_above_the_line(page: Page):
 def test_all_images_in_groups_come_as_one_scrolls(page: Page):
     page.goto("/search?group=folder&sort=path")
     expect(page.locator("#results h2").first).to_be_visible()
-    for _ in range(40):
+    last = page.locator("#results h2", has_text="2024/album 7")
+
+    def there() -> bool:
         page.evaluate("scrollTo(0, document.body.scrollHeight)")
-        page.wait_for_timeout(150)
-        if page.locator("#results h2", has_text="2024/album 7").count():
-            break
-    expect(page.locator("#results h2", has_text="2024/album 7")).to_be_visible()
+        return last.is_visible()
+
+    eventually(page, there)
     page.evaluate("scrollTo(0, document.body.scrollHeight)")
     expect(count(page)).to_have_text("10,000 images")
 
@@ -336,7 +360,9 @@ def test_the_line_is_drawn_where_results_are_no_better_than_chance(page: Page):
     expect(above.last).to_have_attribute("aria-setsize", "37")
     expect(below).to_have_attribute("aria-setsize", "9963")
     expect(below).to_contain_text("No better than chance")
-    expect(above.last.locator(".bar")).to_have_attribute("title", re.compile(r"match: \d\.\d times the usual spread"))
+    expect(above.last.locator(".bar")).to_have_attribute(
+        "title", re.compile(r"match: score 0\.\d{3}; just any image here has about 0\.\d{3}, and by")
+    )
 
 
 def test_a_search_without_any_good_result_says_so(page: Page, service: StandIn):
@@ -359,6 +385,7 @@ def test_names_are_text_whatever_they_hold(page: Page):
         first.locator("a").click()
         expect(page.get_by_role("dialog").locator("h2")).to_have_text(shown)
         page.keyboard.press("Escape")
+        expect(page.get_by_role("dialog")).to_be_hidden()  # and it is back where it was opened
         expect(page).to_have_title(re.compile("Like these – Holidays"))
     assert page.evaluate("document.querySelectorAll('#results script, #results svg[onload]').length") == 0
 
@@ -389,7 +416,7 @@ def test_a_jump_into_the_middle_fetches_only_what_is_seen(page: Page, service: S
     expect(tiles(page).first).to_be_visible()
     service.asked.clear()
     page.evaluate("scrollTo(0, document.body.scrollHeight / 2)")
-    expect(tiles(page).first).to_be_visible()
+    expect(tiles(page).first).to_have_attribute("data-position", re.compile(r"^[45]\d{3}$"))
     expect(page.locator("#results li:not(:has(a[href]))")).to_have_count(0)
     offsets = {re.search(r"offset=(\d+)", said)[1] for said in service.asked}  # type: ignore[index]
     assert 1 <= len(offsets) <= 2
@@ -402,16 +429,13 @@ def test_back_leads_to_where_one_was(page: Page):
     page.evaluate("scrollTo(0, 30000)")
     tile = page.locator("#results li:has(a[href])[data-position='525']")
     name = tile.locator(".name").inner_text()
-    tile.scroll_into_view_if_needed()
-    page.wait_for_timeout(300)
-    before = page.evaluate("scrollY")
     tile.hover()
+    before = page.evaluate("scrollY")
     tile.get_by_role("button", name=f"More like {name}").click()
     expect(count(page)).to_have_text(re.compile("above the line"))
     assert page.evaluate("scrollY") < 100
     page.go_back()
     expect(count(page)).to_have_text("10,000 images")
-    page.wait_for_timeout(300)
     assert abs(page.evaluate("scrollY") - before) < 5
     expect(page.get_by_text(name)).to_be_in_viewport()
 
@@ -428,7 +452,7 @@ def test_an_image_is_shown_large_and_its_path_copied(page: Page):
     tiles(page).nth(0).locator("a").click()
     expect(dialog.locator("h2")).to_have_text(first)
     expect(dialog.get_by_role("button", name="The image before")).to_be_hidden()
-    expect(dialog).to_contain_text("times the usual spread")
+    expect(dialog).to_contain_text("just any image here has about")
     page.keyboard.press("ArrowRight")
     expect(dialog.locator("h2")).to_have_text(second)
     dialog.get_by_role("button", name="Copy the path").click()
@@ -630,15 +654,14 @@ def test_throughput_and_latency_are_asked_for_only_while_they_are_seen(page: Pag
     page.goto("/search#service")
     expect(page.locator("#figures")).to_contain_text(re.compile(r"Requests\s*12\.5 /s"))
     expect(page.locator("#figures")).to_contain_text(re.compile(r"Median latency\s*18\.3 ms"))
-    page.wait_for_timeout(2500)
-    assert len(asked) >= 3
+    eventually(page, lambda: len(asked) >= 3)
     page.evaluate(
         """() => {
             Object.defineProperty(document, "hidden", {value: true, configurable: true});
             document.dispatchEvent(new Event("visibilitychange"));
         }"""
     )
-    page.wait_for_timeout(500)
+    page.wait_for_timeout(1000)
     asked.clear()
     page.wait_for_timeout(2500)
     assert asked == []
@@ -715,13 +738,15 @@ def test_a_service_that_ended_is_said_to_not_answer(page: Page):
 
 def test_who_has_no_key_signs_in_and_is_led_to_the_search(page: Page, service: StandIn):
     service.key = "right key"
-    page.goto("/search?q=beach")
+    page.goto("/search?q=beach", wait_until="commit")  # it may lead to the login before it is loaded
     expect(page).to_have_url(re.compile("/login"))
+    expect(page.get_by_label("Key")).to_be_visible()
     assert audit(page) == []
     page.get_by_label("Key").fill("wrong")
     page.get_by_role("button", name="Sign in").click()
     expect(page.get_by_role("alert")).to_contain_text("That is not a key of this service.")
-    page.goto("/search?q=beach")
+    page.goto("/search?q=beach", wait_until="commit")
+    expect(page.get_by_role("alert")).to_be_hidden()  # of the login before
     page.get_by_label("Key").fill("right key")
     page.get_by_role("button", name="Sign in").click()
     expect(page).to_have_url(re.compile(r"/search\?q=beach$"))
@@ -779,14 +804,14 @@ def test_axe_finds_nothing_in_light_or_dark_and_a_phone_scrolls_one_way(page: Pa
     if view == "selected":
         tiles(page).first.locator("a").focus()
         page.keyboard.press("Space")
+        expect(page.locator("#selected")).to_have_text("1 selected")
     if view == "chips and groups":
         page.get_by_role("button", name="Filters").click()
     assert audit(page) == []
     page.emulate_media(color_scheme="dark")
     assert audit(page) == []
     page.set_viewport_size(PHONE)  # type: ignore[arg-type]
-    page.wait_for_timeout(100)
-    assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
+    eventually(page, lambda: page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"])
     assert audit(page) == []
     if view == "a search":
         left = {box["x"] for box in (tile.bounding_box() for tile in tiles(page).all()[:6]) if box}
@@ -873,6 +898,26 @@ def visitor(browser: Browser, real: Server) -> Iterator[Page]:
         assert wrong == []
 
 
+def test_a_person_signs_in_once_and_comes_to_the_page_that_was_asked_for(browser: Browser, real: Server):
+    with browser.new_context(base_url=real.url) as context:
+        page = context.new_page()
+        wrong: list[str] = []
+        page.on("console", lambda said: wrong.append(said.text) if "Content Security" in said.text else None)
+        page.goto("/docs?a=b#first")
+        expect(page).to_have_url(re.compile(r"/login\?next=docs"))
+        page.get_by_label("Key").fill(KEY)
+        page.get_by_role("button", name="Sign in").click()
+        expect(page).to_have_url(re.compile(r"/docs\?a=b"))
+        expect(page.get_by_role("heading", name=re.compile("Image Encoders"))).to_be_visible()
+        (cookie,) = context.cookies()
+        assert (cookie["httpOnly"], cookie["sameSite"]) == (True, "Strict")
+        page.goto("about:blank")
+        page.goto("/docs")
+        expect(page).to_have_url(re.compile(r"/docs$"))
+        assert page.evaluate("document.cookie") == ""
+        assert wrong == []
+
+
 def test_a_real_service_is_searched_by_words_and_by_a_dropped_image(visitor: Page, scenes_folder: Path, real: Server):
     page = visitor
     for said in RED:
@@ -905,8 +950,7 @@ def test_a_real_image_is_shown_large_and_more_like_it_found(visitor: Page, scene
     tiles(page).first.locator("a").click()
     dialog = page.get_by_role("dialog")
     expect(dialog).to_contain_text(str(next((scenes_folder / "photos").rglob(name))))
-    page.wait_for_timeout(500)
-    assert page.evaluate("document.querySelector('dialog img').naturalWidth") > 90
+    eventually(page, lambda: page.evaluate("document.querySelector('dialog img').naturalWidth") > 90)
     dialog.get_by_role("button", name="More like this").click()
     expect(tiles(page).first.locator(".name")).to_have_text(name)
     expect(chips(page)).to_have_text(name)

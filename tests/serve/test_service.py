@@ -19,6 +19,7 @@ from image_encoders.batching import Embedded
 from image_encoders.serve.app import create_app
 from image_encoders.serve.metrics import Metrics
 from image_encoders.serve.recipe import Recipe
+from image_encoders.serve.server import serve
 from image_encoders.serve.service import Service
 from image_encoders.serve.settings import Settings
 from image_encoders.serve.towers import TowerQueue
@@ -52,6 +53,18 @@ def test_a_canary_is_sent_only_where_no_answer_has_just_proved_as_much(idle_s: f
 
     asyncio.run(watch())
     assert worker.try_canary.call_count == canaries
+
+
+def test_an_answer_does_not_wait_until_its_beginning_is_acknowledged(monkeypatch: pytest.MonkeyPatch) -> None:
+    set_on: list[int] = []
+
+    async def listen(self: object, sockets: list[socket.socket]) -> None:
+        set_on.append(sockets[0].getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+
+    monkeypatch.setattr("uvicorn.Server.serve", listen)
+    serve(Service(Settings(port=0), []), print)
+    assert len(set_on) == 1
+    assert set_on[0] != 0
 
 
 def test_what_is_refused_before_a_route_sees_it_is_counted(server: Server, client: httpx.Client) -> None:

@@ -13,6 +13,7 @@ class BatchSizeTuner:
     size: of the next batch
     most: the largest there may be
     fits: how many the device takes at once, as far as is known
+    seconds: that the net has taken in all
     """
 
     def __init__(self, fixed: int | None = None):
@@ -20,11 +21,13 @@ class BatchSizeTuner:
         self.size = fixed or SMALLEST
         self.most = fixed or LARGEST
         self.fits = self.most
+        self.seconds = 0.0
         self._best = 0.0  # inputs/s of the size before
         self._rates: list[float] = []  # of this size
 
     def took(self, count: int, seconds: float) -> None:
         """Learn from a batch; the first of a size is not counted, as the engine gets ready for it."""
+        self.seconds += seconds
         if not self.trying or count != self.size:
             return
         self._rates.append(count / max(seconds, 1e-9))

@@ -29,8 +29,8 @@ from image_encoders.bulk.sources import SourceItem, read_locator
 from image_encoders.bulk.sources.ahead import looked_at
 from image_encoders.bulk.sources.archives import Archive, is_archive_name
 from image_encoders.bulk.sources.items import Entry, Problem, Settings, Walk
-from image_encoders.bulk.sources.places import LocalFile, Place
-from image_encoders.bulk.sources.stores import ObjectEntry, ObjectFile, is_object
+from image_encoders.bulk.sources.locators import place_of
+from image_encoders.bulk.sources.stores import ObjectEntry, is_object
 from image_encoders.bulk.sources.tables import Table
 from image_encoders.bulk.sources.urls import UrlEntry, is_url
 from image_encoders.bulk.sources.videos import Frame
@@ -331,17 +331,13 @@ def _container(item: PartItem) -> tuple[str, str | None] | None:
     return path, None if is_archive_name(path) else member.rpartition("/")[0]
 
 
-def _place(path: str) -> Place:
-    return ObjectFile(path) if is_object(path) else LocalFile(path)
-
-
 def _entry(item: PartItem, settings: Settings) -> Entry:
     """An item that is in no archive and no table, as a source would name it."""
     path, time_s = item.locator.path, item.locator.time_s
     if item.error is not None:
         return item
     if time_s is not None:
-        return Frame(_place(path), time_s, settings.every_s)
+        return Frame(place_of(path), time_s, settings.every_s)
     if is_url(path):
         return UrlEntry(path, item.metadata, settings.private_urls)  # type: ignore[return-value]
     if is_object(path):
@@ -355,9 +351,9 @@ def _members(path: str, column: str | None, items: Sequence[PartItem], settings:
     walk = Walk(known=lambda id, state: id not in wanted)
     error = InputError("no longer in it", code="not-found")
     if column is None:
-        found = Archive(_place(path), walk, settings.all_files).entries()
+        found = Archive(place_of(path), walk, settings.all_files).entries()
     else:
-        found = Table(_place(path), walk, _refused, column).entries()
+        found = Table(place_of(path), walk, _refused, column).entries()
     for entry in found:
         if isinstance(entry, Problem):
             error = entry.error

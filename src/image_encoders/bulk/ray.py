@@ -41,6 +41,7 @@ logger = logging.getLogger(__name__)
 
 LOCAL = "local"  # an address: a Ray of the run's own, on this machine
 DEATHS = 3  # of workers at one part, or while they start, before the run is given up
+CONNECT_S = 5.0  # for the head of a cluster to answer
 LOOK_S = 0.1  # seconds between looks at the workers
 ROWS = 512  # of a dataset that an actor is given at once: whole batches of any size up to that
 
@@ -61,10 +62,13 @@ def connected(address: str, **options: Any) -> Iterator[None]:
         yield
         return
     place: dict[str, Any] = {"include_dashboard": False} if address == LOCAL else {"address": address}
+    host, _, port = address.rpartition(":")
     try:
+        if host and port.isdecimal():  # Ray itself would wait for minutes
+            socket.create_connection((host, int(port)), CONNECT_S).close()
         with starting_ray():
             ray.init(**place, log_to_driver=False, logging_level=logging.ERROR, **options)
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
         raise DeviceError(
             f"no Ray cluster at {address!r}: {first_line(error)}; accepted: {LOCAL}, which starts one on this machine, "
             "auto, on a machine of a cluster, or HOST:PORT of its head"

@@ -15,9 +15,10 @@ from __future__ import annotations
 import os
 import stat
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
 from typing import Any
@@ -35,8 +36,26 @@ from image_encoders.inputs.files import ADDRESS
 
 PARTS = "parts"  # the folder in a collection's own
 Source = str | os.PathLike[str]
-Progress = Callable[[int, int], None]
 Prune = Callable[[list[str]], Iterable[str]]
+
+
+@dataclass
+class Standing:
+    """How far a run is.
+
+    done: items that are done; read: those of them that had to be read
+    failures: how many failed in this run, by their codes
+    waited: seconds that the run has waited for each stage: "reading" (finding and preprocessing too), "embedding",
+        "committing"; with workers of its own, "workers" in place of the first two. The longest is what limits it.
+    """
+
+    done: int = 0
+    read: int = 0
+    failures: Counter[str] = field(default_factory=Counter)
+    waited: dict[str, float] = field(default_factory=dict)
+
+
+Progress = Callable[[Standing], None]
 
 
 @dataclass
@@ -93,7 +112,7 @@ def run(
         gives back the ones whose rows are to be removed
     max_failures: how many items may fail in this run before it is given up: then all that was encoded is stored, and
         TooManyFailures is raised
-    progress: called in this thread, often, with (items done, those of them that had to be read)
+    progress: called in this thread, often, with how far the run is: always the same object, which changes
     commit_s: seconds between commits at most, which is what a kill may cost; None: 5
     record_unchanged: add the run to the collection's list of runs even where it has changed nothing
     pool: makes the workers that encode parts of the run, such as `bulk.ray.Workers`; None: it is encoded here
@@ -143,8 +162,8 @@ class _Run:
         if isinstance(sources, Sources):
             sources.known = self.plan.rows.matches
         self.progress, self.max_failures, self.record_unchanged = progress, max_failures, record_unchanged
-        self.failed = 0  # items that failed now
-        self.read = 0  # items that had to be read, and were
+        self.standing = Standing()
+        self.committing = 0.0  # seconds waited for that
         self.pruned = self.forgotten = 0
 
     def all(self, pool: Pool | None, prune: bool | Prune) -> Report:
@@ -156,6 +175,7 @@ class _Run:
                     self._take(self.worker.finished(unfinished))
                     self._encode()
                 else:
+                    self.standing.waited["workers"] = 0.0
                     self._encode_by(pool, unfinished)
             finally:  # after an interrupt, too, all that was embedded is stored
                 self.committer.finish()
@@ -214,24 +234,27 @@ class _Run:
             self._show()
 
     def _took(self, outcomes: list[Outcome]) -> None:
+        began = time.monotonic()
         self.committer.add(outcomes)
+        self.committing += time.monotonic() - began
         for one in outcomes:
             if isinstance(one, Encoded) and one.embedding is not None:
                 self.plan.contents.put(one.facts.sha256)
-        self.read += len(outcomes)
+        self.standing.read += len(outcomes)
+        self.standing.failures.update(one.code for one in outcomes if isinstance(one, Failed))
         self._show()
         self._check_failures(outcomes)
 
     def _check_failures(self, outcomes: list[Outcome]) -> None:
         """Raise TooManyFailures where more than may fail have failed."""
-        for one in outcomes:
-            if isinstance(one, Failed):
-                self.failed += 1
-                if self.max_failures is not None and self.failed > self.max_failures:
-                    raise TooManyFailures(
-                        f"more than {self.max_failures:,} images failed, the last one of them {one.item.id}: "
-                        f"{one.message}; what was encoded is stored, and the same command goes on from there"
-                    )
+        if self.max_failures is None or self.standing.failures.total() <= self.max_failures:
+            return
+        last = [one for one in outcomes if isinstance(one, Failed)][-1:]
+        if last:
+            raise TooManyFailures(
+                f"more than {self.max_failures:,} images failed, the last one of them {last[0].item.id}: "
+                f"{last[0].message}; what was encoded is stored, and the same command goes on from there"
+            )
 
     def _drawn(self) -> Iterator[SourceItem]:
         for item in self.sources:
@@ -246,7 +269,12 @@ class _Run:
 
     def _show(self) -> None:
         if self.progress is not None:
-            self.progress(self.plan.unchanged + self.plan.failed + self.read, self.read)
+            standing, embedding = self.standing, self.tuner.seconds
+            standing.done = self.plan.unchanged + self.plan.failed + standing.read
+            rest = time.monotonic() - self.since - embedding - self.committing
+            others = {"workers": rest} if "workers" in standing.waited else {"reading": rest, "embedding": embedding}
+            standing.waited.update(others, committing=self.committing)
+            self.progress(standing)
 
     def _forget(self) -> None:
         """Take off the list of failures what has a row, and archives and folders that were read whole now."""

@@ -143,6 +143,9 @@ def main() -> None:
     skipped_imports.skip()
     # Pillow warns of metadata it cannot read and of images above a limit of its own; neither decides here.
     warnings.filterwarnings("ignore", module=r"PIL\.")
+    # LanceDB's library in Rust writes warnings for its developers to standard error; its errors are raised. It reads
+    # this when it is imported.
+    os.environ.setdefault("LANCEDB_LOG", "off")
     app(prog_name="image-encoders")
 
 

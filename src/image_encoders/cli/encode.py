@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
+from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -34,7 +36,7 @@ from image_encoders.engines.precision import CALIBRATED
 from image_encoders.errors import ImageEncodersError
 
 if TYPE_CHECKING:
-    from image_encoders.bulk.run import Report
+    from image_encoders.bulk.run import Report, Standing
     from image_encoders.bulk.sources import Sources
     from image_encoders.collection import Collection
     from image_encoders.encoder import Encoder
@@ -65,16 +67,26 @@ Started with `nohup`, or with `&` in a script, SIGINT is ignored, as the shell a
 
 SHOWN = 5  # failures in the summary
 SHOW_S = 0.1  # seconds between two looks at how far it is
+LOG_S = 5.0  # seconds between two lines of --log-json
+LIMIT_S = 5.0  # seconds over which is told which stage limits
+COUNTS = {  # in the summary, after what was encoded, each with what it means
+    "reused": " (the same bytes under another name)",
+    "unchanged": "",
+    "failed": "",
+    "pruned": " (their files are gone)",
+    "ignored": " (not images by their names; --all-files takes them)",
+}
 CALIBRATION = 300  # images that a model is calibrated on, unless --calibration names others
 
 
 def encode(
+    context: typer.Context,
     source: Annotated[
         list[str],
         typer.Argument(
             metavar="SOURCE",
-            help='Folders, "globs", image files, archives (.tar, .zip), tables (.parquet, .csv, .jsonl), videos, '
-            "s3:// and the like, lists of paths (@list.txt), or - for a list on standard input.",
+            help='Folders, "globs", image files, archives (.tar, .zip), tables (.parquet, .csv, .jsonl, .lance), '
+            "videos, s3:// and the like, lists of paths (@list.txt), or - for a list on standard input.",
             show_default=False,
         ),
     ],
@@ -167,6 +179,9 @@ def encode(
     ] = None,
     offline: Offline = False,
     as_json: Json = False,
+    log_json: Annotated[
+        bool, typer.Option("--log-json", help="For machines: progress as lines of JSON on standard error, no bar.")
+    ] = False,
     quiet: Annotated[
         bool, typer.Option("--quiet", "-q", help="Print no progress and no summary, only errors and how many failed.")
     ] = False,
@@ -182,6 +197,7 @@ def encode(
     from image_encoders.collection import Collection
 
     files = sources.find(source, all_files=all_files, column=column, private_urls=private_urls, frames=frames)
+    pool = context.with_resource(_cluster(ray, ray_workers, batch_size, parts))
     begun = _begun(output)
     check_paths(weights, calibration)
     if begun is not None:
@@ -189,15 +205,13 @@ def encode(
     wishes: dict[str, Any] = {"weights": weights, "device": device, "precision": precision, "engine": engine}
     if precision in CALIBRATED or calibration is not None:
         wishes["calibration"] = calibration or (begun and begun.recipe.get("calibration")) or files.sample(CALIBRATION)
-    if ray is None and (ray_workers is not None or parts is not None):
-        raise typer.BadParameter("--ray-workers and --parts are for --ray ADDRESS, such as --ray local")
     began = time.monotonic()
     encoder = _encoder(begun, model, parse_options(options), offline=offline, quiet=quiet, **wishes)
     load_seconds = time.monotonic() - began
     try:
-        with _cluster(ray, ray_workers, batch_size) as pool, terminations():
+        with terminations():
             collection = Collection.open_or_create(output, encoder)
-            with bar("encoding", shown=not quiet) as show:
+            with _progress(files, log_json, quiet) as progress:
                 report = run.run(
                     files,
                     encoder,
@@ -207,7 +221,7 @@ def encode(
                     retry_failed=retry_failed,
                     prune=prune,
                     max_failures=max_failures,
-                    progress=show and Meter(files, show),
+                    progress=progress,
                     pool=pool,
                     parts=parts,
                 )
@@ -228,9 +242,14 @@ def encode(
 
 
 @contextmanager
-def _cluster(address: str | None, workers: int | None, batch_size: int | None) -> Iterator[Any]:
-    """What makes a run's workers on a Ray cluster, to which the block is connected; None where none is asked for."""
+def _cluster(address: str | None, workers: int | None, batch_size: int | None, parts: Path | None) -> Iterator[Any]:
+    """What makes a run's workers on a Ray cluster, to which the block is connected; None where none is asked for.
+
+    Ray starts processes: they are started before the database has threads here.
+    """
     if address is None:
+        if workers is not None or parts is not None:
+            raise typer.BadParameter("--ray-workers and --parts are for --ray ADDRESS, such as --ray local")
         yield None
         return
     from image_encoders.bulk import ray
@@ -251,25 +270,86 @@ def _say_what_is_kept(output: Path) -> None:
     say(f"interrupted: {counted(count, 'embedding')} kept in {shown(output)}; the same command goes on from there")
 
 
-class Meter:
-    """Shows now and then how far a run is, and counts on a thread of its own how many files there will be."""
+@contextmanager
+def _progress(files: Sources, log_json: bool, quiet: bool) -> Iterator[Meter | None]:
+    """What a run is to call: it shows a bar, or lines for people or machines, or nothing."""
+    if log_json:
+        meter = Meter(files, _log, LOG_S)
+        try:
+            yield meter
+        finally:
+            meter.end()
+        return
+    with bar("encoding", shown=not quiet) as show:
+        yield show and Meter(files, partial(_display, show), SHOW_S)
 
-    def __init__(self, files: Sources, show: Callable[[int, int | None, float], None]):
-        self.show = show
+
+def _display(
+    show: Callable[..., None], standing: Standing, total: int | None, rate: float, limit: str, _: bool
+) -> None:
+    failed = standing.failures.total()
+    notes = [f"{failed:,} failed"] * bool(failed) + [f"limited by {limit}"] * bool(limit)
+    show(standing.done, total, rate, ", ".join(notes))
+
+
+def _log(standing: Standing, total: int | None, rate: float, limit: str, ended: bool) -> None:
+    """A line of JSON on standard error."""
+    known = total is not None and rate > 0 and not ended
+    line = {
+        "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "event": "end" if ended else "progress",
+        "done": standing.done,
+        "total": total,
+        "read": standing.read,
+        "rate": round(rate, 2),
+        "eta_s": round(max(0, (total or 0) - standing.done) / rate) if known else None,
+        "failures": dict(standing.failures),
+        "waited_s": {stage: round(seconds, 1) for stage, seconds in standing.waited.items()},
+        "limit": limit or None,
+    }
+    say(json.dumps(line))
+
+
+class Meter:
+    """Shows now and then how far a run is, and counts on a thread of its own how many files there will be.
+
+    show: called with it, the total where it is known, items/s that had to be read, the stage that has limited the run
+        since the last time, and whether this is the end
+    """
+
+    def __init__(self, files: Sources, show: Callable[[Standing, int | None, float, str, bool], None], every_s: float):
+        self.show, self.every_s = show, every_s
+        self.waited: dict[str, float] = {}
+        self.last: Standing | None = None
         self.total: int | None = None
-        self.began, self.shown = time.monotonic(), 0.0
+        self.began = self.limited = time.monotonic()
+        self.shown, self.limit = self.began, ""
         threading.Thread(target=self._count, args=(files,), daemon=True, name="count").start()
 
     def _count(self, files: Sources) -> None:
         with suppress(OSError, ImageEncodersError):  # a list that vanished: the run itself will say so
             self.total = files.count()
 
-    def __call__(self, done: int, read: int) -> None:
-        """done: files that are done; read: those of them that had to be read."""
-        now = time.monotonic()
-        if now - self.shown >= SHOW_S:
-            self.shown = now
-            self.show(done, self.total, read / max(now - self.began, SHOW_S))
+    def __call__(self, standing: Standing) -> None:
+        """Show how far a run is, if it is time."""
+        self.last = standing
+        if time.monotonic() - self.shown >= self.every_s:
+            self._show(standing)
+
+    def end(self) -> None:
+        """Show how far it came."""
+        if self.last is not None:
+            self._show(self.last, ended=True)
+
+    def _show(self, standing: Standing, ended: bool = False) -> None:
+        self.shown = time.monotonic()
+        lately = {stage: seconds - self.waited.get(stage, 0.0) for stage, seconds in standing.waited.items()}
+        whole = ended or self.shown - self.limited >= LIMIT_S
+        if whole:
+            self.waited, self.limited = dict(standing.waited), self.shown
+            chosen = standing.waited if ended else lately
+            self.limit = max(chosen, key=lambda stage: chosen[stage], default="")
+        self.show(standing, self.total, standing.read / max(self.shown - self.began, SHOW_S), self.limit, ended)
 
 
 def _begun(output: Path) -> Collection | None:
@@ -315,8 +395,9 @@ def summarize(report: Report, output: Path, collection: Collection, load_seconds
     seconds = f"{load_seconds + report.seconds:.1f} s ({load_seconds:.1f} s to load the model{rate})"
     stored = counted(collection.count(), "embedding")
     print(f"{counted(report.total, 'image')} in {seconds} -> {shown(output)}, {stored}")
-    counts = {name: getattr(report, name) for name in ("encoded", "reused", "unchanged", "failed", "pruned", "ignored")}
-    print("  " + ", ".join(f"{count:,} {name}" for name, count in counts.items() if count or name == "encoded"))
+    counts = {name: getattr(report, name) for name in ("encoded", *COUNTS)}
+    said = (f"{count:,} {name}{COUNTS.get(name, '')}" for name, count in counts.items() if count or name == "encoded")
+    print("  " + ", ".join(said))
     if report.failed:
         for failure in collection.failures()[:SHOWN]:
             print(escape_controls(f"  {shown(failure.id)}: {with_advice(failure)}"))

@@ -27,6 +27,8 @@ def info(
         return
     size = f"{found['bytes'] / 1e6:,.1f} MB"
     index = f"an index over {found['indexed']:,}" if found["indexed"] else "no index: all are compared"
+    if found["recall"] is not None:
+        index += f", recall@10 {found['recall']:.3f} when it was built"
     print_table(
         (),
         [

@@ -133,36 +133,36 @@ def notice(words: str, shown: bool = True) -> Iterator[None]:
 
 
 @contextmanager
-def bar(label: str, shown: bool = True) -> Iterator[Callable[[int, int | None, float], None] | None]:
-    """Called with (done, of how many or None, per second): a bar on a terminal, else a line now and then."""
+def bar(label: str, shown: bool = True) -> Iterator[Callable[..., None] | None]:
+    """Called with (done, of how many or None, per second, notes): a bar on a terminal, else a line now and then."""
     if not shown:
         yield None
     elif sys.stderr.isatty():
         with progress.bar(label) as show:
-            yield lambda done, total, rate: show(done, total, _standing(done, total, rate))
+            yield lambda done, total, rate, notes="": show(done, total, _standing(done, total, rate, notes))
     else:
         yield _lines(label)
 
 
-def _lines(label: str) -> Callable[[int, int | None, float], None]:
+def _lines(label: str) -> Callable[..., None]:
     last = time.monotonic()
 
-    def write(done: int, total: int | None, rate: float) -> None:
+    def write(done: int, total: int | None, rate: float, notes: str = "") -> None:
         nonlocal last
         if time.monotonic() - last >= QUIET_S:
             last = time.monotonic()
             left = f", {timedelta(seconds=round((total - done) / rate))} left" if total is not None and rate > 0 else ""
-            say(f"{label}: {_standing(done, total, rate)}{left}")
+            say(f"{label}: {_standing(done, total, rate, notes)}{left}")
 
     return write
 
 
-def _standing(done: int, total: int | None, rate: float) -> str:
-    """How far it is: 1,200 of 5,000, 80/s."""
+def _standing(done: int, total: int | None, rate: float, notes: str) -> str:
+    """How far it is: 1,200 of 5,000, 80/s, 2 failed, limited by reading."""
     parts = [f"{done:,}" if total is None else f"{done:,} of {total:,}"]
     if rate > 0:
         parts.append(f"{rate:,.1f}/s" if rate < 10 else f"{rate:,.0f}/s")
-    return ", ".join(parts)
+    return ", ".join([*parts, notes] if notes else parts)
 
 
 def escape_controls(words: str) -> str:

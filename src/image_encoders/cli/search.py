@@ -164,4 +164,5 @@ def _fields(rank: int, hit: Hit) -> dict:
         "height": hit.height,
         "sha256": hit.sha256,
         "copies": list(hit.copies),
+        "metadata": hit.metadata,
     }

@@ -67,9 +67,15 @@ def image_format(encoded: bytes) -> ImageFormat:
         raise InputError(f"empty, 0 bytes; accepted: {NAMES}", code="empty")
     hint = "; a path is given as text, os.fsdecode makes it" if PATH.fullmatch(encoded) else ""
     raise InputError(
-        f"not an image: {len(encoded)} bytes that begin with {encoded[:12]!r}{hint}; accepted: {NAMES}",
+        f"not an image: {len(encoded)} bytes that begin with {_shown(encoded[:12])}{hint}; accepted: {NAMES}",
         code="not-an-image",
     )
+
+
+def _shown(head: bytes) -> str:
+    """The first bytes of a file as text, or as hexadecimal digits where they are none."""
+    text = " ".join(head.decode("latin-1").split())
+    return f'"{text}"' if text.isascii() and text.isprintable() else head.hex(" ")
 
 
 def _by(plugin: Callable[[BytesIO], ImageFile.ImageFile]) -> Callable[[bytes, ImageLimits], OpenImage]:

@@ -25,7 +25,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from image_encoders.bulk.run import Report, run
+from image_encoders.bulk.run import Report, Standing, run
 from image_encoders.bulk.sources import SourceFile, SourceItem, Sources
 from image_encoders.collection import FAILURES, ITEMS, MARK, Collection, path_of
 from image_encoders.errors import CollectionError, ImageEncodersError, InputError, first_line
@@ -85,9 +85,9 @@ class Look:
         with suppress(OSError, ImageEncodersError):  # a folder that has gone: the run itself will say so
             self.total = sources.count()
 
-    def __call__(self, done: int, read: int) -> None:
-        """done: files that are done; read: those of them that had to be read."""
-        now = time.monotonic()
+    def __call__(self, standing: Standing) -> None:
+        """Report how far it is, now and then."""
+        done, read, now = standing.done, standing.read, time.monotonic()
         if now - self._shown < SHOW_S:
             return
         self._shown = now

@@ -26,6 +26,7 @@ def configure(*, as_json: bool, stream: TextIO | None = None) -> None:
     handler.addFilter(_with_request_id)
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     logging.getLogger("image_encoders").setLevel(logging.INFO)
+    logging.getLogger("uvicorn.error").addFilter(lambda record: record.args != (0,))  # it cancels 0 running tasks
 
 
 def _with_request_id(record: logging.LogRecord) -> bool:

@@ -55,7 +55,7 @@ class Filters(Bounded):
     """Which images are looked at: those for which all that is given holds."""
 
     model_config = ConfigDict(extra="forbid")
-    folder: str | None = Field(None, description="A folder as hits have it, or one above it.")
+    folder: str | None = Field(None, description="A folder as hits have it, or one above it; else a part of names.")
     since: str | None = Field(None, alias="from", description="A date: 2024, 2024-05, 2024-05-01, 2024-05-01T10:00.")
     until: str | None = Field(None, alias="to", description="The last such date.")
     min_width: Side | None = Field(None, description="In pixels.")

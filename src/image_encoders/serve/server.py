@@ -33,6 +33,9 @@ async def _serve(service: Service, started: Callable[[str], None]) -> None:
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     listening = socket.create_server((settings.host, settings.port), family=family, backlog=2048)
     with listening:
+        # Its connections inherit this; asyncio sets it only where a socket names its protocol. Without it an answer's
+        # body waits until the client has acknowledged its head, 40 ms later.
+        listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         host, port = listening.getsockname()[:2]
         await service.start()
         try:

@@ -40,7 +40,9 @@ class Settings:
     )
     keep_alive: float = _setting(15.0, "How long an idle connection is kept.", unit="s")
     deadline: float = _setting(60.0, "How long a request may take, waiting included.", unit="s")
-    canary_every: float = _setting(2.0, "How often each net is tried with an image of its own.", unit="s")
+    canary_every: float = _setting(
+        2.0, "How often each net is tried with an image of its own, while no other comes.", unit="s"
+    )
     stuck_after: float = _setting(30.0, "A net that gives no answer for so long is replaced.", unit="s")
     idle_unload: float | None = _setting(None, "A net that was not used for so long gives its memory back.", unit="s")
     grace: float = _setting(20.0, "How long requests may take to end when the service is stopped.", unit="s")

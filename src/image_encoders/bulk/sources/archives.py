@@ -34,6 +34,45 @@ from image_encoders.errors import InputError, first_line
 from image_encoders.inputs.files import check_bytes
 from image_encoders.inputs.image import MAX_BYTES_HINT, ImageLimits
 
+
+class _Unpacked(io.RawIOBase):
+    """What a file packed by Zstandard holds, read in order."""
+
+    def __init__(self, file: Any):
+        import pyarrow as pa
+
+        self._stream = pa.CompressedInputStream(pa.PythonFile(file, mode="r"), "zstd")
+        self._at = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        found = self._stream.read(len(buffer))
+        buffer[: len(found)] = found
+        self._at += len(found)
+        return len(found)
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """Onwards alone."""
+        if whence != os.SEEK_SET or offset < self._at:
+            raise io.UnsupportedOperation("it is read in order")
+        while self._at < offset and (found := self._stream.read(min(offset - self._at, 1 << 20))):
+            self._at += len(found)
+        return self._at
+
+
+class _ZstandardFile(io.BufferedReader):
+    def __init__(self, file: Any):
+        super().__init__(_Unpacked(file))
+
+
 COMPRESSED: Mapping[str, Callable[[Any], Any]] = {
     ".tar.gz": gzip.open,
     ".tgz": gzip.open,
@@ -41,8 +80,10 @@ COMPRESSED: Mapping[str, Callable[[Any], Any]] = {
     ".tbz2": bz2.BZ2File,
     ".tar.xz": lzma.LZMAFile,
     ".txz": lzma.LZMAFile,
+    ".tar.zst": _ZstandardFile,
+    ".tzst": _ZstandardFile,
 }
-UNPACKED = (gzip.GzipFile, bz2.BZ2File, lzma.LZMAFile)
+UNPACKED = (gzip.GzipFile, bz2.BZ2File, lzma.LZMAFile, _ZstandardFile)
 SUFFIXES = (".tar", ".zip", *COMPRESSED)
 SIDECARS = (".json", ".txt", ".cls")  # what may stand beside an image, and what its metadata is made from
 LARGEST_SIDECAR = 1 << 20  # bytes
@@ -491,7 +532,7 @@ def _archive_error(error: Exception) -> InputError:
     if isinstance(error, InputError):
         return error
     reason = first_line(error)
-    cut = isinstance(error, EOFError) or "unexpected end" in reason or "ended before" in reason
+    cut = isinstance(error, EOFError) or "unexpected end" in reason or "ended before" in reason or "Truncated" in reason
     if cut:
         return InputError(f"ends too early ({reason}); what came before was read", code="truncated")
     return InputError(f"an archive that cannot be read: {reason}", code="corrupt")

@@ -24,6 +24,7 @@ from image_encoders.bulk.sources.items import (
     Uncountable,
     Walk,
 )
+from image_encoders.bulk.sources.lance import LanceTable, is_lance
 from image_encoders.bulk.sources.lists import ListFile, RemoteList, StandardInput
 from image_encoders.bulk.sources.places import LocalFile
 from image_encoders.bulk.sources.stores import ObjectEntry, ObjectFile, ObjectFolder, is_object
@@ -36,8 +37,8 @@ from image_encoders.inputs.files import address_error
 
 TIME = re.compile(r"#t=(\d+(?:\.\d+)?)")
 ACCEPTED = (
-    "accepted: a folder, an image file, an archive (.tar, .zip), a table (.parquet, .csv, .jsonl), a video, a quoted "
-    "glob, a list of paths (@list.txt), - for standard input"
+    "accepted: a folder, an image file, an archive (.tar, .zip), a table (.parquet, .csv, .jsonl, .lance), a video, a "
+    "quoted glob, a list of paths (@list.txt), - for standard input"
 )
 
 
@@ -58,7 +59,7 @@ def find(
             begin at the current folder, as on the command line; a folder in it is searched, an archive opened
         an archive, .tar (also .gz, .bz2, .xz) or .zip: the images inside
         a video, .mp4, .mov, .mkv, .webm and others: some of its frames
-        a table, .parquet, .csv, .tsv, .jsonl or .ndjson: what a column of paths names, or of bytes holds;
+        a table, .parquet, .csv, .tsv, .jsonl, .ndjson or .lance: what a column of paths names, or of bytes holds;
             "table.csv#column" says which column
         a glob such as "photos/**/*.jpg": if it ends in an extension, all that matches is taken, else images
         another file: taken whatever its name
@@ -149,7 +150,8 @@ class Sources(Iterator[SourceItem]):
         something can be read only once.
         """
         try:
-            return sum(1 for _ in self._counted())
+            tables = (one.count() for one in self._all(Walk(counting=True)) if isinstance(one, Table))
+            return sum(tables) + sum(1 for _ in self._counted(without=Table))
         except Uncountable:
             return None
 
@@ -176,22 +178,22 @@ class Sources(Iterator[SourceItem]):
             for argument in self.arguments
         ]
 
-    def _counted(self) -> Iterator[Entry]:
+    def _counted(self, without: type | tuple[()] = ()) -> Iterator[Entry]:
         walk = Walk(counting=True)
-        if not all(source.repeatable for source in self._all(walk)):
+        sources = [source for source in self._all(walk) if not isinstance(source, without)]
+        if not all(source.repeatable for source in sources):
             raise Uncountable
-        return self._entries(walk)
+        return self._entries(sources)
 
     def _all(self, walk: Walk) -> list[Source]:
         return [source_of(argument, self.settings, walk) for argument in self.arguments]
 
     def _looked_at(self) -> Generator[SourceItem, None, None]:
         """The items, in order but for those that come over a network: they come when they come."""
-        yield from looked_at(self._entries(self._walk), self.known)
+        yield from looked_at(self._entries(self._all(self._walk)), self.known)
 
-    def _entries(self, walk: Walk) -> Iterator[Entry]:
-        """What the arguments name, each once."""
-        sources = self._all(walk)
+    def _entries(self, sources: list[Source]) -> Iterator[Entry]:
+        """What they name, each once."""
         if len(sources) == 1 and isinstance(sources[0], (Folder, Archive)):
             yield from sources[0].entries()  # nothing comes twice: nothing to remember
             return
@@ -212,6 +214,10 @@ def source_of(argument: str, settings: Settings, walk: Walk) -> Source:
         raise InputError("an empty name among the sources", code="not-found")
     if argument == "-":
         return StandardInput(settings.stdin, named)
+    table = table_name(argument)
+    if table is not None and is_lance(table[0]):
+        image = partial(entry_of, settings=settings)
+        return Table(LanceTable.at(table[0]), walk, image, table[1] or settings.column)
     if os.path.isdir(argument):
         return Folder(argument, walk, settings.all_files)
     if argument.startswith("@"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from image_encoders.bulk.sources.archives import find_member, is_archive_name, read_member
+from image_encoders.bulk.sources.lance import LanceTable, is_lance
 from image_encoders.bulk.sources.places import LocalFile, Place
 from image_encoders.bulk.sources.stores import ObjectFile, is_object
 from image_encoders.bulk.sources.tables import read_cell
@@ -11,6 +12,13 @@ from image_encoders.bulk.sources.videos import read_frame
 from image_encoders.collection import Locator
 from image_encoders.errors import InputError, MissingExtra
 from image_encoders.inputs.image import ImageLimits, read_bytes
+
+
+def place_of(path: str) -> Place:
+    """The archive, table or video at a locator's path."""
+    if is_object(path):
+        return ObjectFile(path)
+    return LanceTable(path) if is_lance(path) else LocalFile(path)
 
 
 def read_locator(locator: Locator, limits: ImageLimits | None = None, *, private_urls: bool = False) -> bytes:
@@ -29,7 +37,7 @@ def read_locator(locator: Locator, limits: ImageLimits | None = None, *, private
         return content
     if locator.member is None and locator.time_s is None:
         return ObjectFile(path).read_all(limits) if is_object(path) else read_bytes(path, limits)
-    place: Place = ObjectFile(path) if is_object(path) else LocalFile(path)
+    place = place_of(path)
     try:
         if locator.time_s is not None:
             return read_frame(place, locator.time_s, limits)

@@ -1,4 +1,4 @@
-"""Tables: Parquet, CSV and JSON lines, with a column of paths, addresses or bytes; the other columns become metadata.
+"""Tables: Parquet, LanceDB, CSV and JSON lines, with a column of paths, addresses or bytes; the others become metadata.
 
 table.parquet ─rows, streamed→ cells ─→ files and addresses, or the bytes themselves, as `table.parquet#column/row`
 """
@@ -25,11 +25,12 @@ from image_encoders.collection import Locator, id_of
 from image_encoders.errors import InputError, first_line
 from image_encoders.inputs.files import check_bytes
 from image_encoders.inputs.image import MAX_BYTES_HINT, ImageLimits
+from image_encoders.inputs.urls import UrlLimits, read_url
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-SUFFIXES = (".parquet", ".csv", ".tsv", ".jsonl", ".ndjson")
+SUFFIXES = (".parquet", ".csv", ".tsv", ".jsonl", ".ndjson", ".lance")
 NAMES = (  # of columns that say where an image is, the likeliest first
     *("image", "img", "bytes", "path", "image_path", "img_path", "file", "file_path", "filepath", "file_name"),
     *("filename", "url", "image_url", "img_url", "uri", "image_uri", "link", "href", "src"),
@@ -46,7 +47,7 @@ Named = Callable[[str, Mapping[str, Any] | None], Entry]
 
 def table_name(argument: str) -> tuple[str, str | None] | None:
     """(file, column) of "table.parquet" or "table.parquet#column"; None for other names."""
-    if argument.lower().endswith(SUFFIXES):
+    if argument.lower().rstrip(os.sep).endswith(SUFFIXES):
         return argument, None
     path, _, column = argument.rpartition("#")
     return (path, column) if path.lower().endswith(SUFFIXES) and not os.path.exists(argument) else None
@@ -125,6 +126,16 @@ class Table:
         except Exception as error:  # a damaged file may raise anything
             raise _table_error(error).named(self.place.path) from error
 
+    def count(self) -> int:
+        """How many rows it says that it has; Uncountable where it does not say."""
+        try:
+            with self.place.open() as file, closing(_rows_of(self.place.path)(file)) as reader:
+                return reader.count()
+        except Uncountable:
+            raise
+        except Exception as error:  # a damaged file may raise anything
+            raise Uncountable from error
+
     def entries(self) -> Iterator[Entry]:
         """What its rows name; what cannot be read of it comes out as entries of their own."""
         if self.walk.counting:
@@ -160,11 +171,23 @@ class Table:
             cell = cell.get("bytes") or cell.get("path")
         if isinstance(cell, (bytes, bytearray)) and cell:
             return CellImage(self.place, column, number, metadata, Content(bytes(cell)))
+        if isinstance(cell, str) and cell[:5].lower() == "data:":
+            return self._decoded(column, number, cell, metadata)
         if isinstance(cell, str) and cell:
             return self.named(cell, metadata)
         found = f"a cell of the type {type(cell).__name__}" if cell not in (None, "", b"") else "an empty cell"
-        error = InputError(f"{found}; a path, an address or the bytes of an image are accepted", code="cell")
+        error = InputError(
+            f"{found} in row {number + 1}; a path, an address or the bytes of an image are accepted", code="cell"
+        )
         return self._problem(cell_name(self.place.path, column, number), error)
+
+    def _decoded(self, column: str, number: int, url: str, metadata: Mapping[str, Any] | None) -> Entry:
+        """The image in a data: URL; not decoded where it is known."""
+        try:
+            content = None if self._known(column, number) else Content(_decoded(url))
+        except InputError as error:
+            return self._problem(cell_name(self.place.path, column, number), error)
+        return CellImage(self.place, column, number, metadata, content)
 
     def _problem(self, name: str, error: InputError) -> Problem:
         return Problem(name, Locator(self.place.path), error)
@@ -186,6 +209,17 @@ class _Reader:
     ) -> Iterator[tuple[int | str, Row | Exception | None]]:
         """Each row's number and its cells; None for cells that are known, an error for what cannot be read."""
         raise NotImplementedError
+
+    def cell(self, column: str, row: int) -> Any:
+        """What is in a cell; None where there is no such row."""
+        for number, cells in self.rows(column, lambda column, row: False):
+            if number == row and isinstance(cells, Mapping):
+                return cells.get(column)
+        return None
+
+    def count(self) -> int:
+        """How many rows there are, where that is known without reading them; else Uncountable."""
+        raise Uncountable
 
     def close(self) -> None:
         """Nothing more is read."""
@@ -274,17 +308,10 @@ class _Parquet(_Reader):
         self.schema = self.file.schema_arrow
 
     def choose(self, column: str | None) -> str:
-        import pyarrow.types as types
-
-        held = [field.name for field in self.schema if _holds_bytes(field.type)]
-        texts = [
-            field.name for field in self.schema if types.is_string(field.type) or types.is_large_string(field.type)
-        ]
-        return _chosen(column, self.schema.names, held if len(held) == 1 else [*held, *texts], [*held, *texts])
+        return _chosen_of(self.schema, column)
 
     def rows(self, column: str, known: Callable[[str, int], bool]) -> Iterator[tuple[int | str, Any]]:
-        bytes_inside = _holds_bytes(self.schema.field(column).type)
-        wanted = [field.name for field in self.schema if field.name == column or _is_plain(field.type)]
+        bytes_inside, wanted = _holds_bytes(self.schema.field(column).type), _wanted(self.schema, column)
         first = 0
         for group in range(self.file.num_row_groups):
             after = first + self.file.metadata.row_group(group).num_rows
@@ -303,13 +330,53 @@ class _Parquet(_Reader):
                 yield f"rows {number} to {after - 1}", error
             first = after
 
+    def cell(self, column: str, row: int) -> Any:
+        for group in range(self.file.num_row_groups):
+            rows = self.file.metadata.row_group(group).num_rows
+            if row < rows:
+                return self.file.read_row_group(group, [column])[column][row].as_py()
+            row -= rows
+        return None
+
+    def count(self) -> int:
+        return self.file.metadata.num_rows
+
     def close(self) -> None:
         self.file.close()
 
 
+class _Lance(_Reader):
+    """A table of LanceDB: the columns that are wanted, some rows at a time."""
+
+    def __init__(self, file: Any):
+        self.table, self.schema = file, file.schema
+
+    def choose(self, column: str | None) -> str:
+        return _chosen_of(self.schema, column)
+
+    def rows(self, column: str, known: Callable[[str, int], bool]) -> Iterator[tuple[int | str, Any]]:
+        bytes_inside, wanted = _holds_bytes(self.schema.field(column).type), _wanted(self.schema, column)
+        size, count = IMAGES if bytes_inside else ROWS, self.count()
+        for first in range(0, count, size):
+            numbers = range(first, min(first + size, count))
+            if bytes_inside and all(known(column, number) for number in numbers):
+                yield from ((number, None) for number in numbers)
+                continue
+            yield from zip(numbers, self._taken(numbers, wanted))
+
+    def cell(self, column: str, row: int) -> Any:
+        return self._taken([row], [column])[0][column] if row < self.count() else None
+
+    def _taken(self, numbers: Sequence[int], columns: list[str]) -> list[dict[str, Any]]:
+        return self.table.take_offsets(list(numbers)).select(columns).to_arrow().to_pylist()
+
+    def count(self) -> int:
+        return self.table.count_rows()
+
+
 def _rows_of(path: str) -> Callable[[Any], Any]:
     ending = os.path.splitext(path)[1].lower()
-    return {".parquet": _Parquet, ".csv": _Csv, ".tsv": _Tsv}.get(ending, _Lines)
+    return {".parquet": _Parquet, ".lance": _Lance, ".csv": _Csv, ".tsv": _Tsv}.get(ending, _Lines)
 
 
 def _chosen(column: str | None, names: Sequence[str], likely: Sequence[str], fit: Sequence[str] | None = None) -> str:
@@ -335,6 +402,20 @@ def _chosen(column: str | None, names: Sequence[str], likely: Sequence[str], fit
             code="column",
         )
     return found
+
+
+def _chosen_of(schema: pa.Schema, column: str | None) -> str:
+    """The column of images in a table whose columns have types."""
+    import pyarrow.types as types
+
+    held = [field.name for field in schema if _holds_bytes(field.type)]
+    texts = [field.name for field in schema if types.is_string(field.type) or types.is_large_string(field.type)]
+    return _chosen(column, schema.names, held if len(held) == 1 else [*held, *texts], [*held, *texts])
+
+
+def _wanted(schema: pa.Schema, column: str) -> list[str]:
+    """The columns to be read: that of the images, and those that metadata may come from."""
+    return [field.name for field in schema if field.name == column or _is_plain(field.type)]
 
 
 def _holds_bytes(kind: pa.DataType) -> bool:
@@ -380,21 +461,23 @@ def _plain(value: Any) -> Any:
 
 
 def read_cell(place: Place, column: str, row: int) -> bytes:
-    """The bytes in a cell of a Parquet file."""
+    """The bytes in a cell of a table."""
     try:
-        with place.open() as file, closing(_Parquet(file)) as reader:
-            for group in range(reader.file.num_row_groups):
-                rows = reader.file.metadata.row_group(group).num_rows
-                if row < rows:
-                    cell = reader.file.read_row_group(group, [column])[column][row].as_py()
-                    cell = cell.get("bytes") if isinstance(cell, dict) else cell
-                    if isinstance(cell, bytes):
-                        return cell
-                    break
-                row -= rows
+        with place.open() as file, closing(_rows_of(place.path)(file)) as reader:
+            cell = reader.cell(column, row)
+        cell = cell.get("bytes") if isinstance(cell, Mapping) else cell
+        if isinstance(cell, str) and cell[:5].lower() == "data:":
+            return _decoded(cell)
     except Exception as error:  # a damaged file may raise anything
         raise _table_error(error) from error
-    raise InputError("no such cell of bytes in the table", code="not-found")
+    if not isinstance(cell, bytes):
+        raise InputError("no such cell of bytes in the table", code="not-found")
+    return cell
+
+
+def _decoded(url: str) -> bytes:
+    """What a data: URL holds."""
+    return read_url(url, UrlLimits(max_bytes=ImageLimits.from_environment().max_bytes))
 
 
 def _table_error(error: Exception) -> InputError:

@@ -37,6 +37,6 @@ export function closeness(hit, { usual, line, best }) {
 		over,
 		word: over < 0 ? "No better than chance" : over < 1 ? "Slight match" : over < 3 ? "Good match" : "Strong match",
 		part: Math.min(1, Math.max(0.04, hit.above / Math.max(best, chance + 3))),
-		tip: `${hit.above.toFixed(1)} times the usual spread above the usual score here (${hit.score.toFixed(3)}; usual ${usual.score.toFixed(3)}, chance ends at ${line.toFixed(3)})`,
+		tip: `score ${hit.score.toFixed(3)}; just any image here has about ${usual.score.toFixed(3)}, and by chance none more than ${line.toFixed(3)}`,
 	};
 }
