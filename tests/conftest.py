@@ -29,12 +29,12 @@ CHECKPOINTS = bundle.checkpoints()  # before any test chooses another cache
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _cache() -> Iterator[None]:
+def session_cache() -> Iterator[Path]:
     """A cache of the session's own: what is converted, measured or remembered here is made by the code that is here."""
     with TemporaryDirectory(prefix="image-encoders-tests-") as folder, pytest.MonkeyPatch.context() as patch:
         patch.setenv("IMAGE_ENCODERS_CACHE", folder)
         patch.setenv("IMAGE_ENCODERS_CONVERT_APART", "0")  # this process has imported torch already
-        yield
+        yield Path(folder)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -3,65 +3,48 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import torch
-from PIL import Image
 
+from image_encoders import doctor
 from image_encoders.doctor import Stages, stages
 from image_encoders.encoder import Encoder, InputSpec, Tower
-from image_encoders.engines.embedder import Net
-from image_encoders.engines.select import PLAIN, select_embedder
-from image_encoders.inputs.image import read_image
-from image_encoders.inputs.preprocessing import channels_first
-from image_encoders.nets.vsepp import Vgg19
-
-SIDE = 96
 
 
-def photos(folder: Path, width: int, height: int, count: int = 6) -> list[Path]:
-    rng = np.random.default_rng(0)
-    paths = []
-    for number in range(count):
-        rough = Image.fromarray(rng.integers(0, 256, (height // 4, width // 4, 3), np.uint8))
-        path = folder / f"{number}.jpg"
-        rough.resize((width, height)).save(path, quality=90)
-        paths.append(path)
-    return paths
+class Clock:
+    """A clock that goes on by what each step says it takes."""
+
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+    def takes(self, milliseconds: float, result: np.ndarray) -> np.ndarray:
+        self.now += milliseconds / 1000
+        return result
 
 
-def encoder(width: int) -> Encoder:
-    """A VGG19 whose first stage has `width` channels, for images cut to 96 x 96."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        net = Vgg19(width=width, hidden=64)
-
-    def build() -> torch.nn.Module:
-        return torch.nn.Sequential(Scale(), net)
-
-    def prepare(pixels: np.ndarray) -> np.ndarray:
-        return channels_first(pixels[:SIDE, :SIDE])
-
-    shape = (3, SIDE, SIDE)
-    one = Net("vgg", f"vgg {width}", build, lambda source: prepare(read_image(source)), shape)
-    tower = Tower(InputSpec("image", read_image, prepare, shape), select_embedder(PLAIN, one))
-    return Encoder("vgg", 64, {"image": tower}, "v" * 32)
+def encoder(clock: Clock, read_ms: float, preprocess_ms: float, embed_ms: float) -> Encoder:
+    pixels = np.zeros((3, 8, 8), np.uint8)
+    spec = InputSpec("image", lambda _: clock.takes(read_ms, pixels), lambda item: clock.takes(preprocess_ms, item))
+    tower = Tower(spec, lambda batch: clock.takes(embed_ms * len(batch), np.zeros((len(batch), 4), np.float32)))
+    return Encoder("timed", 4, {"image": tower}, "v" * 32)
 
 
-class Scale(torch.nn.Module):
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x.float() / 255
-
-
-def test_large_files_for_a_small_net_are_limited_by_reading(tmp_path: Path):
-    found = stages(encoder(width=1), photos(tmp_path, 3000, 2000))
-    assert found.limit == "read"
-
-
-def test_small_files_for_a_large_net_are_limited_by_embedding(tmp_path: Path):
-    found = stages(encoder(width=48), photos(tmp_path, SIDE, SIDE))
-    assert found.limit == "embed"
+@pytest.mark.parametrize(
+    ("milliseconds", "limit"), [((900, 1, 2), "read"), ((1, 900, 2), "preprocess"), ((1, 1, 900), "embed")]
+)
+def test_what_takes_longest_limits_a_model(
+    milliseconds: tuple[float, float, float], limit: str, monkeypatch: pytest.MonkeyPatch
+):
+    clock = Clock()
+    monkeypatch.setattr(doctor, "time", SimpleNamespace(perf_counter=clock))
+    found = stages(encoder(clock, *milliseconds), [Path(str(number)) for number in range(6)], batch_size=4)
+    assert (found.read_ms, found.preprocess_ms, found.embed_ms) == pytest.approx(milliseconds)
+    assert (found.images, found.batch_size) == (6, 4)
+    assert found.limit == limit
 
 
 @pytest.mark.parametrize(("shared", "rate"), [(True, 1000 / (2 + 1 + 6)), (False, 1000 / 6)])

@@ -131,11 +131,11 @@ assert "openvino" not in sys.modules
 """
 
 
-@pytest.mark.usefixtures("bfloat16")
-@pytest.mark.parametrize("precision", ["auto", "float32"])
-def test_where_an_engine_kills_its_process_torch_takes_over(precision: str, tmp_path: Path):
+@pytest.mark.parametrize(("precision", "bfloat16"), [("auto", "1"), ("float32", "0")])
+def test_where_an_engine_kills_its_process_torch_takes_over(precision: str, bfloat16: str, tmp_path: Path):
     (tmp_path / "sitecustomize.py").write_text(DIES)
-    ran = run(WITHOUT_OPENVINO, precision, PYTHONPATH=os.pathsep.join([str(tmp_path), *sys.path]))
+    path = os.pathsep.join([str(tmp_path), *sys.path])
+    ran = run(WITHOUT_OPENVINO, precision, PYTHONPATH=path, IMAGE_ENCODERS_BFLOAT16=bfloat16)
     assert ran.returncode == 0, ran.stderr
     assert "torch runs the model instead of OpenVINO: " in ran.stderr
     assert "SIGFPE" in ran.stderr

@@ -149,6 +149,12 @@ def test_no_room_for_a_second_compilation_costs_a_warning(net: Make, inputs, row
     assert caplog.text.count("Cannot allocate memory") == 1
 
 
+@pytest.fixture
+def converted_once(session_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Processes that a test starts load models whose copies are there, as all but the first process on a machine do."""
+    monkeypatch.setenv("IMAGE_ENCODERS_CACHE", str(session_cache))
+
+
 AFTER_A_FORK = """
 import os, sys
 import numpy as np
@@ -156,7 +162,9 @@ import image_encoders as ie
 
 images = [np.random.default_rng(i).integers(0, 256, (40, 50, 3), np.uint8) for i in range(20)]
 encoder = ie.load("clip/demo", device="cpu")
-wanted = encoder.encode_image(images) if sys.argv[1] == "used" else None
+if sys.argv[1] == "used":  # both engines, each with threads of its own
+    encoder.encode_image(images)
+    ie.load("clip/demo", device="cpu", engine="torch").encode_image(images)
 precision = encoder.precision
 assert precision == ("bfloat16" if os.environ["IMAGE_ENCODERS_BFLOAT16"] == "1" else "float32")
 child = os.fork()
@@ -181,7 +189,7 @@ if sys.argv[2] != "only leaves":
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no processes are forked here")
 @pytest.mark.parametrize("before", ["used", "loaded"])
 @pytest.mark.parametrize("then", ["goes on", "loads again", "only leaves"])
-@pytest.mark.usefixtures("bfloat16")
+@pytest.mark.usefixtures("bfloat16", "converted_once")
 def test_a_forked_process_embeds_and_ends_as_any_other(before: str, then: str, tmp_path: Path):
     command = [sys.executable, "-c", AFTER_A_FORK, before, then, str(tmp_path / "rows.npy")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
@@ -207,7 +215,7 @@ from image_encoders.engines.closeness import probes
 
 go, read = threading.Event(), openvino.read
 def slowly(*arguments):
-    assert go.wait(60)
+    assert go.wait(280)  # until the other process is done, which imports torch
     return read(*arguments)
 openvino.read = slowly
 encoder = ie.load("clip/demo", precision="float32")  # OpenVINO is being started
@@ -222,6 +230,7 @@ assert np.isfinite(encoder.encode_image(probes(1))).all()
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no processes are forked here")
+@pytest.mark.usefixtures("converted_once")
 def test_a_process_forked_while_openvino_starts_embeds(tmp_path: Path):
     for code in (AFTER_A_FORK_AT_ONCE, FORKED_AT_ONCE):
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
@@ -249,6 +258,7 @@ assert np.isfinite(encoder.encode_image(probes(1))).all()
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no processes are forked here")
+@pytest.mark.usefixtures("converted_once")
 def test_int8_in_a_forked_process_is_an_error_that_names_the_remedy():
     pytest.importorskip("nncf")
     done = subprocess.run([sys.executable, "-c", INT8_AFTER_A_FORK], capture_output=True, text=True, timeout=300)

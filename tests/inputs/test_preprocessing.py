@@ -109,13 +109,13 @@ def test_resized_images_are_pillows(filter: str):
         assert np.array_equal(resize(photo(), height, width, filter), wanted)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(sides, sides, sides, sides, st.sampled_from([BILINEAR, BICUBIC]), st.integers(0, 99))
 def test_torch_resizes_to_within_two_levels_of_pillow_at_any_size(height, width, new_height, new_width, filter, seed):
     assert levels(kinds_of_images(height, width, seed), new_height, new_width, filter).max() <= 2
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(sides, sides, sides, st.booleans(), st.sampled_from([BILINEAR, BICUBIC]), st.integers(0, 99))
 def test_torch_resizes_along_one_axis_to_within_one_level(height, width, new, across, filter, seed):
     new_height, new_width = (height, new) if across else (new, width)

@@ -7,6 +7,7 @@ import os
 import random
 import re
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from image_encoders.bulk.digests import DigestTable
@@ -208,72 +209,24 @@ class Sources(Iterator[SourceItem]):
 
 def source_of(argument: str, settings: Settings, walk: Walk) -> Source:
     """What an argument is, as its form and the disk say; InputError where it is nothing."""
-
-    def named(name: str) -> Iterator[Entry]:
-        """What a name in a list or a match of a glob names."""
-        path = absolute(name)
-        if is_object(name) and not os.path.lexists(path):
-            yield from in_store(name)
-        elif os.path.isdir(path):
-            yield from Folder(path, walk, settings.all_files).entries()
-        elif is_archive_name(path) and os.path.isfile(path):
-            yield from Archive(LocalFile(path), walk, settings.all_files).entries()
-        elif is_video_name(path) and os.path.isfile(path):
-            yield from Video(LocalFile(path), walk, settings.every_s).entries()
-        else:
-            yield image(name)
-
-    def in_store(name: str) -> Iterator[Entry]:
-        """What an address in a list, or one that matches a pattern, names."""
-        if is_archive_name(name):
-            yield from Archive(ObjectFile(name), walk, settings.all_files).entries()
-        elif is_video_name(name):
-            yield from Video(ObjectFile(name), walk, settings.every_s).entries()
-        elif name.endswith("/"):
-            yield from ObjectFolder(name, walk, settings.all_files, in_store).entries()
-        else:
-            yield image(name)
-
-    def image(name: str, metadata: Mapping[str, Any] | None = None) -> Entry:
-        return entry_of(name, metadata, settings)
-
+    named = partial(_named, settings=settings, walk=walk)
     if not argument:
         raise InputError("an empty name among the sources", code="not-found")
     if argument == "-":
         return StandardInput(settings.stdin, named)
     table = table_name(argument)
     if table is not None and is_lance(table[0]):
+        image = partial(entry_of, settings=settings)
         return Table(LanceTable.at(table[0]), walk, image, table[1] or settings.column)
     if os.path.isdir(argument):
         return Folder(argument, walk, settings.all_files)
-    if argument.startswith("@") and is_object(argument[1:]):
-        return RemoteList(ObjectFile(argument[1:]), named)
     if argument.startswith("@"):
-        return ListFile(argument[1:], named)
-    ending = os.path.splitext(argument)[1].lower()
-    if ending in lists.SUFFIXES and os.path.isfile(argument):
-        return ListFile(argument, named)
-    if is_archive_name(argument) and os.path.isfile(argument):
-        return Archive(LocalFile.at(argument), walk, settings.all_files)
-    if is_video_name(argument) and os.path.isfile(argument):
-        return Video(LocalFile.at(argument), walk, settings.every_s)
-    if table is not None and os.path.isfile(table[0]):
-        return Table(LocalFile.at(table[0]), walk, image, table[1] or settings.column)
-    if os.path.exists(argument):
-        return OneFile(argument)
+        listed = argument[1:]
+        return RemoteList(ObjectFile(listed), named) if is_object(listed) else ListFile(listed, named)
+    if (found := _local_file(argument, settings, walk)) is not None:
+        return found
     if is_object(argument):
-        if table is not None and table[0].rstrip("/").endswith(lance.SUFFIX):
-            said = "tables of LanceDB are read from this machine's disks alone; copy it here, or export it to Parquet"
-            raise InputError(said, item=argument, code="unsupported")
-        if ending in lists.SUFFIXES and not glob.has_magic(argument):
-            return RemoteList(ObjectFile(argument), named)
-        if is_archive_name(argument) and not glob.has_magic(argument):
-            return Archive(ObjectFile(argument), walk, settings.all_files)
-        if is_video_name(argument) and not glob.has_magic(argument):
-            return Video(ObjectFile(argument), walk, settings.every_s)
-        if table is not None and not glob.has_magic(argument):
-            return Table(ObjectFile(table[0]), walk, image, table[1] or settings.column)
-        return ObjectFolder(argument, walk, settings.all_files, in_store)
+        return _stored(argument, settings, walk)
     if is_url(argument):
         said = f"a web address, not a path; those in a list or a table are fetched: echo '{argument}' | ... encode -"
         raise InputError(said, item=argument, code="url")
@@ -282,6 +235,74 @@ def source_of(argument: str, settings: Settings, walk: Walk) -> Source:
     if glob.has_magic(argument):
         return Glob(argument, walk, settings.all_files, named)
     raise InputError("no such file or folder", item=argument, code="not-found")
+
+
+def _local_file(argument: str, settings: Settings, walk: Walk) -> Source | None:
+    """The file that an argument names; None where there is none."""
+    if os.path.isfile(argument):
+        if _is_list(argument):
+            return ListFile(argument, partial(_named, settings=settings, walk=walk))
+        if (container := _container(argument, LocalFile.at, settings, walk)) is not None:
+            return container
+    table = table_name(argument)
+    if table is not None and os.path.isfile(table[0]):
+        image = partial(entry_of, settings=settings)
+        return Table(LocalFile.at(table[0]), walk, image, table[1] or settings.column)
+    return OneFile(argument) if os.path.exists(argument) else None
+
+
+def _stored(address: str, settings: Settings, walk: Walk) -> Source:
+    """What an address in a store is, by its name."""
+    table = table_name(address)
+    if table is not None and table[0].rstrip("/").endswith(lance.SUFFIX):
+        said = "tables of LanceDB are read from this machine's disks alone; copy it here, or export it to Parquet"
+        raise InputError(said, item=address, code="unsupported")
+    if not glob.has_magic(address):
+        if _is_list(address):
+            return RemoteList(ObjectFile(address), partial(_named, settings=settings, walk=walk))
+        if (container := _container(address, ObjectFile, settings, walk)) is not None:
+            return container
+        if table is not None:
+            image = partial(entry_of, settings=settings)
+            return Table(ObjectFile(table[0]), walk, image, table[1] or settings.column)
+    return ObjectFolder(address, walk, settings.all_files, partial(_named_in_store, settings=settings, walk=walk))
+
+
+def _named(name: str, settings: Settings, walk: Walk) -> Iterator[Entry]:
+    """What a name in a list or a match of a glob names."""
+    path = absolute(name)
+    if is_object(name) and not os.path.lexists(path):
+        yield from _named_in_store(name, settings, walk)
+    elif os.path.isdir(path):
+        yield from Folder(path, walk, settings.all_files).entries()
+    elif os.path.isfile(path) and (container := _container(path, LocalFile, settings, walk)) is not None:
+        yield from container.entries()
+    else:
+        yield entry_of(name, None, settings)
+
+
+def _named_in_store(name: str, settings: Settings, walk: Walk) -> Iterator[Entry]:
+    """What an address in a list, or one that matches a pattern, names."""
+    if (container := _container(name, ObjectFile, settings, walk)) is not None:
+        yield from container.entries()
+    elif name.endswith("/"):
+        below = partial(_named_in_store, settings=settings, walk=walk)
+        yield from ObjectFolder(name, walk, settings.all_files, below).entries()
+    else:
+        yield entry_of(name, None, settings)
+
+
+def _is_list(name: str) -> bool:
+    return os.path.splitext(name)[1].lower() in lists.SUFFIXES
+
+
+def _container(
+    name: str, place: Callable[[str], LocalFile | ObjectFile], settings: Settings, walk: Walk
+) -> Archive | Video | None:
+    """The archive or the video that a file is, by its name."""
+    if is_archive_name(name):
+        return Archive(place(name), walk, settings.all_files)
+    return Video(place(name), walk, settings.every_s) if is_video_name(name) else None
 
 
 def entry_of(name: str, metadata: Mapping[str, Any] | None, settings: Settings) -> Entry:
