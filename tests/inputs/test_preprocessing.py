@@ -12,6 +12,7 @@ from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from image_encoders.errors import InputError
+from image_encoders.inputs import preprocessing
 from image_encoders.inputs.preprocessing import (
     BICUBIC,
     BILINEAR,
@@ -36,7 +38,6 @@ from image_encoders.inputs.preprocessing import (
 )
 from image_encoders.model import fingerprint
 from image_encoders.models import audioclip, bit, vsepp
-from image_encoders.process import torch_has_computed
 
 HALF = (0.5, 0.5, 0.5)
 CLIP = Preprocessing(ShortSide(224), BICUBIC, (224, 224), HALF, HALF)
@@ -77,13 +78,10 @@ def kinds_of_images(height: int, width: int, seed: int) -> np.ndarray:
 
 @contextmanager
 def resizing_by(kernel: str) -> Iterator[None]:
-    """In the block torch computes, or does not, so that the one kernel or the other resizes."""
-    before = torch_has_computed.is_set()
-    try:
-        torch_has_computed.set() if kernel == "torch" else torch_has_computed.clear()
+    """In the block this kernel resizes, whichever of them is this machine's."""
+    steps = {"torch": preprocessing.step_by_torch, "cykooz": preprocessing.step_by_cykooz}
+    with mock.patch.object(preprocessing, "step", steps[kernel]):
         yield
-    finally:
-        torch_has_computed.set() if before else torch_has_computed.clear()
 
 
 def levels(pixels: np.ndarray, height: int, width: int, filter: str) -> np.ndarray:
@@ -175,9 +173,9 @@ def test_torch_s_resize_never_passes_through_pillow(monkeypatch: pytest.MonkeyPa
 
 DIGEST = """
 import hashlib, numpy as np
+from image_encoders.inputs import preprocessing
 from image_encoders.inputs.preprocessing import BICUBIC, BILINEAR, TORCH, resize
-from image_encoders.process import torch_has_computed
-torch_has_computed.set()
+preprocessing.step = preprocessing.step_by_torch
 rng, digest = np.random.default_rng(0), hashlib.sha256()
 for height, width, new_height, new_width in rng.integers(1, 300, (40, 4)):
     pixels = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
@@ -249,9 +247,9 @@ def test_an_image_too_thin_to_be_resized_is_an_input_error(resizer: str):
 def test_torch_starts_no_threads_to_resize_where_it_has_vector_instructions():
     program = """
 import os, numpy as np, torch
+from image_encoders.inputs import preprocessing
 from image_encoders.inputs.preprocessing import BICUBIC, TORCH, resize
-from image_encoders.process import torch_has_computed
-torch_has_computed.set()
+preprocessing.step = preprocessing.step_by_torch
 torch.set_num_threads(8)
 before = len(os.listdir("/proc/self/task"))
 resize(np.zeros((2000, 2000, 3), np.uint8), 224, 224, BICUBIC, TORCH)

@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields, is_dataclass, replace
-from functools import cache
 from importlib.util import find_spec
 from typing import Any
 
@@ -20,14 +19,11 @@ import numpy as np
 from image_encoders.arrays import as_array, is_tensor
 from image_encoders.errors import InputError
 from image_encoders.inputs.spec import InputSpec
-from image_encoders.process import torch_has_computed
 
 BILINEAR, BICUBIC, LANCZOS = "bilinear", "bicubic", "lanczos"
 # What resizes:
 PILLOW = "pillow"  # exact: most originals use it
-TORCH = (
-    "torch"  # the numbers of its antialiased uint8 kernel: within two levels of Pillow, three to seven times as fast
-)
+TORCH = "torch"  # its antialiased uint8 kernel's numbers: within two levels of Pillow, three to seven times as fast
 SAMPLED = "sampling"  # torch's float kernel without a low-pass filter, neither rounded nor clamped (inputs/bicubic.py)
 TORCH_FILTERS = (BILINEAR, BICUBIC)  # those that its antialiased kernel has
 PIECE = 2**20  # bytes of an image that are resized at once
@@ -265,28 +261,19 @@ def resize(pixels: np.ndarray, height: int, width: int, filter: str, resizer: st
 
 
 def _resize_in_16_bits(pixels: np.ndarray, height: int, width: int, filter: str) -> np.ndarray:
-    """One axis after the other, rounded to whole levels in between, on the calling thread alone.
-
-    By torch's kernel or by cykooz.resizer's, which give the same bits, as a test shows: torch takes more than a second
-    to be imported, so that it resizes where it computes anyway, or where the other one was not built for the processor.
-    """
+    """One axis after the other, rounded to whole levels in between, on the calling thread alone."""
     first = (pixels.shape[0], width)
     less_height, less_width = pixels.shape[0] - height, pixels.shape[1] - width
     if filter == BICUBIC and less_width != 0 and less_height > max(0, 2 * less_width):
         # Pillow 13 resizes the height first then, torch always the width: what overshoots is cut off at another place.
         first = (height, pixels.shape[1])
-    by_torch = torch_has_computed.is_set() or not _has_cykooz()
     for size in (first, (height, width)):
-        pixels = _step_by_torch(pixels, size, filter) if by_torch else _step_by_cykooz(pixels, size, filter)
+        pixels = step(pixels, size, filter)
     return pixels
 
 
-@cache
-def _has_cykooz() -> bool:
-    return find_spec("cykooz_resizer") is not None
-
-
-def _step_by_cykooz(pixels: np.ndarray, size: tuple[int, int], filter: str) -> np.ndarray:
+def step_by_cykooz(pixels: np.ndarray, size: tuple[int, int], filter: str) -> np.ndarray:
+    """Resize along one axis as torch does, to the same bits, without the second that torch takes to be imported."""
     import cykooz_resizer as fast
 
     kernel = fast.FilterType.bilinear if filter == BILINEAR else fast.FilterType.catmull_rom
@@ -300,21 +287,23 @@ def _step_by_cykooz(pixels: np.ndarray, size: tuple[int, int], filter: str) -> n
 
     if size[0] != len(pixels):
         return resized(pixels, size[0])
-    rows = max(
-        1, PIECE // pixels[0].nbytes
-    )  # each by itself then: in pieces, since whole photographs are copied slowly
-    return np.concatenate(
-        [resized(pixels[i : i + rows], len(pixels[i : i + rows])) for i in range(0, len(pixels), rows)]
-    )
+    # Rows by themselves: in pieces, since whole photographs are copied slowly.
+    rows = max(1, PIECE // pixels[0].nbytes)
+    pieces = (pixels[start : start + rows] for start in range(0, len(pixels), rows))
+    return np.concatenate([resized(piece, len(piece)) for piece in pieces])
 
 
-def _step_by_torch(pixels: np.ndarray, size: tuple[int, int], filter: str) -> np.ndarray:
+def step_by_torch(pixels: np.ndarray, size: tuple[int, int], filter: str) -> np.ndarray:
+    """Resize along one axis by torch's antialiased uint8 kernel."""
     import torch
 
     flat = np.require(pixels, requirements=["C", "W"]).reshape(-1)  # torch takes neither negative strides nor constants
     image = torch.from_numpy(flat).view(1, *pixels.shape).permute(0, 3, 1, 2)
     resized = torch.nn.functional.interpolate(image, size, mode=filter, antialias=True, align_corners=False)
     return resized[0].permute(1, 2, 0).numpy()
+
+
+step = step_by_cykooz if find_spec("cykooz_resizer") else step_by_torch  # for some processors it was not built
 
 
 def center_crop(pixels: np.ndarray, height: int, width: int, corner: str = "floor") -> np.ndarray:
