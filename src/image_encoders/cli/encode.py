@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import os
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
-from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -18,6 +15,7 @@ import typer
 
 from image_encoders.cli.failures import with_advice
 from image_encoders.cli.loading import check_goes_on, check_paths, load, load_again
+from image_encoders.cli.meter import progress_of
 from image_encoders.cli.options import (
     Calibration,
     Device,
@@ -30,13 +28,12 @@ from image_encoders.cli.options import (
     local_path,
     parse_options,
 )
-from image_encoders.cli.printing import bar, counted, escape_controls, print, print_json, say, shown
+from image_encoders.cli.printing import counted, escape_controls, print, print_json, say, shown
 from image_encoders.cli.shutdown import interrupted, terminations
 from image_encoders.engines.precision import CALIBRATED
-from image_encoders.errors import ImageEncodersError
 
 if TYPE_CHECKING:
-    from image_encoders.bulk.run import Report, Standing
+    from image_encoders.bulk.run import Report
     from image_encoders.bulk.sources import Sources
     from image_encoders.collection import Collection
     from image_encoders.encoder import Encoder
@@ -66,9 +63,6 @@ Stopping: Ctrl-C (SIGINT) or `kill` (SIGTERM) stores what is embedded and exits 
 Started with `nohup`, or with `&` in a script, SIGINT is ignored, as the shell asked; SIGTERM still stops it cleanly."""
 
 SHOWN = 5  # failures in the summary
-SHOW_S = 0.1  # seconds between two looks at how far it is
-LOG_S = 5.0  # seconds between two lines of --log-json
-LIMIT_S = 5.0  # seconds over which is told which stage limits
 COUNTS = {  # in the summary, after what was encoded, each with what it means
     "reused": " (the same bytes under another name)",
     "unchanged": "",
@@ -211,7 +205,7 @@ def encode(
     try:
         with terminations():
             collection = Collection.open_or_create(output, encoder)
-            with _progress(files, log_json, quiet) as progress:
+            with progress_of(files, log_json, quiet) as progress:
                 report = run.run(
                     files,
                     encoder,
@@ -268,88 +262,6 @@ def _say_what_is_kept(output: Path) -> None:
 
     count = Collection.open(output).count() if (output / MARK).exists() else 0
     say(f"interrupted: {counted(count, 'embedding')} kept in {shown(output)}; the same command goes on from there")
-
-
-@contextmanager
-def _progress(files: Sources, log_json: bool, quiet: bool) -> Iterator[Meter | None]:
-    """What a run is to call: it shows a bar, or lines for people or machines, or nothing."""
-    if log_json:
-        meter = Meter(files, _log, LOG_S)
-        try:
-            yield meter
-        finally:
-            meter.end()
-        return
-    with bar("encoding", shown=not quiet) as show:
-        yield show and Meter(files, partial(_display, show), SHOW_S)
-
-
-def _display(
-    show: Callable[..., None], standing: Standing, total: int | None, rate: float, limit: str, _: bool
-) -> None:
-    failed = standing.failures.total()
-    notes = [f"{failed:,} failed"] * bool(failed) + [f"limited by {limit}"] * bool(limit)
-    show(standing.done, total, rate, ", ".join(notes))
-
-
-def _log(standing: Standing, total: int | None, rate: float, limit: str, ended: bool) -> None:
-    """A line of JSON on standard error."""
-    known = total is not None and rate > 0 and not ended
-    line = {
-        "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "event": "end" if ended else "progress",
-        "done": standing.done,
-        "total": total,
-        "read": standing.read,
-        "rate": round(rate, 2),
-        "eta_s": round(max(0, (total or 0) - standing.done) / rate) if known else None,
-        "failures": dict(standing.failures),
-        "waited_s": {stage: round(seconds, 1) for stage, seconds in standing.waited.items()},
-        "limit": limit or None,
-    }
-    say(json.dumps(line))
-
-
-class Meter:
-    """Shows now and then how far a run is, and counts on a thread of its own how many files there will be.
-
-    show: called with it, the total where it is known, items/s that had to be read, the stage that has limited the run
-        since the last time, and whether this is the end
-    """
-
-    def __init__(self, files: Sources, show: Callable[[Standing, int | None, float, str, bool], None], every_s: float):
-        self.show, self.every_s = show, every_s
-        self.waited: dict[str, float] = {}
-        self.last: Standing | None = None
-        self.total: int | None = None
-        self.began = self.limited = time.monotonic()
-        self.shown, self.limit = self.began, ""
-        threading.Thread(target=self._count, args=(files,), daemon=True, name="count").start()
-
-    def _count(self, files: Sources) -> None:
-        with suppress(OSError, ImageEncodersError):  # a list that vanished: the run itself will say so
-            self.total = files.count()
-
-    def __call__(self, standing: Standing) -> None:
-        """Show how far a run is, if it is time."""
-        self.last = standing
-        if time.monotonic() - self.shown >= self.every_s:
-            self._show(standing)
-
-    def end(self) -> None:
-        """Show how far it came."""
-        if self.last is not None:
-            self._show(self.last, ended=True)
-
-    def _show(self, standing: Standing, ended: bool = False) -> None:
-        self.shown = time.monotonic()
-        lately = {stage: seconds - self.waited.get(stage, 0.0) for stage, seconds in standing.waited.items()}
-        whole = ended or self.shown - self.limited >= LIMIT_S
-        if whole:
-            self.waited, self.limited = dict(standing.waited), self.shown
-            chosen = standing.waited if ended else lately
-            self.limit = max(chosen, key=lambda stage: chosen[stage], default="")
-        self.show(standing, self.total, standing.read / max(self.shown - self.began, SHOW_S), self.limit, ended)
 
 
 def _begun(output: Path) -> Collection | None:
