@@ -82,7 +82,7 @@ class EncoderExecutor(Executor):
         self._limits = UrlLimits(private=private_urls)
         self._fetcher = UrlFetcher(self._limits)
         self._patience = self._limits.max_seconds_together + GRACE_S
-        self._batcher = Batcher(self._tower.embeddings, max_waiting=MAX_WAITING)
+        self._batcher = Batcher(self._tower.embeddings, max_waiting=MAX_WAITING, streams=self._tower.streams)
         self._callers = ThreadPoolExecutor(REQUESTS, thread_name_prefix="request")
 
     @property
