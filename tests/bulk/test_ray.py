@@ -190,7 +190,7 @@ def test_a_dataset_gets_an_embedding_or_an_error_for_each_row(cluster: Any, phot
     assert error.startswith("truncated: ")
     for row, value in zip(found, [*values, values[0]]):
         if row["error"] is None:
-            np.testing.assert_allclose(row["embedding"], encoder.encode_image([value])[0], atol=1e-5)
+            np.testing.assert_allclose(row["embedding"], encoder.encode_image([value])[0], atol=2e-4)
 
 
 def test_paths_of_a_dataset_are_read_where_it_is_computed(cluster: Any, photos: Path, encoder: Encoder) -> None:
@@ -202,7 +202,7 @@ def test_paths_of_a_dataset_are_read_where_it_is_computed(cluster: Any, photos: 
     dataset = ray.data.from_items([{"path": path} for path in paths])
     found = {row["path"]: row for row in encode_dataset(dataset, encoder, column="path", workers=1).take_all()}
     expected = encoder.encode_image([paths[0]])[0]
-    np.testing.assert_allclose(found[paths[0]]["embedding"], expected, atol=1e-5)
+    np.testing.assert_allclose(found[paths[0]]["embedding"], expected, atol=2e-4)
     assert found[paths[1]]["error"].startswith("not-found: ")
 
 
