@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -63,15 +64,17 @@ def cluster() -> Iterator[Any]:
 
     from image_encoders.bulk import ray
 
-    with starting_ray():
-        cluster = Cluster(
-            initialize_head=True,
-            head_node_args={"num_cpus": 1, "object_store_memory": MEMORY, "include_dashboard": False},
-        )
-        add_node(cluster)
-    with ray.connected(cluster.address):
-        yield cluster
-    cluster.shutdown()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_DATA_USAGE_DISABLED", "1")  # else a thread of its asks for numbers until this process ends
+        with starting_ray():
+            cluster = Cluster(
+                initialize_head=True,
+                head_node_args={"num_cpus": 1, "object_store_memory": MEMORY, "include_dashboard": False},
+            )
+            add_node(cluster)
+        with ray.connected(cluster.address):
+            yield cluster
+        cluster.shutdown()
 
 
 def add_node(cluster: Any) -> Any:
@@ -185,6 +188,7 @@ def test_a_dataset_gets_an_embedding_or_an_error_for_each_row(cluster: Any, phot
     dataset = ray.data.from_items([{"image": value, "n": n} for n, value in enumerate([*values, values[0]])])
     found = encode_dataset(dataset, encoder, column="image", workers=1, batch_size=8).take_all()
     found.sort(key=lambda row: row["n"])
+    assert "data-usage-metrics-poller" not in {thread.name for thread in threading.enumerate()}
     assert [row["error"] is None for row in found] == ["broken" not in path.name for path in paths] + [True]
     (error,) = {row["error"] for row in found} - {None}
     assert error.startswith("truncated: ")
