@@ -829,7 +829,7 @@ def test_a_collection_without_a_column_is_refused_in_one_sentence(folder):
     tables.connect(folder).open_table(ITEMS).drop_columns(["height", "taken"])
     old = Collection.open(folder)
     for use in (len, lambda one: one.append([row(2)]), lambda one: one.search(np.ones(DIM)), Collection.to_arrow):
-        with pytest.raises(CollectionError, match=r"did not store height and taken of an image; encode again into"):
+        with pytest.raises(CollectionError, match=r"its table items has no column height and taken; encode again into"):
             use(old)
 
 

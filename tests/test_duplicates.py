@@ -157,9 +157,12 @@ def test_many_images_are_compared_in_cells_which_miss_little(collection: Collect
     assert len(expected & cells) > 0.97 * len(expected) > 500
 
 
-def test_more_alike_pairs_than_can_be_held_are_one_sentence(collection: Collection, monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize("images", [6, 9])  # with 15 and 36 pairs
+def test_more_alike_pairs_than_can_be_held_are_one_sentence(
+    images: int, collection: Collection, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setattr(duplicates, "PAIRS", 10)
-    collection.append([row(f"{number}", at(number / 10)) for number in range(9)])
+    collection.append([row(f"{number}", at(number / 10)) for number in range(images)])
     with pytest.raises(CollectionError, match=r"more than 10 pairs .* raise the threshold"):
         find_duplicates(collection)
 

@@ -732,8 +732,8 @@ class Collection:
             lacking = [column for column in self._schemas[name].names if column not in table.schema.names]
             if lacking:
                 raise CollectionError(
-                    f"{self.folder} was written by image-encoders {self.mark['package']}, which did not store "
-                    f"{' and '.join(lacking)} of an image; encode again into another folder"
+                    f"{self.folder} was written by an earlier image-encoders {self.mark['package']}: its table "
+                    f"{name} has no column {' and '.join(lacking)}; encode again into another folder"
                 )
             self._whole.add(name)
         return table

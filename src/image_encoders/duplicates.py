@@ -230,17 +230,15 @@ class Pairs:
         self._keys.append(np.minimum(a, b) * self.count + np.maximum(a, b))
         self._similarities.append(_rounded(similarities))
         self._held += len(a)
-        if self._held > 2 * PAIRS:
+        if self._held > 2 * PAIRS:  # some of them twice
             self.sorted()
-            if self._held > PAIRS:
-                raise CollectionError(
-                    f"more than {PAIRS:,} pairs of images are as similar as that; raise the threshold"
-                )
 
     def sorted(self) -> tuple[np.ndarray, np.ndarray]:
-        """Keys in order, `a x count + b` for images a < b, and their similarities."""
+        """Keys in order, `a x count + b` for images a < b, and their similarities; CollectionError for too many."""
         keys, places = np.unique(np.concatenate(self._keys), return_index=True)
         similarities = np.concatenate(self._similarities)[places]
+        if len(keys) > PAIRS:
+            raise CollectionError(f"more than {PAIRS:,} pairs of images are as similar as that; raise the threshold")
         self._keys, self._similarities, self._held = [keys], [similarities], len(keys)
         return keys, similarities
 

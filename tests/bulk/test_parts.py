@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -120,6 +121,24 @@ def test_parts_are_called_after_what_is_in_them(photos: Path, tmp_path: Path) ->
     assert Parts(tmp_path / "b", collection).record(list(find([str(photos)]))) != first
 
 
+def test_files_of_others_stay_where_parts_are_kept(photos: Path, tmp_path: Path) -> None:
+    collection = begun(tmp_path)
+    shared = tmp_path / "shared"
+    folder = parts_module.folder_of(collection, shared)
+    folder.mkdir(parents=True)
+    others = [where / name for where in (shared, folder) for name in ("film.part", "exam.result", "shop.items")]
+    for other in others:
+        other.write_text("somebody's")
+    left = folder / f".{'a' * 32}.items.host.1.2.part"
+    left.write_text("what a killed process was writing")
+    encode(photos, collection, parts=shared)
+    assert sorted(path for path in shared.rglob("*") if path.is_file()) == sorted(others)
+    assert (
+        parts_module.folder_of(Collection.create(tmp_path / "another", FakeEncoder(fingerprint="e" * 32)), shared)
+        != folder
+    )
+
+
 def test_parts_grow_with_the_run_and_hold_everything_once() -> None:
     sizes = [len(part) for part in cut(range(40_000))]  # type: ignore[arg-type]
     assert sum(sizes) == 40_000
@@ -207,10 +226,13 @@ def test_parts_lie_in_a_folder_of_their_own_where_one_is_named(photos: Path, tmp
     collection = begun(tmp_path)
     with pytest.raises(Stopped):
         encode(photos, collection, pool=stops_after(0), parts=tmp_path / "shared")
-    assert len(list((tmp_path / "shared").iterdir())) == 3
+    folder = parts_module.folder_of(collection, tmp_path / "shared")
+    assert len(list(folder.iterdir())) == 3
     other = Collection.create(tmp_path / "other", FakeEncoder())
+    assert encode(photos, other, parts=tmp_path / "shared").encoded == 38
+    shutil.copytree(folder, tmp_path / "other" / "parts")
     with pytest.raises(CollectionError, match="parts of a run into another collection"):
-        encode(photos, other, parts=tmp_path / "shared")
+        encode(photos, other)
     assert encode(photos, collection, parts=tmp_path / "shared").encoded == 38
 
 

@@ -68,6 +68,9 @@ def test_a_log_for_machines_is_lines_of_json_whose_last_one_says_what_became_of_
     assert (last["event"], last["done"], last["read"]) == ("end", 8, 8)
     assert last["failures"] == {"not-an-image": 1, "truncated": 1}
     assert last["limit"] in last["waited_s"]
+    (tmp_path / "empty").mkdir()
+    ran = command("encode", tmp_path / "empty", "-o", tmp_path / "c", "-m", "colours/plain", "--log-json")
+    assert [json.loads(line)["event"] for line in ran.err.splitlines() if line.startswith("{")] == ["end"]
 
 
 def test_broken_files_fail_alone_are_listed_and_give_status_3(command, photos, broken, tmp_path):

@@ -79,6 +79,23 @@ time.sleep(60)
     assert (ran.returncode, ran.stdout, ran.stderr) == (130, "answered\n", "")
 
 
+def test_ctrl_c_waits_for_the_end_of_what_would_not_survive_it():
+    code = """
+import os, signal
+from image_encoders.cli.shutdown import interrupts_held
+try:
+    with interrupts_held():
+        os.kill(os.getpid(), signal.SIGINT)
+        print("held", flush=True)
+    print("lost", flush=True)
+except KeyboardInterrupt:
+    print("interrupted", flush=True)
+assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+"""
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30)
+    assert (ran.stdout, ran.stderr) == ("held\ninterrupted\n", "")
+
+
 INTERRUPTED_IMPORT = """
 import os, signal, sys
 from image_encoders.cli import main

@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import queue
+import re
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
 LEAST, MOST = 256, 4096  # items of a part
 SHARE = 16  # a part is that share of what came before it, within these: few workers wait at the end of a short run
 ITEMS, RESULT = ".items", ".result"  # endings of a part's files
+NAME = re.compile(r"\.?(?P<part>[0-9a-f]{32})(?P<ending>\.items|\.result)(?P<draft>\..+\.part)?")  # other files stay
 OTHERS = ("metadata", "stage", "code", "message")  # columns of a result beside facts and embedding
 NOTHING = ImageFacts(0, 0, "", 0)  # of an item that failed
 
@@ -82,6 +84,17 @@ class PartItem:
         return read_locator(self.locator, limits, private_urls=self.private_urls)
 
 
+def folder_of(collection: Collection, shared: str | os.PathLike[str] | None = None) -> Path:
+    """The folder of a collection's parts: in its own, or in one that others may share, under a name of its own."""
+    if shared is None:
+        return collection.folder.absolute() / "parts"
+    return Path(os.path.abspath(shared), hashlib.blake2b(_owner(collection).encode(), digest_size=8).hexdigest())
+
+
+def _owner(collection: Collection) -> str:
+    return f"{collection.fingerprint} {collection.mark.get('created')}"
+
+
 class Parts:
     """The folder of a collection's parts; whoever works on them sees it at the same path.
 
@@ -90,7 +103,7 @@ class Parts:
 
     def __init__(self, folder: str | os.PathLike[str], collection: Collection, settings: Settings | None = None):
         self.folder = Path(folder)
-        self.owner = f"{collection.fingerprint} {collection.mark.get('created')}"
+        self.owner = _owner(collection)
         self.settings = replace(settings or Settings(), stdin=None)  # which cannot be handed on
 
     def record(self, items: Sequence[SourceItem]) -> str:
@@ -109,12 +122,12 @@ class Parts:
     def recorded(self) -> list[str]:
         """The parts that are written down, whether or not there are results. What belongs to none is removed."""
         with storage(self.folder, "read"), suppress(FileNotFoundError):
-            names = sorted(os.listdir(self.folder))
-            parts = {name.removesuffix(ITEMS) for name in names if name.endswith(ITEMS)}
+            names = [found for name in os.listdir(self.folder) if (found := NAME.fullmatch(name))]
+            parts = {name["part"] for name in names if name["ending"] == ITEMS and not name["draft"]}
             for name in names:
                 # A part that was done once more after it was stored, and what a killed process was writing.
-                if name.endswith(".part") or (name.endswith(RESULT) and name.removesuffix(RESULT) not in parts):
-                    (self.folder / name).unlink(missing_ok=True)
+                if name["draft"] or name["part"] not in parts:
+                    (self.folder / name[0]).unlink(missing_ok=True)
             return sorted(parts)
         return []
 

@@ -63,7 +63,7 @@ def connected(address: str, **options: Any) -> Iterator[None]:
         yield
         return
     here = {"include_dashboard": False, "object_store_memory": STORE}
-    place: dict[str, Any] = here if address == LOCAL else {"address": address}
+    place: dict[str, Any] = {"address": address} | (here if address == LOCAL else {})
     host, _, port = address.rpartition(":")
     try:
         if host and port.isdecimal():  # Ray itself would wait for minutes
@@ -274,12 +274,14 @@ class Workers:
             member, part = self._busy.pop(call)
             try:
                 told = ray.get(call)
-            except ray.exceptions.RayActorError as error:
+            except (ray.exceptions.RayActorError, ray.exceptions.OutOfMemoryError) as error:
                 self._replace(member, part, error)
                 continue
             except ray.exceptions.RayTaskError as error:
                 self._raise(member, part, error)
                 continue
+            except ray.exceptions.RayError as error:
+                raise DeviceError(f"a worker failed: {first_line(error)}") from error
             self._deaths.pop(part, None)
             self._idle.append(member)
             if part is not None:

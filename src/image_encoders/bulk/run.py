@@ -26,7 +26,7 @@ from typing import Any
 from image_encoders.bulk.batch_size import BatchSizeTuner
 from image_encoders.bulk.commit import Committer
 from image_encoders.bulk.encode import Encoded, Failed, Outcome, encode
-from image_encoders.bulk.parts import Listing, Parts, Pool, Worker
+from image_encoders.bulk.parts import Listing, Parts, Pool, Worker, folder_of
 from image_encoders.bulk.plan import Plan
 from image_encoders.bulk.sources import SourceItem, Sources, find
 from image_encoders.collection import ITEMS, Collection, RunRecord, now, path_of
@@ -34,7 +34,6 @@ from image_encoders.encoder import Encoder, check_batch_size
 from image_encoders.errors import InputError, TooManyFailures
 from image_encoders.inputs.files import ADDRESS
 
-PARTS = "parts"  # the folder in a collection's own
 Source = str | os.PathLike[str]
 Prune = Callable[[list[str]], Iterable[str]]
 
@@ -116,7 +115,7 @@ def run(
     commit_s: seconds between commits at most, which is what a kill may cost; None: 5
     record_unchanged: add the run to the collection's list of runs even where it has changed nothing
     pool: makes the workers that encode parts of the run, such as `bulk.ray.Workers`; None: it is encoded here
-    parts: the folder of the parts, which the workers see at the same path; None: in the collection's own
+    parts: where the folder of the parts is made, which the workers see at the same path; None: in the collection's own
 
     What cannot be encoded goes into the collection's list of failures, and the others are encoded. KeyboardInterrupt is
     raised once all that was embedded has been stored, a second one at once; the same run again goes on from there.
@@ -135,7 +134,7 @@ def run(
     with collection.running():
         plan = Plan(collection, retry_failed)
         settings = sources.settings if isinstance(sources, Sources) else None
-        kept = Parts(os.path.abspath(parts or collection.folder / PARTS), collection, settings)
+        kept = Parts(folder_of(collection, parts), collection, settings)
         again = partial(encode, encoder=encoder)
         committer = Committer(collection, plan, again, commit_s, stored=kept.remove, pooled=pool is not None)
         worker = Worker(kept, encoder, BatchSizeTuner(batch_size), workers)

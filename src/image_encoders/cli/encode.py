@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -29,7 +29,7 @@ from image_encoders.cli.options import (
     parse_options,
 )
 from image_encoders.cli.printing import counted, escape_controls, print, print_json, say, shown
-from image_encoders.cli.shutdown import interrupted, terminations
+from image_encoders.cli.shutdown import interrupted, interrupts_held, terminations
 from image_encoders.engines.precision import CALIBRATED
 
 if TYPE_CHECKING:
@@ -248,7 +248,9 @@ def _cluster(address: str | None, workers: int | None, batch_size: int | None, p
         return
     from image_encoders.bulk import ray
 
-    with ray.connected(address):
+    with ExitStack() as connection:
+        with interrupts_held():  # Ray's start does not survive them
+            connection.enter_context(ray.connected(address))
         yield partial(ray.Workers, count=workers, batch_size=batch_size)
 
 

@@ -91,8 +91,9 @@ class Meter:
 
     def end(self) -> None:
         """Show how far it came."""
-        if self.last is not None:
-            self._show(self.last, ended=True)
+        from image_encoders.bulk.run import Standing
+
+        self._show(self.last or Standing(), ended=True)
 
     def _show(self, standing: Standing, ended: bool = False) -> None:
         self.shown = time.monotonic()

@@ -115,7 +115,13 @@ def _check(opened: Collection, modality: str, query: str | Path) -> None:
 
 def check_page(page: Path | None) -> None:
     """Raise InputError where a page of thumbnails cannot be written to `page`."""
-    if page is not None and (page.is_dir() or not page.absolute().parent.is_dir()):
+    if page is None:
+        return
+    if page.suffix.lower() not in (".html", ".htm"):
+        raise InputError(
+            f"--html {page}: not the name of a page; it ends with .html, so that no other file is lost", code="page"
+        )
+    if page.is_dir() or not page.absolute().parent.is_dir():
         where = "is a folder" if page.is_dir() else f"there is no folder {shown(page.absolute().parent)}"
         raise InputError(f"--html {page}: {where}; name a file in a folder that exists", code="page")
 

@@ -73,6 +73,23 @@ def _importing(frame: FrameType | None) -> bool:
 
 
 @contextmanager
+def interrupts_held() -> Iterator[None]:
+    """Ctrl-C waits for the end of the block, in which a library would not survive it."""
+    before = signal.getsignal(signal.SIGINT)
+    if before == signal.SIG_IGN or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[int] = []
+    signal.signal(signal.SIGINT, lambda number, frame: came.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+        if came:
+            signal.raise_signal(signal.SIGINT)
+
+
+@contextmanager
 def interrupted() -> Iterator[None]:
     """Ctrl-C does nothing while the block says that the command was interrupted; after that it ends it at once."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)

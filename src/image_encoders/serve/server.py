@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import math
 import signal
 import socket
@@ -31,7 +32,13 @@ async def _serve(service: Service, started: Callable[[str], None]) -> None:
     settings = service.settings
     check_exposure(settings)
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-    listening = socket.create_server((settings.host, settings.port), family=family, backlog=2048)
+    try:
+        listening = socket.create_server((settings.host, settings.port), family=family, backlog=2048)
+    except OSError as error:
+        if error.errno != errno.EADDRINUSE:
+            raise
+        message = f"port {settings.port} of {settings.host} is in use by another program; another one: --port"
+        raise OSError(error.errno, f"{message}, and --port 0 takes a free one") from None
     with listening:
         # Its connections inherit this; asyncio sets it only where a socket names its protocol. Without it an answer's
         # body waits until the client has acknowledged its head, 40 ms later.
