@@ -28,7 +28,7 @@ from image_encoders.cli.options import (
     local_path,
     parse_options,
 )
-from image_encoders.cli.printing import counted, escape_controls, print, print_json, say, shown
+from image_encoders.cli.printing import counted, escape_controls, notice, print, print_json, say, shown
 from image_encoders.cli.shutdown import interrupted, interrupts_held, terminations
 from image_encoders.engines.precision import CALIBRATED
 
@@ -191,7 +191,7 @@ def encode(
     from image_encoders.collection import Collection
 
     files = sources.find(source, all_files=all_files, column=column, private_urls=private_urls, frames=frames)
-    pool = context.with_resource(_cluster(ray, ray_workers, batch_size, parts))
+    pool = context.with_resource(_cluster(ray, ray_workers, batch_size, parts, quiet))
     begun = _begun(output)
     check_paths(weights, calibration)
     if begun is not None:
@@ -236,7 +236,9 @@ def encode(
 
 
 @contextmanager
-def _cluster(address: str | None, workers: int | None, batch_size: int | None, parts: Path | None) -> Iterator[Any]:
+def _cluster(
+    address: str | None, workers: int | None, batch_size: int | None, parts: Path | None, quiet: bool
+) -> Iterator[Any]:
     """What makes a run's workers on a Ray cluster, to which the block is connected; None where none is asked for.
 
     Ray starts processes: they are started before the database has threads here.
@@ -249,7 +251,7 @@ def _cluster(address: str | None, workers: int | None, batch_size: int | None, p
     from image_encoders.bulk import ray
 
     with ExitStack() as connection:
-        with interrupts_held():  # Ray's start does not survive them
+        with notice(f"connecting to Ray at {address}", not quiet), interrupts_held():  # its start survives none
             connection.enter_context(ray.connected(address))
         yield partial(ray.Workers, count=workers, batch_size=batch_size)
 
