@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 from image_encoders.bulk.digests import DigestTable
 from image_encoders.bulk.sources import SourceItem
@@ -25,11 +25,11 @@ class Plan:
         self.rows, self.failures, self.contents = DigestTable(), DigestTable(), DigestTable()
         self.recovered: list[str] = []
         self._under_way: set[str] = set()  # ids that are being encoded
-        self._recorded = DigestTable()  # ids in parts that are written down, each with itself: 128 bits tell them apart
+        self._recorded = DigestTable()  # ids in parts that are written down
         for rows in collection.scan(ITEMS, ["id", "state", "sha256"]):
             for id, state, sha256 in zip(*(column.to_pylist() for column in rows.columns)):
                 self.rows.put(id, state)
-                self.contents.put(sha256)
+                self.contents.add(sha256)
         for rows in collection.scan(FAILURES, ["id", "state"]):
             for id, state in zip(*(column.to_pylist() for column in rows.columns)):
                 self.failures.put(id, state)
@@ -37,7 +37,7 @@ class Plan:
     def changed(self, items: Iterable[SourceItem]) -> Iterator[SourceItem]:
         """The items that must be encoded, each id once, and none that is in a part."""
         for item in items:
-            if self._recorded.matches(item.id, "\0" + item.id):
+            if self._recorded.has(item.id):
                 continue
             self.total += 1
             # An id leaves `_under_way` after it has come into one of the tables, on the committer's thread.
@@ -63,16 +63,15 @@ class Plan:
         """Whether each item has a row, or is on the list of failures, in its state."""
         return all(self.rows.matches(one.id, one.state) or self.failures.matches(one.id, one.state) for one in items)
 
-    def carry_on(self, items: Iterable[SourceItem]) -> None:
+    def carry_on(self, items: Sequence[SourceItem]) -> None:
         """Count the items of a part that an earlier run has left."""
-        for item in items:
-            self.total += 1
-            self._recorded.put(item.id, "\0" + item.id)
+        self.total += len(items)
+        self.recorded(items)
 
     def recorded(self, items: Iterable[SourceItem]) -> None:
-        """Note that items from `changed` are written down in a part."""
+        """Note that items are written down in a part."""
         for item in items:
-            self._recorded.put(item.id, "\0" + item.id)
+            self._recorded.add(item.id)
             self._under_way.discard(item.id)
 
     def stored(self, id: str, state: str) -> None:

@@ -208,7 +208,7 @@ class _Run:
 
     def _encode(self) -> None:
         """Encode what is changed here."""
-        changed, known = self.plan.changed(self._drawn(self._show)), self.plan.contents.__contains__
+        changed, known = self.plan.changed(self._drawn(self._show)), self.plan.contents.has
         worker = self.worker
         for outcomes in encode(changed, worker.encoder, batch_size=self.tuner, workers=worker.workers, known=known):
             self._took(outcomes)
@@ -237,7 +237,7 @@ class _Run:
         self.standing.waited["committing"] += time.monotonic() - began
         for one in outcomes:
             if isinstance(one, Encoded) and one.embedding is not None:
-                self.plan.contents.put(one.facts.sha256)
+                self.plan.contents.add(one.facts.sha256)
         self.standing.read += len(outcomes)
         self.standing.failures.update(one.code for one in outcomes if isinstance(one, Failed))
         self._show()

@@ -219,11 +219,11 @@ class Archive:
             self.place.state  # noqa: B018  before anything of it is read
             for sample in self._samples():
                 for image in self._images(sample):
-                    if image.id in names:
+                    if names.has(image.id):
                         error = InputError("another member of the archive has the same name", code="same-name")
                         yield Problem(f"{image.name} at byte {image.member.offset:,}", image.locator, error)
                     else:
-                        names.put(image.id)
+                        names.add(image.id)
                         far = image.member.info is not None and not self.place.near
                         yield FarMember(image) if far else image
         except Exception as error:  # a damaged archive may raise anything

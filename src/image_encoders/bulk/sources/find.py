@@ -201,9 +201,8 @@ class Sources(Iterator[SourceItem]):
         for source in sources:
             for entry in source.entries():
                 name = id_of(entry.name)
-                other = "\0" + name  # 64 bits alone would drop an image in ten million millions
-                if not seen.matches(name, other):
-                    seen.put(name, other)
+                if not seen.has(name):
+                    seen.add(name)
                     yield entry
 
 
