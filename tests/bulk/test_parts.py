@@ -7,9 +7,8 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import threading
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from contextlib import suppress
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -454,20 +453,11 @@ def test_a_committer_that_was_shut_out_writes_nothing_more(
 
 
 @pytest.fixture
-def start(tmp_path: Path) -> Iterator[Callable[[str, int], subprocess.Popen[str]]]:
+def start(
+    tmp_path: Path, start_script: Callable[..., subprocess.Popen[str]]
+) -> Callable[[str, int], subprocess.Popen[str]]:
     """Starts a process that imports everything and waits for a line."""
-    started: list[subprocess.Popen[str]] = []
-
-    def start(moment: str, count: int) -> subprocess.Popen[str]:
-        command = [sys.executable, str(SCRIPT), str(tmp_path / "photos"), str(tmp_path / "index"), moment, str(count)]
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-        started.append(subprocess.Popen(command, text=True, **pipes))
-        return started[-1]
-
-    yield start
-    for process in started:
-        process.kill()
-        process.communicate()
+    return partial(start_script, SCRIPT, tmp_path / "photos", tmp_path / "index")
 
 
 @pytest.mark.parametrize("seed", range(max(1, SERIES)))

@@ -75,15 +75,10 @@ class Look:
 
     def __init__(self, reporter: Reporter, sources: Sources, failures: Callable[[], int]):
         self.reporter, self.failures = reporter, failures
-        self.total: int | None = None
+        self.total = sources.count_aside()
         self._shown = 0.0
         self._read: deque[tuple[float, int]] = deque([(time.monotonic(), 0)])
         reporter.show(state="looking", total=None, done=0, rate=0.0, eta=None, message="")
-        threading.Thread(target=self._count, args=(sources,), daemon=True, name="count").start()
-
-    def _count(self, sources: Sources) -> None:
-        with suppress(OSError, ImageEncodersError):  # a folder that has gone: the run itself will say so
-            self.total = sources.count()
 
     def __call__(self, standing: Standing) -> None:
         """Report how far it is, now and then."""
@@ -96,7 +91,7 @@ class Look:
             self._read.popleft()
         since, before = self._read[0]
         rate = (read - before) / max(now - since, SHOW_S)
-        total = self.total
+        total = self.total()
         eta = None if total is None or not rate else max(0.0, (total - done) / rate)
         state, failed = "embedding" if read else "looking", self.failures()
         self.reporter.show(state=state, total=total, done=max(0, done - failed), failed=failed, rate=rate, eta=eta)

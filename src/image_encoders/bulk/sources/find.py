@@ -6,7 +6,9 @@ import glob
 import os
 import random
 import re
+import threading
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -32,7 +34,7 @@ from image_encoders.bulk.sources.tables import Table, table_name
 from image_encoders.bulk.sources.urls import UrlEntry, is_url
 from image_encoders.bulk.sources.videos import Frame, Video, frame_times, is_video_name
 from image_encoders.collection import Locator, id_of, path_of
-from image_encoders.errors import InputError
+from image_encoders.errors import ImageEncodersError, InputError
 from image_encoders.inputs.files import address_error
 
 TIME = re.compile(r"#t=(\d+(?:\.\d+)?)")
@@ -149,18 +151,31 @@ class Sources(Iterator[SourceItem]):
         """How many items there are in all, found by a walk of its own; None where that would cost much, or where
         something can be read only once.
         """
+        sources = self._all(Walk(counting=True))
+        others = [one for one in sources if not isinstance(one, Table)]
         try:
-            tables = (one.count() for one in self._all(Walk(counting=True)) if isinstance(one, Table))
-            return sum(tables) + sum(1 for _ in self._counted(without=Table))
+            rows = sum(one.count() for one in sources if isinstance(one, Table))
+            return rows + sum(1 for _ in self._counted(others))
         except Uncountable:
             return None
+
+    def count_aside(self) -> Callable[[], int | None]:
+        """Start to count on a thread of its own; what gives the number when it is known, and None before."""
+        counted: list[int | None] = []
+
+        def count() -> None:
+            with suppress(OSError, ImageEncodersError):  # what has vanished: the run itself will say so
+                counted.append(self.count())
+
+        threading.Thread(target=count, daemon=True, name="count").start()
+        return lambda: counted[0] if counted else None
 
     def sample(self, count: int) -> list[str]:
         """Paths of at most `count` files, from everywhere, the same every time; none where they cannot be counted."""
         chance = random.Random(0)
         kept: list[str] = []
         try:
-            for met, entry in enumerate(self._counted()):
+            for met, entry in enumerate(self._counted(self._all(Walk(counting=True)))):
                 place = met if met < count else chance.randrange(met + 1)
                 if entry.path is not None and place < count:
                     kept[place : place + 1] = [entry.path]
@@ -178,9 +193,7 @@ class Sources(Iterator[SourceItem]):
             for argument in self.arguments
         ]
 
-    def _counted(self, without: type | tuple[()] = ()) -> Iterator[Entry]:
-        walk = Walk(counting=True)
-        sources = [source for source in self._all(walk) if not isinstance(source, without)]
+    def _counted(self, sources: list[Source]) -> Iterator[Entry]:
         if not all(source.repeatable for source in sources):
             raise Uncountable
         return self._entries(sources)
