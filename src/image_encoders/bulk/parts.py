@@ -16,7 +16,7 @@ import re
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -58,7 +58,7 @@ NOTHING = ImageFacts(0, 0, "", 0)  # of an item that failed
 class PartItem:
     """An item as a part has it: what a source said of it, without its bytes. An entry and its item at once.
 
-    private_urls: whether its address may be one that is not public
+    settings: how its source was understood
     """
 
     id: str
@@ -66,7 +66,7 @@ class PartItem:
     state: str
     metadata: Mapping[str, Any] | None = None
     error: InputError | None = None
-    private_urls: bool = False
+    settings: Settings = field(default_factory=Settings)
     path: None = None
 
     @property
@@ -81,7 +81,7 @@ class PartItem:
         """Its bytes."""
         if self.error is not None:
             raise self.error
-        return read_locator(self.locator, limits, private_urls=self.private_urls)
+        return read_locator(self.locator, limits, private_urls=self.settings.private_urls)
 
 
 def folder_of(collection: Collection, shared: str | os.PathLike[str] | None = None) -> Path:
@@ -140,18 +140,8 @@ class Parts:
                 f"{self.folder} holds parts of a run into another collection; choose another folder, or delete it if "
                 "that collection is gone"
             )
-        private = json.loads(table.schema.metadata[b"settings"])["private_urls"]
-        return [_item(row, private) for row in table.to_pylist()]
-
-    def entries(self, part: str) -> Iterator[Entry]:
-        """What is in a part, so that what an archive or a table holds is read in order, and once."""
-        table = _read(self.folder / f"{part}{ITEMS}")
         settings = Settings(**json.loads(table.schema.metadata[b"settings"]))
-        for container, items in groupby(self.items(part), _container):
-            if container is not None:
-                yield from _members(*container, list(items), settings)
-            else:
-                yield from (_entry(item, settings) for item in items)
+        return [_item(row, settings) for row in table.to_pylist()]
 
     def write(self, part: str, outcomes: Sequence[Outcome], dim: int) -> None:
         """Keep what became of a part's items, in their order."""
@@ -217,11 +207,11 @@ class Worker:
     def encode(self, part: str, done: Callable[[list[Outcome]], None] = lambda outcomes: None) -> None:
         """Encode a part and keep what became of it; `done` is called with what came meanwhile."""
         found: dict[str, Outcome] = {}
-        items = looked_at(self.parts.entries(part))
-        for outcomes in encode(items, self.encoder, batch_size=self.tuner, workers=self.workers):
+        items = self.parts.items(part)
+        for outcomes in encode(looked_at(entries(items)), self.encoder, batch_size=self.tuner, workers=self.workers):
             found.update((one.item.id, one) for one in outcomes)
             done(outcomes)
-        self.parts.write(part, [found[item.id] for item in self.parts.items(part)], self.encoder.dim)
+        self.parts.write(part, [found[item.id] for item in items], self.encoder.dim)
 
     def finished(self, parts: Iterable[str | None]) -> Generator[str | None, None, None]:
         """As a `Pool`."""
@@ -329,11 +319,20 @@ def _recorded(item: SourceItem) -> dict[str, Any]:
     }
 
 
-def _item(row: dict[str, Any], private_urls: bool) -> PartItem:
+def _item(row: dict[str, Any], settings: Settings) -> PartItem:
     member = None if row["member"] is None else path_of(row["member"])
     error = None if row["code"] is None else InputError(row["message"], code=row["code"])
     place = Locator(path_of(row["path"]), member, row["time_s"])
-    return PartItem(row["id"], place, row["state"], json.loads(row["metadata"]), error, private_urls)
+    return PartItem(row["id"], place, row["state"], json.loads(row["metadata"]), error, settings)
+
+
+def entries(items: Iterable[PartItem]) -> Iterator[Entry]:
+    """The items of a part as sources would name them; those that an archive or a table holds, in one pass over it."""
+    for container, some in groupby(items, _container):
+        if container is not None:
+            yield from _members(*container, list(some))
+        else:
+            yield from map(_entry, some)
 
 
 def _container(item: PartItem) -> tuple[str, str | None] | None:
@@ -344,27 +343,27 @@ def _container(item: PartItem) -> tuple[str, str | None] | None:
     return path, None if is_archive_name(path) else member.rpartition("/")[0]
 
 
-def _entry(item: PartItem, settings: Settings) -> Entry:
+def _entry(item: PartItem) -> Entry:
     """An item that is in no archive and no table, as a source would name it."""
     path, time_s = item.locator.path, item.locator.time_s
     if item.error is not None:
         return item
     if time_s is not None:
-        return Frame(place_of(path), time_s, settings.every_s)
+        return Frame(place_of(path), time_s, item.settings.every_s)
     if is_url(path):
-        return UrlEntry(path, item.metadata, settings.private_urls)  # type: ignore[return-value]
+        return UrlEntry(path, item.metadata, item.settings.private_urls)  # type: ignore[return-value]
     if is_object(path):
         return ObjectEntry(path, item.metadata)  # type: ignore[return-value]
     return item
 
 
-def _members(path: str, column: str | None, items: Sequence[PartItem], settings: Settings) -> Iterator[Entry]:
+def _members(path: str, column: str | None, items: Sequence[PartItem]) -> Iterator[Entry]:
     """Items that an archive or a table holds, met on one way through it; the others, with why they were not met."""
     wanted = {item.id: item for item in items}
     walk = Walk(known=lambda id, state: id not in wanted)
     error = InputError("no longer in it", code="not-found")
     if column is None:
-        found = Archive(place_of(path), walk, settings.all_files).entries()
+        found = Archive(place_of(path), walk, items[0].settings.all_files).entries()
     else:
         found = Table(place_of(path), walk, _refused, column).entries()
     for entry in found:
