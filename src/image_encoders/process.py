@@ -178,7 +178,7 @@ def take_over(environment: dict[str, str]) -> None:
 
 @contextmanager
 def starting_ray() -> Iterator[None]:
-    """While Ray's processes are started: they are told to send nothing to its makers; then all is as before."""
+    """While Ray's processes are started: they send nothing to its makers; then all is as before."""
     before = {name: os.environ.get(name) for name in QUIET_RAY}
     os.environ.update(QUIET_RAY)
     try:

@@ -35,7 +35,7 @@ from image_encoders.lease import Lease
 
 SCRIPT = Path(__file__).with_name("encode_parts.py")
 SERIES = int(os.environ.get("KILL_SERIES", "0"))  # of ten random kills each, in `make soak`; else one short one
-MOMENTS = ["recorded", "encoded", "listed", "written", "told"]
+MOMENTS = ["recorded", "encoded", "listed", "written", "removed"]
 
 
 @pytest.fixture(autouse=True)
@@ -200,7 +200,7 @@ def test_a_part_that_is_stored_and_still_lies_there_is_not_stored_again(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     collection = begun(tmp_path)
-    monkeypatch.setattr(Parts, "remove", lambda self, part: None)  # as if killed between "written" and "told"
+    monkeypatch.setattr(Parts, "remove", lambda self, part: None)  # as if killed between "written" and "removed"
     encode(photos, collection)
     monkeypatch.undo()
     before = rows(collection)
@@ -237,16 +237,16 @@ def test_parts_lie_in_a_folder_of_their_own_where_one_is_named(photos: Path, tmp
 
 def test_progress_is_told_in_the_runs_own_thread(photos: Path, tmp_path: Path) -> None:
     threads = set()
-    told: list[int] = []
+    done: list[int] = []
 
     def progress(standing: Any) -> None:
         threads.add(threading.current_thread())
-        told.append(standing.done)
+        done.append(standing.done)
 
     encode(photos, begun(tmp_path), progress=progress)
     assert threads == {threading.current_thread()}
-    assert told == sorted(told)
-    assert told[-1] == 40
+    assert done == sorted(done)
+    assert done[-1] == 40
 
 
 def test_a_damaged_result_is_named(photos: Path, tmp_path: Path) -> None:

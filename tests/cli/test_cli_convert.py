@@ -63,7 +63,7 @@ def test_a_converted_checkpoint_gives_the_same_bits_and_needs_no_vocabulary(comm
 def test_a_custom_net_is_converted_with_its_definition_or_without(command, checkpoint, tmp_path):
     original = checkpoint("custom-inplace") / "model_state_dict.pth"
     given = [part for key, value in CUSTOM.items() for part in ("-O", f"{key}={value}")]
-    told = command(
+    report = command(
         "convert",
         "custom",
         "--weights",
@@ -75,8 +75,8 @@ def test_a_custom_net_is_converted_with_its_definition_or_without(command, check
         "layer=out",
         "--json",
     ).json
-    assert told["original_bytes"] == original.stat().st_size
-    assert told["converted_load_s"] > 0
+    assert report["original_bytes"] == original.stat().st_size
+    assert report["converted_load_s"] > 0
     ran = command("convert", "custom", "--weights", original, "-o", tmp_path / "b.safetensors")
     assert ran.status == 0
     assert "same tensors" in ran.out
@@ -176,14 +176,14 @@ def test_checkpoints_of_the_true_size_are_converted_bit_for_bit(
     given = [part for key, value in options.items() for part in ("-O", f"{key}={value}")]
     ran = command("convert", name, "--weights", checkpoint(case) / file, "-o", out, *given, "--json")
     assert ran.status == 0, ran.err
-    told = json.loads(ran.out)
-    assert re.fullmatch("[0-9a-f]{32}", told["fingerprint"])
+    report = json.loads(ran.out)
+    assert re.fullmatch("[0-9a-f]{32}", report["fingerprint"])
     if name.startswith("bit"):  # four times as fast; others are mapped either way, and twice as fast
-        assert told["converted_load_s"] < told["original_load_s"]
+        assert report["converted_load_s"] < report["original_load_s"]
     images = np.random.default_rng(3).random((2, 3, 224, 224)).astype(np.float32)
     original = ie.load(name, weights=checkpoint(case) / file, **RUNTIME, **options)
     converted = ie.load(name, weights=out, **RUNTIME)
-    assert converted.fingerprint == original.fingerprint == told["fingerprint"]
+    assert converted.fingerprint == original.fingerprint == report["fingerprint"]
     assert np.array_equal(converted.embed_image(images), original.embed_image(images))
     if "text" in original.modalities:
         assert np.array_equal(converted.encode_text(["a man"]), original.encode_text(["a man"]))

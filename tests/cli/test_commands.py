@@ -118,12 +118,12 @@ def test_doctor_shows_the_machine(command):
 
 
 def test_doctor_measures_a_model_and_names_the_limit(command, photos):
-    told = command("doctor", "--model", "colours/plain", "--json", *photos.glob("*.png")).json
-    stages = told["stages"]
+    report = command("doctor", "--model", "colours/plain", "--json", *photos.glob("*.png")).json
+    stages = report["stages"]
     assert (stages["model"], stages["images"]) == ("colours/plain", 3)
     assert min(stages["read_ms"], stages["preprocess_ms"], stages["embed_ms"]) > 0
     assert stages["limit"] in ("read", "preprocess", "embed")
-    assert told["processor"]["cores"] >= 1
+    assert report["processor"]["cores"] >= 1
     assert "limits; expect about" in command("doctor", "--model", "colours/plain").out
 
 

@@ -38,7 +38,7 @@ class Committer:
     ):
         """again: encodes items whose bytes seemed to be known, and whose row was replaced meanwhile
         commit_s: seconds between commits at most
-        stored: told of each part once it is certain that all of it is stored
+        stored: called with each part once it is certain that all of it is stored
         pooled: whether everything comes in parts that lie on disk
         """
         self.collection, self.plan, self.again, self.stored = collection, plan, again, stored

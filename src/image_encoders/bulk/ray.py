@@ -273,7 +273,7 @@ class Workers:
         for call in done:
             member, part = self._busy.pop(call)
             try:
-                told = ray.get(call)
+                warning = ray.get(call)
             except (ray.exceptions.RayActorError, ray.exceptions.OutOfMemoryError) as error:
                 self._replace(member, part, error)
                 continue
@@ -286,8 +286,8 @@ class Workers:
             self._idle.append(member)
             if part is not None:
                 yield part
-            elif told:
-                logger.warning("%s", told)
+            elif warning:
+                logger.warning("%s", warning)
         if not done:
             yield None
 
@@ -370,8 +370,8 @@ class _Rows:
     def __init__(self, recipe: Recipe, column: str, settings: Settings, batch_size: int | None, threads: int):
         self.encoder, self.column, self.settings, self.threads = recipe.load(), column, settings, threads
         self.tuner = BatchSizeTuner(batch_size)
-        if told := slow(self.encoder):
-            logger.warning("%s", told)
+        if warning := slow(self.encoder):
+            logger.warning("%s", warning)
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """The table with two more columns."""

@@ -2,7 +2,7 @@
 
 - Headers come within `header_timeout`, as a whole, and are of bounded size and number.
 - A body does not pause for `body_timeout`, nor does whoever reads an answer; what drips slower than `SLOWEST` ends too.
-- Beyond `max_connections`, only probes of health are answered; all others are told to come back.
+- Beyond `max_connections`, only probes of health are answered; all others get 503 and a time to come back.
 - What cannot be read as HTTP gets an answer with a reason, never in the midst of another request's answer.
 - A request whose client has left is cancelled.
 - An answer given before the whole request was read is read by its client: the connection closes after that.

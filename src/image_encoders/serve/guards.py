@@ -42,7 +42,7 @@ MIN_KEY_CHARS = 16
 COOKIE_DAYS = 30
 LOGIN_BYTES = 16 << 10
 WRONG_KEY_S = 0.5  # how long a wrong key at the login waits for its answer
-OPEN = re.compile(r"/health/.*|/login|/page/[^/]*")  # paths that need no key: nothing of a collection is told there
+OPEN = re.compile(r"/health/.*|/login|/page/[^/]*")  # paths that need no key: they say nothing about a collection
 OWN_PATH = re.compile(r"/?[A-Za-z][\w.-]*(/[A-Za-z0-9][\w.-]*)*([?#][\x21-\x7e]*)?", re.ASCII)  # no other host
 REQUEST_ID = re.compile(rb"[A-Za-z0-9._:-]{1,64}")
 FORWARDED = (b"forwarded", b"x-forwarded-for", b"x-real-ip", b"via")  # what proxies add
@@ -84,7 +84,7 @@ def is_loopback(host: str) -> bool:
 
 
 def may_see_paths(scope: Scope, settings: Settings) -> bool:
-    """Whether a client is told where files are: one on this machine, not through a proxy; any one with --show-paths."""
+    """Whether a client may know where files are: one on this machine, no proxy between; any one with --show-paths."""
     if settings.show_paths:
         return True
     headers = dict(scope["headers"])

@@ -40,7 +40,7 @@ class BoundedRoute(APIRoute):
 
 
 def refusals(*described: Mapping[Any, str]) -> dict[int | str, dict[str, Any]]:
-    """What FastAPI is told of refusals: their statuses, and what each of them means."""
+    """The refusals, for the schema: their statuses, and what each of them means."""
     said = {status: text for some in (*described, OTHER) for status, text in some.items()}
     return {status: {"model": Problem, "description": text} for status, text in said.items()}
 

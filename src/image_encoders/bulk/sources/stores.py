@@ -61,9 +61,9 @@ class ObjectFile:
         info = self.known_info
         if info.get("type") == "directory":
             raise InputError("a folder; only files are accepted", code="not-a-file")
-        told = next((info[name] for name in STATES if info.get(name) is not None), None)
-        told = told.timestamp() if isinstance(told, datetime) else told
-        return "" if told is None else f"{info.get('size')} {told}"
+        state = next((info[name] for name in STATES if info.get(name) is not None), None)
+        state = state.timestamp() if isinstance(state, datetime) else state
+        return "" if state is None else f"{info.get('size')} {state}"
 
     def open(self) -> Any:
         with _reaching():

@@ -96,5 +96,5 @@ def without_traceback(error: Exception) -> Exception:
     else:
         log.error("a request failed", exc_info=error)
         said, kind = f"the request failed: {type(error).__name__}", "RequestError"
-    told = type(kind, (ImageEncodersError,), {"__traceback__": property(lambda _: None)})
-    return told(said)
+    reported = type(kind, (ImageEncodersError,), {"__traceback__": property(lambda _: None)})
+    return reported(said)
