@@ -281,7 +281,7 @@ class Collection:
         raise CollectionError(
             f"{self.folder} holds embeddings of {self.name} (fingerprint {self.fingerprint}, {self.precision}), and "
             f"those of {encoder.name} (fingerprint {encoder.fingerprint}, {encoder.precision}) cannot be compared with "
-            f"them{same}; choose another collection, or use what this one was begun with"
+            f"them{same}; choose another collection, or use the model, options and precision of this one"
         )
 
     @cached_property
@@ -300,9 +300,9 @@ class Collection:
         found = self.drift(encoder)
         if found is not None and found > DRIFT:
             raise CollectionError(
-                f"{self.folder} was begun with {self.name} by {begun['engine']} on {begun['device']}, and by "
-                f"{encoder.engine} on {encoder.device} the same model gives other embeddings (1 - cosine {found:.2g} "
-                "for the same image); encode where the collection was begun, or into another folder"
+                f"{self.folder} was created with {self.name} by {begun['engine']} on {begun['device']}, and by "
+                f"{encoder.engine} on {encoder.device} the same model gives different embeddings (1 - cosine "
+                f"{found:.2g} for the same image); encode where the collection was created, or into another folder"
             )
 
     def load_encoder(self, **wishes: Any) -> Encoder:
@@ -375,7 +375,7 @@ class Collection:
         if sum(query is not None for query in (vector, words, image, audio)) != 1:
             raise InputError("give one query: a vector, words, image or audio", code="query")
         if isinstance(vector, str):
-            raise InputError("a query in words goes into words=, a file's path into image= or audio=", code="query")
+            raise InputError("pass a text query as words=, and a file's path as image= or audio=", code="query")
         if words is not None:
             vector = self.encoder.encode_text([words])[0]
         elif image is not None:
@@ -401,7 +401,7 @@ class Collection:
             raise CollectionError(f"a query of shape {query.shape}; {self.folder} holds rows of shape ({self.dim},)")
         if not np.isfinite(query).all() or not query.any():
             what = "all zeros" if np.isfinite(query).all() else "not finite"
-            raise InputError(f"the query's vector is {what}, so nothing is nearest to it", code="no-direction")
+            raise InputError(f"the query's vector is {what}, so it has no nearest neighbours", code="no-direction")
         query = query / np.abs(query).max()  # squares of huge numbers would not be finite
         return (query / np.linalg.norm(query)).astype(np.float32)
 
@@ -415,7 +415,9 @@ class Collection:
         directions = [weight * self.direction(vector) for vector, weight in zip(vectors, weights, strict=True)]
         mixed = np.sum(directions, axis=0, dtype=np.float64) if directions else np.zeros(self.dim)
         if np.linalg.norm(mixed) <= CANCELLED * sum(map(abs, weights)):
-            raise InputError("the queries cancel each other out, so nothing is nearest to them", code="no-direction")
+            raise InputError(
+                "the queries cancel each other out, so they have no nearest neighbours", code="no-direction"
+            )
         return self.direction(mixed)
 
     def info(self) -> dict[str, Any]:
@@ -791,7 +793,7 @@ def check_new(folder: Path) -> None:
     if not there.is_dir():
         raise CollectionError(f"{there} is a file; a collection is a folder")
     if not os.access(there, os.W_OK | os.X_OK):
-        raise CollectionError(f"{folder} cannot be made: no permission to write in {there}")
+        raise CollectionError(f"{folder} cannot be created: no permission to write in {there}")
     if there == folder:
         with storage(folder, "read"):
             _check_vacant(folder)
@@ -801,9 +803,9 @@ def _check_vacant(folder: Path) -> None:
     """Raise CollectionError unless a collection may be made in `folder`, which exists."""
     found = sorted(name for name in os.listdir(folder) if not name.startswith("."))
     if MARK in found:
-        raise CollectionError(f"{folder} is a collection already")
+        raise CollectionError(f"{folder} is already a collection")
     if found:
-        raise CollectionError(f"{folder} holds {found[0]} and is no collection; choose a folder that is new or empty")
+        raise CollectionError(f"{folder} holds {found[0]} and is not a collection; choose a new or empty folder")
 
 
 def _line(text: str) -> str:

@@ -165,7 +165,7 @@ class Definition:
             raise ModuleNotFoundError(f"No module named {shown!r}", name=name)
         if self._sealed:
             raise ImportError(
-                f"{shown} is imported for the first time after loading, so that the fingerprint does not cover it; "
+                f"{shown} is imported for the first time after loading, so the fingerprint does not cover it; "
                 "import it at the top of the definition",
                 name=name,
             )

@@ -80,7 +80,7 @@ class Overloaded(ImageEncodersError):
 
     def __init__(self, *, limit: int, waiting: int, retry_s: float):
         super().__init__(
-            f"{waiting} inputs are waiting, of at most {limit}; come back in about {max(retry_s, 0.1):.1f} seconds"
+            f"{waiting} inputs are waiting, of at most {limit}; retry in about {max(retry_s, 0.1):.1f} seconds"
         )
         self.limit, self.waiting, self.retry_s = limit, waiting, retry_s
 

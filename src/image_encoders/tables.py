@@ -252,7 +252,7 @@ def build_index(table: Any) -> float | None:
         return None
     temporary = os.environ.get("TMPDIR") or "/tmp"
     if os.name == "posix" and not os.access(temporary, os.W_OK):
-        logger.warning("no index is built, so that searches compare all rows: %s cannot be written (TMPDIR)", temporary)
+        logger.warning("no index is built, so searches compare all rows: %s cannot be written (TMPDIR)", temporary)
         return None
     existing = [table.index_stats(index.name) for index in table.list_indices()]
     if existing and existing[0].num_unindexed_rows <= UNINDEXED * rows:

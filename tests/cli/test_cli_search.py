@@ -143,8 +143,8 @@ def test_the_help_shows_that_words_are_one_query_of_three(command):
         (("http://example.org/c", "red"), "http://example.org/c"),
         (("c", "--audio", "photos/red.png"), "no audio tower"),
         (("c", "red", "--html", "nowhere/page.html"), "nowhere"),
-        (("c", "red", "--html", "photos"), "it ends with .html"),
-        (("c", "red", "--html", "photos/a.jpg"), "it ends with .html"),
+        (("c", "red", "--html", "photos"), "must end with .html"),
+        (("c", "red", "--html", "photos/a.jpg"), "must end with .html"),
         (("c", "red", "--weights", "gone.pt"), "gone.pt"),
     ],
 )

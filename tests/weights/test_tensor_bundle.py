@@ -109,7 +109,7 @@ def test_missing_files_are_named(folder: Path, tmp_path: Path) -> None:
     shard(folder).rename(tmp_path / "away")
     with pytest.raises(WeightsError, match=r"variables.data-00000-of-00001: there is no such file"):
         read(folder)
-    with pytest.raises(WeightsError, match=r"variables.index: there is no such file; a SavedModel folder has it"):
+    with pytest.raises(WeightsError, match=r"variables.index: no such file; a SavedModel folder has one"):
         read(tmp_path / "nothing")
 
 

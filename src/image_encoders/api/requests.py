@@ -25,7 +25,7 @@ PIXEL = (
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR4nGP4z8AAAAMBAQDJ/pLvAAAAAElFTkSuQmCC"  # a red one, in PNG
 )
 TOKENS = (
-    "input holds token numbers, which belong to another model's tokenizer; send texts. "
+    "input holds token ids, which belong to another model's tokenizer; send texts. "
     "LangChain: OpenAIEmbeddings(..., check_embedding_ctx_length=False)"
 )
 
@@ -67,8 +67,8 @@ class EmbeddingCall:
             param = self.dimensions_param
             raise RequestError(
                 400,
-                f"{param} is {self.dimensions}; embeddings of {model} have {dim}, and it was not trained to be cut "
-                "shorter",
+                f"{param} is {self.dimensions}; embeddings of {model} have {dim}, and cannot be shortened: it was not "
+                "trained for that",
                 code="dimensions",
                 param=param,
             )
@@ -106,8 +106,8 @@ class DictItem(Bounded):
     text: str = ""
     image: str = Field("", description="A data: URL, base64, or an http(s) address where the service fetches those.")
     audio: str = Field("", description="A sound, in the same forms.")
-    url: str = Field("", description="A data: URL or an address, of an image or of what `modality` says.")
-    bytes: str = Field("", description="Base64 of an image's file, or of what `modality` says.")
+    url: str = Field("", description="A data: URL or an address, of an image, or of the given `modality`.")
+    bytes: str = Field("", description="Base64 of an image file, or of the given `modality`.")
 
     @model_validator(mode="after")
     def _is_one(self) -> DictItem:
@@ -131,12 +131,12 @@ class EmbeddingsRequest(Bounded):
     )
 
     input: str | DictItem | Annotated[list[str | DictItem | Tokens], FIRST, MANY] = Field(
-        description="A text, an image as a data: URL, an object that says which it is, or a list of those. Numbers of "
-        "tokens are refused."
+        description="A text, an image as a data: URL, an object that says which it is, or a list of those. Token ids "
+        "are refused."
     )
-    model: str | None = Field(None, description="One of /v1/models; without it, the first.")
+    model: str | None = Field(None, description="One of /v1/models; default: the first.")
     modality: Modality | None = Field(
-        None, description="What strings are: text unless it says otherwise, or unless they are data: URLs."
+        None, description="What plain strings are: text by default; data: URLs are always recognised."
     )
     encoding_format: Encoding = Field("float", description="Numbers, or base64 of their little-endian bytes.")
     embedding_type: EmbeddingType = Field(
@@ -145,7 +145,9 @@ class EmbeddingsRequest(Bounded):
     )
     dimensions: Annotated[int, Field(ge=1)] | None = Field(None, description="The length of an embedding.")
     normalized: bool = Field(False, description="Scale embeddings to unit length.")
-    partial: bool = Field(False, description="Answer although some items fail; these get an `error`.")
+    partial: bool = Field(
+        False, description="Return the embeddings of the other items if some fail; those get an `error`."
+    )
     user: str | None = Field(None, description="Not used.")
 
     def call(self, limits: Limits) -> EmbeddingCall:
@@ -193,14 +195,14 @@ class EmbedRequest(Bounded):
         },
     )
 
-    model: str | None = Field(None, description="One of /v1/models; without it, the first.")
+    model: str | None = Field(None, description="One of /v1/models; default: the first.")
     texts: Annotated[list[str], FIRST] | None = None
     images: Annotated[list[str], FIRST] | None = Field(None, description="As data: URLs.")
     inputs: Annotated[list[Content], FIRST] | None = None
     input_type: str | None = Field(None, description="Not used: these models embed queries as documents.")
     embedding_types: list[CohereType] = Field(["float"], min_length=1, max_length=4)
     output_dimension: Annotated[int, Field(ge=1)] | None = None
-    truncate: Literal["NONE"] | None = Field(None, description="A text that is too long is refused, never cut.")
+    truncate: Literal["NONE"] | None = Field(None, description="Texts that are too long are refused, never truncated.")
     max_tokens: int | None = Field(None, description="Not used.")
     priority: int | None = Field(None, description="Not used.")
 
@@ -294,7 +296,7 @@ def text_item(text: str, limits: Limits) -> Item:
     try:
         size = len(text.encode())
     except UnicodeEncodeError as error:
-        raise InputError("a text with half a character", code="text") from error
+        raise InputError("a text with an unpaired surrogate", code="text") from error
     if size > limits.max_text_bytes:
         raise InputError(
             f"a text of {size:,} bytes; at most {limits.max_text_bytes:,} are accepted", code="too-many-bytes"

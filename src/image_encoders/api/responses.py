@@ -55,7 +55,7 @@ def bad_items(items: Mapping[int, InputError], count: int, *, param: str, partia
     return RequestError(
         422,
         f"{len(items)} of {count} items cannot be embedded: {said}{more}"
-        + (". With partial=true the others get their embeddings" if partial else ""),
+        + (". With partial=true the embeddings of the others are returned" if partial else ""),
         code="bad_items",
         param=param,
         items=items,
@@ -87,7 +87,7 @@ class Problem(BaseModel):
     title: str
     status: int
     detail: str
-    items: list[ItemProblem] = Field([], description="The items that are to blame, where some are.")
+    items: list[ItemProblem] = Field([], description="The items that caused the error, if any.")
     request_id: str | None = None
 
 

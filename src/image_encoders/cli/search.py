@@ -35,7 +35,7 @@ def search(
         str | None,
         typer.Argument(
             metavar='"WORDS"',
-            help="What to look for, in words; --image or --audio takes their place, or adds to them.",
+            help="What to look for, in words; --image or --audio can replace it or be combined with it.",
             show_default=False,
         ),
     ] = None,
@@ -43,11 +43,11 @@ def search(
         Path | None, typer.Option(metavar="FILE", help="Find images like this one.", parser=local_path)
     ] = None,
     audio: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Find images of what is heard in this file.", parser=local_path)
+        Path | None, typer.Option(metavar="FILE", help="Find images that match this sound.", parser=local_path)
     ] = None,
     minus: Annotated[
         list[str] | None,
-        typer.Option("--minus", metavar='"WORDS"', help="Keep away from what these words say; may be repeated."),
+        typer.Option("--minus", metavar='"WORDS"', help="Subtract these words from the query; may be repeated."),
     ] = None,
     k: Annotated[int, typer.Option("-k", metavar="N", min=1, help="How many images to find.")] = 10,
     each_copy: Annotated[
@@ -119,11 +119,11 @@ def check_page(page: Path | None) -> None:
         return
     if page.suffix.lower() not in (".html", ".htm"):
         raise InputError(
-            f"--html {page}: not the name of a page; it ends with .html, so that no other file is lost", code="page"
+            f"--html {page}: the name must end with .html, so that no other file is overwritten", code="page"
         )
     if page.is_dir() or not page.absolute().parent.is_dir():
         where = "is a folder" if page.is_dir() else f"there is no folder {shown(page.absolute().parent)}"
-        raise InputError(f"--html {page}: {where}; name a file in a folder that exists", code="page")
+        raise InputError(f"--html {page}: {where}; choose a file in an existing folder", code="page")
 
 
 def _embedding(encoder: Encoder, modality: str, query: Any) -> np.ndarray:

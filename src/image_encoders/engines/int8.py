@@ -78,8 +78,8 @@ def calibrated(net: Net, calibration: Sequence[Any] | str | None) -> str:
                     write(quantized, folder, net.name, closeness=asdict(near))
         except OSError as error:
             raise WeightsError(
-                f"{folder}: the calibrated copy cannot be kept: {error.strerror or error}; "
-                "make room, or set IMAGE_ENCODERS_CACHE"
+                f"{folder}: the calibrated copy cannot be stored: {error.strerror or error}; "
+                "free some space, or set IMAGE_ENCODERS_CACHE"
             ) from error
     return digest
 

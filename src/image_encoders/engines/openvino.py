@@ -117,7 +117,7 @@ class OpenVinoEmbedder:
 
         if forked():
             logger.warning(
-                "%s: torch runs it: this process was forked, and OpenVINO's threads are missing in it", self._net.name
+                "%s: using torch, as this process was forked and has none of OpenVINO's threads", self._net.name
             )
         return TorchEmbedder(self._net.build(), "cpu", self.precision if self._torch_has_it else "float32")
 
@@ -300,7 +300,7 @@ def read(net: Net, folder: Path, calibration: str) -> openvino.Model:
             f"{folder}: the calibrated copy is damaged ({damage}); delete it, calibrate again, "
             "and encode into a new collection"
         )
-    logger.warning("%s: the converted copy is made again: %s", folder, damage)
+    logger.warning("%s: converting the model again: %s", folder, damage)
     return copied(net, folder)
 
 
@@ -310,7 +310,7 @@ def _damage(folder: Path) -> str | None:
         about = json.loads((folder / ABOUT).read_text("utf-8"))
         for name in (XML, BIN):
             if running_sha256(folder / name).hexdigest() != about[name]:
-                return f"{name} is not as it was written"
+                return f"{name} has changed since it was written"
     except (OSError, ValueError, KeyError, TypeError) as error:
         return str(error)
     return None
@@ -328,8 +328,8 @@ def copied(net: Net, folder: Path) -> openvino.Model:
             return core().read_model(folder / XML)
     except OSError as error:
         logger.warning(
-            "%s: no converted copy can be kept, so every start converts again: %s; "
-            "make room, or set IMAGE_ENCODERS_CACHE",
+            "%s: the converted copy cannot be stored, so every start converts again: %s; "
+            "free some space, or set IMAGE_ENCODERS_CACHE",
             folder,
             error.strerror or error,
         )
@@ -384,7 +384,9 @@ def converted(net: Net) -> openvino.Model:
             raise DeviceError(f"OpenVINO cannot run {net.name}: {first_line(error)}; use engine='torch'") from error
     for ours, theirs in zip(found, wanted):
         if ours.shape != theirs.shape or not np.abs(ours - theirs).max() <= AGREES * np.abs(theirs).max():
-            raise DeviceError(f"OpenVINO's copy of {net.name} gives other embeddings than torch; use engine='torch'")
+            raise DeviceError(
+                f"OpenVINO's copy of {net.name} gives different embeddings from torch's; use engine='torch'"
+            )
     return model
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from image_encoders.errors import DeviceError
 
 TORCH = ("torch", "torch-compile")
-OWNERS = {"openvino": "OpenVINO's", "torch": "PyTorch's", "torch-compile": "PyTorch's"}  # in sentences
+OWNERS = {"openvino": "OpenVINO", "torch": "PyTorch", "torch-compile": "PyTorch"}  # in messages
 
 
 @dataclass(frozen=True)
@@ -65,9 +65,9 @@ def check_computed(precision: str, device: str, engine: str) -> None:
     if not one.cpu and not one.cuda:
         raise DeviceError(f"no engine computes precision={precision!r}; use {' or '.join(others)}")
     if device == "cpu" and not here:
-        raise DeviceError(f"{precision} is not for the CPU; use {' or '.join(others)} there")
+        raise DeviceError(f"{precision} is not available on the CPU; use {' or '.join(others)} there")
     place, owner = ("cpu", one.cpu[0]) if one.cpu else ("cuda", one.cuda[0])
     raise DeviceError(
-        f"precision={precision!r} is {OWNERS[owner]}, on {'the CPU' if one.cpu else 'CUDA'}; "
+        f"precision={precision!r} is computed by {OWNERS[owner]} on {'the CPU' if one.cpu else 'CUDA'}; "
         f"use device={place!r} and engine='auto' with it"
     )

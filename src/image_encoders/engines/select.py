@@ -151,8 +151,8 @@ def _select_later(runtime: Runtime, net: Net) -> LazyEmbedder:
     def select() -> Embedder:
         if runtime.engine == "openvino" and not net.traceable:
             raise DeviceError(
-                f"{net.name}: OpenVINO cannot run it, since what the net does depends on what is in a batch; "
-                "with engine='auto' torch runs it, and OpenVINO the images"
+                f"{net.name}: OpenVINO cannot run it, since its computation depends on the content of the batch; "
+                "with engine='auto' it runs in torch, and images run in OpenVINO"
             )
         try:
             with only_cached(side.convert_apart is not None):
@@ -170,8 +170,8 @@ def ways(runtime: Runtime, net: Net) -> list[Way]:
     device, asked = runtime.device, runtime.engine
     if runtime.precision in CALIBRATED and not net.traceable and asked == "auto":
         raise DeviceError(
-            f"{net.name}: {runtime.precision} runs a copy made from one pass of the net, and this net may compute "
-            "something else in the next; engine='openvino' makes the copy anyway"
+            f"{net.name}: {runtime.precision} needs a copy traced from one forward pass, and this net may compute "
+            "something else in the next; engine='openvino' traces it anyway"
         )
     if runtime.precision != "auto":
         check_computed(runtime.precision, device, asked)
@@ -218,7 +218,7 @@ def convert_apart(runtime: Runtime, modality: str) -> Runtime:
     except ChildDied as error:
         if runtime.engine != "auto" or runtime.precision in CALIBRATED:
             raise DeviceError(f"OpenVINO cannot run this model here: {error}; use engine='torch'") from error
-        logger.warning("torch runs the model instead of OpenVINO: %s; engine='torch' skips the attempt", error)
+        logger.warning("the model runs in torch instead of OpenVINO: %s; engine='torch' skips the attempt", error)
         engine = "torch"
     except Unsendable:  # open files to calibrate on, for example: it is converted here
         return runtime
@@ -232,7 +232,7 @@ def _may_start_processes() -> bool:
 def _check_combination(device: str, precision: str, engine: str) -> None:
     """DeviceError where device, precision and engine do not go together."""
     if engine == "openvino" and device != "cpu":
-        raise DeviceError(f"engine='openvino' runs on the CPU, not on {device!r}; use engine='torch' there")
+        raise DeviceError(f"engine='openvino' runs only on the CPU, not on {device!r}; use engine='torch' there")
     if precision != "auto":
         check_computed(precision, device, engine)
     if engine == "openvino" or precision in CALIBRATED:
@@ -270,7 +270,7 @@ def _build_or_torch(runtime: Runtime, net: Net, way: Way) -> Embedder:
         engine, precision = way
         if runtime.engine != "auto" or engine == "torch" or "torch" not in engines_of(precision, runtime.device):
             raise
-        logger.warning("%s: torch runs it instead of OpenVINO: %s", net.name, error)
+        logger.warning("%s: using torch instead of OpenVINO: %s", net.name, error)
         return _build(runtime, net, ("torch", precision))
 
 
@@ -291,7 +291,7 @@ def _judge(runtime: Runtime, net: Net, offered: Sequence[Way]) -> tuple[Embedder
             continue
         if near.centred >= CLOSEST:
             return embedder, Choice(engine, precision, near, tuple(refused)), sure
-        refused.append(f"{precision}: centred cosine {near.centred:.4f}, {CLOSEST} is asked for")
+        refused.append(f"{precision}: centred cosine {near.centred:.4f}, {CLOSEST} is required")
     logger.info("%s stays in float32: %s", net.name, "; ".join(refused))
     return reference, Choice(reference.engine, "float32", None, tuple(refused)), sure
 

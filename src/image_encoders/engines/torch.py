@@ -56,7 +56,7 @@ class TorchEmbedder:
             return embeddings.float().cpu().numpy()
         except torch.AcceleratorError as error:  # no input's fault: every later call fails as well
             raise DeviceError(
-                f"{self.device} has failed: {first_line(error)}; start the program again, which goes on from there, or "
+                f"{self.device} has failed: {first_line(error)}; restart the program, which resumes from there, or "
                 "use device='cpu'"
             ) from error
 

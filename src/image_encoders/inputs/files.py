@@ -97,7 +97,7 @@ def read_stream(file: Any, what: str, max_bytes: int, hint: str = "") -> bytes:
             raise InputError("an open file that has nothing to read yet; open it without O_NONBLOCK", code="unreadable")
         if not isinstance(piece, bytes):
             raise InputError(
-                f"an open file whose read gives {type(piece).__name__}, not bytes; open the {what} file with mode 'rb'",
+                f"an open file whose read() returns {type(piece).__name__}, not bytes; open the {what} with mode 'rb'",
                 code="type",
             )
         if not piece:
@@ -118,8 +118,8 @@ def address_error(path: str, what: str) -> InputError | None:
     if not ADDRESS.match(path):
         return None
     if path.lower().startswith("file:"):
-        return InputError("an address, not a path; leave out the file://", code="url")
-    return InputError(f"a web address, not a path; download the {what} first, and give its path or bytes", code="url")
+        return InputError("a URL, not a path; leave out the file://", code="url")
+    return InputError(f"a URL, not a path; download the {what} first, and give its path or bytes", code="url")
 
 
 def check_bytes(found: int, max_bytes: int, hint: str = "") -> None:

@@ -62,10 +62,10 @@ def image_format(encoded: bytes) -> ImageFormat:
             return format
     for name, signature in NOT_ACCEPTED.items():
         if re.match(signature, head, re.DOTALL):
-            raise InputError(f"a file of the format {name}; accepted: {NAMES}", code="unsupported")
+            raise InputError(f"a {name} file; accepted: {NAMES}", code="unsupported")
     if not encoded:
         raise InputError(f"empty, 0 bytes; accepted: {NAMES}", code="empty")
-    hint = "; a path is given as text, os.fsdecode makes it" if PATH.fullmatch(encoded) else ""
+    hint = "; pass a path as str: os.fsdecode converts it" if PATH.fullmatch(encoded) else ""
     raise InputError(
         f"not an image: {len(encoded)} bytes that begin with {_shown(encoded[:12])}{hint}; accepted: {NAMES}",
         code="not-an-image",

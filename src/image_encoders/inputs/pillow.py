@@ -162,8 +162,7 @@ def _rgb(image: Image.Image) -> np.ndarray:
         return _grey16_pixels(image)
     if image.mode in ("I", "F"):
         raise InputError(
-            f"an image of 32-bit numbers (mode {image.mode}), whose black and white are not stated; "
-            "scale it to 8 bits first",
+            f"a 32-bit image (mode {image.mode}), whose black and white levels are unknown; scale it to 8 bits first",
             code="unsupported",
         )
     if image.mode in ("La", "RGBa"):  # colours multiplied by alpha

@@ -308,7 +308,7 @@ def _checked(host: str, port: int, limits: UrlLimits) -> list[str]:
     answers = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     found = list(dict.fromkeys(str(answer[4][0]) for answer in answers))
     if not limits.private and not all(map(_public, found)):
-        raise InputError(f"{host} is not a public address; only those are fetched", code="url")
+        raise InputError(f"{host} is not a public address; only public addresses are fetched", code="url")
     return found
 
 

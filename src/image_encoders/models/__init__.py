@@ -161,7 +161,7 @@ def _engine_of(name: str, wishes: dict[str, Any], modality: str) -> str:
 def _reduced(encoder: Encoder) -> tuple[Any, ...]:
     """How an encoder is pickled: as what it takes to load it again."""
     if not encoder.recipe:
-        raise PicklingError(f"{encoder.name} was not made by load(), so that it cannot be loaded again elsewhere")
+        raise PicklingError(f"{encoder.name} was not created by load(), so it cannot be loaded again elsewhere")
     return _reloaded, (encoder.recipe, encoder.precision, encoder.fingerprint)
 
 
@@ -177,8 +177,8 @@ def _reloaded(recipe: dict[str, Any], precision: str, fingerprint: str) -> Encod
         encoder.recipe = recipe
     if encoder.fingerprint != fingerprint:
         raise WeightsError(
-            f"{encoder.name} is another encoder than the one that was pickled (fingerprint {encoder.fingerprint}, was "
-            f"{fingerprint}): its files, or this package, have changed since"
+            f"{encoder.name} is not the encoder that was pickled (fingerprint {encoder.fingerprint}, was "
+            f"{fingerprint}): its files or this package have changed since"
         )
     return encoder
 

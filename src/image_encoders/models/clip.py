@@ -243,11 +243,11 @@ def _folder(
     if weights is not None or variant == "demo":
         return hugging_face.local_folder(weights or DEMO, revision)
     if not variant:
-        raise UnknownModel("clip/ wants a hub id, a folder or demo, such as clip/openai/clip-vit-base-patch32")
+        raise UnknownModel("clip/ takes a hub id, a folder or demo, such as clip/openai/clip-vit-base-patch32")
     if "/" not in variant and not Path(variant).expanduser().is_dir() and not variant.startswith((".", "~")):
         raise UnknownModel(
             f"there is no model 'clip/{variant}' and no folder {variant};{did_you_mean(f'clip/{variant}')} "
-            "after clip/ goes a Hugging Face id with its owner, such as openai/clip-vit-base-patch32, or a folder"
+            "clip/ is followed by a folder or a Hugging Face id with its owner, such as openai/clip-vit-base-patch32"
         )
     try:
         return hugging_face.checkpoint_folder(variant, revision=revision, offline=offline, progress=progress)

@@ -53,7 +53,7 @@ logger = logging.getLogger(__name__)
 
 VARIANTS = (
     Variant(
-        "", ("image",), None, "weights=PATH to a state_dict, definition=PATH to a python file, class_name=NAME", "yours"
+        "", ("image",), None, "weights=PATH to a state_dict, definition=PATH to a Python file, class_name=NAME", "yours"
     ),
 )
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -146,7 +146,7 @@ def load(
 
 def _missing(**given: object) -> WeightsError:
     missing = ", ".join(f"{name}=" for name, value in given.items() if not value)
-    return WeightsError(f"custom needs {missing}: a state_dict file, a python file, a class in it")
+    return WeightsError(f"custom needs {missing}: a state_dict file, a Python file, a class in it")
 
 
 def original(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
@@ -180,7 +180,7 @@ def _open(path: Path) -> Definition:
             return Definition(path)
     except OSError as error:
         raise WeightsError(
-            f"{path}: {error.strerror}; definition= is the python file that defines the class"
+            f"{path}: {error.strerror}; definition= is the Python file that defines the class"
         ) from error
 
 
@@ -228,10 +228,10 @@ def _make(
             f"{definition.path}: {class_name}{signature} is called with other arguments: {error}; "
             'give them as class_args={"name": value}'
         ) from error
-    with _blamed(definition, f"{class_name} cannot be made"):
+    with _blamed(definition, f"{class_name} cannot be constructed"):
         net = make(*positions, **keywords)
     if not isinstance(net, nn.Module):
-        raise WeightsError(f"{definition.path}: {class_name} makes a {type(net).__name__}; a torch.nn.Module is needed")
+        raise WeightsError(f"{definition.path}: {class_name} gives a {type(net).__name__}, not a torch.nn.Module")
     return net
 
 
@@ -296,7 +296,7 @@ def _materialized(make: Callable[[], nn.Module], path: Path, input_shape: Sequen
         if not _is_lazy(made) and {name: tuple(value.shape) for name, value in made.state_dict().items()} == wanted:
             return made
     raise WeightsError(
-        f"{path}: the net has lazy layers, which do not become the checkpoint's for inputs of shape {_some(shapes)}. "
+        f"{path}: the net's lazy layers do not match the checkpoint for inputs of shape {_some(shapes)}. "
         "Give the shape of one input as input_shape=, such as (3, 224, 224)"
     )
 
@@ -317,7 +317,7 @@ def _state(path: Path) -> dict[str, torch.Tensor]:
     if others:
         inside = next((name for name in found if isinstance(found[name], Mapping) and found[name]), None)
         hint = "" if inside is None else f'; perhaps torch.save(torch.load({path.name!r})["{inside}"], FILE)'
-        raise WeightsError(f"{path}: {', '.join(others[:5])} in it are no tensors; {wanted}{hint}")
+        raise WeightsError(f"{path}: {', '.join(others[:5])} in it are not tensors; {wanted}{hint}")
     return dict(found)
 
 
@@ -358,7 +358,7 @@ def _try_shapes(net: Tapped, input_shape: Sequence[int] | None, definition: Defi
             failure = failure or error
     assert failure is not None
     raise WeightsError(
-        f"{definition.path}: the net fails on zeros of shape {_some(shapes)}, tried to learn the length of an "
+        f"{definition.path}: the net fails on zeros of shape {_some(shapes)}, which were tried to find the size of an "
         f"embedding: {definition.located(failure)}. Give the shape of one input as input_shape=, such as (3, 224, 224)"
     ) from failure
 
@@ -405,12 +405,14 @@ def _check_steady(
             failure = failure or error
             continue
         if reason:
-            raise WeightsError(f"{definition.path}: the embedding of an image {reason}; it has to be the image's alone")
+            raise WeightsError(
+                f"{definition.path}: the embedding of an image {reason}; it must depend on the image alone"
+            )
         return
     assert failure is not None
     logger.warning(
-        "%s: whether an image always has the same embedding is not known: the net fails on images, on noise and "
-        "on zeros of shape %s: %s",
+        "%s: it could not be checked that an image always has the same embedding: the net fails on images, noise "
+        "and zeros of shape %s: %s",
         definition.path,
         shape,
         definition.located(failure),
@@ -423,7 +425,7 @@ def _probe_pairs(inputs: InputSpec, shape: tuple[int, ...], definition: Definiti
         images = probes(2)
         first, second, repeated = (inputs.input(image) for image in (*images, images[1]))
         if second.shape != repeated.shape or not np.allclose(second, repeated, equal_nan=True):
-            raise WeightsError(f"{definition.path}: preprocess= gives another input for the same image each time")
+            raise WeightsError(f"{definition.path}: preprocess= gives a different input for the same image each time")
         for one in (first, second):
             replace(inputs, shape=shape).check(one)
         yield np.stack([first, second])

@@ -282,7 +282,9 @@ class Vocabulary:
 
         found = words(text.lower())
         if not accept_unknown and not any(word in self.ids for word in found):
-            what = f"none of its words ({', '.join(found[:5])}) is in the vocabulary" if found else "a text of no words"
+            what = (
+                f"none of its words ({', '.join(found[:5])}) is in the vocabulary" if found else "a text without words"
+            )
             raise InputError(
                 f"{what} ({self.name}: {len(self.ids)} words); a caption with at least one of them is accepted, "
                 "or any caption with unknown_words='accept'",
@@ -307,7 +309,7 @@ def _vocabulary(checkpoint: Facts, path: str | Path | None) -> Vocabulary | None
     found = Path(path).expanduser() if path is not None else _near(checkpoint)
     if found is None:
         logger.warning(
-            "%s: no %s near it, so texts cannot be encoded; vocabulary=PATH says where it is",
+            "%s: no %s near it, so texts cannot be encoded; pass its path as vocabulary=PATH",
             checkpoint.path,
             checkpoint.options.vocabulary_file,
         )

@@ -122,7 +122,9 @@ class BrowsedAlready(ImageEncodersError):
     """Another process browses the same; `address` is its page, where it has said so."""
 
     def __init__(self, folder: str, address: str | None):
-        super().__init__(f"{folder} is browsed already by another process" + (f", at {address}" if address else ""))
+        super().__init__(
+            f"{folder} is already being browsed by another process" + (f", at {address}" if address else "")
+        )
         self.address = address
 
 
@@ -237,7 +239,7 @@ class Follower:
             self._careful = True
             if self._reading is not None:
                 self._deaths[self._reading] += 1
-            self._show_failed(f"the process that embeds ended with {ended}; it is started again in {pause:.1f} s")
+            self._show_failed(f"the embedding process ended with {ended}; restarting it in {pause:.1f} s")
             self._stopped.wait(pause)
             pause = min(2 * pause, BACKOFF_S[1])
 

@@ -110,7 +110,7 @@ class Connection(HttpToolsProtocol):
             elif not in_head:
                 self._framing_bytes += len(data) - (self._body_bytes - body_bytes)
                 if self._framing_bytes > MAX_HEAD_BYTES + 16 * self._body_bytes:
-                    self._refuse(400, "invalid_http", "the body's chunks hold next to nothing but their own framing")
+                    self._refuse(400, "invalid_http", "the body's chunks are almost all framing and no content")
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
@@ -148,12 +148,12 @@ class Connection(HttpToolsProtocol):
         if size > MAX_HEAD_BYTES or len(self.headers) > MAX_HEADERS:
             return TOO_LARGE_HEAD
         if len(self.pipeline) >= MAX_PIPELINED:  # those are answered, and then the connection ends
-            return 429, "too_many_requests", f"more than {MAX_PIPELINED} requests are sent ahead of their answers"
+            return 429, "too_many_requests", f"more than {MAX_PIPELINED} pipelined requests"
         version = self.parser.get_http_version()
         if version not in ("1.0", "1.1"):
             return 505, "invalid_http", "HTTP/1.0 and HTTP/1.1 are accepted"
         if not self.url.startswith(b"/"):
-            return 400, "invalid_http", "a request for something else than a path; it has to begin with a slash"
+            return 400, "invalid_http", "the request target is not a path; it must begin with a slash"
         encodings = [value.strip().lower() for name, value in self.headers if name == b"transfer-encoding"]
         if encodings and version == "1.0":
             return 400, "invalid_http", "Transfer-Encoding in HTTP/1.0"
@@ -193,7 +193,7 @@ class Connection(HttpToolsProtocol):
         body = _body(
             503,
             "too_many_connections",
-            f"{self.settings.max_connections} connections are open, which is the limit; come back in a second",
+            f"{self.settings.max_connections} connections are open, which is the limit; retry in a second",
         )
         headers = [*JSON, (b"content-length", b"%d" % len(body)), (b"retry-after", b"1")]
         await send({"type": "http.response.start", "status": 503, "headers": headers})
@@ -273,7 +273,7 @@ class Connection(HttpToolsProtocol):
         self._unread = unread
         limit = self.settings.body_timeout
         if now - self._moved > limit or now - self._unread_since > limit + self._given / SLOWEST:
-            self.logger.info("a client that does not read its answer was dropped")
+            self.logger.info("dropped a client that does not read its response")
             self.transport.abort()
 
     def _receiving_body(self) -> bool:

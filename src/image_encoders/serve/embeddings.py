@@ -53,11 +53,11 @@ RAW = {
         },
     },
 }
-Npy = {"content": {NPY: BINARY}, "description": "The embeddings; as one array (N, dim), where `Accept` asks for it."}
+Npy = {"content": {NPY: BINARY}, "description": "The embeddings; as one array (N, dim) if `Accept` asks for it."}
 
 REFUSED = {
-    400: "The request is wrong: `error.message` says what, and what is accepted.",
-    404: "There is no such model here.",
+    400: "The request is invalid: `error.message` says why, and what is accepted.",
+    404: "There is no such model.",
     413: "Too many items, or too many bytes.",
     422: "Items that cannot be embedded: `items` names each of them, with a reason.",
 }
@@ -90,13 +90,15 @@ async def embed(request: Request, body: EmbedRequest) -> Response:
 @router.post("/v1/images", response_model=EmbeddingsAnswer, responses={200: Npy}, openapi_extra={"requestBody": RAW})
 async def embed_images(
     request: Request,
-    model: Annotated[str | None, Query(description="One of /v1/models; without it, the first.")] = None,
+    model: Annotated[str | None, Query(description="One of /v1/models; default: the first.")] = None,
     modality: Annotated[Literal["image", "audio"], Query(description="What the files are.")] = "image",
     encoding_format: Annotated[Encoding, Query()] = "float",
     embedding_type: Annotated[EmbeddingType, Query()] = "float",
     dimensions: Annotated[int | None, Query(ge=1)] = None,
     normalized: bool = False,
-    partial: Annotated[bool, Query(description="Answer although some items fail; not with npy.")] = False,
+    partial: Annotated[
+        bool, Query(description="Return the embeddings of the other items if some fail; not with npy.")
+    ] = False,
 ) -> Response:
     """Embeddings of image files, as they are: one as the body, or several as multipart/form-data.
 
@@ -106,7 +108,9 @@ async def embed_images(
     limits = service.limits
     npy = NPY in request.headers.get("accept", "")
     if npy and partial:
-        raise RequestError(400, "partial goes with JSON answers: an array has no place for reasons", code="partial")
+        raise RequestError(
+            400, "partial requires a JSON response: an array cannot hold the reasons for failures", code="partial"
+        )
     contents = await _files(request, limits)
     check_count(len(contents), limits, "the body")
     items = [attempt(raw_item, content, modality, limits) for content in contents]

@@ -50,7 +50,7 @@ NICE = 10  # searches come first
 COMMIT_S = 1.0  # between commits, so that the page soon shows what is embedded
 FAILED = 2  # exit status
 CAREFUL = 4096  # files that are read one by one after a death: more than a run reads ahead of its commits
-DEADLY = "the process that embeds died each time it read this file"
+DEADLY = "the embedding process died each time it read this file"
 
 
 class Reporter:
@@ -257,7 +257,7 @@ class Following:
                 f"removed; {self.job.folder} or a folder below it may be unmounted"
             )
         elif watch is not None and watch.refused:
-            message = f"looks every {UNWATCHED_S:.0f} s, as the system reports no changes here: {watch.refused}"
+            message = f"looks every {UNWATCHED_S:.0f} s, since the system reports no changes here: {watch.refused}"
         state = "paused" if kept else "following"
         self.reporter.show(
             state=state, total=report.total, done=report.total - report.failed, failed=report.failed, rate=0.0,

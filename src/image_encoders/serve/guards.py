@@ -64,13 +64,13 @@ def check_exposure(settings: Settings) -> None:
     short = [key for key in settings.api_keys if len(key) < MIN_KEY_CHARS or not key.isascii() or not key.isprintable()]
     if short:
         raise ImageEncodersError(
-            f"a key has to be at least {MIN_KEY_CHARS} printable ASCII characters; `openssl rand -hex 24` makes one"
+            f"an API key must be at least {MIN_KEY_CHARS} printable ASCII characters; `openssl rand -hex 24` makes one"
         )
     if settings.api_keys or settings.no_auth or is_loopback(settings.host):
         return
     raise ImageEncodersError(
-        f"listening on {settings.host or 'all addresses'} lets others use this service; set a key with --api-key, or "
-        "say --no-auth to let them"
+        f"listening on {settings.host or 'all addresses'} lets other machines use this service; set a key with "
+        "--api-key, or allow it with --no-auth"
     )
 
 
@@ -139,14 +139,14 @@ class Guards:
     def _check_host(self, request: _Passage) -> None:
         hosts = request.all(b"host")
         if len(hosts) != 1:
-            raise RequestError(400, f"{len(hosts)} Host headers; one is needed", code="invalid_http")
+            raise RequestError(400, f"{len(hosts)} Host headers; exactly one is required", code="invalid_http")
         name = _name(hosts[0])
         if name is None:
-            raise RequestError(400, "a Host header that is no name and no address", code="invalid_http")
+            raise RequestError(400, "a Host header that is neither a name nor an address", code="invalid_http")
         if "*" not in self._hosts and name not in self._hosts and not _is_address(name):
             raise RequestError(
                 421,
-                f"this service is not known as {name}; --allowed-host {name} makes it so",
+                f"requests for the host {name} are not accepted; the option --allowed-host {name} accepts them",
                 code="wrong_host",
             )
 
@@ -173,7 +173,7 @@ class Guards:
     def _check_size(self, request: _Passage) -> None:
         encoding = request.one(b"content-encoding")
         if encoding not in (None, "", "identity"):
-            raise RequestError(415, "a compressed body; bodies are accepted as they are", code="content_encoding")
+            raise RequestError(415, "a compressed body; only uncompressed bodies are accepted", code="content_encoding")
         length = request.one(b"content-length")
         if length is not None and int(length) > self._settings.max_body_bytes:
             raise self.too_large()
@@ -195,7 +195,7 @@ class Guards:
         if self.buffered > self._settings.max_buffered_bytes:
             raise RequestError(
                 429,
-                f"requests hold more than {self._settings.max_buffered_bytes:,} bytes together; come back in a second",
+                f"requests hold more than {self._settings.max_buffered_bytes:,} bytes together; retry in a second",
                 code="overloaded",
                 headers={"Retry-After": "1"},
             )
@@ -233,7 +233,7 @@ class Guards:
             target = "../" * path.count("/") + "login?next=" + quote(f"{path}?{query}" if query else path, safe="")
             await request.reply(303, b"", (b"location", target.encode()))
             return
-        said = "is not one of this service's" if request.given_keys() else "is missing"
+        said = "is not valid" if request.given_keys() else "is missing"
         raise RequestError(
             401,
             f"the key {said}; send it as `Authorization: Bearer KEY` or `X-API-Key: KEY`",

@@ -26,7 +26,7 @@ class Ready(BaseModel):
     """Every net embedded a canary lately."""
 
     status: Literal["ready"] = "ready"
-    models: dict[str, str] = Field(description="By name: ready, or idle, which the next request ends.")
+    models: dict[str, str] = Field(description="By name: ready, or idle until the next request.")
 
 
 class ModelObject(BaseModel):
@@ -38,7 +38,7 @@ class ModelObject(BaseModel):
     owned_by: str
     modalities: list[str]
     dim: int
-    fingerprint: str = Field(description="Equal fingerprints mean that embeddings may be compared.")
+    fingerprint: str = Field(description="Embeddings with equal fingerprints are comparable.")
     precision: str
     engine: str
     device: str
@@ -62,7 +62,7 @@ async def live() -> Live:
     "/health/ready",
     tags=["health"],
     response_model=Ready,
-    responses={503: {"model": Problem, "description": "A net does not answer; it is being replaced."}},
+    responses={503: {"model": Problem, "description": "A net does not respond; it is being restarted."}},
 )
 async def ready(request: Request) -> Response:
     """Whether a canary image went through every net lately; where it did not, send no requests."""

@@ -33,7 +33,7 @@ class Recipe:
                 wishes = {key: one for key, one in collection.recipe.items() if key not in ("name", "options")}
                 wishes = {key: one for key, one in {**options, **wishes}.items() if one is not None}
                 return cls(name, {**wishes, "precision": collection.precision})
-        raise CollectionError(f"{collection.folder} does not say how its encoder was loaded; name it with --model")
+        raise CollectionError(f"{collection.folder} does not say how its encoder was loaded; give it with --model")
 
     @property
     def called(self) -> str:

@@ -13,10 +13,10 @@ from fastapi.routing import APIRoute
 from image_encoders.api.responses import Problem, RequestError
 
 BUSY = {
-    429: "Too much waits already; `Retry-After` says when to come back.",
-    503: "The model is being replaced, or the request took longer than it may.",
+    429: "Too many items are waiting; `Retry-After` says when to retry.",
+    503: "The model is being restarted, or the request exceeded its deadline.",
 }
-OTHER = {"4XX": "Another refusal, of the same form.", "5XX": "A failure of the service, of the same form."}
+OTHER = {"4XX": "Another error, in the same form.", "5XX": "An internal error, in the same form."}
 MOST_PARTS = 1_000_000  # of a JSON body: what its lists and objects hold takes far more memory than the body itself
 
 

@@ -40,8 +40,8 @@ DATE = re.compile(r"(\d{4})(?:-(\d\d)(?:-(\d\d)(?:[T ](\d\d):(\d\d)(?::(\d\d)(?:
 KEY = re.compile(r"[0-9a-f]{64}")
 IMMUTABLE = "private, max-age=31536000, immutable"
 REFUSED = {
-    404: "This service has no collection, or no such image.",
-    422: "A query that cannot be understood, or cannot be embedded.",
+    404: "There is no collection, or no such image.",
+    422: "A query that is invalid or cannot be embedded.",
 }
 
 router = APIRouter(route_class=BoundedRoute, tags=["search"], responses=refusals(REFUSED, BUSY))
@@ -55,9 +55,11 @@ class Filters(Bounded):
     """Which images are looked at: those for which all that is given holds."""
 
     model_config = ConfigDict(extra="forbid")
-    folder: str | None = Field(None, description="A folder as hits have it, or one above it; else a part of names.")
+    folder: str | None = Field(
+        None, description="A folder as given in hits, or one of its parents; otherwise a part of folder names."
+    )
     since: str | None = Field(None, alias="from", description="A date: 2024, 2024-05, 2024-05-01, 2024-05-01T10:00.")
-    until: str | None = Field(None, alias="to", description="The last such date.")
+    until: str | None = Field(None, alias="to", description="The last date, inclusive.")
     min_width: Side | None = Field(None, description="In pixels.")
     min_height: Side | None = Field(None, description="In pixels.")
 
@@ -71,16 +73,16 @@ class SearchAddress(Filters):
 
     model_config = ConfigDict(extra="ignore")
 
-    q: Words = Field([], description="Words to look for; several are added up.")
-    minus: Words = Field([], description="Words to keep away from.")
+    q: Words = Field([], description="Words to search for; several are added.")
+    minus: Words = Field([], description="Words to subtract.")
     like: Words = Field([], description="The key of a stored image, to find others like it.")
-    unlike: Words = Field([], description="The key of a stored image to keep away from.")
-    vector: Words = Field([], description="A token that /v1/queries gave for an image or a sound.")
-    unvector: Words = Field([], description="Such a token, to keep away from.")
-    sort: Sort = Field("score", description="Without a query `score` means `newest`.")
+    unlike: Words = Field([], description="The key of a stored image to subtract.")
+    vector: Words = Field([], description="A token from /v1/queries, for an image or a sound.")
+    unvector: Words = Field([], description="A token to subtract.")
+    sort: Sort = Field("score", description="Without a query, `score` means `newest`.")
     group: Group | None = None
     k: Annotated[int, Field(ge=1, le=MAX_HITS)] = Field(200, description="How many hits.")
-    offset: Offset = Field(0, description="How many hits to leave out: `next` of the answer before.")
+    offset: Offset = Field(0, description="How many hits to skip: `next` of the previous response.")
 
     @model_validator(mode="before")
     @classmethod
@@ -128,9 +130,9 @@ class SearchTerm(Bounded):
     image: str | None = Field(None, description="A data: URL or base64.")
     audio: str | None = Field(None, description="A data: URL or base64.")
     vector: str | Annotated[list[float], MANY, FIRST] | None = Field(
-        None, description="A token that /v1/queries gave, or an embedding."
+        None, description="A token from /v1/queries, or an embedding."
     )
-    weight: float = Field(1.0, ge=-1000, le=1000, description="Below 0: to keep away from.")
+    weight: float = Field(1.0, ge=-1000, le=1000, description="Negative: subtracted.")
 
     @model_validator(mode="after")
     def _one(self) -> SearchTerm:
@@ -165,7 +167,7 @@ class SearchRequest(Bounded):
     group: Group | None = None
     k: Annotated[int, Field(ge=1, le=MAX_HITS)] = 200
     offset: Offset = 0
-    each_copy: bool = Field(False, description="Files with the same bytes are hits of their own.")
+    each_copy: bool = Field(False, description="List files with the same bytes as separate hits.")
 
     def wanted(self, limits: Limits) -> Wanted:
         """What is asked for; raises RequestError."""
@@ -189,7 +191,7 @@ class Hit(BaseModel):
     folder: str
     path: str | None = Field(description="Only for clients on this machine, or with --show-paths.")
     score: float | None = Field(description="Its cosine similarity to the query.")
-    above: float | None = Field(description="How far that lies above the usual, in spreads.")
+    above: float | None = Field(description="How far the score is above the query's typical score, in spreads.")
     width: int
     height: int
     bytes: int
@@ -210,9 +212,9 @@ class SearchAnswer(BaseModel):
 
     model: str
     fingerprint: str
-    count: int = Field(description="Hits that there are, on this page and on others.")
+    count: int = Field(description="The number of hits on all pages.")
     usual: Usual | None
-    line: float | None = Field(description="What the best score would be by chance alone.")
+    line: float | None = Field(description="The best score expected by chance alone.")
     hits: list[Hit]
     groups: list[HitGroup] | None
     next: int | None = Field(description="The offset of the next page.")
@@ -334,7 +336,7 @@ async def _uploaded(request: Request) -> tuple[str | None, bytes]:
         async with request.form(max_files=1, max_fields=8) as form:
             files = [value for _, value in form.multi_items() if isinstance(value, UploadFile)]
             if not files:
-                raise RequestError(422, "no file in the form; one is accepted", code="no_file", param="file")
+                raise RequestError(422, "no file in the form; exactly one is accepted", code="no_file", param="file")
             name, content = files[0].filename, await files[0].read()
     most = _service(request).settings.max_file_bytes
     if len(content) > most:
@@ -359,7 +361,7 @@ JPEG = {"content": {"image/jpeg": {"schema": {"type": "string", "format": "binar
 @router.get(
     "/thumbnails/{key}",
     response_class=Response,
-    responses={200: JPEG, 410: {"model": Problem, "description": "The file is gone, or holds other bytes now."}},
+    responses={200: JPEG, 410: {"model": Problem, "description": "The file is gone or has changed."}},
 )
 @router.head("/thumbnails/{key}", include_in_schema=False)
 async def thumbnail(

@@ -130,10 +130,10 @@ class Searcher:
     def collection(self) -> Collection:
         """What is searched; RequestError (404) where this service has none."""
         if self._service.collection is None and self._service.run is not None:
-            raise RequestError(404, "nothing is embedded yet: the model is being loaded", code="no_collection")
+            raise RequestError(404, "nothing has been embedded yet: the model is being loaded", code="no_collection")
         if self._service.collection is None:
             raise RequestError(
-                404, "this service has no collection to search; it is started with --collection", code="no_collection"
+                404, "this service has no collection to search; start it with --collection", code="no_collection"
             )
         return self._service.collection
 
@@ -248,11 +248,11 @@ class Searcher:
         try:
             content = base64.urlsafe_b64decode(token.encode("ascii") + b"=" * (-len(token) % 4))
         except (binascii.Error, UnicodeEncodeError) as error:
-            raise InputError("not a token that /v1/queries gave", code="token") from error
+            raise InputError("not a token from /v1/queries", code="token") from error
         if not content.startswith(self._space):
-            raise InputError("a token of another model, or none that /v1/queries gave; upload it again", code="token")
+            raise InputError("a token of another model, or not from /v1/queries; upload the file again", code="token")
         if len(content) != TOKEN.size + 2 * self.collection.dim:
-            raise InputError("a token that is cut off", code="token")
+            raise InputError("a truncated token", code="token")
         return np.frombuffer(content, "<f2", offset=TOKEN.size).astype(np.float32)
 
     @property
@@ -272,7 +272,7 @@ class Searcher:
     def _read(self, locator: Locator) -> bytes:
         """The bytes of a stored image, which may be others by now."""
         if is_url(locator.path) and not self._service.settings.urls:
-            raise InputError("it lies on the web, and this service fetches no URLs", code="url")
+            raise InputError("it is on the web, and this service does not fetch URLs", code="url")
         return read_locator(locator, self.limits)
 
     def _thumbnail(self, gallery: Gallery, key: str, side: int) -> bytes:

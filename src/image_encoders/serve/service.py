@@ -84,8 +84,8 @@ class Service:
         said = "; ".join(f"{name} has {model.fingerprint}" for name, model in self._models.items())
         raise CollectionError(
             f"{collection.folder} holds embeddings of {collection.name} (fingerprint {collection.fingerprint}, "
-            f"{collection.precision}), and no model of this service gives such ones: {said}. Leave out --model to "
-            "serve the model that the collection was begun with"
+            f"{collection.precision}), and no model of this service has that fingerprint: {said}. Leave out --model to "
+            "serve the collection's own model"
         )
 
     async def close(self) -> None:
@@ -177,7 +177,7 @@ class Service:
         """What an address holds, where this service fetches at all."""
         if not self.settings.urls:
             raise InputError(
-                "this service fetches no URLs; send the bytes, as a data: URL for example", code="urls-off"
+                "this service does not fetch URLs; send the bytes, for example as a data: URL", code="urls-off"
             )
         (future,) = self._fetcher.fetch([url])
         return await asyncio.wrap_future(future)

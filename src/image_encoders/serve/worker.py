@@ -241,7 +241,7 @@ def reason(error: BaseException) -> InputError:
     if error.code not in ("unexpected", "out-of-memory"):
         return InputError(HINT.sub("", error.message), code=error.code)
     log.error("an item could not be encoded", exc_info=error.__cause__ or error)
-    return InputError(f"the model fails for it: {type(error.__cause__ or error).__name__}", code=error.code)
+    return InputError(f"the model fails on it: {type(error.__cause__ or error).__name__}", code=error.code)
 
 
 def canary(modality: str) -> Any:

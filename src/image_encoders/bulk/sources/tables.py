@@ -175,7 +175,7 @@ class Table:
             return self._decoded(column, number, cell, metadata)
         if isinstance(cell, str) and cell:
             return self.named(cell, metadata)
-        found = f"a cell of the type {type(cell).__name__}" if cell not in (None, "", b"") else "an empty cell"
+        found = f"a cell of type {type(cell).__name__}" if cell not in (None, "", b"") else "an empty cell"
         error = InputError(
             f"{found} in row {number + 1}; a path, an address or the bytes of an image are accepted", code="cell"
         )
@@ -397,7 +397,7 @@ def _chosen(column: str | None, names: Sequence[str], likely: Sequence[str], fit
     found = next((by_name[name] for name in NAMES if name in by_name), None)
     if found is None:
         raise InputError(
-            f"which column holds the images, or says where they are? Give its name, as in table.csv#COLUMN or "
+            f"which column holds the images or their paths? Give its name, as in table.csv#COLUMN or "
             f"--column COLUMN; {listed}",
             code="column",
         )
@@ -471,7 +471,7 @@ def read_cell(place: Place, column: str, row: int) -> bytes:
     except Exception as error:  # a damaged file may raise anything
         raise _table_error(error) from error
     if not isinstance(cell, bytes):
-        raise InputError("no such cell of bytes in the table", code="not-found")
+        raise InputError("no such cell with bytes in the table", code="not-found")
     return cell
 
 

@@ -59,7 +59,7 @@ def frame_times(wish: str) -> float | None:
             return seconds
     except ValueError:
         pass
-    raise InputError(f"frames at {wish!r}; accepted: a number of seconds above 0, or {SCENES!r}", code="frames")
+    raise InputError(f"frames is {wish!r}; accepted: a number of seconds above 0, or {SCENES!r}", code="frames")
 
 
 def time_name(time_s: float) -> str:
@@ -308,7 +308,7 @@ class _Decoder:
         try:
             self._container.seek(target, stream=self._stream)
         except OSError as error:
-            raise InputError(f"the video cannot be sought in: {_said(error)}", code="damaged") from error
+            raise InputError(f"seeking in the video failed: {_said(error)}", code="damaged") from error
         self._frames, self._shown, self._next = self.frames(), None, None
 
 
