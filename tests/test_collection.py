@@ -668,7 +668,7 @@ def test_an_empty_collection_exports_no_rows(collection: Collection, tmp_path: P
 def test_a_file_that_is_there_is_replaced_only_with_overwrite(filled: Collection, tmp_path: Path) -> None:
     for name in ("rows.parquet", "rows.npy"):
         (tmp_path / name).write_bytes(b"precious")
-        with pytest.raises(CollectionError, match="there already"):
+        with pytest.raises(CollectionError, match="already exists"):
             filled.export(tmp_path / name)
         assert (tmp_path / name).read_bytes() == b"precious"
         assert filled.export(tmp_path / name, overwrite=True) == 59

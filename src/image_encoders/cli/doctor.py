@@ -59,7 +59,7 @@ def doctor(
     offline: Offline = False,
     as_json: Json = False,
 ) -> None:
-    """Show versions, hardware and cache, and measure a model's speed.
+    """Show versions and hardware, and measure a model.
 
     With --model it shows which engine and precision were chosen and why, measures how long reading, preprocessing and
     embedding an image take, and names the bottleneck.
