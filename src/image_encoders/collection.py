@@ -253,7 +253,7 @@ class Collection:
             _check_vacant(folder)  # before a lock is left in somebody's folder, and again once it is held
         text = json.dumps(mark, indent=2, default=str) + "\n"
         collection = cls(folder, json.loads(text))
-        with collection._exclusive(), storage(folder, "made"):
+        with collection.locked(), storage(folder, "made"):
             _check_vacant(folder)
             with atomic_write(folder / MARK) as part:
                 part.write_text(text, "utf-8")
@@ -583,7 +583,7 @@ class Collection:
 
         Raises CollectionError where another process is writing.
         """
-        with self._exclusive():
+        with self.locked():
             with storage(self.folder, "written"):
                 if self._lease is not None:
                     self._lease.check()
@@ -591,10 +591,12 @@ class Collection:
             yield
 
     @contextmanager
-    def _exclusive(self) -> Iterator[None]:
+    def locked(self) -> Iterator[None]:
         """The folder's lock, for any number of this process's threads while their blocks run.
 
-        The operating system takes it back from a process that is killed.
+        The database is not opened. The operating system takes the lock back from a process that is killed.
+
+        Raises CollectionError where another process is writing.
         """
         from filelock import Timeout
 

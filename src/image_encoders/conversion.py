@@ -59,9 +59,7 @@ def convert(
     if out.suffix != ".safetensors":
         raise WeightsError(f"{out}: a converted checkpoint's name ends in .safetensors")
     if not overwrite and out.exists():
-        raise WeightsError(
-            f"{out} is there already; choose another name, or replace it with --overwrite (overwrite=True)"
-        )
+        raise WeightsError(f"{out} is there already; choose another name, or replace it with overwrite=True")
     if not weights.exists():
         raise WeightsError(f"{weights}: there is no such file or folder")
     if weights.suffix == ".safetensors":

@@ -200,11 +200,16 @@ class _Run:
             if self.plan.holds(items):  # it was stored before its files could be removed
                 self.parts.remove(part)
                 continue
-            self.plan.carry_on(items)
-            if self.parts.has_result(part):
-                self._took(self.parts.outcomes(part))
-            else:
+            if not self.parts.has_result(part):
+                self.plan.carry_on(items)
                 unfinished.append(part)
+                continue
+            unchanged = {item.id for item in items if not item.changed()}  # the others are met again
+            self.plan.carry_on([item for item in items if item.id in unchanged])
+            if outcomes := [one for one in self.parts.outcomes(part) if one.item.id in unchanged]:
+                self._took(outcomes)
+            else:
+                self.parts.remove(part)
         return unfinished
 
     def _encode(self) -> None:

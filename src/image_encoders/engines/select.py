@@ -77,7 +77,7 @@ class Runtime:
         _check_combination(device, precision, engine)
         if (precision in CALIBRATED) != (calibration is not None):
             raise InputError(
-                f"{precision=} needs calibration=, a folder or list of your own images (--calibration FOLDER)"
+                f"{precision=} needs calibration=, a folder of your own images"
                 if calibration is None
                 else f"calibration= is for precision={' or '.join(map(repr, CALIBRATED))}, not for {precision!r}",
                 code="calibration",
