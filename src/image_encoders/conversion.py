@@ -59,9 +59,7 @@ def convert(
     if out.suffix != ".safetensors":
         raise WeightsError(f"{out}: the name of a converted checkpoint must end in .safetensors")
     if not overwrite and out.exists():
-        raise WeightsError(
-            f"{out} already exists; choose another name, or replace it with --overwrite (overwrite=True)"
-        )
+        raise WeightsError(f"{out} already exists; choose another name, or replace it with overwrite=True")
     if not weights.exists():
         raise WeightsError(f"{weights}: no such file or folder")
     if weights.suffix == ".safetensors":

@@ -149,7 +149,7 @@ class Definition:
     def _module(self, name: str) -> ModuleType:
         """One of the definition's modules by its full name, run now unless it has been."""
         # No lock: two threads that import it for the first time at once both run it, and the first result counts for
-        # both. With a lock, a process that was forked meanwhile would wait for ever.
+        # both. With a lock, a process that was forked meanwhile would wait forever.
         known = self._known(name)
         if known is not None:
             return known

@@ -39,9 +39,7 @@ def check(path: Path, overwrite: bool, endings: Sequence[str] = ENDINGS) -> None
         if target.is_dir():
             raise CollectionError(f"{target} is a folder; choose another name")
         if target.exists() and not overwrite:
-            raise CollectionError(
-                f"{target} already exists; choose another name, or replace it with --overwrite (overwrite=True)"
-            )
+            raise CollectionError(f"{target} already exists; choose another name, or replace it with overwrite=True")
 
 
 def write(path: Path, tables: Iterable[pa.Table], schema: pa.Schema, count: int) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import multiprocessing
 import os
 import shutil
 import signal
 import subprocess
+import tarfile
 import threading
 from collections.abc import Callable, Generator, Iterable
 from contextlib import suppress
@@ -174,6 +176,45 @@ def test_a_rerun_takes_the_results_that_are_there_and_does_the_recorded_parts_fi
     assert encoder.embedded == 40 - (0, 15, 38)[min(done, 2)]
     assert (report.encoded, report.reused, report.failed, report.total) == (40, 1, 1, 42)
     assert len(rows(collection)) == 41
+    assert list((tmp_path / "index" / "parts").iterdir()) == []
+
+
+def test_a_file_that_changed_since_its_part_was_done_is_encoded_as_it_is_now(tmp_path: Path) -> None:
+    paths = draw(tmp_path / "photos", range(20))
+    shard = tmp_path / "photos.tar"
+    with tarfile.open(shard, "w") as tar:
+        tar.add(paths[0], "0.png")
+    collection = begun(tmp_path)
+    sources = [str(tmp_path / "photos"), str(shard)]
+    with pytest.raises(Stopped):
+        run(find(sources), FakeEncoder(), collection, pool=stops_after(2))
+    paths[3].write_bytes(image(103))
+    paths[5].write_bytes(b"broken")
+    paths[7].unlink()
+    with tarfile.open(shard, "w") as tar:
+        tar.add(paths[4], "0.png")
+    report = run(find(sources), FakeEncoder(), collection, pool=one_worker)
+    assert (report.total, report.failed) == (21, 1)
+    assert rows(collection)[str(paths[3])]["sha256"] == hashlib.sha256(image(103)).hexdigest()
+    assert rows(collection)[f"{shard}#0.png"]["sha256"] == hashlib.sha256(image(4)).hexdigest()
+    assert [one.id for one in collection.failures()] == [str(paths[5])]
+    assert str(paths[7]) in rows(collection)  # as of every file that is gone
+    assert list((tmp_path / "index" / "parts").iterdir()) == []
+    again = run(find(sources), FakeEncoder(), collection)
+    assert (again.unchanged, again.failed, again.total) == (19, 1, 20)
+
+
+def test_a_part_all_of_whose_files_have_changed_is_forgotten(tmp_path: Path) -> None:
+    paths = draw(tmp_path / "photos", range(3))
+    collection = begun(tmp_path)
+    with pytest.raises(Stopped):
+        encode(tmp_path / "photos", collection, pool=stops_after(1))
+    for number, path in enumerate(paths):
+        path.write_bytes(image(50 + number))
+    assert encode(tmp_path / "photos", collection).encoded == 3
+    assert {row["sha256"] for row in rows(collection).values()} == {
+        hashlib.sha256(image(50 + number)).hexdigest() for number in range(3)
+    }
     assert list((tmp_path / "index" / "parts").iterdir()) == []
 
 

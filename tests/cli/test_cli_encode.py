@@ -465,3 +465,21 @@ def test_options_of_a_cluster_need_one(command, tmp_path):
         ran = command("encode", tmp_path / "photos", "-o", tmp_path / "c", option)
         assert ran.status == 2
         assert "--ray-workers and --parts require --ray ADDRESS" in " ".join(ran.err.replace("│", " ").split())
+
+
+def test_what_is_wrong_with_the_options_is_said_before_ray_is_asked(command, photos, tmp_path):
+    nobody = ("encode", photos, "-o", tmp_path / "c", "--ray", "127.0.0.1:1", "-m")
+    for options, said in [
+        (["colour/plain"], "there is no model"),
+        (["colours/plain", "-O", "shade=1"], "has no option"),
+        (["colours/plain", "--precision", "float3"], "unknown precision"),
+        (["colours/plain", "--engine", "x"], "unknown engine"),
+        (["colours/plain", "--device", "tpu"], "unknown device"),
+        (["colours/plain", "--weights", "none.npz"], "none.npz: no such file"),
+    ]:
+        ran = command(*nobody, *options)
+        assert (ran.status, said in ran.err) == (2, True), ran.err
+    assert not (tmp_path / "c").exists()
+    assert command("encode", photos, "-o", tmp_path / "c", "-m", "colours/plain").status == 0
+    ran = command("encode", photos, "-o", tmp_path / "c", "--ray", "127.0.0.1:1", "-m", "clip/demo")
+    assert "holds embeddings of colours/plain" in ran.err

@@ -40,6 +40,7 @@ from image_encoders.collection import Collection, Locator, id_of, path_of
 from image_encoders.encoder import Encoder
 from image_encoders.errors import CollectionError, InputError
 from image_encoders.exports import matrix
+from image_encoders.inputs.files import ADDRESS
 from image_encoders.inputs.image import ImageLimits
 from image_encoders.tables import FACTS, ImageFacts, schema_of, storage
 
@@ -50,6 +51,7 @@ LEAST, MOST = 256, 4096  # items of a part
 SHARE = 16  # a part is that share of what came before it, within these: few workers wait at the end of a short run
 ITEMS, RESULT = ".items", ".result"  # endings of a part's files
 NAME = re.compile(r"\.?(?P<part>[0-9a-f]{32})(?P<ending>\.items|\.result)(?P<draft>\..+\.part)?")  # other files stay
+FILE_STATE = re.compile(r"\d+ -?\d+")  # how those of files begin
 OTHERS = ("metadata", "stage", "code", "message")  # columns of a result beside facts and embedding
 NOTHING = ImageFacts(0, 0, "", 0)  # of an item that failed
 
@@ -76,6 +78,17 @@ class PartItem:
     def item(self) -> PartItem:
         """Itself."""
         return self
+
+    def changed(self) -> bool:
+        """Whether the file that it is, or that it is in, is another one by now; False where that is not known."""
+        path = self.locator.path
+        if ADDRESS.match(path) or not FILE_STATE.match(self.state):
+            return False
+        try:
+            state = place_of(path).state
+        except InputError:  # gone, which changes nothing of what is stored
+            return False
+        return self.state != state and not self.state.startswith(f"{state} ")
 
     def read(self, limits: ImageLimits) -> bytes:
         """Its bytes."""

@@ -33,6 +33,7 @@ from image_encoders.collection import ITEMS, Collection, RunRecord, now, path_of
 from image_encoders.encoder import Encoder, check_batch_size
 from image_encoders.errors import InputError, TooManyFailures
 from image_encoders.inputs.files import ADDRESS
+from image_encoders.upkeep import LIMIT_S
 
 Source = str | os.PathLike[str]
 Prune = Callable[[list[str]], Iterable[str]]
@@ -180,7 +181,7 @@ class _Run:
             self._forget()
             if prune:
                 self._prune(list if prune is True else prune)
-            self.collection.settle()
+            self.collection.settle(limit_s=max(LIMIT_S, (time.monotonic() - self.since) / 10))
         except (KeyboardInterrupt, TooManyFailures):
             if self.committer.finished:
                 self._close()
@@ -199,11 +200,16 @@ class _Run:
             if self.plan.holds(items):  # it was stored before its files could be removed
                 self.parts.remove(part)
                 continue
-            self.plan.carry_on(items)
-            if self.parts.has_result(part):
-                self._took(self.parts.outcomes(part))
-            else:
+            if not self.parts.has_result(part):
+                self.plan.carry_on(items)
                 unfinished.append(part)
+                continue
+            unchanged = {item.id for item in items if not item.changed()}  # the others are met again
+            self.plan.carry_on([item for item in items if item.id in unchanged])
+            if outcomes := [one for one in self.parts.outcomes(part) if one.item.id in unchanged]:
+                self._took(outcomes)
+            else:
+                self.parts.remove(part)
         return unfinished
 
     def _encode(self) -> None:

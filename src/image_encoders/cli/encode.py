@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from image_encoders.cli.failures import with_advice
-from image_encoders.cli.loading import check_goes_on, check_paths, load, load_again
+from image_encoders.cli.loading import check_goes_on, check_paths, check_wishes, load, load_again
 from image_encoders.cli.meter import progress_of
 from image_encoders.cli.options import (
     Calibration,
@@ -193,18 +193,21 @@ def encode(
 
     from image_encoders.bulk import run, sources
     from image_encoders.collection import Collection
+    from image_encoders.models import DEFAULT
 
     files = sources.find(source, all_files=all_files, column=column, private_urls=private_urls, frames=frames)
-    pool = context.with_resource(_cluster(ray, ray_workers, batch_size, parts, quiet))
     begun = _begun(output)
     check_paths(weights, calibration)
     if begun is not None:
         check_goes_on(begun, model, weights, precision)
+    family_options = parse_options(options)
+    check_wishes(model or (begun.name if begun else DEFAULT), family_options, device, precision, engine)
+    pool = context.with_resource(_cluster(ray, ray_workers, batch_size, parts, quiet))
     wishes: dict[str, Any] = {"weights": weights, "device": device, "precision": precision, "engine": engine}
     if precision in CALIBRATED or calibration is not None:
         wishes["calibration"] = calibration or (begun and begun.recipe.get("calibration")) or files.sample(CALIBRATION)
     began = time.monotonic()
-    encoder = _encoder(begun, model, parse_options(options), offline=offline, quiet=quiet, **wishes)
+    encoder = _encoder(begun, model, family_options, offline=offline, quiet=quiet, **wishes)
     load_seconds = time.monotonic() - began
     try:
         with terminations():
@@ -280,7 +283,7 @@ def _begun(output: Path) -> Collection | None:
         check_new(output)
         return None
     begun = Collection.open(output)
-    with begun.writing():
+    with begun.locked():
         return begun
 
 

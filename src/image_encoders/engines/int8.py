@@ -94,8 +94,8 @@ def _inputs(net: Net, images: Sequence[Any]) -> list[np.ndarray]:
             logger.info("not used for the calibration: %s", error)
     if len(inputs) < FEWEST:
         raise InputError(
-            f"{len(inputs)} images to calibrate int8 on; give calibration= (--calibration FOLDER) at least {FEWEST} "
-            f"that can be read, better {MOST}",
+            f"{len(inputs)} images to calibrate int8 on; with calibration= at least {FEWEST} that can be read "
+            f"are needed, better {MOST}",
             code="calibration",
         )
     return inputs

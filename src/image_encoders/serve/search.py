@@ -71,8 +71,6 @@ class Filters(Bounded):
 class SearchAddress(Filters):
     """A search as an address says it."""
 
-    model_config = ConfigDict(extra="ignore")
-
     q: Words = Field([], description="Words to search for; several are added.")
     minus: Words = Field([], description="Words to subtract.")
     like: Words = Field([], description="The key of a stored image, to find others like it.")
@@ -90,6 +88,10 @@ class SearchAddress(Filters):
         """What a form sends for what was left empty is not there."""
         if not isinstance(given, dict):
             return given
+        accepted = [field.alias or name for name, field in cls.model_fields.items()]
+        if unknown := sorted(set(given) - set(accepted)):
+            said = f"no parameter {', '.join(unknown)}; accepted: {', '.join(accepted)}"
+            raise RequestError(400, said, code="invalid_request", param=unknown[0])
         kept = {name: _without_blanks(value) for name, value in given.items()}
         return {name: value for name, value in kept.items() if value not in ("", [])}
 
