@@ -697,8 +697,8 @@ class Collection:
                 if isinstance(error, ChildTooSlow):
                     given_up.write_text(str(limit_s))
                 logger.warning(
-                    "files of %s were not merged, or its index was not brought up to date: %s; all is stored and is "
-                    "found, searches may take longer, and the next run tries again",
+                    "files of %s were not merged, or its index was not updated: %s; everything is stored and can "
+                    "be found, searches may be slower, and the next run tries again",
                     self.folder,
                     error,
                 )

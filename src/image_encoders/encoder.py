@@ -167,7 +167,7 @@ class Encoder:
         """One embedding per image.
 
         images: paths, bytes of image files, binary files open for reading, PIL images, uint8 arrays (H, W),
-            (H, W, 1|3|4), or tensors of those shapes. Files and bytes are rotated upright (EXIF), and transparency becomes
+            (H, W, 1|3|4), or tensors of those shapes. Files and bytes are rotated upright (EXIF), transparency becomes
             white; arrays are not rotated. Paths, bytes and arrays are read on threads, ahead of the net; PIL images and
             open files when they are drawn. So are all items of a generator, which may reuse one array.
         batch_size: how many images per batch; embeddings do not depend on it

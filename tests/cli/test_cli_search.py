@@ -45,7 +45,7 @@ def test_images_are_filtered_by_the_metadata_of_their_table(command, photos, tmp
     assert found("note = null") == ["blue.png"]
     assert found("year != 2019", "note != null") == ["green.png"]
     ran = command("search", "c", "red", "--where", "price > 3")
-    assert (ran.status, ran.err) == (0, "no image is as --where says\n")
+    assert (ran.status, ran.err) == (0, "no image matches --where\n")
     for where, said in (
         ("year", "write NAME, one of"),
         ("year > true", "only = and != are asked"),

@@ -60,8 +60,8 @@ def search(
         typer.Option(
             "--where",
             metavar='"NAME = VALUE"',
-            help="Only images whose metadata says so: =, !=, <, <=, > or >= a number, a text, true, false or null; may "
-            "be repeated, and then all hold.",
+            help="Only images with matching metadata: =, !=, <, <=, > or >= a number, a text, true, false or null; may "
+            "be repeated, and then all must match.",
         ),
     ] = None,
     k: Annotated[int, typer.Option("-k", metavar="N", min=1, help="How many images to find.")] = 10,
@@ -105,7 +105,7 @@ def search(
     if as_json:
         print_json([_fields(rank, hit) for rank, hit in enumerate(hits, 1)])
     else:
-        show(hits, "no image is as --where says" if where and opened.count() else "the collection is empty")
+        show(hits, "no image matches --where" if where and opened.count() else "the collection is empty")
     if page is not None:
         title = "".join(
             (" − " if weight < 0 else " + " if place else "") + (query if isinstance(query, str) else query.name)

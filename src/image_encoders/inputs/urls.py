@@ -242,7 +242,7 @@ def _body(response: httpcore.Response, limits: UrlLimits) -> bytes:
 def _said(error: Exception) -> str:
     """A network's error without the numbers and addresses that some carry."""
     if isinstance(error, httpcore.RemoteProtocolError):
-        return "the answer breaks off, or is not HTTP"
+        return "the response is incomplete, or not HTTP"
     reason = error.__cause__ or error
     while isinstance(reason, httpcore.NetworkError) and reason.__context__ is not None:
         reason = reason.__context__

@@ -299,7 +299,7 @@ class _Csv(_Reader):
                 if not cells:
                     continue  # a blank line
                 if self.ended:  # more lines were looked for than there are
-                    yield f"row {number}", csv.Error("a quote that is not closed; all that follows is in it")
+                    yield f"row {number}", csv.Error("an unclosed quote, which contains the rest of the file")
                     return
                 yield number, dict(zip(self.names, cells))
             number += 1
