@@ -1,4 +1,4 @@
-"""The bytes of a source: of a file, never waiting for a pipe, or of one that is open; no more than is allowed."""
+"""The bytes of a source, within a limit: a file, without ever waiting for a pipe, or an open file."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ PIECE = 2**22  # bytes asked for at a time: some open files set aside all the me
 
 
 def read_source(source: Any, what: str, max_bytes: int, hint: str = "", accepted: str = "") -> bytes | None:
-    """The bytes of a path, of bytes, or of an open file from where it stands; None for a source of another kind.
+    """The bytes of a path, of bytes, or of an open file from its current position; None for other kinds of sources.
 
     what, hint, accepted: as of `read_file`
     """
@@ -28,7 +28,7 @@ def read_source(source: Any, what: str, max_bytes: int, hint: str = "", accepted
 
 
 def source_name(source: Any) -> str | None:
-    """What errors call a source that is not given a name: its path; None where it has none."""
+    """The name of a source in error messages: its path; None if it has none."""
     return os.fsdecode(source) if isinstance(source, (str, os.PathLike)) else None
 
 
@@ -37,7 +37,7 @@ def read_file(path: str, what: str, max_bytes: int, hint: str = "", accepted: st
 
     what: the file should be, such as "image"
     hint: how to change `max_bytes`, for the message
-    accepted: what else than a path might have been meant, for the message where nothing is there
+    accepted: what other than a path might have been meant, for the message if the file does not exist
 
     Raises InputError with code url, not-found, not-a-file, too-many-bytes or unreadable.
     """
@@ -80,7 +80,7 @@ def file_error(path: str, error: OSError | ValueError, accepted: str = "") -> In
 
 
 def read_stream(file: Any, what: str, max_bytes: int, hint: str = "") -> bytes:
-    """What is left to read in an open binary file, or in anything with such a `read`; it is left open, at its end.
+    """The rest of an open binary file, or of anything with such a `read`; it is left open, at its end.
 
     what, hint: as of `read_file`
 

@@ -18,9 +18,9 @@ from image_encoders.inputs.pillow import PillowFile, PngFile, TiffFile
 
 
 class OpenImage(Protocol):
-    """A file whose header has been read, and whose size is within the limits.
+    """A file whose header has been read and whose size is within the limits.
 
-    size: (width, height) as they are stored, which `orientation` may exchange; `pixels` are upright
+    size: (width, height) as stored, which `orientation` may swap; `pixels` are upright
     """
 
     size: tuple[int, int]
@@ -41,7 +41,7 @@ class ImageFormat:
     suffixes: of their names, in lower case
     signature: what their first 256 bytes match
     open: their bytes, and limits -> the open file
-    ends: whether a file that could not be decoded has its end all the same
+    ends: whether a file that could not be decoded is nevertheless complete
     """
 
     name: str
@@ -73,7 +73,7 @@ def image_format(encoded: bytes) -> ImageFormat:
 
 
 def _shown(head: bytes) -> str:
-    """The first bytes of a file as text, or as hexadecimal digits where they are none."""
+    """The first bytes of a file as text, or else as hexadecimal digits."""
     text = " ".join(head.decode("latin-1").split())
     return f'"{text}"' if text.isascii() and text.isprintable() else head.hex(" ")
 

@@ -48,9 +48,9 @@ def read_processor(folder: Path, model_type: str) -> Preprocessing:
     """A checkpoint's preprocessing.
 
     folder: of the checkpoint
-    model_type: its config's, which decides where the file does not name its image processor
+    model_type: its config's, used if the file does not name its image processor
 
-    Raises WeightsError when there is no such file, or when it asks for something that is not known here.
+    Raises WeightsError if there is no such file, or it uses something unsupported.
     """
     path, stated = _stated(folder)
     named = stated.get("image_processor_type") or stated.get("feature_extractor_type") or BY_MODEL.get(model_type, "")

@@ -1,18 +1,17 @@
-"""Your own net: what one of its layers gives for an image, pooled.
+"""Your own net: the output of one of its layers for an image, pooled.
 
     load("custom", weights="model_state_dict.pth", definition="model.py", class_name="CustomModel", layer="conv1")
 
-Loading runs the definition file, which is meant to: give only one that you would run yourself. The weights file is
-read without running anything in it.
+Loading executes the definition file: use only one that you would run yourself. The weights file is never executed.
 
 Source: CustomImageTorchEncoder of https://github.com/jina-ai/executors (Apache-2.0).
-Inputs: arrays as they come, cast to float32: neither scaled nor turned, in whatever shape the net takes. Images
-    (files, bytes, PIL images, uint8 arrays) where `preprocess` says how they become such arrays.
+Inputs: arrays, only cast to float32: not scaled or transposed, in any shape that the net takes. Images
+    (files, bytes, PIL images, uint8 arrays) if `preprocess` says how they become such arrays.
 Output: one number for each channel of the layer, or as `pooling` says; not of unit length.
 Differs: the net stops after the layer, so what follows cannot fail; `layer` may be dotted; a layer of one channel gives
     embeddings of shape (1,), where the original gives no axis at all; outputs of two or three axes are accepted too.
-    How often the layer runs, and what is written into its output afterwards, is observed once for each shape of an
-    input: a net in which that depends on the values of its input may need `whole=True`.
+    How often the layer runs, and whether its output is modified afterwards, is observed once for each input shape: a
+    net in which that depends on the values of its input may need `whole=True`.
     Numbers: none known, tests/golden/test_custom_golden.py.
 """
 
@@ -83,26 +82,26 @@ def load(
     """The model of a layer of your net.
 
     weights: `torch.save(model.state_dict(), PATH)`, old or new container, or a `.safetensors` of the same names
-    definition: the python file in which the net's class is defined; it is run
-    class_name: the class, or a function that makes the net
+    definition: the Python file that defines the net's class; it is executed
+    class_name: the class, or a function that returns the net
     layer: which module of the net, by its dotted name, such as "features", "encoder.block.3"
-    pooling: what becomes of the layer's output; (B, D) features stay as they are under "mean", "max" and "none"
+    pooling: of the layer's output; (B, D) features stay as they are under "mean", "max" and "none"
         "mean"         mean over space of (B, C, H, W), over tokens of (B, L, D)
         "max"          maximum over the same
         "cls"          the first token of (B, L, D)
         "mean-tokens"  mean over the tokens of (B, L, D), nothing else accepted
         "none"         all numbers, flattened in C order; then every input has the same shape
-    class_args: what the class is called with: a mapping for keywords, a sequence for positions
+    class_args: arguments of the class: a mapping for keyword arguments, a sequence for positional ones
     preprocess: how an image becomes an input: the name of a function in the definition file, which gets (H, W, 3)
         uint8 RGB and returns the net's input for one image; or one of
         "pixels"    (3, H, W), 0 to 255
         "unit"      (3, H, W), 0 to 1
         "imagenet"  short side to 256 (bilinear), central 224 x 224, ImageNet's mean and deviation
         "clip"      short side to 224 (bicubic), central 224 x 224, CLIP's mean and deviation
-        None: images are not accepted, arrays are, as they come. Float arrays are taken as they come in any case.
-    input_shape: of one input, without batch axis, from which `dim` is learnt; needed where it cannot be guessed, and
-        for "none" where it is not (3, 224, 224)
-    whole: run the net to its end every time, whatever the layer
+        None: images are not accepted, only arrays. Float arrays always go to the net unchanged.
+    input_shape: of one input, without batch axis, from which `dim` is determined; needed if it cannot be guessed, and
+        for "none" if it is not (3, 224, 224)
+    whole: always run the whole net, whatever the layer
 
     Raises WeightsError for whatever is wrong with the files or the layer; InputError for an option's value.
     """
@@ -254,7 +253,7 @@ def _no_class(definition: Definition, module: ModuleType, class_name: str) -> We
 
 
 def _load_checkpoint(make: Callable[[], nn.Module], path: Path, input_shape: Sequence[int] | None) -> nn.Module:
-    """A net with a checkpoint's tensors; its own initial ones are given up before those are read."""
+    """A net with a checkpoint's tensors; its initial ones are freed before those are read."""
     import torch
 
     from image_encoders.weights.assign import assign
@@ -386,7 +385,7 @@ def _likely_shapes(net: nn.Module) -> Iterator[tuple[int, ...]]:
 def _check_steady(
     net: Tapped, twin: Tapped | None, inputs: InputSpec, shape: tuple[int, ...], definition: Definition
 ) -> None:
-    """Raise WeightsError where the embedding of an image depends on more than the image.
+    """Raise WeightsError if the embedding of an image depends on more than the image.
 
     twin: made and loaded as `net` was; None where a net holds nothing but its checkpoint
     shape: of an input that the net takes
@@ -530,7 +529,7 @@ def _own(pixels: np.ndarray, function: Callable[[np.ndarray], Any], definition: 
 
 @dataclass(frozen=True)
 class YourModel(Model):
-    """A model whose net is yours: what goes wrong in it is said with its place in the definition."""
+    """A model whose net is the user's: its errors give the place in the definition."""
 
     definition: Definition | None = None
 

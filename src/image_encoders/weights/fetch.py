@@ -45,7 +45,7 @@ YES = {"1", "true", "yes", "on"}
 
 
 def is_offline(asked: bool | None = None) -> bool:
-    """Whether the network is off limits: because the caller asked so, or because the environment says so."""
+    """Whether network access is off, by the caller's choice or the environment."""
     names = ("IMAGE_ENCODERS_OFFLINE", "HF_HUB_OFFLINE")
     return bool(asked) or any(os.environ.get(name, "").lower() in YES for name in names)
 
@@ -67,7 +67,7 @@ def fetch(
     url: http or https
     sha256, size: what is published of it [hexadecimal, bytes]
     max_bytes: how large it may be where no size is published
-    offline: never use the network, as the environment may say as well
+    offline: never use the network; the environment can say the same
     progress: show a bar; default: when stderr is a terminal
 
     Raises WeightsError when the file is not available, or is not the published one.

@@ -27,11 +27,11 @@ def hub_folder(
 ) -> Path:
     """The local folder of a Hugging Face checkpoint: its configuration, tokenizer and weights.
 
-    Weights are safetensors; pickled ones are fetched only where there are no others. Kept in Hugging Face's own cache.
+    Weights are safetensors; pickled ones are fetched only if there are no others. Kept in Hugging Face's own cache.
 
     repo_id: such as "openai/clip-vit-base-patch32"
     revision: branch, tag or commit; default: the main branch as it is now
-    offline: never use the network, as the environment may say as well
+    offline: never use the network; the environment can say the same
     progress: show a bar; default: when stderr is a terminal
 
     Raises UnknownModel when the hub has no such repository, WeightsError when it is not available.
@@ -46,7 +46,7 @@ def hub_folder(
 
 
 class _Unreachable(Exception):
-    """The hub could not be reached; `again` where another attempt may reach it."""
+    """The hub could not be reached; `again` if another attempt may succeed."""
 
     def __init__(self, what: str, again: Again | None) -> None:
         super().__init__(what)
@@ -54,9 +54,9 @@ class _Unreachable(Exception):
 
 
 def _downloaded(repo_id: str, revision: str | None, progress: bool | None) -> Path:
-    """The folder, brought up to date; _Unreachable where only the network is in the way.
+    """The folder, up to date; _Unreachable if only the network fails.
 
-    Tried again as `retries` says, unless the cache has the checkpoint, which serves at once.
+    Retried as in `retries`, unless the checkpoint is in the cache, which is then used at once.
     """
     for failures in count(1):
         try:
