@@ -36,7 +36,7 @@ WRONG = {  # what pydantic's errors name by the types that it tried
 
 @dataclass(frozen=True)
 class Limits:
-    """What a request may hold."""
+    """Limits of a request."""
 
     max_items: int = 2048
     max_file_bytes: int = 64 << 20
@@ -45,11 +45,11 @@ class Limits:
 
 @dataclass(frozen=True)
 class EmbeddingCall:
-    """A request understood.
+    """A parsed request.
 
-    items: what is to be embedded; what could not be read is an InputError already
-    dimensions: the length that embeddings are to have; None: the model's
-    partial: whether the others are wanted where some fail; None: such requests cannot say so
+    items: what to embed; an InputError for an item that could not be read
+    dimensions: the requested length of embeddings; None: the model's
+    partial: whether to return the others if some fail; None: such requests have no such option
     items_param, dimensions_param: the fields of the request that the items and the length came from
     """
 
@@ -62,7 +62,7 @@ class EmbeddingCall:
     dimensions_param: str = "dimensions"
 
     def check_dimensions(self, dim: int, model: str) -> None:
-        """Raise RequestError unless the model's embeddings have the length that is wanted."""
+        """Raise RequestError unless the model's embeddings have the requested length."""
         if self.dimensions not in (None, dim):
             param = self.dimensions_param
             raise RequestError(
@@ -74,14 +74,14 @@ class EmbeddingCall:
             )
 
     def check_outcomes(self, outcomes: Sequence[Any]) -> None:
-        """Raise RequestError where items have no embedding, and all are wanted."""
+        """Raise RequestError if items have no embedding, and `partial` is not set."""
         failed = {position: one for position, one in enumerate(outcomes) if isinstance(one, InputError)}
         if failed and not self.partial:
             raise bad_items(failed, len(outcomes), param=self.items_param, partial=self.partial is not None)
 
 
 class Bounded(BaseModel):
-    """An object whose unknown fields are named, unless there are so many that naming them would take long."""
+    """An object whose unknown fields are listed in errors, unless there are very many."""
 
     @model_validator(mode="before")
     @classmethod
@@ -151,7 +151,7 @@ class EmbeddingsRequest(Bounded):
     user: str | None = Field(None, description="Not used.")
 
     def call(self, limits: Limits) -> EmbeddingCall:
-        """What is asked for; raises RequestError."""
+        """The parsed request; raises RequestError."""
         inputs = self.input if isinstance(self.input, list) else [self.input]
         check_count(len(inputs), limits, "input")
         if any(isinstance(one, (int, list)) for one in inputs):
@@ -207,7 +207,7 @@ class EmbedRequest(Bounded):
     priority: int | None = Field(None, description="Not used.")
 
     def call(self, limits: Limits) -> EmbeddingCall:
-        """What is asked for; raises RequestError."""
+        """The parsed request; raises RequestError."""
         given = {name: one for name in ("texts", "images", "inputs") if (one := getattr(self, name)) is not None}
         if len(given) != 1:
             raise RequestError(
@@ -252,7 +252,7 @@ def raw_item(content: bytes, modality: str, limits: Limits) -> Item:
 
 
 def check_count(count: int, limits: Limits, param: str) -> None:
-    """Raise RequestError for a request of no items, or of too many."""
+    """Raise RequestError for a request with no items, or too many."""
     if count == 0:
         raise RequestError(400, f"{param} is empty; 1 to {limits.max_items:,} items are accepted", code="no_items")
     if count > limits.max_items:
@@ -334,7 +334,7 @@ def _kind(url: str) -> str | None:
 
 
 def invalid_request(errors: Sequence[Any]) -> RequestError:
-    """What is wrong with a body or a query: the first three things of it.
+    """What is wrong with a body or a query: the first three problems.
 
     errors: as pydantic lists them
     """

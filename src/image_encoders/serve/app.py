@@ -50,7 +50,7 @@ async def _answer_error(request: Request, error: Exception) -> Response:
 
 
 def as_request_error(error: Exception) -> RequestError:
-    """Any error as the refusal that a client may see."""
+    """Any error as the RequestError that a client may see."""
     match error:
         case RequestError():
             return error

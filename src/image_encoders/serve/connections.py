@@ -1,11 +1,11 @@
-"""Connections that no client can hold for ever: uvicorn's HTTP protocol, with the limits that it does not have.
+"""uvicorn's HTTP protocol with additional limits, so that no client can hold a connection forever.
 
 - Headers come within `header_timeout`, as a whole, and are of bounded size and number.
-- A body does not pause for `body_timeout`, nor does whoever reads an answer; what drips slower than `SLOWEST` ends too.
-- Beyond `max_connections`, only probes of health are answered; all others get 503 and a time to come back.
-- What cannot be read as HTTP gets an answer with a reason, never in the midst of another request's answer.
-- A request whose client has left is cancelled.
-- An answer given before the whole request was read is read by its client: the connection closes after that.
+- A body, or the reading of a response, may not pause for `body_timeout`, or be slower than `SLOWEST`.
+- Beyond `max_connections`, only probes of health are answered; all others get 503 and a time to retry.
+- Invalid HTTP gets a response with a reason, never in the middle of another request's response.
+- A request whose client has disconnected is cancelled.
+- A response sent before the whole request was read reaches its client: the connection closes only after that.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ SPARE = 64  # connections beyond the limit that are read, so that they get an an
 def limited(settings: Settings, refused: Callable[[int], None] = lambda status: None) -> type[HttpToolsProtocol]:
     """The protocol class for `uvicorn.Config(http=...)` with these limits.
 
-    refused: called with the status of each refusal, which no application sees
+    refused: called with the status of each rejection, which the application does not see
     """
     return type("LimitedConnection", (Connection,), {"settings": settings, "refused": staticmethod(refused)})
 
@@ -143,7 +143,7 @@ class Connection(HttpToolsProtocol):
             self.flow.resume_reading()  # to see whether the client leaves
 
     def _objection(self) -> tuple[int, str, str] | None:
-        """Why a request whose headers are complete is not accepted: what proxies and servers may read differently."""
+        """Why a request is rejected after its headers: proxies and servers might parse it differently."""
         size = len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
         if size > MAX_HEAD_BYTES or len(self.headers) > MAX_HEADERS:
             return TOO_LARGE_HEAD
@@ -207,9 +207,9 @@ class Connection(HttpToolsProtocol):
             self._unset_keepalive_if_required()
 
     def close_after_answer(self) -> None:
-        """Close, or while the client is still sending, end the answer and wait until it has been read.
+        """Close, or while the client is still sending, end the response and wait until it has been read.
 
-        Closed with bytes unread, a connection is reset, and the answer lost on its way.
+        Closing with unread bytes would reset the connection and lose the response.
         """
         self._closing = True
         if self.closing:
@@ -283,7 +283,7 @@ class Connection(HttpToolsProtocol):
         return self._head_since is not None or self._receiving_body()
 
     def _refuse(self, status: int, code: str, message: str) -> None:
-        """Answer what cannot be read on, after the answers to what came before it, and read nothing more."""
+        """Respond to invalid input, after the responses to earlier requests, and read nothing more."""
         self._closing = True
         self._unset_keepalive_if_required()
         newest: RequestResponseCycle | None = self.cycle

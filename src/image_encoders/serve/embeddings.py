@@ -1,4 +1,4 @@
-"""Embeddings: OpenAI's endpoint, Cohere's, and one for whoever holds files."""
+"""Embeddings: OpenAI's endpoint, Cohere's, and one for raw files."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ router = APIRouter(route_class=BoundedRoute, tags=["embeddings"], responses=refu
 
 @router.post("/v1/embeddings", response_model=EmbeddingsAnswer)
 async def create_embeddings(request: Request, body: EmbeddingsRequest) -> Response:
-    """Embeddings of texts, images and sounds, in the order in which they are sent.
+    """Embeddings of texts, images and sounds, in the order of the request.
 
     As OpenAI's endpoint; images are data: URLs, or objects such as `{"image": BASE64}`.
     """
@@ -79,7 +79,7 @@ async def create_embeddings(request: Request, body: EmbeddingsRequest) -> Respon
 
 @router.post("/v2/embed", response_model=EmbedAnswer)
 async def embed(request: Request, body: EmbedRequest) -> Response:
-    """The same in the shape of Cohere's endpoint."""
+    """The same in the format of Cohere's endpoint."""
     service: Service = request.app.state.service
     served, outcomes = await run(service, body.call(service.limits))
     embeddings = [one for one in _arrays(outcomes) if not isinstance(one, InputError)]
@@ -100,9 +100,9 @@ async def embed_images(
         bool, Query(description="Return the embeddings of the other items if some fail; not with npy.")
     ] = False,
 ) -> Response:
-    """Embeddings of image files, as they are: one as the body, or several as multipart/form-data.
+    """Embeddings of image files: one as the body, or several as multipart/form-data.
 
-    With `Accept: application/x-npy` the answer is an array that `numpy.load` reads.
+    With `Accept: application/x-npy` the response is an array that `numpy.load` reads.
     """
     service: Service = request.app.state.service
     limits = service.limits
@@ -142,7 +142,7 @@ async def _files(request: Request, limits: Limits) -> list[bytes]:
 
 
 async def run(service: Service, call: EmbeddingCall) -> tuple[ServedModel, list[Outcome]]:
-    """The model and what became of the items; RequestError where some failed and all are wanted."""
+    """The model and the items' outcomes; RequestError if some failed and `partial` is not set."""
     served = service.model(call.model)
     call.check_dimensions(served.dim, served.name)
     outcomes = await service.embed(served, call.items)
@@ -151,7 +151,7 @@ async def run(service: Service, call: EmbeddingCall) -> tuple[ServedModel, list[
 
 
 def headers(served: ServedModel, outcomes: Sequence[Outcome]) -> dict[str, str]:
-    """Which embeddings these are, and the longest that an item waited, was prepared, was embedded [ms]."""
+    """The encoder and its fingerprint, and the longest times for waiting, preparing and embedding an item [ms]."""
     done = [one for one in outcomes if isinstance(one, Embedded)]
     times = {
         "queue": max((one.wait_s for one in done), default=0.0),

@@ -60,7 +60,7 @@ RELOAD = b'<!doctype html><meta charset="utf-8"><meta http-equiv="refresh" conte
 
 
 def check_exposure(settings: Settings) -> None:
-    """Raise ImageEncodersError where this service would listen to others unguarded, or with keys easily guessed."""
+    """Raise ImageEncodersError if other machines could use this service without a key, or with a short one."""
     short = [key for key in settings.api_keys if len(key) < MIN_KEY_CHARS or not key.isascii() or not key.isprintable()]
     if short:
         raise ImageEncodersError(
@@ -118,7 +118,7 @@ class Guards:
     # The guards, in their order; each raises RequestError.
 
     async def answer(self, request: _Passage) -> None:
-        """Let a request pass, or answer it here."""
+        """Pass a request on, or respond to it here."""
         if request.path.startswith("/health/"):  # probes name this machine as they please
             await self._app(request.scope, request.receive, request.send)
             return
@@ -151,7 +151,7 @@ class Guards:
             )
 
     def _check_origin(self, request: _Passage) -> bool:
-        """Whether this is the question of a browser, before it lets an allowed page send its request."""
+        """Whether this is the preflight request (CORS) of an allowed page."""
         origin = request.one(b"origin")
         if origin is not None:
             allowed = "*" in self._origins or origin.lower() in self._origins
@@ -179,7 +179,7 @@ class Guards:
             raise self.too_large()
 
     def too_large(self) -> RequestError:
-        """The refusal of a body that is too large."""
+        """The error for a body that is too large."""
         return RequestError(
             413,
             f"the body has more than the {self._settings.max_body_bytes:,} bytes that are accepted",
@@ -187,7 +187,7 @@ class Guards:
         )
 
     def take(self, request: _Passage, size: int) -> None:
-        """Count bytes of a body that came."""
+        """Count received bytes of a body."""
         request.taken += size
         self.buffered += size
         if request.taken > self._settings.max_body_bytes:
@@ -222,7 +222,7 @@ class Guards:
         return hmac.compare_digest(ticket, self._ticket(key, int(until)))
 
     async def _ask_for_key(self, request: _Passage) -> None:
-        """Send people to the login, and programs a reason."""
+        """Redirect people to the login, and send programs an error."""
         if request.method in ("GET", "HEAD") and "text/html" in (request.one(b"accept") or ""):
             if request.one(b"sec-fetch-site") == "cross-site":
                 # Followed from a page of another site, and so without the cookie that there may be: open it from here.
@@ -242,7 +242,7 @@ class Guards:
         )
 
     async def _login(self, request: _Passage) -> None:
-        """Give a cookie for a key, and go where the person wanted to go."""
+        """Set a cookie for a valid key, and redirect to the requested page."""
         body, more = b"", True
         while more:
             message = await request.receive()
@@ -347,7 +347,7 @@ class _Passage:
         await self._send(message)
 
     async def reply(self, status: int, body: bytes, *headers: tuple[bytes, bytes]) -> None:
-        """A whole answer."""
+        """A complete response."""
         headers = (*headers, (b"content-length", b"%d" % len(body))) if status != 204 else headers
         await self.send({"type": "http.response.start", "status": status, "headers": list(headers)})
         await self.send({"type": "http.response.body", "body": b"" if self.method == "HEAD" else body})
@@ -404,12 +404,12 @@ class _Broken(Exception):
 
 
 def _same(given: bytes, key: bytes) -> bool:
-    """Whether they are equal, in a time that tells nothing of how much of them is."""
+    """Whether they are equal, in constant time."""
     return hmac.compare_digest(hashlib.sha256(given).digest(), hashlib.sha256(key).digest())
 
 
 def _name(host: bytes) -> str | None:
-    """The name or address in a Host header, in small letters, without its port; None where it is neither."""
+    """The name or address in a Host header, in lower case, without its port; None if it is neither."""
     found = re.fullmatch(rb"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(:[0-9]{1,5})?", host)
     return found[1].decode().lower().rstrip(".").strip("[]") if found else None
 
@@ -431,7 +431,7 @@ def _netloc(origin: str) -> str:
 
 
 def own_path(target: str) -> str:
-    """A path of this service, whatever a login form says where to go."""
+    """A path of this service, whatever target a login form contains."""
     if OWN_PATH.fullmatch(target):
         return target
     return "search"

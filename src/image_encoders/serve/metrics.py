@@ -1,4 +1,4 @@
-"""What the service counts, for Prometheus and for people who look at its page."""
+"""The service's metrics, for Prometheus and for its page."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ class Metrics:
         }
 
     def text(self) -> bytes:
-        """All of it, as Prometheus reads it."""
+        """All metrics, in Prometheus's format."""
         return generate_latest(self.registry)
 
 
@@ -109,7 +109,7 @@ def _forget(seen: deque[Any]) -> None:
 
 
 class _Towers:
-    """The state of towers, read when it is asked for."""
+    """The state of towers, read on demand."""
 
     def __init__(self, models: Sequence[ServedModel]):
         self._models = models

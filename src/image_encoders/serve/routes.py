@@ -1,4 +1,4 @@
-"""What routes share: how they read bodies and write answers, and how they describe their refusals."""
+"""Shared by routes: reading bodies, writing responses, and describing errors."""
 
 from __future__ import annotations
 
@@ -40,11 +40,11 @@ class BoundedRoute(APIRoute):
 
 
 def refusals(*described: Mapping[Any, str]) -> dict[int | str, dict[str, Any]]:
-    """The refusals, for the schema: their statuses, and what each of them means."""
+    """The errors, for the schema: their statuses and meanings."""
     said = {status: text for some in (*described, OTHER) for status, text in some.items()}
     return {status: {"model": Problem, "description": text} for status, text in said.items()}
 
 
 def json_answer(body: Mapping[str, Any], headers: Mapping[str, str] | None = None) -> Response:
-    """A body that is JSON already, which FastAPI need not look at."""
+    """A body that is already JSON, which FastAPI need not process."""
     return Response(json.dumps(body, separators=(",", ":")), media_type="application/json", headers=headers)

@@ -1,7 +1,7 @@
-"""Search over HTTP: hits for queries of words, images and sounds, their thumbnails, and how the collection is doing.
+"""Search over HTTP: hits for queries of words, images and sounds, their thumbnails, and the collection's status.
 
-Nothing that a client sends names a file or becomes a part of the database's language: images are named by the sha256 of
-their bytes, folders by names that the service gave them.
+Nothing that a client sends becomes a file name or part of a database query: images are named by the sha256 of
+their bytes, folders by names that the service assigns.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ Side = Annotated[int, Field(ge=1, le=MAX_SIDE_PX)]
 
 
 class Filters(Bounded):
-    """Which images are looked at: those for which all that is given holds."""
+    """Filters, all of which must match."""
 
     model_config = ConfigDict(extra="forbid")
     folder: str | None = Field(
@@ -69,7 +69,7 @@ class Filters(Bounded):
 
 
 class SearchAddress(Filters):
-    """A search as an address says it."""
+    """A search in a query string."""
 
     q: Words = Field([], description="Words to search for; several are added.")
     minus: Words = Field([], description="Words to subtract.")
@@ -96,7 +96,7 @@ class SearchAddress(Filters):
         return {name: value for name, value in kept.items() if value not in ("", [])}
 
     def wanted(self, limits: Limits) -> Wanted:
-        """What is asked for; raises RequestError."""
+        """The parsed request; raises RequestError."""
         said = [
             Term(kind, value, weight, name)  # type: ignore[arg-type]
             for name, kind, weight in TERMS
@@ -152,7 +152,7 @@ class SearchTerm(Bounded):
 
 
 class SearchRequest(Bounded):
-    """A search as JSON says it."""
+    """A search as JSON."""
 
     model_config = ConfigDict(
         extra="forbid",
@@ -172,14 +172,14 @@ class SearchRequest(Bounded):
     each_copy: bool = Field(False, description="List files with the same bytes as separate hits.")
 
     def wanted(self, limits: Limits) -> Wanted:
-        """What is asked for; raises RequestError."""
+        """The parsed request; raises RequestError."""
         asked = self.where or Filters.model_validate({})
         terms = [checked(one.term(), limits) for one in self.queries]
         return Wanted(terms, folder_name(asked.folder), asked.where(), self.sort, self.group, self.each_copy)
 
 
 class Usual(BaseModel):
-    """The query's scores over a sample of the collection: their middle, and how far they usually lie from it."""
+    """The query's scores over a sample of the collection: their median and spread."""
 
     score: float
     spread: float
@@ -224,7 +224,7 @@ class SearchAnswer(BaseModel):
 
 
 class UploadedQuery(BaseModel):
-    """An image or a sound that was embedded, and not kept."""
+    """An image or a sound that was embedded, but not stored."""
 
     vector: str = Field(description="A token for `vector=`.")
     modality: Literal["image", "audio"]
@@ -314,7 +314,7 @@ UPLOAD = {
 
 @router.post("/v1/queries", response_model=UploadedQuery, openapi_extra={"requestBody": UPLOAD})
 async def upload_query(request: Request) -> Response:
-    """An image or a sound as a token for `vector=`: its embedding. Nothing is kept.
+    """An image or a sound as a token for `vector=`: its embedding. Nothing is stored.
 
     The body is the file, or multipart/form-data with one file.
     """
@@ -371,7 +371,7 @@ async def thumbnail(
     key: str,
     size: Annotated[Literal["256", "1024"], Query(description="The longest side in pixels.")] = "256",
 ) -> Response:
-    """A small JPEG of a stored image. Its bytes never change, so that browsers may keep it."""
+    """A small JPEG of a stored image. It never changes, so browsers may cache it."""
     searcher = searcher_of(request)
     if not KEY.fullmatch(key):
         raise RequestError(404, "no image of the collection has this key", code="unknown_key")
@@ -409,7 +409,7 @@ async def failures(request: Request, offset: Annotated[Offset, Query()] = 0) -> 
 
 @router.get("/status.json")
 async def status(request: Request) -> Response:
-    """What is searched, how far its run is, and what the service did in the last minute."""
+    """The collection, the progress of its run, and the load of the last minute."""
     service, searcher = _service(request), searcher_of(request)
     served = service.collection_model or next(iter(service.models.values()), None)  # none while the first one is loaded
     collection = None
@@ -450,7 +450,7 @@ def checked(term: Term, limits: Limits) -> Term:
 
 
 def check_count(count: int) -> None:
-    """Raise RequestError for more queries than are added up."""
+    """Raise RequestError for too many queries."""
     if count > MAX_QUERIES:
         raise RequestError(422, f"{count} queries; at most {MAX_QUERIES} are accepted", code="too_many_queries")
 

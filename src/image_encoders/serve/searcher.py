@@ -1,6 +1,6 @@
-"""A served collection that is searched: queries to directions, directions to rankings, keys to thumbnails.
+"""Searching a served collection: queries to directions, directions to rankings, keys to thumbnails.
 
-What takes long runs on a few threads, and a bounded number of requests waits for them.
+Slow work runs on a few threads, and a bounded number of requests waits for them.
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ class Term:
     """One of the queries that a search adds up.
 
     kind: "text", "image" and "audio" are embedded; "key" is a stored image; "vector" a token, or numbers
-    weight: below 0, what it stands for is kept away
-    param: what the request calls it
+    weight: negative: subtracted
+    param: its name in the request
     """
 
     kind: Literal["text", "image", "audio", "key", "vector"]
@@ -64,7 +64,7 @@ class Term:
 
 @dataclass(frozen=True)
 class Wanted:
-    """A search understood.
+    """A parsed search.
 
     folder: a name that hits have; None: all
     where: the other filters
@@ -79,7 +79,7 @@ class Wanted:
 
 
 class Threads:
-    """A few threads, and those who wait for them.
+    """A few threads, and a bounded queue.
 
     most: how many may wait
     """
@@ -94,9 +94,9 @@ class Threads:
     ) -> Result:
         """`function` on a thread, when it is its turn.
 
-        gone: asked when the turn has come: whether nobody waits any more
+        gone: called before it runs: whether the client has disconnected
 
-        Raises Overloaded, and CancelledError for who has gone.
+        Raises Overloaded, and CancelledError if the client has disconnected.
         """
         if self.waiting >= self.most:
             raise Overloaded(limit=self.most, waiting=self.waiting, retry_s=1.0)
@@ -110,7 +110,7 @@ class Threads:
             self.waiting -= 1
 
     def begin(self, function: Callable[[], Any]) -> None:
-        """`function` on a thread; nobody waits for it."""
+        """Run `function` on a thread without waiting for it."""
         self._pool.submit(function)
 
 
@@ -238,7 +238,7 @@ class Searcher:
     # ------------------------------------------------------------------ tokens
 
     def token(self, embedding: np.ndarray) -> str:
-        """An embedding as text for an address: nothing of it is kept here."""
+        """An embedding as text for a URL: nothing is stored here."""
         direction = self.collection.direction(embedding)
         content = TOKEN.pack(self._space) + direction.astype("<f2").tobytes()
         return base64.urlsafe_b64encode(content).rstrip(b"=").decode()
@@ -310,5 +310,5 @@ class Searcher:
 
     @property
     def name(self) -> str:
-        """What people call the collection."""
+        """The collection's display name."""
         return self._service.title or Path(self.collection.folder).absolute().name

@@ -1,4 +1,4 @@
-"""A service that listens: starts, says so, and stops cleanly."""
+"""The HTTP server: starts, reports its address, and stops cleanly."""
 
 from __future__ import annotations
 

@@ -72,7 +72,7 @@ class TowerQueue:
 
     @property
     def waiting(self) -> int:
-        """Items that have no answer yet."""
+        """Items without a result yet."""
         return len(self._waiting) + (len(self._worker.sent) if self._worker else 0)
 
     @property
@@ -88,14 +88,14 @@ class TowerQueue:
 
     @property
     def ready(self) -> bool:
-        """Whether a canary came through lately; or nothing runs, as nothing was asked for in a long time."""
+        """Whether a canary succeeded recently, or the net was unloaded as idle."""
         if self.state == "idle":
             return True
         late = MISSED * self._settings.canary_every + 2 * (self.facts.seconds if self.facts else 0.0)
         return self.state == "ready" and self._worker is not None and time.monotonic() - self._worker.proved < late
 
     def admit(self) -> None:
-        """Raise Overloaded or Unavailable where no more may come just now."""
+        """Raise Overloaded or Unavailable if no more items are accepted at the moment."""
         if self.state == "unhealthy":
             raise Unavailable(f"{self._recipe.called} has stopped and is being restarted", retry_s=2.0)
         waiting = self.waiting
@@ -104,7 +104,7 @@ class TowerQueue:
             raise Overloaded(limit=self._settings.max_waiting, waiting=waiting, retry_s=retry_s)
 
     async def embed(self, item: Item) -> Embedded:
-        """The embedding of an item, after those that came before it; raises InputError, Unavailable."""
+        """The embedding of an item, in order of arrival; raises InputError, Unavailable."""
         entry = Entry(item, asyncio.get_running_loop().create_future())
         self._waiting.append(entry)
         self._wanted.set()
@@ -207,7 +207,7 @@ class TowerQueue:
         self.seconds_per_item = NEWEST * seconds + (1 - NEWEST) * before
 
     async def _watch(self, worker: WorkerProcess) -> bool:
-        """Return True when nothing was to do for long, False when the worker is stuck."""
+        """Return True when it has been idle for long, False when the worker is stuck."""
         idle = self._settings.idle_unload
         while True:
             now = time.monotonic()
