@@ -1,4 +1,4 @@
-"""A table of digests: what a collection holds already, small enough for a hundred million items in memory."""
+"""A table of digests of a collection's contents, small enough for a hundred million items in memory."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ class DigestTable:
     """Texts, each with another text, as 64-bit digests of both: 16 bytes an entry.
 
     A text that was never put is found with a probability of entries / 2**64, with a given other text with the square of
-    that: whoever asks for the first alone must bear that, and take what is found as a hint.
-    One thread puts; any may read.
+    that: a look-up of the first alone is only a hint.
+    Only one thread may put; any may read.
     """
 
     def __init__(self) -> None:
@@ -30,7 +30,7 @@ class DigestTable:
             self._merge()
 
     def add(self, text: str) -> None:
-        """Put a text for `has` to find: by 128 bits, so that none is ever taken for another."""
+        """Put a text for `has` to find: by 128 bits, so collisions do not occur in practice."""
         self.put(text, "\0" + text)
 
     def has(self, text: str) -> bool:

@@ -1,4 +1,4 @@
-"""How a command ends: by an error, by Ctrl-C, with nobody left to read what it prints."""
+"""How a command ends: by an error, by Ctrl-C, or with its output closed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Bytes that were read before anybody asked for them, because they came by: as many as may wait."""
+"""Bytes that were read ahead because a sequential read passed them, up to a limit."""
 
 from __future__ import annotations
 

@@ -101,14 +101,14 @@ class CellImage:
 
 
 def cell_name(path: str, column: str, row: int) -> str:
-    """How a cell is called."""
+    """The name of a cell."""
     return f"{path}#{column}/{row}"
 
 
 class Table:
-    """The images that a column of a table holds or names.
+    """The images that a column of a table contains or names.
 
-    column: its name; None: the one that looks like it
+    column: its name; None: detected
     named: the image that a path or an address in it names, with its metadata
     """
 
@@ -138,7 +138,7 @@ class Table:
             raise Uncountable from error
 
     def entries(self) -> Iterator[Entry]:
-        """What its rows name; what cannot be read of it comes out as entries of their own."""
+        """The entries of its rows; unreadable parts become entries with an error."""
         if self.walk.counting:
             raise Uncountable
         whole = True
@@ -394,7 +394,7 @@ def _rows_of(path: str) -> Callable[[Any], Any]:
 
 
 def _chosen(column: str | None, names: Sequence[str], likely: Sequence[str], fit: Sequence[str] | None = None) -> str:
-    """The column that was asked for, or the only likely one, or the likeliest by its name.
+    """The requested column, or the only likely one, or the likeliest by its name.
 
     fit: those that can hold images; None: all
     """
