@@ -87,7 +87,7 @@ class Committer:
     def _work(self) -> None:
         commits = 0
         try:
-            with self.collection.writing():  # also if the run is given up meanwhile
+            with self.collection.writing():  # also if the run is aborted meanwhile
                 while outcomes := self._next():
                     self._commit(outcomes)
                     give_back_memory()

@@ -292,7 +292,7 @@ class Listing(Iterator["str | None"]):
 
 
 WAIT_S = 0.05  # for the next part, before others are looked after
-STOP_S = 5.0  # for the item that is being looked at, when a run is given up
+STOP_S = 5.0  # for the item being looked at, when a run is aborted
 
 
 def cut(items: Iterable[SourceItem]) -> Iterator[list[SourceItem]]:

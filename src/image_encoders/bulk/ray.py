@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 LOCAL = "local"  # an address: a Ray of the run's own, on this machine
-DEATHS = 3  # of workers at one part, or while they start, before the run is given up
+DEATHS = 3  # of workers at one part, or while they start, before the run is aborted
 STORE = 1 << 27  # bytes of the object store of a Ray of the run's own: little goes through it
 CONNECT_S = 5.0  # for the head of a cluster to answer
 LOOK_S = 0.1  # seconds between looks at the workers

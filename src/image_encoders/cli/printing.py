@@ -119,7 +119,7 @@ def notice(words: str, shown: bool = True) -> Iterator[None]:
     """`words` as a line on standard error, once the block has taken `NOTICE_S`."""
 
     def write() -> None:
-        with suppress(OSError):  # nobody reads it
+        with suppress(OSError):  # its reader is gone
             say(words)
 
     timer = threading.Timer(NOTICE_S, write)

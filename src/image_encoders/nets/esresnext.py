@@ -42,7 +42,7 @@ class ItemNorm2d(nn.BatchNorm2d):
 
 
 class FrequencyBSpline(nn.Module):
-    """Complex frequency B-spline wavelets, one for every bin: the learned stand-in for a Fourier transform.
+    """Complex frequency B-spline wavelets, one for every bin: a learned replacement for a Fourier transform.
 
     m: order of the spline; fb: bandwidth; fc: centre frequency, in bins
     """

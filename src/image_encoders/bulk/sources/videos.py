@@ -50,7 +50,7 @@ SUFFIXES = frozenset(
         ".wmv",
     }
 )
-EVERY_S = 10.0  # seconds from frame to frame, where nobody says
+EVERY_S = 10.0  # default seconds from frame to frame
 SCENES = "scenes"
 CUT = 0.11  # of white: how far the colours of a small copy differ from the frame before; PySceneDetect has 27 / 255
 SHORTEST_SCENE_S = 0.5

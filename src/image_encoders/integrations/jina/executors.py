@@ -92,7 +92,7 @@ class EncoderExecutor(Executor):
 
     @requests
     async def answer(self, docs: DocList[Document], parameters: Optional[dict] = None, **_: Any) -> DocList[Document]:
-        """What a Flow calls, for every endpoint: `encode` on threads of its own, none of which waits for an address.
+        """Called by a Flow, for every endpoint: `encode` on separate threads, none of which waits for a URL.
 
         Jina runs a plain function for one request at a time, and its own dynamic batching never answers a request
         without documents.
