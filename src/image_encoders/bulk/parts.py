@@ -380,12 +380,12 @@ def _members(path: str, column: str | None, items: Sequence[PartItem]) -> Iterat
     else:
         found = Table(place_of(path), walk, _refused, column).entries()
     for entry in found:
-        if isinstance(entry, Problem):
-            error = entry.error
-        elif wanted.pop(id_of(entry.name), None) is not None:
+        if wanted.pop(id_of(entry.name), None) is not None:
             yield entry
             if not wanted:
                 return
+        elif isinstance(entry, Problem):
+            error = entry.error
     yield from (replace(item, error=error) for item in wanted.values())
 
 

@@ -329,7 +329,8 @@ class _Parquet(_Reader):
         first = 0
         for group in range(self.file.num_row_groups):
             after = first + self.file.metadata.row_group(group).num_rows
-            if bytes_inside and all(known(column, number) for number in range(first, after)):
+            seen = bytes_inside and all(known(column, number) for number in range(first, after))
+            if seen and self._holds_bytes_alone(group, column):
                 yield from ((number, None) for number in range(first, after))
                 first = after
                 continue
@@ -343,6 +344,13 @@ class _Parquet(_Reader):
             except (OSError, ValueError, RuntimeError) as error:
                 yield f"rows {number} to {after - 1}", error
             first = after
+
+    def _holds_bytes_alone(self, group: int, column: str) -> bool:
+        """Whether a group of rows says that no cell of it is empty, or has a path in place of bytes."""
+        said = self.file.metadata.row_group(group)
+        leaves = (said.column(place) for place in range(said.num_columns))
+        found = [leaf.statistics for leaf in leaves if leaf.path_in_schema in (column, f"{column}.bytes")]
+        return all(one is not None and one.has_null_count and one.null_count == 0 for one in found)
 
     def cell(self, column: str, row: int) -> Any:
         for group in range(self.file.num_row_groups):
@@ -364,6 +372,7 @@ class _Lance(_Reader):
 
     def __init__(self, file: Any):
         self.table, self.schema = file, file.schema
+        self.alone: dict[str, bool] = {}
 
     def choose(self, column: str | None) -> str:
         return _chosen_of(self.schema, column)
@@ -373,13 +382,23 @@ class _Lance(_Reader):
         size, count = IMAGES if bytes_inside else ROWS, self.count()
         for first in range(0, count, size):
             numbers = range(first, min(first + size, count))
-            if bytes_inside and all(known(column, number) for number in numbers):
+            seen = bytes_inside and all(known(column, number) for number in numbers)
+            if seen and self._holds_bytes_alone(column):
                 yield from ((number, None) for number in numbers)
                 continue
             yield from zip(numbers, self._taken(numbers, wanted))
 
     def cell(self, column: str, row: int) -> Any:
         return self._taken([row], [column])[0][column] if row < self.count() else None
+
+    def _holds_bytes_alone(self, column: str) -> bool:
+        """Whether no cell is empty, or has a path in place of bytes; looked up once."""
+        import pyarrow.types as types
+
+        if column not in self.alone:
+            quoted = f"`{column}`.bytes" if types.is_struct(self.schema.field(column).type) else f"`{column}`"
+            self.alone[column] = not self.table.count_rows(f"{quoted} IS NULL")
+        return self.alone[column]
 
     def _taken(self, numbers: Sequence[int], columns: list[str]) -> list[dict[str, Any]]:
         return self.table.take_offsets(list(numbers)).select(columns).to_arrow().to_pylist()
