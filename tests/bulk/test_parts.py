@@ -10,7 +10,7 @@ import signal
 import subprocess
 import tarfile
 import threading
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import suppress
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -33,6 +33,7 @@ from image_encoders.bulk.parts import Parts, Worker, cut
 from image_encoders.bulk.plan import Plan
 from image_encoders.bulk.run import Report, run
 from image_encoders.bulk.sources import find
+from image_encoders.bulk.sources.archives import Archive
 from image_encoders.collection import Collection
 from image_encoders.encoder import Encoder
 from image_encoders.errors import CollectionError
@@ -353,6 +354,30 @@ def test_cells_that_hold_no_bytes_come_through_parts_as_they_do_without(tmp_path
     assert ledger(collection) == ledger(local)
     assert (report.total, report.failed) == (expected.total, expected.failed)
     assert str(paths[0]) in rows(collection)
+
+
+def test_an_archive_is_passed_over_once_however_many_of_its_members_fail(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("IMAGE_ENCODERS_MAX_BYTES", "1000")
+    with tarfile.open(tmp_path / "shard.tar.gz", "w:gz") as tar:
+        for number in range(10):
+            (tmp_path / "member").write_bytes(image(number) if number % 2 else bytes(2000))
+            tar.add(tmp_path / "member", f"{number}.png")
+    collection = begun(tmp_path)
+    parts = Parts(tmp_path / "parts", collection)
+    part = parts.record(list(find([str(tmp_path / "shard.tar.gz")])))
+    walks: list[Any] = []
+
+    class Counted(Archive):
+        def entries(self) -> Iterator[Any]:
+            walks.append(self)
+            return super().entries()
+
+    monkeypatch.setattr(parts_module, "Archive", Counted)
+    one_worker(parts, FakeEncoder()).encode(part)
+    codes = [getattr(one, "code", None) for one in parts.outcomes(part)]
+    assert (codes, len(walks)) == (["too-many-bytes", None] * 5, 1)
 
 
 def test_urls_objects_and_frames_come_through_parts(photos: Path, tmp_path: Path) -> None:
