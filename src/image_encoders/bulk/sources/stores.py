@@ -131,7 +131,7 @@ class ObjectFolder:
         """Raise InputError where nothing is there."""
         with _reaching():
             store, inner = _store(self.address)
-            if not (store.glob(inner) if glob.has_magic(inner) else store.exists(inner)):
+            if not (store.exists(inner) or (glob.has_magic(inner) and store.glob(inner))):
                 raise InputError("no such file or folder in the store", code="not-found")
 
     def entries(self) -> Iterator[Entry]:
@@ -141,7 +141,7 @@ class ObjectFolder:
         try:
             with _reaching():
                 store, inner = _store(self.address)
-                if glob.has_magic(inner):
+                if glob.has_magic(inner) and not store.exists(inner):
                     yield from self._matches(store, inner)
                 elif store.isfile(inner):
                     yield from self.named(self.address)
