@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import datetime
 import decimal
+import gzip
 import io
 import json
 import math
@@ -15,7 +16,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 from image_encoders.bulk.sources.contents import Content
@@ -30,7 +31,9 @@ from image_encoders.inputs.urls import UrlLimits, read_url
 if TYPE_CHECKING:
     import pyarrow as pa
 
-SUFFIXES = (".parquet", ".csv", ".tsv", ".jsonl", ".ndjson", ".lance")
+TEXTS = (".csv", ".tsv", ".jsonl", ".ndjson")
+PACKED = ".gz"  # what a text's name may end in besides
+SUFFIXES = (".parquet", ".lance", *TEXTS, *(f"{ending}{PACKED}" for ending in TEXTS))
 NAMES = (  # of columns that say where an image is, the likeliest first
     *("image", "img", "bytes", "path", "image_path", "img_path", "file", "file_path", "filepath", "file_name"),
     *("filename", "url", "image_url", "img_url", "uri", "image_uri", "link", "href", "src"),
@@ -270,7 +273,7 @@ class _Csv(_Reader):
         encoding = "utf-16" if file.read(2) in UTF16 else "utf-8-sig"
         file.seek(0)
         self.text = io.TextIOWrapper(file, encoding, errors="surrogateescape", newline="")
-        first = self.text.readline()
+        first = self.text.readline(LONGEST_LINE)
         self.ended = False
         delimiter = max(self.delimiters, key=first.count)  # the first one where none is there
         self.reader = csv.reader(self._lines(first), delimiter=delimiter)
@@ -280,7 +283,9 @@ class _Csv(_Reader):
 
     def _lines(self, first: str) -> Iterator[str]:
         yield first
-        yield from iter(self.text.readline, "")  # from the text itself, it would close the file at the end
+        yield from iter(
+            partial(self.text.readline, LONGEST_LINE), ""
+        )  # from the text itself, it would close the file at the end
         self.ended = True
 
     def choose(self, column: str | None) -> str:
@@ -408,7 +413,9 @@ class _Lance(_Reader):
 
 
 def _rows_of(path: str) -> Callable[[Any], Any]:
-    ending = os.path.splitext(path)[1].lower()
+    name, ending = os.path.splitext(path.lower())
+    if ending == PACKED:
+        return lambda file: _rows_of(name)(gzip.GzipFile(fileobj=file))
     return {".parquet": _Parquet, ".lance": _Lance, ".csv": _Csv, ".tsv": _Tsv}.get(ending, _Lines)
 
 
