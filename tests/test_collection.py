@@ -26,9 +26,11 @@ from pyarrow import feather
 from fake_encoder import DIM, FakeEncoder
 from image_encoders import collection as collection_module
 from image_encoders import collection as collections
-from image_encoders import exports, load, tables
+from image_encoders import exports, load, tables, upkeep
+from image_encoders.child import ChildDied
 from image_encoders.collection import (
     FAILURES,
+    GIVEN_UP,
     INDEX,
     ITEMS,
     MARK,
@@ -292,7 +294,7 @@ def test_a_writer_in_another_process_is_refused_and_a_killed_one_leaves_no_lock(
 def test_many_small_writes_are_merged_and_lose_nothing(
     collection: Collection, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tables, "SMALL_FRAGMENTS", 8)
+    monkeypatch.setattr(upkeep, "SMALL_FRAGMENTS", 8)
     reader = Collection.open(folder)
     for number in range(20):
         collection.append([row(number)], new=True)
@@ -300,6 +302,42 @@ def test_many_small_writes_are_merged_and_lose_nothing(
     collection.settle()
     assert len(list((folder / f"{ITEMS}.lance" / "data").iterdir())) == 1
     assert reader.search(np.ones(DIM), 20) == before
+
+
+def test_upkeep_that_takes_too_long_is_given_up_loses_nothing_and_gets_twice_as_long_the_next_time(
+    collection: Collection, folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(upkeep, "SMALL_FRAGMENTS", 8)
+    for number in range(20):
+        collection.append([row(number)], new=True)
+    before = collection.search(np.ones(DIM), 20)
+    collection.settle(limit_s=0)
+    assert "not done after" in caplog.text
+    assert collection.search(np.ones(DIM), 20) == before
+    (folder / GIVEN_UP).write_text("1000.0")
+    limits = []
+    apart = upkeep.apart
+    monkeypatch.setattr(upkeep, "apart", lambda *step: limits.append(step[-1]) or apart(*step))
+    collection.settle()
+    assert 1000 < limits[0] <= 2000
+    assert len(list((folder / f"{ITEMS}.lance" / "data").iterdir())) == 1
+    assert collection.search(np.ones(DIM), 20) == before
+    assert not (folder / GIVEN_UP).exists()
+
+
+def test_upkeep_whose_process_is_killed_leaves_the_collection_as_it_was(
+    collection: Collection, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def killed(*_: object) -> None:
+        raise ChildDied("the process that does it ended with SIGKILL")
+
+    monkeypatch.setattr(upkeep, "SMALL_FRAGMENTS", 1)
+    monkeypatch.setattr(upkeep, "apart", killed)
+    for number in range(3):
+        collection.append([row(number)], new=True)
+    collection.settle()
+    assert "SIGKILL" in caplog.text
+    assert len(collection.search(np.ones(DIM))) == 3
 
 
 # ------------------------------------------------------------------ full disks and read-only ones
@@ -482,6 +520,7 @@ def test_an_index_is_added_to_and_built_anew_once_much_has_come_and_what_it_find
     collection: Collection, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tables, "EXACT_BELOW", 1000)
+    monkeypatch.setattr(upkeep, "apart", lambda step, folder, name, limit_s: step(folder, name))  # here, which is quick
     rng = np.random.default_rng(4)
 
     def grow(begin: int, end: int) -> int:
@@ -515,14 +554,14 @@ def test_the_measured_recall_counts_what_an_index_misses(
     collection.append([row(number, one) for number, one in enumerate(rows)], new=True)
     table = collection._tables[ITEMS]
     whole = tables.best
-    assert tables.recall(table) == 1.0  # without an index all are compared
+    assert upkeep.recall(table) == 1.0  # without an index all are compared
 
     def half(*arguments: Any) -> tuple[np.ndarray, np.ndarray]:
         rows, distances = whole(*arguments)
         return rows[::2], distances[::2]
 
     monkeypatch.setattr(tables, "best", half)
-    assert tables.recall(table) == 0.5
+    assert upkeep.recall(table) == 0.5
 
 
 def test_words_images_and_sounds_are_embedded_by_the_model_of_the_collection(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@
     failures.txt      the same, to be read by people
     runs.lance        one row for each run
     .lease.N          who writes, or wrote last: see lease.py
+    .upkeep           seconds that were too few for the upkeep of the tables
     parts/            parts of a run that are not stored yet: see bulk/parts.py
 
 Every change is one atomic step of the database: a process that is killed leaves the rows before it or after it.
@@ -20,6 +21,7 @@ import logging
 import os
 import re
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
@@ -30,9 +32,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from image_encoders import __version__, exports, tables
+from image_encoders import __version__, exports, tables, upkeep
 from image_encoders.cache import atomic_write, file_lock
 from image_encoders.canaries import drift, embed_canaries
+from image_encoders.child import ChildDied, ChildTooSlow
 from image_encoders.errors import CollectionError, InputError, MissingExtra
 from image_encoders.lease import Lease
 from image_encoders.tables import ImageFacts, Where, id_of, path_of, storage
@@ -53,6 +56,7 @@ ITEMS, FAILURES, RUNS = "items", "failures", "runs"
 CANARIES = "canaries.npy"
 INDEX = "index.json"  # what was measured of the index when it was built
 LOCK = ".lock"
+GIVEN_UP = ".upkeep"  # seconds that were too few for the upkeep of the tables
 DRIFT = 0.05  # 1 - cosine: more is another space, whatever the fingerprint says
 LOADED = ("weights", "device", "precision", "engine", "calibration")  # of a recipe, beside the family's own options
 CANCELLED = 1e-4  # of the weights' sum: what is left of a mix below this is rounding
@@ -675,15 +679,40 @@ class Collection:
         with self.writing(), storage(self.folder, "written"):
             self._tables[RUNS].add(pa.Table.from_pylist([kept], schema=tables.schema_of(RunRecord)))
 
-    def settle(self, *, index: bool = True) -> None:
-        """Merge the database's files where small ones have become many, and bring the index up to date if wanted."""
+    def settle(self, *, index: bool = True, limit_s: float = upkeep.LIMIT_S) -> None:
+        """Merge the database's files where small ones have become many, and bring the index up to date if wanted.
+
+        limit_s: seconds after which what is not done is left for the next time, which then gets twice as long
+        """
+        given_up = self.folder / GIVEN_UP
+        with suppress(OSError, ValueError):
+            limit_s = max(limit_s, 2 * float(given_up.read_text()))
         with self.writing(), storage(self.folder, "written"):
-            for table in self._tables.values():
-                tables.merge_small_files(table)
-            found = tables.build_index(self._tables[ITEMS]) if index else None
-            if found is not None:
-                with atomic_write(self.folder / INDEX) as part:
-                    part.write_text(json.dumps({"recall": found, "rows": self.count(), "when": now()}) + "\n", "utf-8")
+            try:
+                self._settle(index, time.monotonic() + limit_s)
+                given_up.unlink(missing_ok=True)
+            except ChildDied as error:
+                if isinstance(error, ChildTooSlow):
+                    given_up.write_text(str(limit_s))
+                logger.warning(
+                    "files of %s were not merged, or its index was not brought up to date: %s; all is stored and is "
+                    "found, searches may take longer, and the next run tries again",
+                    self.folder,
+                    error,
+                )
+
+    def _settle(self, index: bool, ends: float) -> None:
+        """The steps that are due; ChildDied where one is not done at a time of the monotonic clock."""
+        for name, table in self._tables.items():
+            if upkeep.is_scattered(table):
+                upkeep.apart(upkeep.optimize, self.folder, name, ends - time.monotonic())
+        step = upkeep.index_due(self._tables[ITEMS]) if index else None
+        if step is upkeep.build_index:
+            (self.folder / INDEX).unlink(missing_ok=True)
+        found = step and upkeep.apart(step, self.folder, ITEMS, ends - time.monotonic())
+        if found is not None:
+            with atomic_write(self.folder / INDEX) as part:
+                part.write_text(json.dumps({"recall": found, "rows": self.count(), "when": now()}) + "\n", "utf-8")
 
     def write_failures(self) -> None:
         """The list of failures as a text file beside the database, or no file where nothing failed."""

@@ -1,4 +1,4 @@
-"""The tables of a collection's LanceDB database: their schemas, how rows are replaced, removed, indexed and found.
+"""The tables of a collection's LanceDB database: their schemas, how rows are replaced, removed and found.
 
 What the database and the disk raise becomes one sentence here (`storage`).
 """
@@ -6,7 +6,6 @@ What the database and the disk raise becomes one sentence here (`storage`).
 from __future__ import annotations
 
 import json
-import logging
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -18,27 +17,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from image_encoders import exports
-from image_encoders.arrays import at_unit_length
 from image_encoders.errors import CollectionError, ImageEncodersError, InputError
-from image_encoders.process import give_back_memory, import_lancedb
+from image_encoders.process import import_lancedb
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-logger = logging.getLogger(__name__)
-
 EXACT_BELOW = 100_000  # rows: fewer are compared one by one, more through an index
-UNINDEXED = 0.1  # of the rows may be missing in the index (they are found, at the cost of comparing them)
-GROWN, PIECES = 0.5, 4  # of the rows, if missing, or pieces that were added to the index: it is built anew
 # The index's lists hold about LIST rows each, in 8-bit numbers. PROBES of them are searched, which is all of them up to
 # a quarter of a million rows, and an eighth of very many; the best REFINED x k rows are compared exactly. Words lie far
 # from the images that the lists were made from, so that few probes would miss much: `benchmarks/index.py search`
-# measures it, and each build measures it with some of its own rows. More probes make a process's first search slow,
-# which reads the lists. Lists of half the length took five times as long to make, a million rows in 83 s.
+# measures it, and each build (upkeep.py) measures it with some of its own rows. More probes make a process's first
+# search slow, which reads the lists. Lists of half the length took five times as long to make, a million rows in 83 s.
 LIST, PROBES, REFINED = 8192, 32, 4
-MEASURED, NEAREST = 64, 10  # rows whose nearest are looked for in a new index
-SMALL_FRAGMENTS = 256  # files of the database before they are merged
 IDS = 1000  # ids in one condition
 # When an image was taken, else when its file was changed: its state begins with the file's size and that time [ns].
 DATE = (
@@ -313,66 +304,6 @@ def delete(table: Any, ids: Iterable[str]) -> None:
     """Remove the rows of these ids."""
     for some in chunks(list(ids)):
         table.delete(among("id", some))
-
-
-def merge_small_files(table: Any) -> None:
-    """Merge the files of a table where small ones have become many."""
-    if table.stats()["fragment_stats"]["num_small_fragments"] > SMALL_FRAGMENTS:
-        optimize(table)
-
-
-def optimize(table: Any) -> None:
-    """Merge the files of a table, and bring its index up to date."""
-    # A reader of an older version finds its files gone, and reads again: see `Collection._read`.
-    table.optimize(cleanup_older_than=timedelta(milliseconds=1))
-    give_back_memory()
-
-
-def build_index(table: Any) -> float | None:
-    """An index over the embeddings where there are many, with what has come since it was built.
-
-    returns: where it was built now, the share of the nearest rows that it finds; else None
-    """
-    rows = table.count_rows()
-    if rows < EXACT_BELOW:
-        return None
-    temporary = os.environ.get("TMPDIR") or "/tmp"
-    if os.name == "posix" and not os.access(temporary, os.W_OK):
-        logger.warning("no index is built, so that searches compare all rows: %s cannot be written (TMPDIR)", temporary)
-        return None
-    existing = [table.index_stats(index.name) for index in table.list_indices()]
-    if existing and existing[0].num_unindexed_rows <= UNINDEXED * rows:
-        return None
-    if existing and existing[0].num_unindexed_rows <= GROWN * rows and existing[0].num_indices < PIECES:
-        optimize(table)  # adds a piece with lists of its own
-        return None
-    from lancedb.index import IvfSq
-
-    # 8-bit numbers and an exact second look found every neighbour even among random vectors, where product
-    # quantisation found one in seven and took twenty times as long to build.
-    table.create_index("embedding", config=IvfSq(distance_type="cosine", num_partitions=max(1, rows // LIST)))
-    give_back_memory()
-    found = recall(table)
-    logger.info("an index over %d embeddings; recall@%d is %.3f for %d of them", rows, NEAREST, found, MEASURED)
-    return found
-
-
-def recall(table: Any) -> float:
-    """Of the rows nearest to some of the rows, the share that the index finds."""
-    numbers = table.search().select(["width"]).with_row_id(True).to_arrow()["_rowid"].to_numpy()
-    some = np.sort(np.random.default_rng(0).choice(numbers, min(MEASURED, len(numbers)), replace=False))
-    queries = at_unit_length(exports.matrix(taken(table, some, ["embedding"])))
-    queries = queries[queries.any(axis=1)]
-    least = np.full((len(queries), NEAREST), -np.inf, np.float32)
-    for batch in table.search().select(["embedding"]).to_batches(1 << 14):
-        scores = np.concatenate([least, queries @ at_unit_length(exports.matrix(batch)).T], axis=1)
-        least = -np.partition(-scores, NEAREST - 1, axis=1)[:, :NEAREST]
-    # Rows as near as the tenth count as found: which of them is found is chance.
-    found = [
-        np.count_nonzero(1 - best(table, query, NEAREST, None)[1] >= scores.min() - 1e-5)
-        for query, scores in zip(queries, least)
-    ]
-    return sum(found) / (NEAREST * len(queries)) if found else 1.0
 
 
 def indexed(table: Any) -> int:

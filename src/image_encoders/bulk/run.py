@@ -33,6 +33,7 @@ from image_encoders.collection import ITEMS, Collection, RunRecord, now, path_of
 from image_encoders.encoder import Encoder, check_batch_size
 from image_encoders.errors import InputError, TooManyFailures
 from image_encoders.inputs.files import ADDRESS
+from image_encoders.upkeep import LIMIT_S
 
 Source = str | os.PathLike[str]
 Prune = Callable[[list[str]], Iterable[str]]
@@ -180,7 +181,7 @@ class _Run:
             self._forget()
             if prune:
                 self._prune(list if prune is True else prune)
-            self.collection.settle()
+            self.collection.settle(limit_s=max(LIMIT_S, (time.monotonic() - self.since) / 10))
         except (KeyboardInterrupt, TooManyFailures):
             if self.committer.finished:
                 self._close()

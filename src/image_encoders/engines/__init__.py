@@ -7,7 +7,6 @@ A `Net` says how to build a net; engines that keep a converted copy of it on dis
 importing only those before it:
 
     machine.py     devices and instructions
-    child.py       calls in a process of their own
     embedder.py    Net and Embedder
     precision.py   the precisions: which engines and devices compute each
     closeness.py   how near embeddings come to float32's

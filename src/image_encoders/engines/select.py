@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from image_encoders.cache import NotCached, atomic_write, cache_folder, only_cached, require_cached
-from image_encoders.engines.child import ChildDied, Unsendable
+from image_encoders.child import ChildDied, Unsendable
 from image_encoders.engines.closeness import CLOSEST, PATIENCE_S, closeness, embed_probes, example_inputs
 from image_encoders.engines.embedder import Choice, Closeness, Embedder, Net
 from image_encoders.engines.machine import device_model, find_device, has_bfloat16_instructions, wished_bfloat16

@@ -24,8 +24,8 @@ from types import ModuleType
 from typing import Any
 
 from image_encoders.cache import NotCached, only_cached
+from image_encoders.child import call_in_child
 from image_encoders.encoder import Encoder
-from image_encoders.engines.child import call_in_child
 from image_encoders.engines.select import LazyEmbedder, Runtime, convert_apart
 from image_encoders.errors import InputError, UnknownModel, WeightsError
 from image_encoders.legacy_names import CLASSES, translate
@@ -148,7 +148,9 @@ def load(
 def _convert_apart(name: str, wishes: dict[str, Any], modality: str) -> str:
     """Have another process load the encoder, so that what its tower needs is in the cache; the engine that runs it."""
     with bar(f"converting {name} for OpenVINO, once"):
-        engine: str = call_in_child(f"{__name__}:_engine_of", name, wishes, modality, IMAGE_ENCODERS_CONVERT_APART="0")
+        engine: str = call_in_child(
+            f"{__name__}:_engine_of", name, wishes, modality, environment={"IMAGE_ENCODERS_CONVERT_APART": "0"}
+        )
     return engine
 
 
