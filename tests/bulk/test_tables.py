@@ -21,7 +21,7 @@ from drawn import draw, image, rows
 
 from fake_encoder import DIM, FakeEncoder
 from image_encoders.bulk.run import Report, run
-from image_encoders.bulk.sources import contents, find, read_locator, tables
+from image_encoders.bulk.sources import SourceFile, contents, find, read_locator, tables
 from image_encoders.bulk.sources.places import LocalFile
 from image_encoders.collection import ITEMS, Collection
 from image_encoders.errors import InputError
@@ -419,3 +419,20 @@ def test_texts_may_be_packed(photos: Path, name: str) -> None:
     Path(f"plain-{name}.gz").write_bytes(content)
     with pytest.raises(InputError, match="Not a gzipped"):
         find([f"plain-{name}.gz"])
+
+
+def test_metadata_that_come_later_or_change_are_stored_and_stay(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[str] = []
+    original = SourceFile.read
+    monkeypatch.setattr(SourceFile, "read", lambda self, limits: read.append(self.id) or original(self, limits))
+    assert encode("photos") == {"encoded": 6}
+    write("t.csv", [{"path": f"photos/{number:05d}.png", "k": number} for number in range(2)])
+    assert encode("t.csv") == {"unchanged": 2}
+    assert metadata()["00001.png"] == {"k": "1"}
+    read.clear()
+    for source in ("t.csv", "photos"):
+        assert list(encode(source)) == ["unchanged"]
+    assert (read, metadata()["00001.png"]) == ([], {"k": "1"})
+    write("t.csv", [{"path": f"photos/{number:05d}.png", "k": 2 * number} for number in range(2)])
+    assert encode("t.csv") == {"unchanged": 2}
+    assert ([os.path.basename(id) for id in read], metadata()["00001.png"]) == (["00001.png"], {"k": "2"})
