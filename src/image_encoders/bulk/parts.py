@@ -17,7 +17,6 @@ import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
-from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -341,11 +340,16 @@ def _item(row: dict[str, Any], settings: Settings) -> PartItem:
 
 def entries(items: Iterable[PartItem]) -> Iterator[Entry]:
     """The items of a part as sources would name them; those that an archive or a table holds, in one pass over it."""
-    for container, some in groupby(items, _container):
-        if container is not None:
-            yield from _members(*container, list(some))
+    together: dict[
+        tuple[str, str | None], list[PartItem]
+    ] = {}  # also those between which others stand, such as failures
+    for item in items:
+        if (container := _container(item)) is not None:
+            together.setdefault(container, []).append(item)
         else:
-            yield from map(_entry, some)
+            yield _entry(item)
+    for container, some in together.items():
+        yield from _members(*container, some)
 
 
 def _container(item: PartItem) -> tuple[str, str | None] | None:
@@ -380,12 +384,12 @@ def _members(path: str, column: str | None, items: Sequence[PartItem]) -> Iterat
     else:
         found = Table(place_of(path), walk, _refused, column).entries()
     for entry in found:
-        if isinstance(entry, Problem):
-            error = entry.error
-        elif wanted.pop(id_of(entry.name), None) is not None:
+        if wanted.pop(id_of(entry.name), None) is not None:
             yield entry
             if not wanted:
                 return
+        elif isinstance(entry, Problem):
+            error = entry.error
     yield from (replace(item, error=error) for item in wanted.values())
 
 

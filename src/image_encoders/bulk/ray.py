@@ -8,6 +8,7 @@ Only names of parts go through Ray: parts and results are files in a folder that
 from __future__ import annotations
 
 import logging
+import shutil
 import socket
 from collections import Counter, deque
 from collections.abc import Generator, Iterable, Iterator, Mapping
@@ -69,7 +70,7 @@ def connected(address: str, **options: Any) -> Iterator[None]:
         if host and port.isdecimal():  # Ray itself would wait for minutes
             socket.create_connection((host, int(port)), CONNECT_S).close()
         with starting_ray():
-            ray.init(**place, log_to_driver=False, logging_level=logging.ERROR, **options)
+            begun = ray.init(**place, log_to_driver=False, logging_level=logging.ERROR, **options)
     except (OSError, RuntimeError, ValueError) as error:
         raise DeviceError(
             f"no Ray cluster at {address!r}: {first_line(error)}; accepted: {LOCAL}, which starts one on this machine, "
@@ -79,6 +80,8 @@ def connected(address: str, **options: Any) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+        if address == LOCAL:
+            shutil.rmtree(begun.address_info["session_dir"], ignore_errors=True)
 
 
 def _ray() -> Any:

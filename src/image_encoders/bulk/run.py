@@ -159,7 +159,7 @@ class _Run:
         self.committer, self.plan, self.collection = committer, committer.plan, committer.collection
         self.began, self.since = now(), time.monotonic()
         if isinstance(sources, Sources):
-            sources.known = self.plan.rows.matches
+            sources.known = self.plan.knows
         self.progress, self.max_failures, self.record_unchanged = progress, max_failures, record_unchanged
         self.standing = Standing()
         self.pruned = self.forgotten = 0
