@@ -395,7 +395,7 @@ def test_a_quote_that_is_not_closed_is_a_failure_and_swallows_nothing_in_silence
     assert encode("t.csv") == {"encoded": 1, "failed": 1}
     (failure,) = Collection.open("index").failures()
     assert failure.id.endswith("t.csv#row 1")
-    assert "a quote that is not closed" in failure.message
+    assert "an unclosed quote" in failure.message
 
 
 def test_rows_are_counted_from_0_in_ids_and_in_messages(photos: Path) -> None:
