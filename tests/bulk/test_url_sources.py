@@ -211,7 +211,7 @@ def test_a_hopeless_run_is_given_up_and_keeps_what_it_has(server: Server) -> Non
 
 
 def test_a_web_address_on_the_command_line_is_refused_with_the_way(server: Server) -> None:
-    with pytest.raises(InputError, match=r"web address, not a path; .* encode -"):
+    with pytest.raises(InputError, match=r"a URL, not a path; .* encode -"):
         find([server.url("plain/1")])
 
 

@@ -208,7 +208,7 @@ def test_a_frame_of_a_video_has_a_thumbnail(tmp_path: Path) -> None:
 
 def test_an_image_on_the_web_is_not_fetched_unless_the_service_fetches(collection: Collection) -> None:
     service = StandIn(collection, ["image"])
-    with pytest.raises(InputError, match="fetches no URLs"):
+    with pytest.raises(InputError, match="does not fetch URLs"):
         Searcher(service)._read(Locator("https://example.org/a.jpg"))  # type: ignore[arg-type]
 
 

@@ -378,7 +378,7 @@ def _members(path: str, column: str | None, items: Sequence[PartItem]) -> Iterat
     """Items that an archive or a table holds, met on one way through it; the others, with why they were not met."""
     wanted = {item.id: item for item in items}
     walk = Walk(known=lambda id, state: id not in wanted)
-    error = InputError("no longer in it", code="not-found")
+    error = InputError("no longer in the archive or table", code="not-found")
     if column is None:
         found = Archive(place_of(path), walk, items[0].settings.all_files).entries()
     else:
@@ -395,7 +395,7 @@ def _members(path: str, column: str | None, items: Sequence[PartItem]) -> Iterat
 
 def _refused(name: str, metadata: Mapping[str, Any] | None) -> Entry:
     """A cell that held an image when the part was cut, and holds a name now."""
-    error = InputError("a path where an image was; run again", code="changed")
+    error = InputError("the cell now holds a path instead of an image; run again", code="changed")
     return Problem(name, Locator(name), error)
 
 

@@ -155,7 +155,7 @@ class Recipe:
         encoder = load(self.name, **self.wishes)
         here = f"on {socket.gethostname()}"
         if encoder.fingerprint != self.fingerprint:
-            raise DeviceError(f"{self.name} {here} is another model than where the run was started: {encoder}")
+            raise DeviceError(f"{self.name} {here} differs from the model where the run was started: {encoder}")
         canaries = embed_canaries(encoder)
         if self.canaries is not None and canaries is not None:
             found, allowed = drift(canaries, self.canaries), PRECISIONS[self.precision].apart
@@ -186,7 +186,7 @@ class _Actor:
 
         encoder = self.recipe.load()
         self.worker = Worker(self.parts, encoder, BatchSizeTuner(self.batch_size), self.threads)
-        self.done = Metric("image_encoders_images", "Images that came to an end, by how", tag_keys=("outcome",))
+        self.done = Metric("image_encoders_images", "Finished images, by outcome", tag_keys=("outcome",))
         return slow(encoder)
 
     def encode(self, part: str) -> None:
@@ -309,7 +309,7 @@ class Workers:
         """Raise what a worker raised; one that is refused while it starts is done without."""
         cause = error.cause
         if part is None and isinstance(cause, DeviceError):
-            logger.warning("%s; it is not used", cause)
+            logger.warning("%s; this worker is not used", cause)
             self._refused = cause
             self._kill(member)
         elif isinstance(cause, ImageEncodersError):

@@ -256,8 +256,8 @@ class _Run:
         last = [one for one in outcomes if isinstance(one, Failed)][-1:]
         if last:
             raise TooManyFailures(
-                f"more than {self.max_failures:,} images failed, the last one of them {last[0].item.id}: "
-                f"{last[0].message}; what was encoded is stored, and the same command goes on from there"
+                f"more than {self.max_failures:,} images failed, the last being {last[0].item.id}: {last[0].message}; "
+                "what was encoded is stored, and the same command resumes from there"
             )
 
     def _drawn(self, show: Callable[[], None] = lambda: None) -> Iterator[SourceItem]:

@@ -179,7 +179,7 @@ class Table:
             return self._decoded(column, number, cell, metadata)
         if isinstance(cell, str) and cell:
             return self.named(cell, metadata)
-        found = f"a cell of the type {type(cell).__name__}" if cell not in (None, "", b"") else "an empty cell"
+        found = f"a cell of type {type(cell).__name__}" if cell not in (None, "", b"") else "an empty cell"
         error = InputError(
             f"{found} in row {number}; a path, an address or the bytes of an image are accepted", code="cell"
         )
@@ -304,7 +304,7 @@ class _Csv(_Reader):
                 if not cells:
                     continue  # a blank line
                 if self.ended:  # more lines were looked for than there are
-                    yield f"row {number}", csv.Error("a quote that is not closed; all that follows is in it")
+                    yield f"row {number}", csv.Error("an unclosed quote, which contains the rest of the file")
                     return
                 yield number, dict(zip(self.names, cells))
             number += 1
@@ -437,7 +437,7 @@ def _chosen(column: str | None, names: Sequence[str], likely: Sequence[str], fit
     found = next((by_name[name] for name in NAMES if name in by_name), None)
     if found is None:
         raise InputError(
-            f"which column holds the images, or says where they are? Give its name, as in table.csv#COLUMN or "
+            f"which column holds the images or their paths? Give its name, as in table.csv#COLUMN or "
             f"--column COLUMN; {listed}",
             code="column",
         )
@@ -527,7 +527,7 @@ def read_cell(place: Place, column: str, row: int) -> bytes:
     except Exception as error:  # a damaged file may raise anything
         raise _table_error(error) from error
     if not isinstance(cell, bytes):
-        raise InputError("no such cell of bytes in the table", code="not-found")
+        raise InputError("no such cell with bytes in the table", code="not-found")
     return cell
 
 
