@@ -340,6 +340,11 @@ def _container(
     return Video(place(name), walk, settings.every_s) if is_video_name(name) else None
 
 
+def holds_many(name: str) -> bool:
+    """Whether a file is an archive, a video or a table by its name, which a folder's search passes over."""
+    return is_archive_name(name) or is_video_name(name) or name.lower().endswith(tables.SUFFIXES)
+
+
 def _table(place: Place, column: str | None, settings: Settings, walk: Walk) -> Table:
     return Table(place, walk, partial(entry_of, settings=settings), column or settings.column)
 
