@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
+import math
 import multiprocessing
 import os
 import subprocess
@@ -41,7 +42,7 @@ from image_encoders.collection import (
     open_collection,
 )
 from image_encoders.errors import CollectionError, InputError, MissingExtra
-from image_encoders.tables import FACTS, ImageFacts
+from image_encoders.tables import FACTS, Comparison, ImageFacts, Where
 
 
 def row(number: int, embedding: np.ndarray | None = None, **changes: Any) -> Row:
@@ -125,7 +126,7 @@ def test_a_missing_collection_a_file_and_a_folder_of_something_else_cannot_be_op
             Collection.open_or_create(path, FakeEncoder())
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", "null", "{}", '{"format": 2}', '{"format": "x"}', "\x00\xff"])
+@pytest.mark.parametrize("content", ["", "{", "[]", "null", "{}", '{"format": 3}', '{"format": "x"}', "\x00\xff"])
 def test_a_damaged_mark_is_one_clear_error(folder: Path, collection: Collection, content: str) -> None:
     (folder / MARK).write_text(content, "latin-1")
     with pytest.raises(CollectionError, match="damaged"):
@@ -134,13 +135,13 @@ def test_a_damaged_mark_is_one_clear_error(folder: Path, collection: Collection,
         Collection.open_or_create(folder, FakeEncoder())
 
 
-@pytest.mark.parametrize(("format", "advice"), [(1, "encode again into another folder"), (3, "upgrade image-encoders")])
+@pytest.mark.parametrize(("format", "advice"), [(2, "encode again into another folder"), (4, "upgrade image-encoders")])
 def test_another_format_is_refused_with_what_to_do(
     folder: Path, collection: Collection, format: int, advice: str
 ) -> None:
     mark = json.loads((folder / MARK).read_text())
     (folder / MARK).write_text(json.dumps({**mark, "format": format, "package": "9.9"}))
-    with pytest.raises(CollectionError, match=rf"9\.9 in format {format}; .*format 2: {advice}"):
+    with pytest.raises(CollectionError, match=rf"9\.9 in format {format}; .*format 3: {advice}"):
         Collection.open(folder)
 
 
@@ -211,7 +212,7 @@ def test_what_comes_from_outside_is_stored_whatever_it_is(collection: Collection
     kept = {one["id"]: one for one in collection.to_arrow().to_pylist()}
     assert [kept[one.id]["state"] for one in rows] == [one.state for one in rows]
     assert kept[dated.id]["taken"] == dated.facts.taken
-    assert json.loads(kept[dated.id]["metadata"])["n"] == 10**40
+    assert json.loads(kept[dated.id]["metadata"])["n"] == 1e40
     collection.record([failure(id_of(name), path=name, message=f"KeyError: {name}") for name in odd])
     assert len(collection.failures()) == 5
     collection.write_failures()
@@ -873,7 +874,7 @@ def test_a_collection_without_a_column_is_refused_in_one_sentence(folder):
 
 
 def test_the_order_in_which_columns_were_stored_does_not_matter(folder, tmp_path):
-    schema = tables.items_schema(DIM)
+    schema = tables.stored_schema(DIM)
     collection = Collection.create(folder, FakeEncoder())
     collection._database.drop_table(ITEMS)
     collection._database.create_table(ITEMS, schema=pa.schema(list(schema)[::-1]))
@@ -883,3 +884,71 @@ def test_the_order_in_which_columns_were_stored_does_not_matter(folder, tmp_path
     assert old.to_arrow().schema.names == schema.names
     assert old.to_arrow()["width"].to_pylist() == [641, 9, 643]
     assert old.export(tmp_path / "all.parquet") == 3
+
+
+SAID = {  # of images by their numbers
+    1: {"year": 2019, "label": "cat", "tags": ["a", "it's"], "sold": True, "when": "2024-05-01T10:00:00", "a.b": 1},
+    2: {"year": "2020", "label": "dog", "tags": ["b", 7], "sold": False, "when": "2024-06-01", "exif": {"iso": 100}},
+    3: {
+        "year": 2020.5,
+        "label": 'say "hi"\n\\',
+        "sold": "True",
+        "when": None,
+        "exif": {"iso": 3200, "lens": {"f": 1.8}},
+    },
+    4: {"year": "unknown", "label": "7", "übel.x y": "ü", "sold": "false", "exif": "none"},
+    5: None,
+    6: {"year": {"from": 2019}, "label": ""},
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "sign", "value", "found"),
+    [
+        ("year", "=", 2020, {2}),
+        ("year", "!=", 2020, {1, 3, 4, 5, 6}),
+        ("year", ">=", 2020, {2, 3}),
+        ("year", "<", 2020.5, {1, 2}),
+        ("year", "=", "2020", {2}),
+        ("year", "=", "unknown", {4}),
+        ("year.from", "<=", 2019, {6}),
+        ("label", "=", "cat", {1}),
+        ("label", "=", 'say "hi"\n\\', {3}),
+        ("label", "=", "", {6}),
+        ("label", ">", "cat", {2, 3}),
+        ("label", "=", 7, {4}),
+        ("label", "=", "Cat", set()),
+        ("tags", "=", "it's", {1}),
+        ("tags", "=", 7, {2}),
+        ("tags", "!=", "b", {1, 3, 4, 5, 6}),
+        ("sold", "=", True, {1, 3}),
+        ("sold", "=", False, {2, 4}),
+        ("when", ">=", "2024-05", {1, 2}),
+        ("when", "<", "2024-06", {1}),
+        ("when", "=", None, {3, 4, 5, 6}),
+        ("when", "!=", None, {1, 2}),
+        ("exif.iso", ">", 100, {3}),
+        ("exif.lens.f", "=", 1.8, {3}),
+        ("a.b", "=", 1, {1}),
+        ("übel.x y", "=", "ü", {4}),
+        ('no"thing', "=", 1, set()),
+        ("it's", "=", "it's", set()),
+    ],
+)
+def test_a_search_looks_at_images_whose_metadata_compares(collection, name, sign, value, found):
+    collection.append([row(number, metadata=said) for number, said in SAID.items()])
+    where = Where(metadata=(Comparison(name, sign, value),))
+    assert {hit.width - 640 for hit in collection.search(np.ones(DIM), 100, where=where)} == found
+
+
+def test_comparisons_hold_together_and_are_checked(collection):
+    collection.append([row(number, metadata=said) for number, said in SAID.items()])
+    where = Where(min_width=642, metadata=(Comparison("year", ">", 2000), Comparison("sold", "=", True)))
+    assert [hit.width for hit in collection.search(np.ones(DIM), 100, where=where)] == [643]
+    for name, sign, value in [
+        *[("", "=", 1), ("a..b", "=", 1), ("a", "==", 1), ("a", "<", True), ("a", ">=", None), ("a", "=", math.nan)],
+        ("a", "=", [1]),
+    ]:
+        with pytest.raises(InputError) as caught:
+            Comparison(name, sign, value)  # type: ignore[arg-type]
+        assert caught.value.code == "where"

@@ -50,7 +50,7 @@ Result = TypeVar("Result")
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 2  # of the folder; another one is refused
+FORMAT = 3  # of the folder; another one is refused
 MARK = "collection.json"  # makes a folder a collection
 ITEMS, FAILURES, RUNS = "items", "failures", "runs"
 CANARIES = "canaries.npy"
@@ -542,10 +542,11 @@ class Collection:
 
     def _by_id(self, table: Any | None) -> Iterator[pa.Table]:
         """All rows ordered by id; what goes wrong here is not the fault of where they are written to."""
+        schema = tables.items_schema(self.dim)
         if table is not None:
             with storage(self.folder, "read"):
                 for rows in tables.by_id(table, max(1, CHUNK // (4 * self.dim))):
-                    yield rows.select(tables.items_schema(self.dim).names)
+                    yield rows.select(schema.names).cast(schema)
 
     # ------------------------------------------------------------------ writing
 
@@ -625,7 +626,7 @@ class Collection:
         if len({row.id for row in rows}) != len(rows):
             raise CollectionError("two of the rows to be stored have the same id")
         flat = pa.array(embeddings.ravel(), pa.float32())
-        schema = tables.items_schema(self.dim)
+        schema = tables.stored_schema(self.dim)
         columns: dict[str, Any] = {
             "id": [row.id for row in rows],
             "embedding": pa.FixedSizeListArray.from_arrays(flat, type=schema.field("embedding").type),
@@ -747,7 +748,7 @@ class Collection:
     @cached_property
     def _schemas(self) -> dict[str, pa.Schema]:
         return {
-            ITEMS: tables.items_schema(self.dim),
+            ITEMS: tables.stored_schema(self.dim),
             FAILURES: tables.schema_of(Failure),
             RUNS: tables.schema_of(RunRecord),
         }

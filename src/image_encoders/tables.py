@@ -5,6 +5,7 @@ What the database and the disk raise becomes one sentence here (`storage`).
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from image_encoders.errors import CollectionError, ImageEncodersError
+from image_encoders.errors import CollectionError, ImageEncodersError, InputError
 from image_encoders.process import import_lancedb
 
 if TYPE_CHECKING:
@@ -87,6 +88,14 @@ def items_schema(dim: int, metadata: dict[str, str] | None = None) -> pa.Schema:
     return pa.schema(columns, metadata)
 
 
+def stored_schema(dim: int) -> pa.Schema:
+    """That of the rows in the database, which looks into JSON."""
+    import pyarrow as pa
+
+    schema = items_schema(dim)
+    return schema.set(schema.get_field_index("metadata"), pa.field("metadata", pa.json_()))
+
+
 def schema_of(record: type) -> pa.Schema:
     """The schema of rows that hold the fields of a dataclass."""
     import pyarrow as pa
@@ -144,6 +153,7 @@ class Where:
     since, until: the image's date is not before `since`, and before `until`. Its date is when it was taken; where that
         is not known, when its file was last changed (UTC).
     min_width, min_height: of the upright image [px]
+    metadata: comparisons with what the images' sources say about them
     """
 
     folders: tuple[str, ...] | None = None
@@ -151,6 +161,7 @@ class Where:
     until: datetime | None = None
     min_width: int | None = None
     min_height: int | None = None
+    metadata: tuple[Comparison, ...] = ()
 
     def condition(self) -> str | None:
         """As the database takes it; None where nothing is asked for."""
@@ -171,7 +182,82 @@ class Where:
                 for text in {id_of(folder.rstrip("/")), _escaped(folder.rstrip("/"))}
             )
             parts.append(f"({' OR '.join(within)})" if self.folders else "false")
+        parts += [comparison.condition() for comparison in self.metadata]
         return " AND ".join(parts) or None
+
+
+LARGEST = 2.0**63
+COMPARED = ("!=", "<=", ">=", "=", "<", ">")
+TRUTHS = {True: ("true", '"true"', '"True"', '"TRUE"'), False: ("false", '"false"', '"False"', '"FALSE"')}
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What the metadata of an image has to say.
+
+    name: of what is compared, such as the column of a table; dots lead into objects, as in exif.iso
+    sign: one of COMPARED. != holds wherever = does not, also for images of which nothing is known
+    value: a number is compared with numbers, and with texts that are such; a text with texts, by their letters' codes,
+        so that dates as ISO 8601 writes them come in their order; of a list = asks whether it is in it; None is = what
+        is missing. Of truths and None only = and != are asked.
+    """
+
+    name: str
+    sign: str
+    value: str | float | bool | None
+
+    def __post_init__(self) -> None:
+        value = self.value
+        if self.sign not in COMPARED:
+            raise InputError(f"metadata compared by {self.sign!r}; accepted: {', '.join(COMPARED)}", code="where")
+        if not self.name or not all(self.name.split(".")):
+            raise InputError(f"no name of metadata: {self.name!r}", code="where")
+        known = abs(value) < LARGEST if isinstance(value, (int, float)) else isinstance(value, (str, type(None)))
+        if not known:
+            raise InputError(f"metadata compared with {value!r}; a number, a text, a truth or None", code="where")
+        if isinstance(value, (bool, type(None))) and self.sign not in ("=", "!="):
+            raise InputError(f"{self.name} {self.sign} {value}: only = and != are asked of it", code="where")
+
+    def condition(self) -> str:
+        """As the database takes it."""
+        sign = self.sign
+        if sign == "!=":
+            return f"NOT coalesce({self._equal()}, false)"
+        if sign == "=":
+            return f"coalesce({self._equal()}, false)"
+        if isinstance(self.value, str):
+            return f"(starts_with({self._json()}, '\"') AND {self._bare()} {sign} {quoted(self.value)})"
+        return f"{self._number()} {sign} {self.value!r}"
+
+    def _equal(self) -> str:
+        value, found = self.value, self._json()
+        if value is None:
+            return f"({found} IS NULL OR {found} = 'null')"
+        if isinstance(value, bool):
+            return among(found, TRUTHS[value])
+        text = as_text(value) if isinstance(value, str) else repr(value)
+        within = " OR ".join(f"json_array_contains(metadata, {path}, {quoted(text)})" for path in self._paths())
+        same = f"{self._number()} = {value!r}"
+        if isinstance(value, str):
+            same = f"{found} = {quoted(json.dumps(text, ensure_ascii=False))}"
+        return f"({same} OR {within})"
+
+    def _paths(self) -> list[str]:
+        """Where the value is: below objects, or under a name that has the dots itself."""
+        steps = [json.dumps(as_text(step), ensure_ascii=False) for step in self.name.split(".")]
+        whole = json.dumps(as_text(self.name), ensure_ascii=False)
+        return [quoted(f"$.{path}") for path in dict.fromkeys((whole, ".".join(steps)))]
+
+    def _json(self) -> str:
+        """The value as JSON writes it."""
+        found = [f"json_extract(metadata, {path})" for path in self._paths()]
+        return found[0] if len(found) == 1 else f"coalesce({', '.join(found)})"
+
+    def _bare(self) -> str:
+        return f"btrim({self._json()}, '\"')"
+
+    def _number(self) -> str:
+        return f"TRY_CAST({self._bare()} AS DOUBLE)"
 
 
 def _milliseconds(time: datetime) -> float:

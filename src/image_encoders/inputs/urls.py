@@ -228,6 +228,9 @@ def _state(response: httpcore.Response) -> str:
 def _body(response: httpcore.Response, limits: UrlLimits) -> bytes:
     if (_header(response, b"content-encoding") or "identity").lower() != "identity":
         raise InputError("the server sent it compressed", code="url")
+    length = _header(response, b"content-length") or ""
+    if length.isdecimal() and int(length) > limits.max_bytes:
+        raise _too_big(limits)
     held = bytearray()
     for part in response.iter_stream():
         held += part
@@ -238,6 +241,8 @@ def _body(response: httpcore.Response, limits: UrlLimits) -> bytes:
 
 def _said(error: Exception) -> str:
     """A network's error without the numbers and addresses that some carry."""
+    if isinstance(error, httpcore.RemoteProtocolError):
+        return "the answer breaks off, or is not HTTP"
     reason = error.__cause__ or error
     while isinstance(reason, httpcore.NetworkError) and reason.__context__ is not None:
         reason = reason.__context__

@@ -61,6 +61,7 @@ VARIANTS = (
 )
 CAUSAL = ("clip",)  # no token sees what follows it, so padding at the end is never seen
 UNMASKED = (*CAUSAL, "siglip", "siglip2")  # SigLIP was trained to see it
+GRAIN = 8  # tokens: texts are padded to a multiple of it, so that few lengths occur in a batch
 HIDDEN = -1  # a position of padding that has to be hidden from the others
 CROPS = ("floor", "round")
 
@@ -220,6 +221,7 @@ def _model(
 
         return TextTower(net(), ids.padding if ids.hidden else None)
 
+    texts = InputSpec("text", read_text, ids, ids.shape, ids.facts())
     return Model(
         name,
         facts.dim,
@@ -227,7 +229,7 @@ def _model(
         [
             # the grid of patches is decided in Python, which no copy can follow
             Part(steps.inputs(), images, traceable=not isinstance(steps.size, Patches)),
-            Part(InputSpec("text", read_text, ids, (ids.context,), ids.facts()), words),
+            Part(texts, words, {"shape": ids.shape}, examples=replace(texts, prepare=ids.full)),
         ],
         checkpoint,
     )
@@ -293,9 +295,10 @@ def _context(facts: Facts, tokens: TokenizerFacts, folder: Path) -> int:
 
 
 class TextIds:
-    """Texts to their token ids, padded: (context,) int64; called from many threads at once.
+    """Texts to their token ids, padded: (L,) int64; called from many threads at once.
 
     context: how many tokens a text may have
+    shape: (context,); (None,) where padding at the end is never seen, so that a little of it is enough
     padding: the token it is padded with
     hidden: whether the net must not see padding: then `HIDDEN` stands for it
     """
@@ -305,6 +308,7 @@ class TextIds:
     ):
         """tokenizer: makes the tokenizer itself, should it be needed; `tokens` says what it is"""
         causal = facts.model_type in CAUSAL
+        self.shape = (None if causal else context,)
         self.context, self.padding, self.hidden = context, tokens.padding, facts.model_type not in UNMASKED
         self._digest, self._vocabulary = tokens.digest, facts.vocabulary
         self._left = tokens.left and not causal  # before the text padding would be seen
@@ -317,6 +321,14 @@ class TextIds:
         return {"tokenizer": self._digest, "context": self.context}
 
     def __call__(self, text: str) -> np.ndarray:
+        found = self._found(text)
+        return self._padded(found, self.shape[0] or min(-max(len(found), 1) // GRAIN * -GRAIN, self.context))
+
+    def full(self, text: str) -> np.ndarray:
+        """Its ids padded to `context`, whatever is seen: examples have one length."""
+        return self._padded(self._found(text), self.context)
+
+    def _found(self, text: str) -> list[int]:
         found = self._encode()(text)
         if len(found) > self.context:
             raise InputError(
@@ -330,7 +342,10 @@ class TextIds:
                 "the tokenizer belongs to another checkpoint",
                 code="token",
             )
+        return found
+
+    def _padded(self, found: list[int], length: int) -> np.ndarray:
         padding = HIDDEN if self.hidden else found[-1] if self._largest and found else self.padding
-        padded = np.full(self.context, padding, np.int64)
-        padded[self.context - len(found) if self._left else 0 :][: len(found)] = found
+        padded = np.full(length, padding, np.int64)
+        padded[length - len(found) if self._left else 0 :][: len(found)] = found
         return padded

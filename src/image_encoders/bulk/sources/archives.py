@@ -314,7 +314,13 @@ def _metadata(sidecars: Mapping[str, Callable[[], bytes]]) -> dict[str, Any] | N
     for suffix, read in sidecars.items():
         try:
             text = read().decode()
-            value = json.loads(text) if suffix == ".json" else _number(text) if suffix == ".cls" else text
+            value = (
+                json.loads(text, parse_constant=_no_number)
+                if suffix == ".json"
+                else _number(text)
+                if suffix == ".cls"
+                else text
+            )
         except (ValueError, RecursionError) as error:
             raise InputError(f"the {suffix} beside it cannot be read: {first_line(error)}", code="metadata") from error
         except InputError as error:
@@ -324,6 +330,10 @@ def _metadata(sidecars: Mapping[str, Callable[[], bytes]]) -> dict[str, Any] | N
         else:
             found[{".json": "json", ".txt": "caption", ".cls": "class"}[suffix]] = value
     return found or None
+
+
+def _no_number(constant: str) -> None:
+    """What NaN and Infinity become, which Python writes as if they were JSON: null, as in tables they are left out."""
 
 
 def _number(text: str) -> int | str:
@@ -459,7 +469,7 @@ def _tar_members(headers: _Headers) -> Iterator[Member]:
                 break
             if one.isdir():
                 continue
-            if size is not None and one.isreg() and one.offset_data + one.size > size:
+            if size is not None and one.isreg() and not one.issparse() and one.offset_data + one.size > size:
                 raise _cut(one.name)
             error = None
             if not one.isreg() or one.issparse():

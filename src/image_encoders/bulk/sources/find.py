@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any
 
 from image_encoders.bulk.digests import DigestTable
-from image_encoders.bulk.sources import lance, lists
+from image_encoders.bulk.sources import lance, lists, tables
 from image_encoders.bulk.sources.ahead import looked_at
 from image_encoders.bulk.sources.archives import Archive, ArchivedImage, find_member, is_archive_name
 from image_encoders.bulk.sources.files import FileEntry, Folder, Glob, OneFile, absolute
@@ -28,7 +28,7 @@ from image_encoders.bulk.sources.items import (
 )
 from image_encoders.bulk.sources.lance import LanceTable, is_lance
 from image_encoders.bulk.sources.lists import ListFile, RemoteList, StandardInput
-from image_encoders.bulk.sources.places import LocalFile
+from image_encoders.bulk.sources.places import LocalFile, Place
 from image_encoders.bulk.sources.stores import ObjectEntry, ObjectFile, ObjectFolder, is_object
 from image_encoders.bulk.sources.tables import Table, table_name
 from image_encoders.bulk.sources.urls import UrlEntry, is_url
@@ -38,6 +38,7 @@ from image_encoders.errors import ImageEncodersError, InputError
 from image_encoders.inputs.files import address_error
 
 TIME = re.compile(r"#t=(\d+(?:\.\d+)?)")
+BRACES = re.compile(r"\{(\d{1,9})\.\.(\d{1,9})\}|\{([^{},]*(?:,[^{},]*)+)\}")
 ACCEPTED = (
     "accepted: a folder, an image file, an archive (.tar, .zip), a table (.parquet, .csv, .jsonl, .lance), a video, a "
     "quoted glob, a list of paths (@list.txt), - for standard input"
@@ -64,6 +65,7 @@ def find(
         a table, .parquet, .csv, .tsv, .jsonl, .ndjson or .lance: what a column of paths names, or of bytes holds;
             "table.csv#column" says which column
         a glob such as "photos/**/*.jpg": if it ends in an extension, all that matches is taken, else images
+        any of these with "{000..009}" or "{a,b}" in its name, which stands for several
         another file: taken whatever its name
         an address in a store, such as s3://bucket/folder: a folder, a pattern or a file of any of these kinds, by
             fsspec; credentials come by the store's usual means
@@ -125,7 +127,7 @@ class Sources(Iterator[SourceItem]):
 
     def check(self) -> None:
         """Raise InputError for an argument that names nothing."""
-        for argument in self.arguments:
+        for argument in self._patterns():
             try:
                 source_of(argument, self.settings, self._walk).check()
             except InputError as error:
@@ -199,7 +201,10 @@ class Sources(Iterator[SourceItem]):
         return self._entries(sources)
 
     def _all(self, walk: Walk) -> list[Source]:
-        return [source_of(argument, self.settings, walk) for argument in self.arguments]
+        return [source_of(argument, self.settings, walk) for argument in self._patterns()]
+
+    def _patterns(self) -> Iterator[str]:
+        return (one for argument in self.arguments for one in expanded(argument))
 
     def _looked_at(self) -> Generator[SourceItem, None, None]:
         """The items, in order but for those that come over a network: they come when they come."""
@@ -210,13 +215,32 @@ class Sources(Iterator[SourceItem]):
         if len(sources) == 1 and isinstance(sources[0], (Folder, Archive)):
             yield from sources[0].entries()  # nothing comes twice: nothing to remember
             return
-        seen = DigestTable()  # 16 bytes each, where a path takes a hundred
+        seen = DigestTable()  # in a file: there may be a hundred millions
         for source in sources:
             for entry in source.entries():
                 name = id_of(entry.name)
                 if not seen.has(name):
                     seen.add(name)
                     yield entry
+
+
+def expanded(argument: str) -> Iterator[str]:
+    """shard-{000..009}.tar as the names that it stands for, as shells and WebDataset write them, and a-{b,c}.tar too;
+    what is on the disk under that very name stays as it is.
+    """
+    found = BRACES.search(argument)
+    if found is None or os.path.lexists(argument):
+        yield argument
+        return
+    first, last, words = found.groups()
+    if words is None:
+        width = max(len(first), len(last)) if "0" in (first[0], last[0]) else 0
+        step = 1 if int(first) <= int(last) else -1
+        choices = (f"{number:0{width}}" for number in range(int(first), int(last) + step, step))
+    else:
+        choices = (word for word in words.split(","))
+    for choice in choices:
+        yield from expanded(argument[: found.start()] + choice + argument[found.end() :])
 
 
 def source_of(argument: str, settings: Settings, walk: Walk) -> Source:
@@ -228,8 +252,7 @@ def source_of(argument: str, settings: Settings, walk: Walk) -> Source:
         return StandardInput(settings.stdin, named)
     table = table_name(argument)
     if table is not None and is_lance(table[0]):
-        image = partial(entry_of, settings=settings)
-        return Table(LanceTable.at(table[0]), walk, image, table[1] or settings.column)
+        return _table(LanceTable.at(table[0]), table[1], settings, walk)
     if os.path.isdir(argument):
         return Folder(argument, walk, settings.all_files)
     if argument.startswith("@"):
@@ -258,8 +281,7 @@ def _local_file(argument: str, settings: Settings, walk: Walk) -> Source | None:
             return container
     table = table_name(argument)
     if table is not None and os.path.isfile(table[0]):
-        image = partial(entry_of, settings=settings)
-        return Table(LocalFile.at(table[0]), walk, image, table[1] or settings.column)
+        return _table(LocalFile.at(table[0]), table[1], settings, walk)
     return OneFile(argument) if os.path.exists(argument) else None
 
 
@@ -275,8 +297,7 @@ def _stored(address: str, settings: Settings, walk: Walk) -> Source:
         if (container := _container(address, ObjectFile, settings, walk)) is not None:
             return container
         if table is not None:
-            image = partial(entry_of, settings=settings)
-            return Table(ObjectFile(table[0]), walk, image, table[1] or settings.column)
+            return _table(ObjectFile(table[0]), table[1], settings, walk)
     return ObjectFolder(address, walk, settings.all_files, partial(_named_in_store, settings=settings, walk=walk))
 
 
@@ -285,6 +306,8 @@ def _named(name: str, settings: Settings, walk: Walk) -> Iterator[Entry]:
     path = absolute(name)
     if is_object(name) and not os.path.lexists(path):
         yield from _named_in_store(name, settings, walk)
+    elif is_lance(path):
+        yield from _table(LanceTable.at(path), None, settings, walk).entries()
     elif os.path.isdir(path):
         yield from Folder(path, walk, settings.all_files).entries()
     elif os.path.isfile(path) and (container := _container(path, LocalFile, settings, walk)) is not None:
@@ -310,11 +333,17 @@ def _is_list(name: str) -> bool:
 
 def _container(
     name: str, place: Callable[[str], LocalFile | ObjectFile], settings: Settings, walk: Walk
-) -> Archive | Video | None:
-    """The archive or the video that a file is, by its name."""
+) -> Archive | Video | Table | None:
+    """The archive, the video or the table that a file is, by its name."""
     if is_archive_name(name):
         return Archive(place(name), walk, settings.all_files)
+    if name.lower().endswith(tables.SUFFIXES):
+        return _table(place(name), None, settings, walk)
     return Video(place(name), walk, settings.every_s) if is_video_name(name) else None
+
+
+def _table(place: Place, column: str | None, settings: Settings, walk: Walk) -> Table:
+    return Table(place, walk, partial(entry_of, settings=settings), column or settings.column)
 
 
 def entry_of(name: str, metadata: Mapping[str, Any] | None, settings: Settings) -> Entry:

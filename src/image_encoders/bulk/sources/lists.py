@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from codecs import BOM_UTF16_BE, BOM_UTF16_LE, getincrementaldecoder
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -111,7 +112,10 @@ def lines(stream: Any) -> Iterator[bytes]:
     while chunk := read(CHUNK):
         if first:
             chunk, first = chunk.removeprefix(b"\xef\xbb\xbf"), False
-        rest += chunk
+            decoder = (
+                getincrementaldecoder("utf-16")("replace") if chunk.startswith((BOM_UTF16_LE, BOM_UTF16_BE)) else None
+            )
+        rest += chunk if decoder is None else decoder.decode(chunk).encode("utf-8", "replace")
         if not separator:
             separator = b"\0" if b"\0" in rest else b"\n" if b"\n" in rest else b""
         if separator:

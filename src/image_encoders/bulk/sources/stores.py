@@ -165,6 +165,9 @@ class ObjectFolder:
             for name in [name for name in folders if name.startswith(".")]:
                 del folders[name]
             for name, info in sorted(files.items()):
+                if not name and info["type"] == "directory":  # such as that of photos//a.jpg
+                    address, error = f"{self.address.rstrip('/')}//", "a folder without a name, which is not searched"
+                    yield Problem(address, Locator(address), InputError(error, code="unreadable"))
                 if not name or name.startswith("."):
                     continue
                 if self.all_files or is_image_name(name):
@@ -192,8 +195,9 @@ def _of_protocol(protocol: str) -> Any:
 
 def _store(address: str) -> tuple[Any, str]:
     """The store of an address, and the address as the store has it."""
-    store = _of_protocol(address.partition("://")[0].lower())
-    return store, store._strip_protocol(address)
+    protocol, _, rest = address.partition("://")
+    store = _of_protocol(protocol.lower())
+    return store, store._strip_protocol(f"{protocol.lower()}://{rest}")
 
 
 @contextmanager

@@ -38,6 +38,7 @@ NAMES = (  # of columns that say where an image is, the likeliest first
 LONGEST_LINE = 1 << 26  # bytes
 LONGEST_TEXT = 1 << 14  # characters of a metadata value
 LONGEST_LIST = 64  # values in one metadata value
+UTF16 = (b"\xff\xfe", b"\xfe\xff")  # how such a text begins
 ROWS = 1024  # read at a time; of bytes:
 IMAGES = 32
 
@@ -177,7 +178,7 @@ class Table:
             return self.named(cell, metadata)
         found = f"a cell of the type {type(cell).__name__}" if cell not in (None, "", b"") else "an empty cell"
         error = InputError(
-            f"{found} in row {number + 1}; a path, an address or the bytes of an image are accepted", code="cell"
+            f"{found} in row {number}; a path, an address or the bytes of an image are accepted", code="cell"
         )
         return self._problem(cell_name(self.place.path, column, number), error)
 
@@ -260,17 +261,27 @@ class _Lines(_Reader):
 
 
 class _Csv(_Reader):
-    """Comma or tab separated values, with names in the first line."""
+    """Separated values, with names in the first line, which shows by what they are separated."""
 
-    delimiter = ","
+    delimiters = ",;\t|"
 
     def __init__(self, file: Any):
         # bytes that are no UTF-8 may be of paths, which can hold any
-        self.text = io.TextIOWrapper(file, "utf-8-sig", errors="surrogateescape", newline="")
-        self.reader = csv.reader(self.text, delimiter=self.delimiter)
+        encoding = "utf-16" if file.read(2) in UTF16 else "utf-8-sig"
+        file.seek(0)
+        self.text = io.TextIOWrapper(file, encoding, errors="surrogateescape", newline="")
+        first = self.text.readline()
+        self.ended = False
+        delimiter = max(self.delimiters, key=first.count)  # the first one where none is there
+        self.reader = csv.reader(self._lines(first), delimiter=delimiter)
         self.names = next(self.reader, [])
         if any("\0" in name for name in self.names):
             raise InputError("null bytes where names of columns are expected", code="table")
+
+    def _lines(self, first: str) -> Iterator[str]:
+        yield first
+        yield from iter(self.text.readline, "")  # from the text itself, it would close the file at the end
+        self.ended = True
 
     def choose(self, column: str | None) -> str:
         return _chosen(column, self.names, self.names)
@@ -287,6 +298,9 @@ class _Csv(_Reader):
             else:
                 if not cells:
                     continue  # a blank line
+                if self.ended:  # more lines were looked for than there are
+                    yield f"row {number}", csv.Error("a quote that is not closed; all that follows is in it")
+                    return
                 yield number, dict(zip(self.names, cells))
             number += 1
 
@@ -295,7 +309,7 @@ class _Csv(_Reader):
 
 
 class _Tsv(_Csv):
-    delimiter = "\t"
+    delimiters = "\t"
 
 
 class _Parquet(_Reader):
@@ -406,10 +420,10 @@ def _chosen(column: str | None, names: Sequence[str], likely: Sequence[str], fit
 
 def _chosen_of(schema: pa.Schema, column: str | None) -> str:
     """The column of images in a table whose columns have types."""
-    import pyarrow.types as types
-
     held = [field.name for field in schema if _holds_bytes(field.type)]
-    texts = [field.name for field in schema if types.is_string(field.type) or types.is_large_string(field.type)]
+    texts = [field.name for field in schema if _holds_texts(field.type)]
+    if column is None and len(schema) and not held and not texts:
+        raise InputError(f"no column of texts or bytes; its columns: {', '.join(schema.names)}", code="column")
     return _chosen(column, schema.names, held if len(held) == 1 else [*held, *texts], [*held, *texts])
 
 
@@ -421,9 +435,25 @@ def _wanted(schema: pa.Schema, column: str) -> list[str]:
 def _holds_bytes(kind: pa.DataType) -> bool:
     import pyarrow.types as types
 
+    kind = _values(kind)
     if types.is_struct(kind):
         return any(kind.field(place).name == "bytes" for place in range(kind.num_fields))
-    return types.is_binary(kind) or types.is_large_binary(kind)
+    binary = types.is_binary, types.is_large_binary, types.is_binary_view, types.is_fixed_size_binary
+    return any(is_kind(kind) for is_kind in binary)
+
+
+def _holds_texts(kind: pa.DataType) -> bool:
+    import pyarrow.types as types
+
+    texts = types.is_string, types.is_large_string, types.is_string_view
+    return any(is_kind(_values(kind)) for is_kind in texts)
+
+
+def _values(kind: pa.DataType) -> pa.DataType:
+    """The type of what a column holds, however it is packed."""
+    import pyarrow.types as types
+
+    return kind.value_type if types.is_dictionary(kind) else kind
 
 
 def _is_plain(kind: pa.DataType) -> bool:
@@ -432,7 +462,7 @@ def _is_plain(kind: pa.DataType) -> bool:
 
     if types.is_list(kind):
         return _is_plain(kind.value_type)
-    return not (types.is_nested(kind) or types.is_binary(kind) or types.is_large_binary(kind))
+    return not (types.is_nested(kind) or _holds_bytes(kind))
 
 
 def _metadata(cells: Row) -> dict[str, Any] | None:
