@@ -61,12 +61,14 @@ class ImageFacts:
 FACTS = tuple(field.name for field in fields(ImageFacts))
 
 
-def connect(folder: Path) -> Any:
-    """The database in `folder`."""
+def connect(folder: Path, index_cache: int = 1 << 30) -> Any:
+    """The database in `folder`.
+
+    index_cache: bytes that it holds of what searches have used of the index
+    """
     lancedb = import_lancedb()
-    # A table is always read as it is now. Of the caches, the first holds what searches have used of the index; the
-    # second would otherwise grow with the number of writes.
-    session = lancedb.Session(index_cache_size_bytes=1 << 30, metadata_cache_size_bytes=1 << 22)
+    # A table is always read as it is now. The other cache would grow with the number of writes.
+    session = lancedb.Session(index_cache_size_bytes=index_cache, metadata_cache_size_bytes=1 << 22)
     return lancedb.connect(folder, read_consistency_interval=timedelta(0), session=session)
 
 
