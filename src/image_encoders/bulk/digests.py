@@ -8,8 +8,8 @@ import threading
 
 from image_encoders.errors import CollectionError
 
-RECENT = 1 << 14  # entries in the dictionary, of about 170 bytes each, before they go into the file
-CACHE = 2000  # KiB of the file that are held in memory
+RECENT = 1 << 12  # entries in the dictionary, of about 170 bytes each, before they go into the file
+CACHE = 1000  # KiB of the file that are held in memory
 
 
 class DigestTable:
@@ -23,13 +23,11 @@ class DigestTable:
     def __init__(self) -> None:
         self._recent: dict[int, int] = {}  # newer than the file
         self._lock = threading.Lock()
-        # A database without a name is a temporary file of SQLite's, made once the cache is full, and gone with it.
-        self._file = sqlite3.connect("", isolation_level=None, check_same_thread=False)
-        self._file.execute(f"PRAGMA cache_size = -{CACHE}")
-        self._file.execute("CREATE TABLE digests (key INTEGER PRIMARY KEY, value INTEGER)")
+        self._file: sqlite3.Connection | None = None  # once there is something in it
 
     def __del__(self) -> None:
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
 
     def put(self, text: str, other: str) -> None:
         """Set the other text of a text."""
@@ -57,6 +55,8 @@ class DigestTable:
         recent = self._recent.get(key)
         if recent is not None:
             return recent
+        if self._file is None:
+            return None
         with self._lock:
             found = self._file.execute("SELECT value FROM digests WHERE key = ?", (key,)).fetchone()
         return found and int(found[0])
@@ -65,6 +65,7 @@ class DigestTable:
         rows = sorted(self._recent.items())  # neighbours share a page
         try:
             with self._lock:
+                self._file = self._file or _temporary_file()
                 self._file.execute("BEGIN")
                 self._file.executemany("INSERT OR REPLACE INTO digests VALUES (?, ?)", rows)
                 self._file.execute("COMMIT")
@@ -74,6 +75,14 @@ class DigestTable:
                 "some space, or have TMPDIR name another folder, and run the same command again"
             ) from error
         self._recent = {}  # last: a reader who has just missed an entry here finds it in the file
+
+
+def _temporary_file() -> sqlite3.Connection:
+    """A database without a name: it is in memory until CACHE is full, then in a file, and gone with the connection."""
+    file = sqlite3.connect("", isolation_level=None, check_same_thread=False)
+    file.execute(f"PRAGMA cache_size = -{CACHE}")
+    file.execute("CREATE TABLE digests (key INTEGER PRIMARY KEY, value INTEGER)")
+    return file
 
 
 def _digest(text: str) -> int:
