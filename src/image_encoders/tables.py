@@ -213,12 +213,14 @@ class Comparison:
         if self.sign not in COMPARED:
             raise InputError(f"metadata compared by {self.sign!r}; accepted: {', '.join(COMPARED)}", code="where")
         if not self.name or not all(self.name.split(".")):
-            raise InputError(f"no name of metadata: {self.name!r}", code="where")
+            raise InputError(f"not a name of metadata: {self.name!r}", code="where")
         known = abs(value) < LARGEST if isinstance(value, (int, float)) else isinstance(value, (str, type(None)))
         if not known:
-            raise InputError(f"metadata compared with {value!r}; a number, a text, a truth or None", code="where")
+            raise InputError(
+                f"metadata compared with {value!r}; a number, a text, a bool or None is accepted", code="where"
+            )
         if isinstance(value, (bool, type(None))) and self.sign not in ("=", "!="):
-            raise InputError(f"{self.name} {self.sign} {value}: only = and != are asked of it", code="where")
+            raise InputError(f"{self.name} {self.sign} {value}: only = and != are accepted for it", code="where")
 
     def condition(self) -> str:
         """As the database takes it."""

@@ -164,7 +164,7 @@ def test_names_that_no_file_can_have_fail_alone_and_a_file_that_is_no_list_is_on
     assert [one.error and one.error.code for one in others] == ["unreadable", "not-found", "unreadable"]
     for one in others:
         one.id.encode()
-    with pytest.raises(InputError, match="no list of paths"):
+    with pytest.raises(InputError, match="not a list of paths"):
         list(find(["-"], stdin=io.BytesIO(bytes(range(1, 10)) * 200_000)))
     for argument in ("\ud800", "@\ud800", "a\0b", "@a\0b"):
         with pytest.raises(InputError):
@@ -210,7 +210,7 @@ def test_an_argument_that_names_nothing_is_an_error_before_anything_starts(photo
 
 @pytest.mark.parametrize("empty", ["", "@"])
 def test_an_empty_name_is_refused_with_what_is_accepted(photos: Path, empty: str) -> None:
-    with pytest.raises(InputError, match=r"^(an empty name|@: no such list).* accepted"):
+    with pytest.raises(InputError, match=r"^(an empty source name|@: no such list).* accepted"):
         find([empty])
 
 
@@ -218,7 +218,7 @@ def test_an_empty_name_is_refused_with_what_is_accepted(photos: Path, empty: str
     "address", ["http://a.b/c.png", "HTTPS://a.b/c.png?d=1", "ftp://a/*.jpg", "sftp://a/b.jpg", "file:///a/b.png"]
 )
 def test_an_address_is_named_as_it_was_given_and_told_from_a_path(photos: Path, address: str) -> None:
-    with pytest.raises(InputError, match="address, not a path") as raised:
+    with pytest.raises(InputError, match="URL, not a path") as raised:
         find([address])
     assert (raised.value.item, raised.value.code) == (address, "url")
 

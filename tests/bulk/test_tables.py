@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import datetime
+import gzip
 import json
 import math
 import os
@@ -20,7 +21,7 @@ from drawn import draw, image, rows
 
 from fake_encoder import DIM, FakeEncoder
 from image_encoders.bulk.run import Report, run
-from image_encoders.bulk.sources import contents, find, read_locator, tables
+from image_encoders.bulk.sources import SourceFile, contents, find, read_locator, tables
 from image_encoders.bulk.sources.places import LocalFile
 from image_encoders.collection import ITEMS, Collection
 from image_encoders.errors import InputError
@@ -404,3 +405,34 @@ def test_rows_are_counted_from_0_in_ids_and_in_messages(photos: Path) -> None:
     said = {os.path.relpath(one.id): one.message for one in Collection.open("index").failures()}
     assert sorted(said) == ["t.csv#path/1", "t.jsonl#path/1", "t.jsonl#row 2"]
     assert all("in row 1" in message for id, message in said.items() if id.endswith("/1"))
+
+
+@pytest.mark.parametrize("name", ["t.csv", "t.tsv", "t.jsonl"])
+def test_texts_may_be_packed(photos: Path, name: str) -> None:
+    write(name, [{"path": f"photos/{number:05d}.png", "k": number} for number in range(4)])
+    content = Path(name).read_bytes()
+    Path(f"{name}.gz").write_bytes(gzip.compress(content))
+    assert encode(f"{name}.gz") == {"encoded": 4}
+    Path(f"cut-{name}.gz").write_bytes(gzip.compress(content)[:-12])
+    assert encode(f"cut-{name}.gz")["failed"] == 1
+    assert failures() == {f"cut-{name}.gz": "table"}
+    Path(f"plain-{name}.gz").write_bytes(content)
+    with pytest.raises(InputError, match="Not a gzipped"):
+        find([f"plain-{name}.gz"])
+
+
+def test_metadata_that_come_later_or_change_are_stored_and_stay(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[str] = []
+    original = SourceFile.read
+    monkeypatch.setattr(SourceFile, "read", lambda self, limits: read.append(self.id) or original(self, limits))
+    assert encode("photos") == {"encoded": 6}
+    write("t.csv", [{"path": f"photos/{number:05d}.png", "k": number} for number in range(2)])
+    assert encode("t.csv") == {"unchanged": 2}
+    assert metadata()["00001.png"] == {"k": "1"}
+    read.clear()
+    for source in ("t.csv", "photos"):
+        assert list(encode(source)) == ["unchanged"]
+    assert (read, metadata()["00001.png"]) == ([], {"k": "1"})
+    write("t.csv", [{"path": f"photos/{number:05d}.png", "k": 2 * number} for number in range(2)])
+    assert encode("t.csv") == {"unchanged": 2}
+    assert ([os.path.basename(id) for id in read], metadata()["00001.png"]) == (["00001.png"], {"k": "2"})

@@ -94,7 +94,7 @@ def test_a_file_that_is_there_is_kept_unless_overwriting_is_asked_for(command, r
     out.write_bytes(b"precious")
     ran = command("convert", "vsepp", "--weights", run, "-o", out)
     assert ran.status == 2
-    assert "is there already" in ran.err
+    assert "already exists" in ran.err
     assert "--overwrite" in ran.err
     assert out.read_bytes() == b"precious"
     assert command("convert", "vsepp", "--weights", run, "-o", out, "--overwrite").status == 0
@@ -132,7 +132,7 @@ def test_a_converted_file_that_loads_otherwise_is_not_written(command, run, word
     ("name", "weights", "out", "said"),
     [
         ("clip/demo", "model_best.pth.tar", "x.safetensors", "safetensors folders already"),
-        ("vsepp", "model_best.pth.tar", "x.pt", "ends in .safetensors"),
+        ("vsepp", "model_best.pth.tar", "x.pt", "must end in .safetensors"),
         ("vsepp", "nowhere.tar", "x.safetensors", "no such file or folder"),
         ("vsepp", "model.safetensors", "x.safetensors", "originals are converted"),
         ("vsepp/f30k-vgg19", "model_best.pth.tar", "x.safetensors", "precomputed features"),

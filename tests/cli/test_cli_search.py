@@ -45,7 +45,7 @@ def test_images_are_filtered_by_the_metadata_of_their_table(command, photos, tmp
     assert found("note = null") == ["blue.png"]
     assert found("year != 2019", "note != null") == ["green.png"]
     ran = command("search", "c", "red", "--where", "price > 3")
-    assert (ran.status, ran.err) == (0, "no image is as --where says\n")
+    assert (ran.status, ran.err) == (0, "no image matches --where\n")
     for where, said in (
         ("year", "write NAME, one of"),
         ("year > true", "only = and != are asked"),
@@ -170,8 +170,8 @@ def test_the_help_shows_that_words_are_one_query_of_three(command):
         (("http://example.org/c", "red"), "http://example.org/c"),
         (("c", "--audio", "photos/red.png"), "no audio tower"),
         (("c", "red", "--html", "nowhere/page.html"), "nowhere"),
-        (("c", "red", "--html", "photos"), "it ends with .html"),
-        (("c", "red", "--html", "photos/a.jpg"), "it ends with .html"),
+        (("c", "red", "--html", "photos"), "must end with .html"),
+        (("c", "red", "--html", "photos/a.jpg"), "must end with .html"),
         (("c", "red", "--weights", "gone.pt"), "gone.pt"),
     ],
 )

@@ -128,7 +128,7 @@ def _read(item: SourceItem, *, tower: Tower, limits: ImageLimits, known: Callabl
 def metadata_text(item: SourceItem) -> str:
     """An item's metadata as JSON; InputError where it cannot be stored."""
     if _deeper(item.metadata, DEEPEST):
-        raise InputError(f"metadata nested in more than {DEEPEST} levels", code="metadata")
+        raise InputError(f"metadata nested more than {DEEPEST} levels deep", code="metadata")
     try:
         return json.dumps(item.metadata, default=str, allow_nan=False)
     except (TypeError, ValueError) as error:

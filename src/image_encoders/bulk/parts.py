@@ -17,7 +17,6 @@ import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
-from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -40,6 +39,7 @@ from image_encoders.collection import Collection, Locator, id_of, path_of
 from image_encoders.encoder import Encoder
 from image_encoders.errors import CollectionError, InputError
 from image_encoders.exports import matrix
+from image_encoders.inputs.files import ADDRESS
 from image_encoders.inputs.image import ImageLimits
 from image_encoders.tables import FACTS, ImageFacts, schema_of, storage
 
@@ -50,6 +50,7 @@ LEAST, MOST = 256, 4096  # items of a part
 SHARE = 16  # a part is that share of what came before it, within these: few workers wait at the end of a short run
 ITEMS, RESULT = ".items", ".result"  # endings of a part's files
 NAME = re.compile(r"\.?(?P<part>[0-9a-f]{32})(?P<ending>\.items|\.result)(?P<draft>\..+\.part)?")  # other files stay
+FILE_STATE = re.compile(r"\d+ -?\d+")  # how those of files begin
 OTHERS = ("metadata", "stage", "code", "message")  # columns of a result beside facts and embedding
 NOTHING = ImageFacts(0, 0, "", 0)  # of an item that failed
 
@@ -76,6 +77,17 @@ class PartItem:
     def item(self) -> PartItem:
         """Itself."""
         return self
+
+    def changed(self) -> bool:
+        """Whether the file that it is, or that it is in, is another one by now; False where that is not known."""
+        path = self.locator.path
+        if ADDRESS.match(path) or not FILE_STATE.match(self.state):
+            return False
+        try:
+            state = place_of(path).state
+        except InputError:  # gone, which changes nothing of what is stored
+            return False
+        return self.state != state and not self.state.startswith(f"{state} ")
 
     def read(self, limits: ImageLimits) -> bytes:
         """Its bytes."""
@@ -328,11 +340,16 @@ def _item(row: dict[str, Any], settings: Settings) -> PartItem:
 
 def entries(items: Iterable[PartItem]) -> Iterator[Entry]:
     """The items of a part as sources would name them; those that an archive or a table holds, in one pass over it."""
-    for container, some in groupby(items, _container):
-        if container is not None:
-            yield from _members(*container, list(some))
+    together: dict[
+        tuple[str, str | None], list[PartItem]
+    ] = {}  # also those between which others stand, such as failures
+    for item in items:
+        if (container := _container(item)) is not None:
+            together.setdefault(container, []).append(item)
         else:
-            yield from map(_entry, some)
+            yield _entry(item)
+    for container, some in together.items():
+        yield from _members(*container, some)
 
 
 def _container(item: PartItem) -> tuple[str, str | None] | None:
@@ -361,24 +378,24 @@ def _members(path: str, column: str | None, items: Sequence[PartItem]) -> Iterat
     """Items that an archive or a table holds, met on one way through it; the others, with why they were not met."""
     wanted = {item.id: item for item in items}
     walk = Walk(known=lambda id, state: id not in wanted)
-    error = InputError("no longer in it", code="not-found")
+    error = InputError("no longer in the archive or table", code="not-found")
     if column is None:
         found = Archive(place_of(path), walk, items[0].settings.all_files).entries()
     else:
         found = Table(place_of(path), walk, _refused, column).entries()
     for entry in found:
-        if isinstance(entry, Problem):
-            error = entry.error
-        elif wanted.pop(id_of(entry.name), None) is not None:
+        if wanted.pop(id_of(entry.name), None) is not None:
             yield entry
             if not wanted:
                 return
+        elif isinstance(entry, Problem):
+            error = entry.error
     yield from (replace(item, error=error) for item in wanted.values())
 
 
 def _refused(name: str, metadata: Mapping[str, Any] | None) -> Entry:
     """A cell that held an image when the part was cut, and holds a name now."""
-    error = InputError("a path where an image was; run again", code="changed")
+    error = InputError("the cell now holds a path instead of an image; run again", code="changed")
     return Problem(name, Locator(name), error)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from image_encoders.bulk.digests import DigestTable
 from image_encoders.bulk.sources import SourceItem
+from image_encoders.bulk.sources.items import SAID
 from image_encoders.collection import FAILURES, ITEMS, Collection
 
 
@@ -28,7 +29,7 @@ class Plan:
         self._recorded = DigestTable()  # ids in parts that are written down
         for rows in collection.scan(ITEMS, ["id", "state", "sha256"]):
             for id, state, sha256 in zip(*(column.to_pylist() for column in rows.columns)):
-                self.rows.put(id, state)
+                self._note(id, state)
                 self.contents.add(sha256)
         for rows in collection.scan(FAILURES, ["id", "state"]):
             for id, state in zip(*(column.to_pylist() for column in rows.columns)):
@@ -43,7 +44,7 @@ class Plan:
             # An id leaves `_under_way` after it has come into one of the tables, on the committer's thread.
             if item.id in self._under_way:
                 self.unchanged += 1
-            elif item.state and self.rows.matches(item.id, item.state):
+            elif item.state and self.knows(item.id, item.state):
                 self.unchanged += 1
                 if item.id in self.failures:
                     self.recovered.append(item.id)
@@ -52,6 +53,16 @@ class Plan:
             else:
                 self._under_way.add(item.id)
                 yield item
+
+    def knows(self, id: str, state: str) -> bool:
+        """Whether an item has a row in its state; one that says more of it does for a source that says nothing."""
+        return self.rows.matches(id, state) or self.rows.matches(f"\1{id}", state)
+
+    def _note(self, id: str, state: str) -> None:
+        self.rows.put(id, state)
+        bare, said, _ = state.partition(SAID)
+        if said:
+            self.rows.put(f"\1{id}", bare)
 
     def _failed_before(self, item: SourceItem) -> bool:
         """Whether an item failed in this very state, and is not to be tried again."""
@@ -76,7 +87,7 @@ class Plan:
 
     def stored(self, id: str, state: str) -> None:
         """Note that an item has a row."""
-        self.rows.put(id, state)
+        self._note(id, state)
         self._under_way.discard(id)
 
     def listed(self, id: str, state: str) -> None:

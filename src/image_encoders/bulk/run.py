@@ -160,7 +160,7 @@ class _Run:
         self.committer, self.plan, self.collection = committer, committer.plan, committer.collection
         self.began, self.since = now(), time.monotonic()
         if isinstance(sources, Sources):
-            sources.known = self.plan.rows.matches
+            sources.known = self.plan.knows
         self.progress, self.max_failures, self.record_unchanged = progress, max_failures, record_unchanged
         self.standing = Standing()
         self.pruned = self.forgotten = 0
@@ -200,11 +200,16 @@ class _Run:
             if self.plan.holds(items):  # it was stored before its files could be removed
                 self.parts.remove(part)
                 continue
-            self.plan.carry_on(items)
-            if self.parts.has_result(part):
-                self._took(self.parts.outcomes(part))
-            else:
+            if not self.parts.has_result(part):
+                self.plan.carry_on(items)
                 unfinished.append(part)
+                continue
+            unchanged = {item.id for item in items if not item.changed()}  # the others are met again
+            self.plan.carry_on([item for item in items if item.id in unchanged])
+            if outcomes := [one for one in self.parts.outcomes(part) if one.item.id in unchanged]:
+                self._took(outcomes)
+            else:
+                self.parts.remove(part)
         return unfinished
 
     def _encode(self) -> None:
@@ -251,8 +256,8 @@ class _Run:
         last = [one for one in outcomes if isinstance(one, Failed)][-1:]
         if last:
             raise TooManyFailures(
-                f"more than {self.max_failures:,} images failed, the last one of them {last[0].item.id}: "
-                f"{last[0].message}; what was encoded is stored, and the same command goes on from there"
+                f"more than {self.max_failures:,} images failed, the last being {last[0].item.id}: {last[0].message}; "
+                "what was encoded is stored, and the same command resumes from there"
             )
 
     def _drawn(self, show: Callable[[], None] = lambda: None) -> Iterator[SourceItem]:

@@ -41,7 +41,7 @@ def search(
         str | None,
         typer.Argument(
             metavar='"WORDS"',
-            help="What to look for, in words; --image or --audio takes their place, or adds to them.",
+            help="What to look for, in words; --image or --audio can replace it or be combined with it.",
             show_default=False,
         ),
     ] = None,
@@ -49,19 +49,19 @@ def search(
         Path | None, typer.Option(metavar="FILE", help="Find images like this one.", parser=local_path)
     ] = None,
     audio: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Find images of what is heard in this file.", parser=local_path)
+        Path | None, typer.Option(metavar="FILE", help="Find images that match this sound.", parser=local_path)
     ] = None,
     minus: Annotated[
         list[str] | None,
-        typer.Option("--minus", metavar='"WORDS"', help="Keep away from what these words say; may be repeated."),
+        typer.Option("--minus", metavar='"WORDS"', help="Subtract these words from the query; may be repeated."),
     ] = None,
     where: Annotated[
         list[str] | None,
         typer.Option(
             "--where",
             metavar='"NAME = VALUE"',
-            help="Only images whose metadata says so: =, !=, <, <=, > or >= a number, a text, true, false or null; may "
-            "be repeated, and then all hold.",
+            help="Only images with matching metadata: =, !=, <, <=, > or >= a number, a text, true, false or null; may "
+            "be repeated, and then all must match.",
         ),
     ] = None,
     k: Annotated[int, typer.Option("-k", metavar="N", min=1, help="How many images to find.")] = 10,
@@ -105,7 +105,7 @@ def search(
     if as_json:
         print_json([_fields(rank, hit) for rank, hit in enumerate(hits, 1)])
     else:
-        show(hits, "no image is as --where says" if where and opened.count() else "the collection is empty")
+        show(hits, "no image matches --where" if where and opened.count() else "the collection is empty")
     if page is not None:
         title = "".join(
             (" − " if weight < 0 else " + " if place else "") + (query if isinstance(query, str) else query.name)
@@ -135,11 +135,11 @@ def check_page(page: Path | None) -> None:
         return
     if page.suffix.lower() not in (".html", ".htm"):
         raise InputError(
-            f"--html {page}: not the name of a page; it ends with .html, so that no other file is lost", code="page"
+            f"--html {page}: the name must end with .html, so that no other file is overwritten", code="page"
         )
     if page.is_dir() or not page.absolute().parent.is_dir():
         where = "is a folder" if page.is_dir() else f"there is no folder {shown(page.absolute().parent)}"
-        raise InputError(f"--html {page}: {where}; name a file in a folder that exists", code="page")
+        raise InputError(f"--html {page}: {where}; choose a file in an existing folder", code="page")
 
 
 def _embedding(encoder: Encoder, modality: str, query: Any) -> np.ndarray:

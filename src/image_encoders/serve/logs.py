@@ -1,7 +1,7 @@
-"""What the service writes down: lines of text or of JSON, each with its request's id.
+"""The service's log: lines of text or of JSON, each with its request's id.
 
-Never what was sent: no images, no texts, no queries, no keys. Of an exception that is not one of ours, its type and
-where it was raised, as its message may quote what was sent.
+It never contains request data: no images, texts, queries or keys. Of exceptions that are not ours it has the type and
+the stack frames, since their messages may quote request data.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A service that listens: starts, says so, and stops cleanly."""
+"""The HTTP server: starts, reports its address, and stops cleanly."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ async def _serve(service: Service, started: Callable[[str], None]) -> None:
     except OSError as error:
         if error.errno != errno.EADDRINUSE:
             raise
-        message = f"port {settings.port} of {settings.host} is in use by another program; another one: --port"
+        message = f"port {settings.port} of {settings.host} is in use by another program; choose another with --port"
         raise OSError(error.errno, f"{message}, and --port 0 takes a free one") from None
     with listening:
         # Its connections inherit this; asyncio sets it only where a socket names its protocol. Without it an answer's

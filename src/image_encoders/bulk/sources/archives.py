@@ -62,7 +62,7 @@ class _Unpacked(io.RawIOBase):
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
         """Onwards alone."""
         if whence != os.SEEK_SET or offset < self._at:
-            raise io.UnsupportedOperation("it is read in order")
+            raise io.UnsupportedOperation("the archive is read in order")
         while self._at < offset and (found := self._stream.read(min(offset - self._at, 1 << 20))):
             self._at += len(found)
         return self._at
@@ -529,7 +529,7 @@ def _unzip(place: Place, info: zipfile.ZipInfo, max_bytes: int) -> bytes:
     except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, OSError, EOFError, ValueError) as error:
         raise InputError(f"damaged in the archive: {first_line(error)}", code="corrupt") from error
     except NotImplementedError as error:
-        raise InputError(f"packed in a way that is not supported: {first_line(error)}", code="unsupported") from error
+        raise InputError(f"compressed in an unsupported way: {first_line(error)}", code="unsupported") from error
     if len(content) != info.file_size:
         raise InputError(
             f"{len(content):,} bytes or more where the archive's directory says {info.file_size:,}", code="corrupt"

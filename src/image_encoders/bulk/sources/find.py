@@ -247,7 +247,7 @@ def source_of(argument: str, settings: Settings, walk: Walk) -> Source:
     """What an argument is, as its form and the disk say; InputError where it is nothing."""
     named = partial(_named, settings=settings, walk=walk)
     if not argument:
-        raise InputError("an empty name among the sources", code="not-found")
+        raise InputError("an empty source name", code="not-found")
     if argument == "-":
         return StandardInput(settings.stdin, named)
     table = table_name(argument)
@@ -263,7 +263,7 @@ def source_of(argument: str, settings: Settings, walk: Walk) -> Source:
     if is_object(argument):
         return _stored(argument, settings, walk)
     if is_url(argument):
-        said = f"a web address, not a path; those in a list or a table are fetched: echo '{argument}' | ... encode -"
+        said = f"a URL, not a path; URLs are fetched from lists and tables: echo '{argument}' | ... encode -"
         raise InputError(said, item=argument, code="url")
     if (address := address_error(argument, "image")) is not None:
         raise address.named(argument)

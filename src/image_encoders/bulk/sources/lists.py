@@ -122,7 +122,7 @@ def lines(stream: Any) -> Iterator[bytes]:
             *names, rest = rest.split(separator)
             yield from filter(None, (_line(name, separator) for name in names))
         if len(rest) > LONGEST:
-            raise InputError(f"no list of paths: a name of more than {LONGEST:,} bytes", code="list")
+            raise InputError(f"not a list of paths: it has a line of more than {LONGEST:,} bytes", code="list")
     if rest := _line(rest, separator):
         yield rest
 

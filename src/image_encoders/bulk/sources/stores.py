@@ -15,7 +15,7 @@ from typing import Any
 
 from image_encoders.bulk.sources.contents import Content
 from image_encoders.bulk.sources.files import is_image_name
-from image_encoders.bulk.sources.items import Entry, Problem, RemoteImage, Uncountable, Walk
+from image_encoders.bulk.sources.items import Entry, Problem, RemoteImage, Uncountable, Walk, state_with
 from image_encoders.collection import Locator, id_of
 from image_encoders.errors import InputError, first_line
 from image_encoders.inputs.files import check_bytes
@@ -109,7 +109,7 @@ class ObjectEntry:
         place, id, locator = ObjectFile(self.name, self.info), id_of(self.name), Locator(self.name)
         state = ""
         try:
-            state = place.state
+            state = state_with(place.state, self.metadata)
             content = None if known(id, state) else Content(place.read_all(ImageLimits.from_environment()))
         except InputError as error:
             return RemoteImage(id, locator, state, self.metadata, place.read_all, error=error)
@@ -131,7 +131,7 @@ class ObjectFolder:
         """Raise InputError where nothing is there."""
         with _reaching():
             store, inner = _store(self.address)
-            if not (store.glob(inner) if glob.has_magic(inner) else store.exists(inner)):
+            if not (store.exists(inner) or (glob.has_magic(inner) and store.glob(inner))):
                 raise InputError("no such file or folder in the store", code="not-found")
 
     def entries(self) -> Iterator[Entry]:
@@ -141,7 +141,7 @@ class ObjectFolder:
         try:
             with _reaching():
                 store, inner = _store(self.address)
-                if glob.has_magic(inner):
+                if glob.has_magic(inner) and not store.exists(inner):
                     yield from self._matches(store, inner)
                 elif store.isfile(inner):
                     yield from self.named(self.address)

@@ -76,7 +76,7 @@ def frame_times(wish: str) -> float | None:
             return seconds
     except ValueError:
         pass
-    raise InputError(f"frames at {wish!r}; accepted: a number of seconds above 0, or {SCENES!r}", code="frames")
+    raise InputError(f"frames is {wish!r}; accepted: a number of seconds above 0, or {SCENES!r}", code="frames")
 
 
 def time_name(time_s: float) -> str:
@@ -329,7 +329,7 @@ class _Decoder:
             try:
                 self._container.seek(target, stream=self._stream)
             except OSError as error:
-                raise InputError(f"the video cannot be sought in: {_said(error)}", code="damaged") from error
+                raise InputError(f"seeking in the video failed: {_said(error)}", code="damaged") from error
             self._frames, self._shown = self.frames(), None
             self._next = next(self._frames, None)
             if before_s > time_s or (self._next is not None and self._next[0] <= time_s + 0.0005):

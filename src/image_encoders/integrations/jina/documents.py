@@ -76,7 +76,7 @@ class Document(BaseDoc):
         Jina makes messages while it sends them; what is raised there reaches nobody.
         """
         if _nested_deeper_than(DEEPEST, self):
-            return self._failed(f"nested more than {DEEPEST} levels deep, or in itself").to_protobuf()
+            return self._failed(f"nested more than {DEEPEST} levels deep, or within itself").to_protobuf()
         try:
             return super().to_protobuf()
         except Exception as error:
