@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import sqlite3
 import threading
+from collections.abc import Iterable
 
 from image_encoders.errors import CollectionError
 
@@ -31,13 +32,17 @@ class DigestTable:
 
     def put(self, text: str, other: str) -> None:
         """Set the other text of a text."""
-        self._recent[_digest(text)] = _digest(other)
+        self.put_all([(text, other)])
+
+    def put_all(self, pairs: Iterable[tuple[str, str]]) -> None:
+        """Set the other texts of many texts, in one step."""
+        self._recent.update((_digest(text), _digest(other)) for text, other in pairs)
         if len(self._recent) >= RECENT:
             self._write()
 
-    def add(self, text: str) -> None:
-        """Put a text for `has` to find: by 128 bits, so that none is ever taken for another."""
-        self.put(text, "\0" + text)
+    def add(self, *texts: str) -> None:
+        """Put texts for `has` to find: by 128 bits, so that none is ever taken for another."""
+        self.put_all((text, "\0" + text) for text in texts)
 
     def has(self, text: str) -> bool:
         """Whether a text was added."""
