@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from image_encoders.errors import CollectionError, ImageEncodersError, InputError
-from image_encoders.process import import_lancedb
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -66,7 +65,8 @@ def connect(folder: Path, index_cache: int = 1 << 30) -> Any:
 
     index_cache: bytes that it holds of what searches have used of the index
     """
-    lancedb = import_lancedb()
+    import lancedb
+
     # A table is always read as it is now. The other cache would grow with the number of writes.
     session = lancedb.Session(index_cache_size_bytes=index_cache, metadata_cache_size_bytes=1 << 22)
     return lancedb.connect(folder, read_consistency_interval=timedelta(0), session=session)

@@ -53,17 +53,18 @@ class DigestTable:
 
     def matches(self, text: str, other: str) -> bool:
         """Whether the other text of `text` is `other`."""
-        return self._find(text) == _digest(other)
+        found = self._find(text)
+        return found is not None and found == _digest(other)
 
     def _find(self, text: str) -> int | None:
-        key = _digest(text)
-        recent = self._recent.get(key)
-        if recent is not None:
-            return recent
-        if self._file is None:
+        recently, file = self._recent, self._file  # in this order, see `_write`
+        if not recently and file is None:
             return None
+        key = _digest(text)
+        if key in recently or file is None:
+            return recently.get(key)
         with self._lock:
-            found = self._file.execute("SELECT value FROM digests WHERE key = ?", (key,)).fetchone()
+            found = file.execute("SELECT value FROM digests WHERE key = ?", (key,)).fetchone()
         return found and int(found[0])
 
     def _write(self) -> None:
