@@ -308,12 +308,15 @@ def test_upkeep_that_takes_too_long_is_given_up_loses_nothing_and_gets_twice_as_
     collection: Collection, folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(upkeep, "SMALL_FRAGMENTS", 8)
-    for number in range(20):
-        collection.append([row(number)], new=True)
+    collection.append([row(number) for number in range(20)])
     before = collection.search(np.ones(DIM), 20)
-    collection.settle(limit_s=0)
+    for limit_s in (1.2, 0.9, 0.6, 0.3, 0):  # wherever it is ended
+        for number in range(20):
+            collection.append([row(number)])
+        (folder / GIVEN_UP).unlink(missing_ok=True)
+        collection.settle(limit_s=limit_s)
+        assert collection.search(np.ones(DIM), 20) == before
     assert "not done after" in caplog.text
-    assert collection.search(np.ones(DIM), 20) == before
     (folder / GIVEN_UP).write_text("1000.0")
     limits = []
     apart = upkeep.apart

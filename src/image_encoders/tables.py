@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from image_encoders.errors import CollectionError, ImageEncodersError, InputError
-from image_encoders.process import import_lancedb
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -61,12 +60,15 @@ class ImageFacts:
 FACTS = tuple(field.name for field in fields(ImageFacts))
 
 
-def connect(folder: Path) -> Any:
-    """The database in `folder`."""
-    lancedb = import_lancedb()
-    # A table is always read as it is now. Of the caches, the first holds what searches have used of the index; the
-    # second would otherwise grow with the number of writes.
-    session = lancedb.Session(index_cache_size_bytes=1 << 30, metadata_cache_size_bytes=1 << 22)
+def connect(folder: Path, index_cache: int = 1 << 30) -> Any:
+    """The database in `folder`.
+
+    index_cache: bytes that it holds of what searches have used of the index
+    """
+    import lancedb
+
+    # A table is always read as it is now. The other cache would grow with the number of writes.
+    session = lancedb.Session(index_cache_size_bytes=index_cache, metadata_cache_size_bytes=1 << 22)
     return lancedb.connect(folder, read_consistency_interval=timedelta(0), session=session)
 
 

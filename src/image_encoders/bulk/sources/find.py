@@ -213,7 +213,7 @@ class Sources(Iterator[SourceItem]):
         if len(sources) == 1 and isinstance(sources[0], (Folder, Archive)):
             yield from sources[0].entries()  # nothing comes twice: nothing to remember
             return
-        seen = DigestTable()  # 16 bytes each, where a path takes a hundred
+        seen = DigestTable()  # in a file: there may be a hundred millions
         for source in sources:
             for entry in source.entries():
                 name = id_of(entry.name)
