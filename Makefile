@@ -31,7 +31,8 @@ test: $(VENV)/dev-installed ## run every test but the slow ones of the Jina Exec
 test-other-processor: $(VENV)/dev-installed ## run the tests of models and engines as on a processor without bfloat16, or with it
 	IMAGE_ENCODERS_BFLOAT16=$$($(BIN)/python -c \
 		"from image_encoders.engines.openvino import has_bfloat16; print(int(not has_bfloat16()))") \
-		$(BIN)/python -m pytest tests/engines tests/models tests/contract tests/test_encoder.py -m "not golden"
+		$(BIN)/python -m pytest tests/engines tests/models tests/contract tests/test_encoder.py -m "not golden" \
+		-k "not with-bfloat16 and not without-bfloat16"
 
 soak: $(VENV)/dev-installed ## kill runs at 50 moments, load a service for half an hour with 1% broken images (MINUTES=5: shorter)
 	KILL_SERIES=5 $(BIN)/python -m pytest tests/bulk/test_kill.py tests/bulk/test_parts.py -k random
