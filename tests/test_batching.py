@@ -142,7 +142,7 @@ def test_more_than_may_wait_are_refused_at_once_with_what_to_do(net: Net) -> Non
     first = batcher.submit(inputs(1))
     assert net.started.acquire(timeout=30)
     waiting = batcher.submit(inputs(2, 3))
-    with pytest.raises(Overloaded, match=r"2 inputs are waiting, of at most 3; come back in about 1\.0 s") as caught:
+    with pytest.raises(Overloaded, match=r"2 inputs are waiting, of at most 3; retry in about 1\.0 s") as caught:
         batcher.submit(inputs(4, 5))
     assert (caught.value.limit, caught.value.waiting, caught.value.retry_s) == (3, 2, 1.0)
     assert batcher.waiting == 2

@@ -45,7 +45,7 @@ def test_another_machine_that_gives_other_embeddings_is_refused_before_it_writes
     assert run([], elsewhere, collection).total == 0
     elsewhere = Broken()
     elsewhere.device = "cuda"
-    with pytest.raises(CollectionError, match="on cuda the same model gives other embeddings"):
+    with pytest.raises(CollectionError, match="on cuda the same model gives different embeddings"):
         run([], elsewhere, collection)
     (tmp_path / "index" / CANARIES).write_bytes(b"damaged")
     assert run([], elsewhere, collection).total == 0

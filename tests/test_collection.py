@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
+import math
 import multiprocessing
 import os
 import subprocess
@@ -25,9 +26,11 @@ from pyarrow import feather
 from fake_encoder import DIM, FakeEncoder
 from image_encoders import collection as collection_module
 from image_encoders import collection as collections
-from image_encoders import exports, load, tables
+from image_encoders import exports, load, tables, upkeep
+from image_encoders.child import ChildDied
 from image_encoders.collection import (
     FAILURES,
+    GIVEN_UP,
     INDEX,
     ITEMS,
     MARK,
@@ -39,7 +42,7 @@ from image_encoders.collection import (
     open_collection,
 )
 from image_encoders.errors import CollectionError, InputError, MissingExtra
-from image_encoders.tables import FACTS, ImageFacts
+from image_encoders.tables import FACTS, Comparison, ImageFacts, Where
 
 
 def row(number: int, embedding: np.ndarray | None = None, **changes: Any) -> Row:
@@ -108,7 +111,7 @@ def test_a_folder_with_other_things_is_refused_and_left_as_it_was(tmp_path: Path
     (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).write_bytes(b"x")
     before = sorted(path for path in tmp_path.rglob("*") if not path.name.startswith("."))
-    with pytest.raises(CollectionError, match="is no collection"):
+    with pytest.raises(CollectionError, match="is not a collection"):
         Collection.open_or_create(tmp_path, FakeEncoder())
     assert sorted(path for path in tmp_path.rglob("*") if not path.name.startswith(".")) == before
 
@@ -123,7 +126,7 @@ def test_a_missing_collection_a_file_and_a_folder_of_something_else_cannot_be_op
             Collection.open_or_create(path, FakeEncoder())
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", "null", "{}", '{"format": 2}', '{"format": "x"}', "\x00\xff"])
+@pytest.mark.parametrize("content", ["", "{", "[]", "null", "{}", '{"format": 3}', '{"format": "x"}', "\x00\xff"])
 def test_a_damaged_mark_is_one_clear_error(folder: Path, collection: Collection, content: str) -> None:
     (folder / MARK).write_text(content, "latin-1")
     with pytest.raises(CollectionError, match="damaged"):
@@ -132,13 +135,13 @@ def test_a_damaged_mark_is_one_clear_error(folder: Path, collection: Collection,
         Collection.open_or_create(folder, FakeEncoder())
 
 
-@pytest.mark.parametrize(("format", "advice"), [(1, "encode again into another folder"), (3, "upgrade image-encoders")])
+@pytest.mark.parametrize(("format", "advice"), [(2, "encode again into another folder"), (4, "upgrade image-encoders")])
 def test_another_format_is_refused_with_what_to_do(
     folder: Path, collection: Collection, format: int, advice: str
 ) -> None:
     mark = json.loads((folder / MARK).read_text())
     (folder / MARK).write_text(json.dumps({**mark, "format": format, "package": "9.9"}))
-    with pytest.raises(CollectionError, match=rf"9\.9 in format {format}; .*format 2: {advice}"):
+    with pytest.raises(CollectionError, match=rf"9\.9 in format {format}; .*format 3: {advice}"):
         Collection.open(folder)
 
 
@@ -209,7 +212,7 @@ def test_what_comes_from_outside_is_stored_whatever_it_is(collection: Collection
     kept = {one["id"]: one for one in collection.to_arrow().to_pylist()}
     assert [kept[one.id]["state"] for one in rows] == [one.state for one in rows]
     assert kept[dated.id]["taken"] == dated.facts.taken
-    assert json.loads(kept[dated.id]["metadata"])["n"] == 10**40
+    assert json.loads(kept[dated.id]["metadata"])["n"] == 1e40
     collection.record([failure(id_of(name), path=name, message=f"KeyError: {name}") for name in odd])
     assert len(collection.failures()) == 5
     collection.write_failures()
@@ -291,7 +294,7 @@ def test_a_writer_in_another_process_is_refused_and_a_killed_one_leaves_no_lock(
 def test_many_small_writes_are_merged_and_lose_nothing(
     collection: Collection, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tables, "SMALL_FRAGMENTS", 8)
+    monkeypatch.setattr(upkeep, "SMALL_FRAGMENTS", 8)
     reader = Collection.open(folder)
     for number in range(20):
         collection.append([row(number)], new=True)
@@ -299,6 +302,42 @@ def test_many_small_writes_are_merged_and_lose_nothing(
     collection.settle()
     assert len(list((folder / f"{ITEMS}.lance" / "data").iterdir())) == 1
     assert reader.search(np.ones(DIM), 20) == before
+
+
+def test_upkeep_that_takes_too_long_is_given_up_loses_nothing_and_gets_twice_as_long_the_next_time(
+    collection: Collection, folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(upkeep, "SMALL_FRAGMENTS", 8)
+    for number in range(20):
+        collection.append([row(number)], new=True)
+    before = collection.search(np.ones(DIM), 20)
+    collection.settle(limit_s=0)
+    assert "not done after" in caplog.text
+    assert collection.search(np.ones(DIM), 20) == before
+    (folder / GIVEN_UP).write_text("1000.0")
+    limits = []
+    apart = upkeep.apart
+    monkeypatch.setattr(upkeep, "apart", lambda *step: limits.append(step[-1]) or apart(*step))
+    collection.settle()
+    assert 1000 < limits[0] <= 2000
+    assert len(list((folder / f"{ITEMS}.lance" / "data").iterdir())) == 1
+    assert collection.search(np.ones(DIM), 20) == before
+    assert not (folder / GIVEN_UP).exists()
+
+
+def test_upkeep_whose_process_is_killed_leaves_the_collection_as_it_was(
+    collection: Collection, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def killed(*_: object) -> None:
+        raise ChildDied("the process that does it ended with SIGKILL")
+
+    monkeypatch.setattr(upkeep, "SMALL_FRAGMENTS", 1)
+    monkeypatch.setattr(upkeep, "apart", killed)
+    for number in range(3):
+        collection.append([row(number)], new=True)
+    collection.settle()
+    assert "SIGKILL" in caplog.text
+    assert len(collection.search(np.ones(DIM))) == 3
 
 
 # ------------------------------------------------------------------ full disks and read-only ones
@@ -481,6 +520,7 @@ def test_an_index_is_added_to_and_built_anew_once_much_has_come_and_what_it_find
     collection: Collection, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tables, "EXACT_BELOW", 1000)
+    monkeypatch.setattr(upkeep, "apart", lambda step, folder, name, limit_s: step(folder, name))  # here, which is quick
     rng = np.random.default_rng(4)
 
     def grow(begin: int, end: int) -> int:
@@ -514,14 +554,14 @@ def test_the_measured_recall_counts_what_an_index_misses(
     collection.append([row(number, one) for number, one in enumerate(rows)], new=True)
     table = collection._tables[ITEMS]
     whole = tables.best
-    assert tables.recall(table) == 1.0  # without an index all are compared
+    assert upkeep.recall(table) == 1.0  # without an index all are compared
 
     def half(*arguments: Any) -> tuple[np.ndarray, np.ndarray]:
         rows, distances = whole(*arguments)
         return rows[::2], distances[::2]
 
     monkeypatch.setattr(tables, "best", half)
-    assert tables.recall(table) == 0.5
+    assert upkeep.recall(table) == 0.5
 
 
 def test_words_images_and_sounds_are_embedded_by_the_model_of_the_collection(tmp_path: Path) -> None:
@@ -537,7 +577,7 @@ def test_words_images_and_sounds_are_embedded_by_the_model_of_the_collection(tmp
     for query in ({}, {"words": "a dog", "image": image}):
         with pytest.raises(InputError, match="give one query"):
             opened.search(**query)
-    with pytest.raises(InputError, match="a query in words goes into words="):
+    with pytest.raises(InputError, match="pass a text query as words="):
         opened.search("a red circle")
 
 
@@ -668,7 +708,7 @@ def test_an_empty_collection_exports_no_rows(collection: Collection, tmp_path: P
 def test_a_file_that_is_there_is_replaced_only_with_overwrite(filled: Collection, tmp_path: Path) -> None:
     for name in ("rows.parquet", "rows.npy"):
         (tmp_path / name).write_bytes(b"precious")
-        with pytest.raises(CollectionError, match="there already"):
+        with pytest.raises(CollectionError, match="already exists"):
             filled.export(tmp_path / name)
         assert (tmp_path / name).read_bytes() == b"precious"
         assert filled.export(tmp_path / name, overwrite=True) == 59
@@ -834,7 +874,7 @@ def test_a_collection_without_a_column_is_refused_in_one_sentence(folder):
 
 
 def test_the_order_in_which_columns_were_stored_does_not_matter(folder, tmp_path):
-    schema = tables.items_schema(DIM)
+    schema = tables.stored_schema(DIM)
     collection = Collection.create(folder, FakeEncoder())
     collection._database.drop_table(ITEMS)
     collection._database.create_table(ITEMS, schema=pa.schema(list(schema)[::-1]))
@@ -844,3 +884,71 @@ def test_the_order_in_which_columns_were_stored_does_not_matter(folder, tmp_path
     assert old.to_arrow().schema.names == schema.names
     assert old.to_arrow()["width"].to_pylist() == [641, 9, 643]
     assert old.export(tmp_path / "all.parquet") == 3
+
+
+SAID = {  # of images by their numbers
+    1: {"year": 2019, "label": "cat", "tags": ["a", "it's"], "sold": True, "when": "2024-05-01T10:00:00", "a.b": 1},
+    2: {"year": "2020", "label": "dog", "tags": ["b", 7], "sold": False, "when": "2024-06-01", "exif": {"iso": 100}},
+    3: {
+        "year": 2020.5,
+        "label": 'say "hi"\n\\',
+        "sold": "True",
+        "when": None,
+        "exif": {"iso": 3200, "lens": {"f": 1.8}},
+    },
+    4: {"year": "unknown", "label": "7", "übel.x y": "ü", "sold": "false", "exif": "none"},
+    5: None,
+    6: {"year": {"from": 2019}, "label": ""},
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "sign", "value", "found"),
+    [
+        ("year", "=", 2020, {2}),
+        ("year", "!=", 2020, {1, 3, 4, 5, 6}),
+        ("year", ">=", 2020, {2, 3}),
+        ("year", "<", 2020.5, {1, 2}),
+        ("year", "=", "2020", {2}),
+        ("year", "=", "unknown", {4}),
+        ("year.from", "<=", 2019, {6}),
+        ("label", "=", "cat", {1}),
+        ("label", "=", 'say "hi"\n\\', {3}),
+        ("label", "=", "", {6}),
+        ("label", ">", "cat", {2, 3}),
+        ("label", "=", 7, {4}),
+        ("label", "=", "Cat", set()),
+        ("tags", "=", "it's", {1}),
+        ("tags", "=", 7, {2}),
+        ("tags", "!=", "b", {1, 3, 4, 5, 6}),
+        ("sold", "=", True, {1, 3}),
+        ("sold", "=", False, {2, 4}),
+        ("when", ">=", "2024-05", {1, 2}),
+        ("when", "<", "2024-06", {1}),
+        ("when", "=", None, {3, 4, 5, 6}),
+        ("when", "!=", None, {1, 2}),
+        ("exif.iso", ">", 100, {3}),
+        ("exif.lens.f", "=", 1.8, {3}),
+        ("a.b", "=", 1, {1}),
+        ("übel.x y", "=", "ü", {4}),
+        ('no"thing', "=", 1, set()),
+        ("it's", "=", "it's", set()),
+    ],
+)
+def test_a_search_looks_at_images_whose_metadata_compares(collection, name, sign, value, found):
+    collection.append([row(number, metadata=said) for number, said in SAID.items()])
+    where = Where(metadata=(Comparison(name, sign, value),))
+    assert {hit.width - 640 for hit in collection.search(np.ones(DIM), 100, where=where)} == found
+
+
+def test_comparisons_hold_together_and_are_checked(collection):
+    collection.append([row(number, metadata=said) for number, said in SAID.items()])
+    where = Where(min_width=642, metadata=(Comparison("year", ">", 2000), Comparison("sold", "=", True)))
+    assert [hit.width for hit in collection.search(np.ones(DIM), 100, where=where)] == [643]
+    for name, sign, value in [
+        *[("", "=", 1), ("a..b", "=", 1), ("a", "==", 1), ("a", "<", True), ("a", ">=", None), ("a", "=", math.nan)],
+        ("a", "=", [1]),
+    ]:
+        with pytest.raises(InputError) as caught:
+            Comparison(name, sign, value)  # type: ignore[arg-type]
+        assert caught.value.code == "where"

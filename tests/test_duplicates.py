@@ -64,8 +64,8 @@ def test_the_best_has_the_most_pixels_then_bytes_then_the_first_id(collection: C
     assert names(found) == [["a2", "a1", "a0"], ["b1", "b0"], ["c0", "c1"]]
     assert [group.reason for group in found.groups] == [
         "the most pixels",
-        "the most bytes of those with the most pixels",
-        "the first id of those with the most pixels and bytes",
+        "the most bytes among those with the most pixels",
+        "the first id among those with the most pixels and bytes",
     ]
     assert [image.score for image in found.groups[0].images] == [1.0, cosine(1), cosine(2)]
 
@@ -177,7 +177,7 @@ def test_the_file_has_a_row_for_each_image_of_a_group(collection: Collection, tm
         (1, id_of(f"/photos/{odd}"), False, 100, 10),
     ]
     assert rows[1]["similarity"] == pytest.approx(cosine(1))
-    with pytest.raises(CollectionError, match="is there already"):
+    with pytest.raises(CollectionError, match="already exists"):
         write(tmp_path / "d.parquet", find_duplicates(collection))
     collection.remove([id_of(f"/photos/{odd}")])
     write(tmp_path / "d.parquet", find_duplicates(collection), overwrite=True)

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from fake_encoder import DIM, FakeEncoder
 from image_encoders import gallery as gallery_module
-from image_encoders import tables
+from image_encoders import upkeep
 from image_encoders.collection import Collection, Locator, Row, RunRecord, Where, id_of
 from image_encoders.errors import InputError
 from image_encoders.gallery import MATCHES, Gallery, Ranking, best_by_chance, folder_names, usual_and_spread
@@ -285,7 +285,8 @@ def test_it_sees_what_is_added_changed_and_removed_meanwhile(tmp_path: Path, col
 def test_it_follows_through_merged_files_and_growth_as_if_it_were_read_anew(
     collection: Collection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tables, "SMALL_FRAGMENTS", 4)
+    monkeypatch.setattr(upkeep, "SMALL_FRAGMENTS", 4)
+    monkeypatch.setattr(upkeep, "apart", lambda step, folder, name, limit_s: step(folder, name))  # here, which is quick
     gallery = Gallery(collection)
     rng = np.random.default_rng(5)
     for step in range(12):

@@ -112,5 +112,5 @@ def test_what_cannot_be_written_or_computed_is_one_sentence(collection: Collecti
     with pytest.raises(CollectionError, match=r"accepted: \.parquet"):
         project(collection, tmp_path / "m.csv")
     project(collection, tmp_path / "m.parquet")
-    with pytest.raises(CollectionError, match="is there already"):
+    with pytest.raises(CollectionError, match="already exists"):
         project(collection, tmp_path / "m.parquet")

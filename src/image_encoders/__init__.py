@@ -1,8 +1,8 @@
-"""Images into vectors, with the model of your choice.
+"""Turn images, texts and sounds into embeddings.
 
     import image_encoders as ie
     encoder = ie.load("clip/demo")
-    rows = encoder.encode_image(["a.jpg", "b.png"])
+    images = encoder.encode_image(["a.jpg", "b.png"])
     words = encoder.encode_text(["a red circle"])
 
 Importing this is cheap: nets and their libraries are loaded when `load` needs them.

@@ -28,9 +28,9 @@ NEWEST = 0.5  # the weight of the last batch in the measured speed
 
 @dataclass(frozen=True)
 class Embedded:
-    """An embedding, (dim,) float32, and what it took: to prepare its input, to wait, and to embed its batch.
+    """An embedding, (dim,) float32, and the times for preparing its input, waiting, and embedding its batch.
 
-    batch: how many inputs that had
+    batch: the size of that batch
     """
 
     embedding: np.ndarray
@@ -53,8 +53,8 @@ class _Entry:
 class Batcher:
     """Embeddings for callers on many threads.
 
-    An input that finds the net idle goes through it at once; what comes meanwhile makes the next batch, in the order it
-    came. There is no timer: nobody waits for company.
+    If the net is idle, an input is embedded at once; inputs that arrive meanwhile form the next batch, in
+    order of arrival. There is no timer: no input waits for a batch to fill.
 
     embed: inputs -> (N, dim), such as `Tower.embeddings`
     cost: of an input, such as its pixels or tokens; each costs 1 by default
@@ -90,15 +90,15 @@ class Batcher:
         prepare_s: float = 0.0,
         first: bool = False,
     ) -> list[Future[Embedded]]:
-        """For each input the future of its embedding; from any thread.
+        """A future of the embedding for each input; callable from any thread.
 
         batch_size: how many may share a batch with these; None: any number
-        prepare_s: how long it took to prepare them, for their answers
-        first: they go before those that wait, however many these are
+        prepare_s: how long it took to prepare them, for the results
+        first: they go before all inputs that are waiting
 
-        A future that is cancelled while it waits costs nothing. It fails with InputError where its input is to blame,
-        with what the engine raised (DeviceError, ...) where none is. Raises Overloaded, and takes none of them, where
-        others wait and `max_waiting` would be exceeded.
+        A future that is cancelled while it waits costs nothing. It fails with InputError if its input is the cause,
+        otherwise with the engine's error (DeviceError, ...). Raises Overloaded, and takes none of them, if
+        others are waiting and `max_waiting` would be exceeded.
         """
         if not inputs:
             return []
@@ -125,7 +125,7 @@ class Batcher:
         return len(self._waiting)
 
     def close(self) -> None:
-        """Take no more, and return when what has been taken is done."""
+        """Accept no more inputs, and return when all accepted ones are done."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
@@ -146,7 +146,7 @@ class Batcher:
             return
         self._waiting = deque(entry for entry in self._waiting if not entry.future.cancelled())
         waiting = len(self._waiting)
-        if waiting and waiting + count > self._max_waiting:  # where nobody waits, any number may come
+        if waiting and waiting + count > self._max_waiting:  # with an empty queue, any number is accepted
             speed = self._seconds_per_cost
             cost = sum(entry.cost for entry in self._waiting)
             retry_s = UNKNOWN_S if speed is None else speed * cost / self._streams
@@ -186,7 +186,7 @@ class Batcher:
         return batch
 
     def _answer(self, batch: list[_Entry]) -> None:
-        """Give each its embedding, or why it has none: nobody may wait for ever."""
+        """Set each future's embedding or error, so that no caller waits forever."""
         began = self._clock()
         try:
             outcomes = embed_each(self._embed, [entry.input for entry in batch])

@@ -40,7 +40,7 @@ def running_sha256(path: Path) -> Any:
 
 
 class NotCached(ImageEncodersError):
-    """Something that the cache does not hold, within `only_cached`; seen by nobody but whoever wrote that."""
+    """Something is missing from the cache, within `only_cached`; caught by its caller."""
 
 
 _only_cached: ContextVar[bool] = ContextVar("only_cached", default=False)
@@ -48,7 +48,7 @@ _only_cached: ContextVar[bool] = ContextVar("only_cached", default=False)
 
 @contextmanager
 def only_cached(wanted: bool = True) -> Iterator[None]:
-    """In the block nothing is made for the cache: what is missing there raises NotCached. False: all is as ever."""
+    """In the block nothing is added to the cache: a missing entry raises NotCached. False: no effect."""
     token = _only_cached.set(wanted)
     try:
         yield
@@ -57,16 +57,16 @@ def only_cached(wanted: bool = True) -> Iterator[None]:
 
 
 def require_cached(what: str) -> None:
-    """Said before something is made that the cache does not hold: raises NotCached within `only_cached`."""
+    """Call before creating something missing from the cache: raises NotCached within `only_cached`."""
     if _only_cached.get():
         raise NotCached(what)
 
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """A file to write beside `path`; it takes its place when the block has ended well, else it is removed.
+    """A file to write beside `path`; it replaces `path` if the block succeeds, and is removed otherwise.
 
-    What a killed process left beside `path` is removed first.
+    Leftovers of killed processes beside `path` are removed first.
     """
     remove_leftovers(path)
     part = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.{threading.get_ident()}.part")
@@ -81,7 +81,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
 
 def remove_leftovers(path: Path) -> None:
-    """Remove the unfinished files beside `path` that processes of this machine left which no longer run."""
+    """Remove unfinished files beside `path` that dead processes of this machine left."""
     own = re.compile(rf"\.{re.escape(f'{path.name}.{socket.gethostname()}')}\.(\d+)\.\d+\.part")
     with suppress(OSError):
         for name in os.listdir(path.parent):

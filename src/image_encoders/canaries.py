@@ -1,6 +1,6 @@
 """Canaries: a few fixed images, whose embeddings are kept with a collection.
 
-Equal fingerprints promise that embeddings can be compared; canaries show that another machine keeps the promise.
+Equal fingerprints promise comparable embeddings; canaries check that another machine keeps the promise.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ SIDE = 96  # [px]
 
 
 def canary_images() -> list[np.ndarray]:
-    """Three images: (96, 96, 3) uint8, the same for ever."""
+    """Three images: (96, 96, 3) uint8, which never change."""
     y, x = np.mgrid[:SIDE, :SIDE]
     gradient = np.stack([x, y, (x + y) // 2], axis=2) * 255 // (SIDE - 1)
     checks = np.repeat((x // 12 + y // 12)[:, :, None] % 2 * 255, 3, axis=2)
@@ -42,7 +42,7 @@ def embed_canaries(encoder: Encoder) -> np.ndarray | None:
 
 
 def drift(embeddings: np.ndarray, others: np.ndarray) -> float:
-    """1 - the least cosine between the embeddings of a canary: 0 where all are the same, up to 2.
+    """1 - the least cosine between the embeddings of a canary: 0 if all are equal, at most 2.
 
     embeddings, others: (3, dim), each as `embed_canaries` gives it
     """

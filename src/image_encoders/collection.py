@@ -1,13 +1,14 @@
-"""Stored rows: a folder that holds a LanceDB database and says whose rows they are.
+"""Stored embeddings: a folder with a LanceDB database and a description of the encoder.
 
     collection.json   the encoder: name, fingerprint, dim, what `load` was called with
-    canaries.npy      what a few fixed images gave with it
-    index.json        what the index finds, measured when it was built
+    canaries.npy      its embeddings of a few fixed images
+    index.json        the recall of the index, measured when it was built
     items.lance       one row for each image
     failures.lance    one row for each image that could not be encoded
-    failures.txt      the same, to be read by people
+    failures.txt      the same, as readable text
     runs.lance        one row for each run
     .lease.N          who writes, or wrote last: see lease.py
+    .upkeep           seconds that were too few for the upkeep of the tables
     parts/            parts of a run that are not stored yet: see bulk/parts.py
 
 Every change is one atomic step of the database: a process that is killed leaves the rows before it or after it.
@@ -20,6 +21,7 @@ import logging
 import os
 import re
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
@@ -30,9 +32,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from image_encoders import __version__, exports, tables
+from image_encoders import __version__, exports, tables, upkeep
 from image_encoders.cache import atomic_write, file_lock
 from image_encoders.canaries import drift, embed_canaries
+from image_encoders.child import ChildDied, ChildTooSlow
 from image_encoders.errors import CollectionError, InputError, MissingExtra
 from image_encoders.lease import Lease
 from image_encoders.tables import ImageFacts, Where, id_of, path_of, storage
@@ -47,12 +50,13 @@ Result = TypeVar("Result")
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 2  # of the folder; another one is refused
+FORMAT = 3  # of the folder; another one is refused
 MARK = "collection.json"  # makes a folder a collection
 ITEMS, FAILURES, RUNS = "items", "failures", "runs"
 CANARIES = "canaries.npy"
 INDEX = "index.json"  # what was measured of the index when it was built
 LOCK = ".lock"
+GIVEN_UP = ".upkeep"  # seconds that were too few for the upkeep of the tables
 DRIFT = 0.05  # 1 - cosine: more is another space, whatever the fingerprint says
 LOADED = ("weights", "device", "precision", "engine", "calibration")  # of a recipe, beside the family's own options
 CANCELLED = 1e-4  # of the weights' sum: what is left of a mix below this is rounding
@@ -80,10 +84,10 @@ class Row:
     id: unique, printable Unicode text
     locator: where its bytes are
     embedding: (dim,) float32, finite
-    facts: what is known of its bytes
+    facts: facts about its bytes
     state: text that changes when the bytes may have changed; a file's is its size and the time of its last change
     metadata: what its source says about it, as JSON can hold it
-    part: the part of a run that it came with, where there are such
+    part: the part of the run that encoded it, if the run had parts
     """
 
     id: str
@@ -159,7 +163,7 @@ class Failure:
 
 @dataclass(frozen=True)
 class RunRecord:
-    """A run that came to its end or was interrupted: when [ISO 8601, UTC], from where, and what it did."""
+    """A run that finished or was interrupted: when [ISO 8601, UTC], from which sources, and what it did."""
 
     began: str
     ended: str
@@ -249,7 +253,7 @@ class Collection:
             _check_vacant(folder)  # before a lock is left in somebody's folder, and again once it is held
         text = json.dumps(mark, indent=2, default=str) + "\n"
         collection = cls(folder, json.loads(text))
-        with collection._exclusive(), storage(folder, "made"):
+        with collection.locked(), storage(folder, "made"):
             _check_vacant(folder)
             with atomic_write(folder / MARK) as part:
                 part.write_text(text, "utf-8")
@@ -281,18 +285,18 @@ class Collection:
         raise CollectionError(
             f"{self.folder} holds embeddings of {self.name} (fingerprint {self.fingerprint}, {self.precision}), and "
             f"those of {encoder.name} (fingerprint {encoder.fingerprint}, {encoder.precision}) cannot be compared with "
-            f"them{same}; choose another collection, or use what this one was begun with"
+            f"them{same}; choose another collection, or use the model, options and precision of this one"
         )
 
     @cached_property
     def encoder(self) -> Encoder:
-        """The encoder that the collection was begun with, loaded when it is first asked for."""
+        """The encoder that the collection was created with, loaded on first use."""
         return self.load_encoder()
 
     def check_canaries(self, encoder: Encoder) -> None:
         """Raise CollectionError where the encoder, on this machine, gives other embeddings than those that are stored.
 
-        Nothing is computed where the engine, the device and this package are those that the collection was begun with.
+        Nothing is computed if the engine, the device and this package's version are those that created the collection.
         """
         begun = self.mark["encoder"]
         if (self.mark["package"], begun["engine"], begun["device"]) == (__version__, encoder.engine, encoder.device):
@@ -300,13 +304,13 @@ class Collection:
         found = self.drift(encoder)
         if found is not None and found > DRIFT:
             raise CollectionError(
-                f"{self.folder} was begun with {self.name} by {begun['engine']} on {begun['device']}, and by "
-                f"{encoder.engine} on {encoder.device} the same model gives other embeddings (1 - cosine {found:.2g} "
-                "for the same image); encode where the collection was begun, or into another folder"
+                f"{self.folder} was created with {self.name} by {begun['engine']} on {begun['device']}, and by "
+                f"{encoder.engine} on {encoder.device} the same model gives different embeddings (1 - cosine "
+                f"{found:.2g} for the same image); encode where the collection was created, or into another folder"
             )
 
     def load_encoder(self, **wishes: Any) -> Encoder:
-        """The encoder that the collection was begun with.
+        """The encoder that the collection was created with.
 
         wishes: what to pass to `load` in place of what was passed then, such as weights= or device=
 
@@ -330,8 +334,8 @@ class Collection:
         return encoder
 
     def drift(self, encoder: Encoder) -> float | None:
-        """How far the encoder's embeddings of the canaries lie from those of the encoder that the collection was begun
-        with: 1 - the least cosine; None where that is not known.
+        """How far the encoder's embeddings of the canaries are from those of the encoder that created the collection:
+        1 - the least cosine; None if unknown.
         """
         try:
             begun = np.load(self.folder / CANARIES, allow_pickle=False)
@@ -363,19 +367,19 @@ class Collection:
         """The k images nearest to a query by cosine, best first, equal ones by id.
 
         vector: (dim,), finite, not all zero; its length does not matter
-        words, image, audio: in place of a vector, what the collection's model is to embed; an image or a sound as
+        words, image, audio: instead of a vector, a query for the collection's model to embed; an image or a sound as
             `encode_image` and `encode_audio` take it. The model is loaded at the first such query.
-        each_copy: files with the same bytes are hits of their own, not one hit with its copies
-        where: only images for which this holds
+        each_copy: files with the same bytes are separate hits, not one hit with its copies
+        where: a filter
         returns: at most k; a row that is all zero has no direction and is never found
 
-        Exact below 100,000 rows. Above, the index that a run ends with is used; rows newer than it are compared too.
+        Exact below 100,000 rows. Above that, the index is used; rows that are not in it yet are compared too.
         Raises InputError for a vector without a direction, CollectionError for one of another length.
         """
         if sum(query is not None for query in (vector, words, image, audio)) != 1:
             raise InputError("give one query: a vector, words, image or audio", code="query")
         if isinstance(vector, str):
-            raise InputError("a query in words goes into words=, a file's path into image= or audio=", code="query")
+            raise InputError("pass a text query as words=, and a file's path as image= or audio=", code="query")
         if words is not None:
             vector = self.encoder.encode_text([words])[0]
         elif image is not None:
@@ -401,25 +405,27 @@ class Collection:
             raise CollectionError(f"a query of shape {query.shape}; {self.folder} holds rows of shape ({self.dim},)")
         if not np.isfinite(query).all() or not query.any():
             what = "all zeros" if np.isfinite(query).all() else "not finite"
-            raise InputError(f"the query's vector is {what}, so nothing is nearest to it", code="no-direction")
+            raise InputError(f"the query's vector is {what}, so it has no nearest neighbours", code="no-direction")
         query = query / np.abs(query).max()  # squares of huge numbers would not be finite
         return (query / np.linalg.norm(query)).astype(np.float32)
 
     def mix(self, vectors: Sequence[Any], weights: Sequence[float]) -> np.ndarray:
-        """One query of several, (dim,) float32: the sum of their directions times their weights, at unit length.
+        """One query from several, (dim,) float32: the sum of their directions times their weights, at unit length.
 
-        weights: one for each; below 0, what it stands for is kept away
+        weights: one for each; negative ones are subtracted
 
-        Raises InputError where nothing is left of them, CollectionError for a vector of another length.
+        Raises InputError if they cancel out, CollectionError for a vector of another length.
         """
         directions = [weight * self.direction(vector) for vector, weight in zip(vectors, weights, strict=True)]
         mixed = np.sum(directions, axis=0, dtype=np.float64) if directions else np.zeros(self.dim)
         if np.linalg.norm(mixed) <= CANCELLED * sum(map(abs, weights)):
-            raise InputError("the queries cancel each other out, so nothing is nearest to them", code="no-direction")
+            raise InputError(
+                "the queries cancel each other out, so they have no nearest neighbours", code="no-direction"
+            )
         return self.direction(mixed)
 
     def info(self) -> dict[str, Any]:
-        """What the collection is, in plain values: whose embeddings, how many, how large, when they were made."""
+        """The collection's facts as plain values: model, number of images, size, dates."""
         sizes, times = [], []
         for folder, _, names in os.walk(self.folder):
             for name in names:
@@ -456,7 +462,7 @@ class Collection:
             return None
 
     def failures(self) -> list[Failure]:
-        """The files that could not be encoded, by id."""
+        """The files that could not be encoded, ordered by id."""
         rows: list[dict] = self.read(FAILURES, lambda table: table.search().to_arrow().to_pylist(), [])
         failures = (Failure(**{**row, "path": path_of(row["path"])}) for row in rows)
         return sorted(failures, key=lambda failure: failure.id)
@@ -470,7 +476,7 @@ class Collection:
                 yield from opened.search().select(list(columns)).to_batches(1 << 14)
 
     def stored(self, digests: Iterable[str]) -> dict[str, Stored]:
-        """What is known of the bytes with these sha256 digests, where something is."""
+        """What is stored for the bytes with these sha256 digests, as far as they are known."""
         places: dict[str, list[tuple[int, str]]] = {}  # row numbers and ids by digest
         with storage(self.folder, "read"):
             table = self._open(ITEMS)
@@ -490,7 +496,7 @@ class Collection:
         }
 
     def runs(self) -> list[RunRecord]:
-        """The runs into this collection, the first one first."""
+        """The runs into this collection, oldest first."""
         rows: list[dict] = self.read(RUNS, lambda table: table.search().to_arrow().to_pylist(), [])
         return sorted((RunRecord(**row) for row in rows), key=lambda run: run.began)
 
@@ -500,10 +506,10 @@ class Collection:
         path: ending in .parquet, .arrow or .feather: all columns, the encoder in the file's metadata; in .csv: all
             columns, each number of an embedding in one of its own; in .npy: float32 (N, dim), with the other columns
             beside it in <name>.ids.jsonl, line i for row i
-        overwrite: replace a file that is there
+        overwrite: replace an existing file
         returns: how many rows
 
-        Raises CollectionError for another ending, a file that is there, or one that cannot be written.
+        Raises CollectionError for another extension, an existing file, or one that cannot be written.
         """
         path = Path(path)
         exports.check(path, overwrite)
@@ -538,10 +544,11 @@ class Collection:
 
     def _by_id(self, table: Any | None) -> Iterator[pa.Table]:
         """All rows ordered by id; what goes wrong here is not the fault of where they are written to."""
+        schema = tables.items_schema(self.dim)
         if table is not None:
             with storage(self.folder, "read"):
                 for rows in tables.by_id(table, max(1, CHUNK // (4 * self.dim))):
-                    yield rows.select(tables.items_schema(self.dim).names)
+                    yield rows.select(schema.names).cast(schema)
 
     # ------------------------------------------------------------------ writing
 
@@ -574,11 +581,11 @@ class Collection:
 
     @contextmanager
     def writing(self) -> Iterator[None]:
-        """The collection for this process alone while the block runs; may be nested.
+        """Exclusive access for this process while the block runs; may be nested.
 
         Raises CollectionError where another process is writing.
         """
-        with self._exclusive():
+        with self.locked():
             with storage(self.folder, "written"):
                 if self._lease is not None:
                     self._lease.check()
@@ -586,10 +593,12 @@ class Collection:
             yield
 
     @contextmanager
-    def _exclusive(self) -> Iterator[None]:
+    def locked(self) -> Iterator[None]:
         """The folder's lock, for any number of this process's threads while their blocks run.
 
-        The operating system takes it back from a process that is killed.
+        The database is not opened. The operating system takes the lock back from a process that is killed.
+
+        Raises CollectionError where another process is writing.
         """
         from filelock import Timeout
 
@@ -609,7 +618,7 @@ class Collection:
     def append(self, rows: Sequence[Row], *, new: bool = False) -> None:
         """Add rows, replacing those of the same ids, in one atomic step.
 
-        new: the caller knows that none of the ids is there, which saves looking
+        new: the caller knows that none of the ids exists, which saves a look-up
         """
         if not rows:
             return
@@ -621,7 +630,7 @@ class Collection:
         if len({row.id for row in rows}) != len(rows):
             raise CollectionError("two of the rows to be stored have the same id")
         flat = pa.array(embeddings.ravel(), pa.float32())
-        schema = tables.items_schema(self.dim)
+        schema = tables.stored_schema(self.dim)
         columns: dict[str, Any] = {
             "id": [row.id for row in rows],
             "embedding": pa.FixedSizeListArray.from_arrays(flat, type=schema.field("embedding").type),
@@ -642,12 +651,12 @@ class Collection:
                 tables.replace(self._tables[ITEMS], batch)
 
     def remove(self, ids: Iterable[str]) -> None:
-        """Remove the rows of these ids, where there are any."""
+        """Remove the rows with these ids, if there are any."""
         with self.writing(), storage(self.folder, "written"):
             tables.delete(self._tables[ITEMS], ids)
 
     def record(self, failures: Sequence[Failure]) -> None:
-        """List what could not be encoded, in place of what was listed for it before."""
+        """List failures, replacing earlier ones of the same ids."""
         import pyarrow as pa
 
         if failures:
@@ -660,27 +669,52 @@ class Collection:
                 tables.replace(self._tables[FAILURES], pa.Table.from_pylist(listed, schema=tables.schema_of(Failure)))
 
     def forget(self, ids: Iterable[str]) -> None:
-        """Take files off the list of failures."""
+        """Remove files from the list of failures."""
         with self.writing(), storage(self.folder, "written"):
             tables.delete(self._tables[FAILURES], ids)
 
     def add_run(self, record: RunRecord) -> None:
-        """Keep what a run did."""
+        """Record a run."""
         import pyarrow as pa
 
         kept = {**asdict(record), "sources": [tables.as_text(source) for source in record.sources]}
         with self.writing(), storage(self.folder, "written"):
             self._tables[RUNS].add(pa.Table.from_pylist([kept], schema=tables.schema_of(RunRecord)))
 
-    def settle(self, *, index: bool = True) -> None:
-        """Merge the database's files where small ones have become many, and bring the index up to date if wanted."""
+    def settle(self, *, index: bool = True, limit_s: float = upkeep.LIMIT_S) -> None:
+        """Merge the database's files if there are many small ones, and update the index if wanted.
+
+        limit_s: seconds after which what is not done is left for the next time, which then gets twice as long
+        """
+        given_up = self.folder / GIVEN_UP
+        with suppress(OSError, ValueError):
+            limit_s = max(limit_s, 2 * float(given_up.read_text()))
         with self.writing(), storage(self.folder, "written"):
-            for table in self._tables.values():
-                tables.merge_small_files(table)
-            found = tables.build_index(self._tables[ITEMS]) if index else None
-            if found is not None:
-                with atomic_write(self.folder / INDEX) as part:
-                    part.write_text(json.dumps({"recall": found, "rows": self.count(), "when": now()}) + "\n", "utf-8")
+            try:
+                self._settle(index, time.monotonic() + limit_s)
+                given_up.unlink(missing_ok=True)
+            except ChildDied as error:
+                if isinstance(error, ChildTooSlow):
+                    given_up.write_text(str(limit_s))
+                logger.warning(
+                    "files of %s were not merged, or its index was not updated: %s; everything is stored and can "
+                    "be found, searches may be slower, and the next run tries again",
+                    self.folder,
+                    error,
+                )
+
+    def _settle(self, index: bool, ends: float) -> None:
+        """The steps that are due; ChildDied where one is not done at a time of the monotonic clock."""
+        for name, table in self._tables.items():
+            if upkeep.is_scattered(table):
+                upkeep.apart(upkeep.optimize, self.folder, name, ends - time.monotonic())
+        step = upkeep.index_due(self._tables[ITEMS]) if index else None
+        if step is upkeep.build_index:
+            (self.folder / INDEX).unlink(missing_ok=True)
+        found = step and upkeep.apart(step, self.folder, ITEMS, ends - time.monotonic())
+        if found is not None:
+            with atomic_write(self.folder / INDEX) as part:
+                part.write_text(json.dumps({"recall": found, "rows": self.count(), "when": now()}) + "\n", "utf-8")
 
     def write_failures(self) -> None:
         """The list of failures as a text file beside the database, or no file where nothing failed."""
@@ -718,7 +752,7 @@ class Collection:
     @cached_property
     def _schemas(self) -> dict[str, pa.Schema]:
         return {
-            ITEMS: tables.items_schema(self.dim),
+            ITEMS: tables.stored_schema(self.dim),
             FAILURES: tables.schema_of(Failure),
             RUNS: tables.schema_of(RunRecord),
         }
@@ -791,7 +825,7 @@ def check_new(folder: Path) -> None:
     if not there.is_dir():
         raise CollectionError(f"{there} is a file; a collection is a folder")
     if not os.access(there, os.W_OK | os.X_OK):
-        raise CollectionError(f"{folder} cannot be made: no permission to write in {there}")
+        raise CollectionError(f"{folder} cannot be created: no permission to write in {there}")
     if there == folder:
         with storage(folder, "read"):
             _check_vacant(folder)
@@ -801,9 +835,9 @@ def _check_vacant(folder: Path) -> None:
     """Raise CollectionError unless a collection may be made in `folder`, which exists."""
     found = sorted(name for name in os.listdir(folder) if not name.startswith("."))
     if MARK in found:
-        raise CollectionError(f"{folder} is a collection already")
+        raise CollectionError(f"{folder} is already a collection")
     if found:
-        raise CollectionError(f"{folder} holds {found[0]} and is no collection; choose a folder that is new or empty")
+        raise CollectionError(f"{folder} holds {found[0]} and is not a collection; choose a new or empty folder")
 
 
 def _line(text: str) -> str:

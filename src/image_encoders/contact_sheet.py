@@ -51,8 +51,8 @@ def duplicates_sheet(groups: Sequence[Group], *, threshold: float, model: str, c
     only = f", of which the first {GROUPS} are shown" if len(groups) > GROUPS else ""
     header = f"""<div>
 <h1>{found}</h1>
-<p>in {escape(collection)}{only}. Every two images of a group have a cosine similarity of {threshold:g} or more by
-{escape(model)}, or the same bytes. Below an image stands its similarity to the group's best.</p>
+<p>in {escape(collection)}{only}. Any two images of a group have a cosine similarity of {threshold:g} or more by
+{escape(model)}, or the same bytes. The similarity to the group's best image is shown below each image.</p>
 </div>"""
     sections = (_section(number, group) for number, group in enumerate(groups[:GROUPS], 1))
     return _page(f"{found} in {collection}", header, "".join(sections))

@@ -57,13 +57,11 @@ def convert(
     if original is None:
         raise WeightsError(f"{name}: its checkpoints are safetensors folders already, and load as they are")
     if out.suffix != ".safetensors":
-        raise WeightsError(f"{out}: a converted checkpoint's name ends in .safetensors")
+        raise WeightsError(f"{out}: the name of a converted checkpoint must end in .safetensors")
     if not overwrite and out.exists():
-        raise WeightsError(
-            f"{out} is there already; choose another name, or replace it with --overwrite (overwrite=True)"
-        )
+        raise WeightsError(f"{out} already exists; choose another name, or replace it with overwrite=True")
     if not weights.exists():
-        raise WeightsError(f"{weights}: there is no such file or folder")
+        raise WeightsError(f"{weights}: no such file or folder")
     if weights.suffix == ".safetensors":
         raise WeightsError(f"{weights}: a safetensors file already; originals are converted")
     _remove_leftovers(out.parent)
@@ -109,7 +107,7 @@ def _converted(
     after, converted_s = _loaded(name, part, beside) if loads else (None, None)
     if before != after or digest != _digest(part):
         raise WeightsError(
-            f"{out}: not written, since what was converted differs from the original: a bug in image-encoders"
+            f"{out}: not written, since the converted checkpoint differs from the original: a bug in image-encoders"
         )
     part.replace(out)
     return Conversion(out, _size(weights), out.stat().st_size, seconds, original_s, converted_s, after)

@@ -149,7 +149,7 @@ class Definition:
     def _module(self, name: str) -> ModuleType:
         """One of the definition's modules by its full name, run now unless it has been."""
         # No lock: two threads that import it for the first time at once both run it, and the first result counts for
-        # both. With a lock, a process that was forked meanwhile would wait for ever.
+        # both. With a lock, a process that was forked meanwhile would wait forever.
         known = self._known(name)
         if known is not None:
             return known
@@ -165,7 +165,7 @@ class Definition:
             raise ModuleNotFoundError(f"No module named {shown!r}", name=name)
         if self._sealed:
             raise ImportError(
-                f"{shown} is imported for the first time after loading, so that the fingerprint does not cover it; "
+                f"{shown} is imported for the first time after loading, so the fingerprint does not cover it; "
                 "import it at the top of the definition",
                 name=name,
             )

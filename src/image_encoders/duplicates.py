@@ -110,7 +110,7 @@ def find_duplicates(
     Raises InputError for a threshold that is not above 0 and at most 1, CollectionError where too many pairs are alike.
     """
     if not 0 < threshold <= 1:
-        raise InputError(f"a threshold of {threshold}; it is a cosine, above 0 and at most 1", code="threshold")
+        raise InputError(f"a threshold of {threshold}; a cosine above 0 and at most 1 is accepted", code="threshold")
 
     def find(table: Any) -> Duplicates:
         tables.pinned(table)
@@ -238,7 +238,7 @@ class Pairs:
         keys, places = np.unique(np.concatenate(self._keys), return_index=True)
         similarities = np.concatenate(self._similarities)[places]
         if len(keys) > PAIRS:
-            raise CollectionError(f"more than {PAIRS:,} pairs of images are as similar as that; raise the threshold")
+            raise CollectionError(f"more than {PAIRS:,} pairs of images are that similar; raise the threshold")
         self._keys, self._similarities, self._held = [keys], [similarities], len(keys)
         return keys, similarities
 
@@ -429,9 +429,9 @@ def _group(facts: Sequence[dict[str, Any]], units: np.ndarray, least: float) -> 
     first = max(range(len(facts)), key=lambda place: (*sizes[place], -place))
     pixels, size = sizes[first]
     if sizes.count((pixels, size)) > 1:
-        reason = "the first id of those with the most pixels and bytes"
+        reason = "the first id among those with the most pixels and bytes"
     elif [one for one, _ in sizes].count(pixels) > 1:
-        reason = "the most bytes of those with the most pixels"
+        reason = "the most bytes among those with the most pixels"
     else:
         reason = "the most pixels"
     scores = _rounded(units @ units[first]).tolist()

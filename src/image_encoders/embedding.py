@@ -93,7 +93,7 @@ def _embed(
     found = np.shape(embeddings)
     if len(found) != 2 or found[0] != len(batch) or dim not in (None, found[1]):
         wanted = f"({len(batch)}, {'dim' if dim is None else dim})"
-        return InputError(f"the model gave embeddings of shape {found}, not {wanted}", code="shape")
+        return InputError(f"the model returned embeddings of shape {found}, not {wanted}", code="shape")
     return embeddings
 
 

@@ -65,14 +65,13 @@ class Tower:
         return self.prepare(self.read(source))
 
     def begin(self, source: Any, keep: bool) -> Callable[[], np.ndarray]:
-        """What is left of `input` for another thread.
+        """The rest of `input`, for another thread.
 
-        Open files and PIL images are read here and now, since they change as they are read: a PIL image decodes itself
-        once.
-        keep: the source may be other by the time that thread comes to it, as an array that a generator refills. It is
-            read here and now then, and copied. Paths and bytes are left whole.
+        Open files and PIL images are read now, since reading changes them: a PIL image decodes itself once.
+        keep: the source may have changed by the time that thread reads it, such as an array that a generator refills.
+            It is then read now, and copied. Paths and bytes are left as they are.
 
-        What is wrong with a source is raised by what is left.
+        Errors of the source are raised by the rest.
         """
         if isinstance(source, (bytearray, memoryview)):
             source = bytes(source)
@@ -119,12 +118,12 @@ class Encoder:
     name: the model's name, such as "clip/openai/clip-vit-base-patch32"
     dim: length of an embedding
     towers: one `Tower` per modality
-    fingerprint: equal fingerprints mean that embeddings may be compared
+    fingerprint: embeddings with equal fingerprints are comparable
     device, engine, precision: what runs the nets, as chosen
     calibration: digest of the images that it was calibrated on; else ""
-    choice: what precision="auto" came to, and how near it is to float32, an engines.Choice; else None
-    recipe: what `load` was called with, enough to load the same encoder again; so it is when it is unpickled, in
-        another process for example
+    choice: what precision="auto" selected, and how close it is to float32, an engines.Choice; else None
+    recipe: what `load` was called with, enough to load the same encoder again, for example when unpickled in another
+        process
     """
 
     name: str
@@ -159,7 +158,7 @@ class Encoder:
         )
 
     def tower(self, modality: str) -> Tower:
-        """The tower of `modality`; InputError where this model has none."""
+        """The tower of `modality`; InputError if this model has none."""
         if modality not in self.towers:
             raise InputError(f"{self.name} has no {modality} tower; it has: {', '.join(self.towers)}", code="no-tower")
         return self.towers[modality]
@@ -168,11 +167,10 @@ class Encoder:
         """One embedding per image.
 
         images: paths, bytes of image files, binary files open for reading, PIL images, uint8 arrays (H, W),
-            (H, W, 1|3|4), or tensors of those shapes. Files and bytes are turned upright (EXIF) and put on white where
-            transparent; arrays are taken as they are. Paths, bytes and arrays are read on threads, ahead of the net;
-            PIL images and open files as they are drawn. So is all else that a generator gives: it may use one array
-            again and again.
-        batch_size: how many go through the net at once; embeddings do not depend on it
+            (H, W, 1|3|4), or tensors of those shapes. Files and bytes are rotated upright (EXIF), transparency becomes
+            white; arrays are not rotated. Paths, bytes and arrays are read on threads, ahead of the net; PIL images and
+            open files when they are drawn. So are all items of a generator, which may reuse one array.
+        batch_size: how many images per batch; embeddings do not depend on it
         progress: show a bar on standard error
         returns: (N, dim) float32, embedding i for image i; N may be 0
 
@@ -181,7 +179,7 @@ class Encoder:
         return self._encode("image", images, batch_size, progress)
 
     def encode_text(self, texts: Iterable[str], batch_size: int = 32, progress: bool = False) -> np.ndarray:
-        """One embedding per text: (N, dim) float32. Raises InputError where the model has no text tower."""
+        """One embedding per text: (N, dim) float32. Raises InputError if the model has no text tower."""
         return self._encode("text", texts, batch_size, progress)
 
     def encode_audio(self, clips: Iterable[Any], batch_size: int = 32, progress: bool = False) -> np.ndarray:
@@ -194,12 +192,12 @@ class Encoder:
         return self._encode("audio", clips, batch_size, progress)
 
     def embed_image(self, prepared: np.ndarray | Sequence[np.ndarray], batch_size: int = 32) -> np.ndarray:
-        """Embeddings of images that are already preprocessed: straight to the net, as the original code takes them.
+        """Embeddings of images that are already preprocessed: they go directly to the net, as in the original code.
 
-        They are computed in the encoder's precision; beside one that PyTorch has not, such as int8, in float32.
+        They are computed in the encoder's precision; in float32 if PyTorch does not have it, such as int8.
 
-        prepared: (N, 3, H, W) or (N, H, W, 3) floats, an array or a tensor, or a sequence of such without the first
-            axis
+        prepared: (N, 3, H, W) or (N, H, W, 3) floats, an array or a tensor, or a sequence of such arrays without the
+            first axis
         returns: (N, dim) float32
         """
         tower = self.tower("image")
@@ -275,7 +273,7 @@ def ordered(
 ) -> Iterator[Result]:
     """`function` of each source, in order, computed on threads at most `ahead` results in advance.
 
-    An exception is raised at its source's turn; what was not started by then is never started.
+    An exception is raised at its source's turn; sources not started by then are never started.
     """
     results: deque[Future[Result]] = deque()
     pool = ThreadPoolExecutor(workers or cores(), thread_name_prefix="prepare")
@@ -309,7 +307,7 @@ def check_batch_size(batch_size: Any) -> None:
 
 
 def _finite(embeddings: np.ndarray, label: str) -> np.ndarray:
-    """`embeddings`; InputError naming the first item whose embedding is not finite: nothing compares with it."""
+    """`embeddings`; InputError naming the first item whose embedding is not finite and so cannot be compared."""
     wrong = np.flatnonzero(~np.isfinite(embeddings).all(axis=1))
     if len(wrong):
         raise InputError("the model's embedding for it is not finite", item=f"{label}[{wrong[0]}]", code="not-finite")
@@ -317,7 +315,7 @@ def _finite(embeddings: np.ndarray, label: str) -> np.ndarray:
 
 
 def _many(sources: Any, modality: str) -> Iterable[Any]:
-    """`sources` if it is a collection of sources, else InputError: a single one is the commonest slip."""
+    """`sources` if it is a collection of sources, else InputError: passing a single one is the most common mistake."""
     shape = getattr(sources, "shape", None)
     if isinstance(sources, (str, bytes, bytearray, memoryview, os.PathLike, Mapping)) or not hasattr(
         sources, "__iter__"

@@ -5,9 +5,9 @@ ImageEncodersError
 ├── WeightsError      a checkpoint: its path, what was found, what was expected, what to do
 ├── InputError        one item: which, what was found, what is accepted
 ├── DeviceError       a device, engine or precision that is not available here
-├── TooManyFailures   a run that was given up: after how many failures, the last of them
+├── TooManyFailures   a run that was aborted: after how many failures, the last of them
 ├── CollectionError   a collection that is missing, damaged, or of another embedding space
-├── Overloaded        a limit, how many wait, when to come back
+├── Overloaded        a limit, how many are waiting, when to retry
 └── MissingExtra      a package that is not installed, and the command that installs it
 """
 
@@ -15,7 +15,7 @@ from __future__ import annotations
 
 
 def first_line(error: BaseException) -> str:
-    """What an error of somebody else's says, up to its first line end; its type's name where it says nothing."""
+    """The first line of another library's error message, or the error's type if there is none."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
@@ -24,7 +24,7 @@ class ImageEncodersError(Exception):
 
 
 class UnknownModel(ImageEncodersError):
-    """A model name that nothing answers to."""
+    """A model name that does not exist."""
 
 
 class WeightsError(ImageEncodersError):
@@ -35,7 +35,7 @@ class InputError(ImageEncodersError):
     """One item that cannot be encoded.
 
     message: what was found, what is accepted
-    item: which item, a path or a position such as "images[3]"; None while nobody has said
+    item: which item, a path or a position such as "images[3]"; None if unknown so far
     code: a short stable word for scripts and ledgers, such as "truncated" or "too-many-pixels"
     """
 
@@ -68,19 +68,19 @@ class TooManyFailures(ImageEncodersError):
 
 
 class CollectionError(ImageEncodersError):
-    """A collection that cannot be opened, written or searched as asked."""
+    """A collection that cannot be opened, written or searched."""
 
 
 class Overloaded(ImageEncodersError):
     """More work is waiting than the limit allows.
 
     limit, waiting: how many inputs may wait, and how many do
-    retry_s: when those are done, as far as it can be known, in seconds
+    retry_s: the estimated time until those are done, in seconds
     """
 
     def __init__(self, *, limit: int, waiting: int, retry_s: float):
         super().__init__(
-            f"{waiting} inputs are waiting, of at most {limit}; come back in about {max(retry_s, 0.1):.1f} seconds"
+            f"{waiting} inputs are waiting, of at most {limit}; retry in about {max(retry_s, 0.1):.1f} seconds"
         )
         self.limit, self.waiting, self.retry_s = limit, waiting, retry_s
 
@@ -93,7 +93,7 @@ def _rebuild_overloaded(limit: int, waiting: int, retry_s: float) -> Overloaded:
 
 
 class MissingExtra(ImageEncodersError):
-    """An optional package is needed and not installed."""
+    """An optional package is required but not installed."""
 
     def __init__(self, package: str, extra: str, purpose: str):
         super().__init__(f"{purpose} needs {package}: pip install 'image-encoders[{extra}]'")

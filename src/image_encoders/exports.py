@@ -31,17 +31,15 @@ def check(path: Path, overwrite: bool, endings: Sequence[str] = ENDINGS) -> None
     """Raise CollectionError unless `path` may be written: for its ending, its folder, or a file that is there."""
     ending = path.suffix.lower()
     if ending not in endings:
-        found = repr(ending) if ending else "a name without an ending"
+        found = repr(ending) if ending else "a name without an extension"
         raise CollectionError(f"{path}: cannot export to {found}; accepted: {', '.join(endings)}")
     if not path.absolute().parent.is_dir():
-        raise CollectionError(f"{path}: there is no folder {path.parent}; make it, or choose another")
+        raise CollectionError(f"{path}: there is no folder {path.parent}; create it, or choose another")
     for target in [path, names_beside(path)] if ending == ".npy" else [path]:
         if target.is_dir():
             raise CollectionError(f"{target} is a folder; choose another name")
         if target.exists() and not overwrite:
-            raise CollectionError(
-                f"{target} is there already; choose another name, or replace it with --overwrite (overwrite=True)"
-            )
+            raise CollectionError(f"{target} already exists; choose another name, or replace it with overwrite=True")
 
 
 def write(path: Path, tables: Iterable[pa.Table], schema: pa.Schema, count: int) -> None:

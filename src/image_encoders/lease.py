@@ -61,8 +61,8 @@ class Lease:
         if self._path(self.epoch).exists() and not self._path(self.epoch + 1).exists():
             return
         raise CollectionError(
-            f"{self.folder} was taken over by another run, since nothing was heard of this one for {DEAD_S:.0f} s; "
-            "what was stored until then is kept, and the other run goes on from there"
+            f"{self.folder} was taken over by another run, since this one gave no sign of life for {DEAD_S:.0f} s; "
+            "what was stored until then is kept, and the other run continues from there"
         )
 
     def give_back(self) -> None:
@@ -83,9 +83,9 @@ class Lease:
         age = self._age(epoch)
         if age < DEAD_S:
             raise CollectionError(
-                f"{self.folder} is being written by process {owner.get('process')} on {owner.get('host')}, which gave "
-                f"a sign of life {age:.0f} s ago; wait until it has ended, or, if it was killed, until that is "
-                f"{DEAD_S:.0f} s ago"
+                f"{self.folder} is being written by process {owner.get('process')} on {owner.get('host')}, last active "
+                f"{age:.0f} s ago; wait until it has ended, or, if it was killed, until it has been inactive for "
+                f"{DEAD_S:.0f} s"
             )
 
     def _age(self, epoch: int) -> float:

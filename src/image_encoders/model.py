@@ -63,7 +63,7 @@ class Model:
     """What a family's `load` gives: all that makes an encoder but what runs it.
 
     facts: what decides the nets, as plain values: the family, its weights' digest, its options
-    parts: one for each modality; the first decides what "auto" comes to
+    parts: one for each modality; the first decides what "auto" selects
     checkpoint: what the parts are built from; released when the encoder is there
     """
 

@@ -1,11 +1,11 @@
-"""The tables of a collection's LanceDB database: their schemas, how rows are replaced, removed, indexed and found.
+"""The tables of a collection's LanceDB database: their schemas, how rows are replaced, removed and found.
 
 What the database and the disk raise becomes one sentence here (`storage`).
 """
 
 from __future__ import annotations
 
-import logging
+import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -17,27 +17,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from image_encoders import exports
-from image_encoders.arrays import at_unit_length
-from image_encoders.errors import CollectionError, ImageEncodersError
-from image_encoders.process import give_back_memory, import_lancedb
+from image_encoders.errors import CollectionError, ImageEncodersError, InputError
+from image_encoders.process import import_lancedb
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-logger = logging.getLogger(__name__)
-
 EXACT_BELOW = 100_000  # rows: fewer are compared one by one, more through an index
-UNINDEXED = 0.1  # of the rows may be missing in the index (they are found, at the cost of comparing them)
-GROWN, PIECES = 0.5, 4  # of the rows, if missing, or pieces that were added to the index: it is built anew
 # The index's lists hold about LIST rows each, in 8-bit numbers. PROBES of them are searched, which is all of them up to
 # a quarter of a million rows, and an eighth of very many; the best REFINED x k rows are compared exactly. Words lie far
 # from the images that the lists were made from, so that few probes would miss much: `benchmarks/index.py search`
-# measures it, and each build measures it with some of its own rows. More probes make a process's first search slow,
-# which reads the lists. Lists of half the length took five times as long to make, a million rows in 83 s.
+# measures it, and each build (upkeep.py) measures it with some of its own rows. More probes make a process's first
+# search slow, which reads the lists. Lists of half the length took five times as long to make, a million rows in 83 s.
 LIST, PROBES, REFINED = 8192, 32, 4
-MEASURED, NEAREST = 64, 10  # rows whose nearest are looked for in a new index
-SMALL_FRAGMENTS = 256  # files of the database before they are merged
 IDS = 1000  # ids in one condition
 # When an image was taken, else when its file was changed: its state begins with the file's size and that time [ns].
 DATE = (
@@ -94,6 +86,14 @@ def items_schema(dim: int, metadata: dict[str, str] | None = None) -> pa.Schema:
         pa.field("part", pa.utf8()),
     ]
     return pa.schema(columns, metadata)
+
+
+def stored_schema(dim: int) -> pa.Schema:
+    """That of the rows in the database, which looks into JSON."""
+    import pyarrow as pa
+
+    schema = items_schema(dim)
+    return schema.set(schema.get_field_index("metadata"), pa.field("metadata", pa.json_()))
 
 
 def schema_of(record: type) -> pa.Schema:
@@ -153,6 +153,7 @@ class Where:
     since, until: the image's date is not before `since`, and before `until`. Its date is when it was taken; where that
         is not known, when its file was last changed (UTC).
     min_width, min_height: of the upright image [px]
+    metadata: comparisons with what the images' sources say about them
     """
 
     folders: tuple[str, ...] | None = None
@@ -160,6 +161,7 @@ class Where:
     until: datetime | None = None
     min_width: int | None = None
     min_height: int | None = None
+    metadata: tuple[Comparison, ...] = ()
 
     def condition(self) -> str | None:
         """As the database takes it; None where nothing is asked for."""
@@ -180,7 +182,84 @@ class Where:
                 for text in {id_of(folder.rstrip("/")), _escaped(folder.rstrip("/"))}
             )
             parts.append(f"({' OR '.join(within)})" if self.folders else "false")
+        parts += [comparison.condition() for comparison in self.metadata]
         return " AND ".join(parts) or None
+
+
+LARGEST = 2.0**63
+COMPARED = ("!=", "<=", ">=", "=", "<", ">")
+TRUTHS = {True: ("true", '"true"', '"True"', '"TRUE"'), False: ("false", '"false"', '"False"', '"FALSE"')}
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What the metadata of an image has to say.
+
+    name: of what is compared, such as the column of a table; dots lead into objects, as in exif.iso
+    sign: one of COMPARED. != holds wherever = does not, also for images of which nothing is known
+    value: a number is compared with numbers, and with texts that are such; a text with texts, by their letters' codes,
+        so that dates as ISO 8601 writes them come in their order; of a list = asks whether it is in it; None is = what
+        is missing. Of truths and None only = and != are asked.
+    """
+
+    name: str
+    sign: str
+    value: str | float | bool | None
+
+    def __post_init__(self) -> None:
+        value = self.value
+        if self.sign not in COMPARED:
+            raise InputError(f"metadata compared by {self.sign!r}; accepted: {', '.join(COMPARED)}", code="where")
+        if not self.name or not all(self.name.split(".")):
+            raise InputError(f"not a name of metadata: {self.name!r}", code="where")
+        known = abs(value) < LARGEST if isinstance(value, (int, float)) else isinstance(value, (str, type(None)))
+        if not known:
+            raise InputError(
+                f"metadata compared with {value!r}; a number, a text, a bool or None is accepted", code="where"
+            )
+        if isinstance(value, (bool, type(None))) and self.sign not in ("=", "!="):
+            raise InputError(f"{self.name} {self.sign} {value}: only = and != are accepted for it", code="where")
+
+    def condition(self) -> str:
+        """As the database takes it."""
+        sign = self.sign
+        if sign == "!=":
+            return f"NOT coalesce({self._equal()}, false)"
+        if sign == "=":
+            return f"coalesce({self._equal()}, false)"
+        if isinstance(self.value, str):
+            return f"(starts_with({self._json()}, '\"') AND {self._bare()} {sign} {quoted(self.value)})"
+        return f"{self._number()} {sign} {self.value!r}"
+
+    def _equal(self) -> str:
+        value, found = self.value, self._json()
+        if value is None:
+            return f"({found} IS NULL OR {found} = 'null')"
+        if isinstance(value, bool):
+            return among(found, TRUTHS[value])
+        text = as_text(value) if isinstance(value, str) else repr(value)
+        within = " OR ".join(f"json_array_contains(metadata, {path}, {quoted(text)})" for path in self._paths())
+        same = f"{self._number()} = {value!r}"
+        if isinstance(value, str):
+            same = f"{found} = {quoted(json.dumps(text, ensure_ascii=False))}"
+        return f"({same} OR {within})"
+
+    def _paths(self) -> list[str]:
+        """Where the value is: below objects, or under a name that has the dots itself."""
+        steps = [json.dumps(as_text(step), ensure_ascii=False) for step in self.name.split(".")]
+        whole = json.dumps(as_text(self.name), ensure_ascii=False)
+        return [quoted(f"$.{path}") for path in dict.fromkeys((whole, ".".join(steps)))]
+
+    def _json(self) -> str:
+        """The value as JSON writes it."""
+        found = [f"json_extract(metadata, {path})" for path in self._paths()]
+        return found[0] if len(found) == 1 else f"coalesce({', '.join(found)})"
+
+    def _bare(self) -> str:
+        return f"btrim({self._json()}, '\"')"
+
+    def _number(self) -> str:
+        return f"TRY_CAST({self._bare()} AS DOUBLE)"
 
 
 def _milliseconds(time: datetime) -> float:
@@ -227,66 +306,6 @@ def delete(table: Any, ids: Iterable[str]) -> None:
     """Remove the rows of these ids."""
     for some in chunks(list(ids)):
         table.delete(among("id", some))
-
-
-def merge_small_files(table: Any) -> None:
-    """Merge the files of a table where small ones have become many."""
-    if table.stats()["fragment_stats"]["num_small_fragments"] > SMALL_FRAGMENTS:
-        optimize(table)
-
-
-def optimize(table: Any) -> None:
-    """Merge the files of a table, and bring its index up to date."""
-    # A reader of an older version finds its files gone, and reads again: see `Collection._read`.
-    table.optimize(cleanup_older_than=timedelta(milliseconds=1))
-    give_back_memory()
-
-
-def build_index(table: Any) -> float | None:
-    """An index over the embeddings where there are many, with what has come since it was built.
-
-    returns: where it was built now, the share of the nearest rows that it finds; else None
-    """
-    rows = table.count_rows()
-    if rows < EXACT_BELOW:
-        return None
-    temporary = os.environ.get("TMPDIR") or "/tmp"
-    if os.name == "posix" and not os.access(temporary, os.W_OK):
-        logger.warning("no index is built, so that searches compare all rows: %s cannot be written (TMPDIR)", temporary)
-        return None
-    existing = [table.index_stats(index.name) for index in table.list_indices()]
-    if existing and existing[0].num_unindexed_rows <= UNINDEXED * rows:
-        return None
-    if existing and existing[0].num_unindexed_rows <= GROWN * rows and existing[0].num_indices < PIECES:
-        optimize(table)  # adds a piece with lists of its own
-        return None
-    from lancedb.index import IvfSq
-
-    # 8-bit numbers and an exact second look found every neighbour even among random vectors, where product
-    # quantisation found one in seven and took twenty times as long to build.
-    table.create_index("embedding", config=IvfSq(distance_type="cosine", num_partitions=max(1, rows // LIST)))
-    give_back_memory()
-    found = recall(table)
-    logger.info("an index over %d embeddings; recall@%d is %.3f for %d of them", rows, NEAREST, found, MEASURED)
-    return found
-
-
-def recall(table: Any) -> float:
-    """Of the rows nearest to some of the rows, the share that the index finds."""
-    numbers = table.search().select(["width"]).with_row_id(True).to_arrow()["_rowid"].to_numpy()
-    some = np.sort(np.random.default_rng(0).choice(numbers, min(MEASURED, len(numbers)), replace=False))
-    queries = at_unit_length(exports.matrix(taken(table, some, ["embedding"])))
-    queries = queries[queries.any(axis=1)]
-    least = np.full((len(queries), NEAREST), -np.inf, np.float32)
-    for batch in table.search().select(["embedding"]).to_batches(1 << 14):
-        scores = np.concatenate([least, queries @ at_unit_length(exports.matrix(batch)).T], axis=1)
-        least = -np.partition(-scores, NEAREST - 1, axis=1)[:, :NEAREST]
-    # Rows as near as the tenth count as found: which of them is found is chance.
-    found = [
-        np.count_nonzero(1 - best(table, query, NEAREST, None)[1] >= scores.min() - 1e-5)
-        for query, scores in zip(queries, least)
-    ]
-    return sum(found) / (NEAREST * len(queries)) if found else 1.0
 
 
 def indexed(table: Any) -> int:

@@ -1,7 +1,7 @@
 """A run in parts in a process of its own, which kills itself: FOLDER COLLECTION MOMENT COUNT.
 
 It dies right after it has come to a moment for the COUNT-th time: "recorded", a part is written down; "encoded", its
-result is; "listed", its failures are in the collection; "written", its embeddings are; "told", its files are removed.
+result is; "listed", its failures are in the collection; "written", its embeddings are; "removed", its files are gone.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ owner, name = {
     "encoded": (Parts, "write"),
     "listed": (Collection, "record"),
     "written": (Collection, "append"),
-    "told": (Parts, "remove"),
+    "removed": (Parts, "remove"),
 }[moment]
 setattr(owner, name, killed_after(getattr(owner, name)))
 sys.stdin.readline()

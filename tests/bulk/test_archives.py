@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import math
 import os
 import struct
 import tarfile
@@ -399,3 +400,34 @@ def test_names_that_are_not_utf8_are_found_again(tmp_path: Path, index: Path) ->
     assert archives.read_member(LocalFile.at(str(path)), member, 1 << 20) == image(3)
     with pytest.raises(InputError, match="no other"):
         archives.find_member(LocalFile.at(str(path)), "other.png")
+
+
+def test_what_is_no_number_beside_an_image_is_null(tmp_path: Path, index: Path) -> None:
+    path = tmp_path / "shard.tar"
+    with webdataset.TarWriter(str(path)) as writer:
+        said = {"aesthetics": math.nan, "most": math.inf, "n": 1, "inside": {"x": [math.nan]}}
+        writer.write({"__key__": "v1.0/a.b/0", "png": image(0), "json": said})
+    assert counts(encode(index, path)) == {"encoded": 1}
+    assert metadata(index)[f"{path}#v1.0/a.b/0.png"] == {
+        "aesthetics": None,
+        "most": None,
+        "n": 1,
+        "inside": {"x": [None]},
+    }
+
+
+def test_metadata_that_is_nested_too_deeply_for_the_database_fails_its_image_alone(tmp_path: Path, index: Path) -> None:
+    files = {"0.json": b'{"a":' * 300 + b"1" + b"}" * 300, "0.png": image(0), "1.json": b"[[[]]]", "1.png": image(1)}
+    assert counts(encode(index, tar_of(tmp_path / "a.tar", files))) == {"encoded": 1, "failed": 1}
+    assert failures(index) == {"a.tar#0.png": "metadata"}
+
+
+def test_a_sparse_file_in_a_tar_fails_alone(tmp_path: Path, index: Path) -> None:
+    path = tmp_path / "a.tar"
+    with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as tar:
+        for name, headers in (("hole.png", {"GNU.sparse.map": "0,512", "GNU.sparse.size": "99999999"}), ("a.png", {})):
+            info = tarfile.TarInfo(name)
+            info.size, info.pax_headers = len(image(1)), headers
+            tar.addfile(info, io.BytesIO(image(1)))
+    assert counts(encode(index, path)) == {"encoded": 1, "failed": 1}
+    assert failures(index) == {"a.tar#hole.png": "not-a-file"}

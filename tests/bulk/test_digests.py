@@ -24,10 +24,10 @@ def test_it_answers_as_a_dictionary_does(recent: int, monkeypatch: pytest.Monkey
         assert not table.matches(text, "something else")
 
 
-def test_without_other_texts_it_is_a_set(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_is_a_set_of_what_is_added(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(digests, "RECENT", 5)
     table = DigestTable()
-    assert "0" not in table
+    assert not table.has("0")
     for number in range(0, 100, 2):
-        table.put(str(number))
-    assert [str(number) in table for number in range(100)] == [number % 2 == 0 for number in range(100)]
+        table.add(str(number))
+    assert [table.has(str(number)) for number in range(100)] == [number % 2 == 0 for number in range(100)]

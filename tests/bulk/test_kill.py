@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from random import Random
 
@@ -45,20 +45,11 @@ def undisturbed(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Colle
 
 
 @pytest.fixture
-def start(photos: Path, tmp_path: Path) -> Iterator[Callable[[], subprocess.Popen[str]]]:
+def start(
+    photos: Path, tmp_path: Path, start_script: Callable[..., subprocess.Popen[str]]
+) -> Callable[[], subprocess.Popen[str]]:
     """Starts a process that has imported everything and waits for its line."""
-    started: list[subprocess.Popen[str]] = []
-
-    def start() -> subprocess.Popen[str]:
-        command = [sys.executable, SCRIPT, photos, tmp_path / "index"]
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-        started.append(subprocess.Popen(command, text=True, **pipes))
-        return started[-1]
-
-    yield start
-    for process in started:
-        process.kill()
-        process.communicate()
+    return partial(start_script, SCRIPT, photos, tmp_path / "index")
 
 
 def begin(process: subprocess.Popen[str]) -> None:

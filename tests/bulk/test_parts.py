@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import multiprocessing
 import os
 import shutil
 import signal
 import subprocess
-import sys
+import tarfile
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import suppress
@@ -17,6 +18,9 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+import lancedb
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from drawn import draw, image, rows
 from test_videos import film
@@ -29,6 +33,7 @@ from image_encoders.bulk.parts import Parts, Worker, cut
 from image_encoders.bulk.plan import Plan
 from image_encoders.bulk.run import Report, run
 from image_encoders.bulk.sources import find
+from image_encoders.bulk.sources.archives import Archive
 from image_encoders.collection import Collection
 from image_encoders.encoder import Encoder
 from image_encoders.errors import CollectionError
@@ -36,7 +41,7 @@ from image_encoders.lease import Lease
 
 SCRIPT = Path(__file__).with_name("encode_parts.py")
 SERIES = int(os.environ.get("KILL_SERIES", "0"))  # of ten random kills each, in `make soak`; else one short one
-MOMENTS = ["recorded", "encoded", "listed", "written", "told"]
+MOMENTS = ["recorded", "encoded", "listed", "written", "removed"]
 
 
 @pytest.fixture(autouse=True)
@@ -178,6 +183,45 @@ def test_a_rerun_takes_the_results_that_are_there_and_does_the_recorded_parts_fi
     assert list((tmp_path / "index" / "parts").iterdir()) == []
 
 
+def test_a_file_that_changed_since_its_part_was_done_is_encoded_as_it_is_now(tmp_path: Path) -> None:
+    paths = draw(tmp_path / "photos", range(20))
+    shard = tmp_path / "photos.tar"
+    with tarfile.open(shard, "w") as tar:
+        tar.add(paths[0], "0.png")
+    collection = begun(tmp_path)
+    sources = [str(tmp_path / "photos"), str(shard)]
+    with pytest.raises(Stopped):
+        run(find(sources), FakeEncoder(), collection, pool=stops_after(2))
+    paths[3].write_bytes(image(103))
+    paths[5].write_bytes(b"broken")
+    paths[7].unlink()
+    with tarfile.open(shard, "w") as tar:
+        tar.add(paths[4], "0.png")
+    report = run(find(sources), FakeEncoder(), collection, pool=one_worker)
+    assert (report.total, report.failed) == (21, 1)
+    assert rows(collection)[str(paths[3])]["sha256"] == hashlib.sha256(image(103)).hexdigest()
+    assert rows(collection)[f"{shard}#0.png"]["sha256"] == hashlib.sha256(image(4)).hexdigest()
+    assert [one.id for one in collection.failures()] == [str(paths[5])]
+    assert str(paths[7]) in rows(collection)  # as of every file that is gone
+    assert list((tmp_path / "index" / "parts").iterdir()) == []
+    again = run(find(sources), FakeEncoder(), collection)
+    assert (again.unchanged, again.failed, again.total) == (19, 1, 20)
+
+
+def test_a_part_all_of_whose_files_have_changed_is_forgotten(tmp_path: Path) -> None:
+    paths = draw(tmp_path / "photos", range(3))
+    collection = begun(tmp_path)
+    with pytest.raises(Stopped):
+        encode(tmp_path / "photos", collection, pool=stops_after(1))
+    for number, path in enumerate(paths):
+        path.write_bytes(image(50 + number))
+    assert encode(tmp_path / "photos", collection).encoded == 3
+    assert {row["sha256"] for row in rows(collection).values()} == {
+        hashlib.sha256(image(50 + number)).hexdigest() for number in range(3)
+    }
+    assert list((tmp_path / "index" / "parts").iterdir()) == []
+
+
 def test_a_run_without_workers_finishes_the_parts_of_one_that_had_some(photos: Path, tmp_path: Path) -> None:
     collection = begun(tmp_path)
     with pytest.raises(Stopped):
@@ -201,7 +245,7 @@ def test_a_part_that_is_stored_and_still_lies_there_is_not_stored_again(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     collection = begun(tmp_path)
-    monkeypatch.setattr(Parts, "remove", lambda self, part: None)  # as if killed between "written" and "told"
+    monkeypatch.setattr(Parts, "remove", lambda self, part: None)  # as if killed between "written" and "removed"
     encode(photos, collection)
     monkeypatch.undo()
     before = rows(collection)
@@ -238,16 +282,16 @@ def test_parts_lie_in_a_folder_of_their_own_where_one_is_named(photos: Path, tmp
 
 def test_progress_is_told_in_the_runs_own_thread(photos: Path, tmp_path: Path) -> None:
     threads = set()
-    told: list[int] = []
+    done: list[int] = []
 
     def progress(standing: Any) -> None:
         threads.add(threading.current_thread())
-        told.append(standing.done)
+        done.append(standing.done)
 
     encode(photos, begun(tmp_path), progress=progress)
     assert threads == {threading.current_thread()}
-    assert told == sorted(told)
-    assert told[-1] == 40
+    assert done == sorted(done)
+    assert done[-1] == 40
 
 
 def test_a_damaged_result_is_named(photos: Path, tmp_path: Path) -> None:
@@ -263,12 +307,6 @@ def test_a_damaged_result_is_named(photos: Path, tmp_path: Path) -> None:
 
 
 def test_members_of_archives_cells_and_metadata_come_through_parts(tmp_path: Path) -> None:
-    import tarfile
-
-    import lancedb
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     shard = tmp_path / "shard.tar.gz"  # its members come by in order alone
     with tarfile.open(shard, "w:gz") as tar:
         for number in range(40):
@@ -290,6 +328,56 @@ def test_members_of_archives_cells_and_metadata_come_through_parts(tmp_path: Pat
     assert sorted(filter(None, collection.to_arrow()["metadata"].to_pylist())) == sorted(
         filter(None, local.to_arrow()["metadata"].to_pylist())
     )
+
+
+def test_cells_that_hold_no_bytes_come_through_parts_as_they_do_without(tmp_path: Path) -> None:
+    """As data sets on the Hugging Face hub have them: bytes, or a path, or neither."""
+    paths = draw(tmp_path / "photos", range(3))
+    cells = [{"bytes": image(10), "path": "10.png"}, None, {"bytes": None, "path": str(paths[0])}]
+    cells += [{"bytes": None, "path": None}, {"bytes": b"no image", "path": "x"}, {"bytes": image(11), "path": None}]
+    mixed = pa.table(
+        {"image": pa.array(cells, pa.struct([("bytes", pa.binary()), ("path", pa.utf8())])), "n": range(6)}
+    )
+    pq.write_table(mixed, tmp_path / "mixed.parquet", row_group_size=3)
+    pq.write_table(pa.table({"image": [image(20), None, image(21)]}), tmp_path / "plain.parquet", row_group_size=1)
+    lancedb.connect(tmp_path).create_table("mixed", mixed)
+    lancedb.connect(tmp_path).create_table("plain", pa.table({"image": [image(30), None, image(31)]}))
+    (tmp_path / "data.csv").write_text("image\ndata:image/png;base64,AAAA\ndata:,%\n")
+    sources = [
+        str(tmp_path / name) for name in ("mixed.parquet", "plain.parquet", "mixed.lance", "plain.lance", "data.csv")
+    ]
+    local = Collection.create(tmp_path / "local", FakeEncoder())
+    expected = run(find(sources), FakeEncoder(), local, batch_size=8)
+    collection = begun(tmp_path)
+    report = run(find(sources), FakeEncoder(), collection, batch_size=8, pool=one_worker)
+    assert set(rows(collection)) == set(rows(local))
+    assert ledger(collection) == ledger(local)
+    assert (report.total, report.failed) == (expected.total, expected.failed)
+    assert str(paths[0]) in rows(collection)
+
+
+def test_an_archive_is_passed_over_once_however_many_of_its_members_fail(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("IMAGE_ENCODERS_MAX_BYTES", "1000")
+    with tarfile.open(tmp_path / "shard.tar.gz", "w:gz") as tar:
+        for number in range(10):
+            (tmp_path / "member").write_bytes(image(number) if number % 2 else bytes(2000))
+            tar.add(tmp_path / "member", f"{number}.png")
+    collection = begun(tmp_path)
+    parts = Parts(tmp_path / "parts", collection)
+    part = parts.record(list(find([str(tmp_path / "shard.tar.gz")])))
+    walks: list[Any] = []
+
+    class Counted(Archive):
+        def entries(self) -> Iterator[Any]:
+            walks.append(self)
+            return super().entries()
+
+    monkeypatch.setattr(parts_module, "Archive", Counted)
+    one_worker(parts, FakeEncoder()).encode(part)
+    codes = [getattr(one, "code", None) for one in parts.outcomes(part)]
+    assert (codes, len(walks)) == (["too-many-bytes", None] * 5, 1)
 
 
 def test_urls_objects_and_frames_come_through_parts(photos: Path, tmp_path: Path) -> None:
@@ -454,20 +542,11 @@ def test_a_committer_that_was_shut_out_writes_nothing_more(
 
 
 @pytest.fixture
-def start(tmp_path: Path) -> Iterator[Callable[[str, int], subprocess.Popen[str]]]:
+def start(
+    tmp_path: Path, start_script: Callable[..., subprocess.Popen[str]]
+) -> Callable[[str, int], subprocess.Popen[str]]:
     """Starts a process that imports everything and waits for a line."""
-    started: list[subprocess.Popen[str]] = []
-
-    def start(moment: str, count: int) -> subprocess.Popen[str]:
-        command = [sys.executable, str(SCRIPT), str(tmp_path / "photos"), str(tmp_path / "index"), moment, str(count)]
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-        started.append(subprocess.Popen(command, text=True, **pipes))
-        return started[-1]
-
-    yield start
-    for process in started:
-        process.kill()
-        process.communicate()
+    return partial(start_script, SCRIPT, tmp_path / "photos", tmp_path / "index")
 
 
 @pytest.mark.parametrize("seed", range(max(1, SERIES)))

@@ -65,5 +65,5 @@ def test_an_item_that_comes_again_is_planned_once(collection: Collection) -> Non
 
 def test_contents_are_known_by_their_digest(collection: Collection) -> None:
     plan = Plan(collection)
-    assert "stored" in plan.contents
-    assert "new" not in plan.contents
+    assert plan.contents.has("stored")
+    assert not plan.contents.has("new")

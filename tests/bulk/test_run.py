@@ -546,7 +546,8 @@ def test_items_need_not_be_files(tmp_path: Path) -> None:
     assert [(one["path"], one["member"], one["time_s"]) for one in table] == [
         ("/archive.tar", f"{number}.png", number / 4) for number in range(5)
     ]
-    assert [json.loads(one["metadata"])["caption"] for one in table] == [f"grey \ud800 {number}" for number in range(5)]
+    captions = [json.loads(one["metadata"])["caption"] for one in table]
+    assert captions == [f"grey \\ud800 {number}" for number in range(5)]  # what is no Unicode is spelled out
     changed = [dataclasses.replace(items[0], state="2"), dataclasses.replace(items[1], state=""), *items[2:]]
     assert counts(run(changed, FakeEncoder(read=grey), collection)) == {"unchanged": 5}
     assert {one["state"] for one in rows(collection).values()} == {"1", "2", ""}

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from image_encoders.bulk.sources import SourceFile, find, lists
+from image_encoders.bulk.sources.find import expanded
 from image_encoders.collection import Locator, id_of, path_of
 from image_encoders.errors import InputError
 from image_encoders.inputs.image import ImageLimits
@@ -163,7 +164,7 @@ def test_names_that_no_file_can_have_fail_alone_and_a_file_that_is_no_list_is_on
     assert [one.error and one.error.code for one in others] == ["unreadable", "not-found", "unreadable"]
     for one in others:
         one.id.encode()
-    with pytest.raises(InputError, match="no list of paths"):
+    with pytest.raises(InputError, match="not a list of paths"):
         list(find(["-"], stdin=io.BytesIO(bytes(range(1, 10)) * 200_000)))
     for argument in ("\ud800", "@\ud800", "a\0b", "@a\0b"):
         with pytest.raises(InputError):
@@ -209,7 +210,7 @@ def test_an_argument_that_names_nothing_is_an_error_before_anything_starts(photo
 
 @pytest.mark.parametrize("empty", ["", "@"])
 def test_an_empty_name_is_refused_with_what_is_accepted(photos: Path, empty: str) -> None:
-    with pytest.raises(InputError, match=r"^(an empty name|@: no such list).* accepted"):
+    with pytest.raises(InputError, match=r"^(an empty source name|@: no such list).* accepted"):
         find([empty])
 
 
@@ -217,7 +218,7 @@ def test_an_empty_name_is_refused_with_what_is_accepted(photos: Path, empty: str
     "address", ["http://a.b/c.png", "HTTPS://a.b/c.png?d=1", "ftp://a/*.jpg", "sftp://a/b.jpg", "file:///a/b.png"]
 )
 def test_an_address_is_named_as_it_was_given_and_told_from_a_path(photos: Path, address: str) -> None:
-    with pytest.raises(InputError, match="address, not a path") as raised:
+    with pytest.raises(InputError, match="URL, not a path") as raised:
         find([address])
     assert (raised.value.item, raised.value.code) == (address, "url")
 
@@ -358,3 +359,28 @@ def test_standard_input_that_is_closed_is_refused(photos: Path, monkeypatch: pyt
     with pytest.raises(InputError, match="standard input is closed"):
         find(["-"])
     assert names(list(find(["-"], stdin=io.BytesIO(b"photos/b.jpg"))), photos) == ["b.jpg"]
+
+
+def test_braces_stand_for_several_names_unless_a_file_has_them(photos: Path) -> None:
+    for number in range(3):
+        (photos / f"shard-{number:03d}.png").write_bytes(b"")
+    found = list(find(["photos/shard-{000..002}.png"]))
+    assert names(found, photos) == ["shard-000.png", "shard-001.png", "shard-002.png"]
+    assert list(expanded("a-{008..010}-{x,y}.tar")) == [
+        f"a-{number}-{letter}.tar" for number in ("008", "009", "010") for letter in "xy"
+    ]
+    assert list(expanded("{2..0}")) == ["2", "1", "0"]
+    assert list(expanded("s3://bucket/{1..2}.tar#a{b}")) == ["s3://bucket/1.tar#a{b}", "s3://bucket/2.tar#a{b}"]
+    (photos / "{1..3}.png").write_bytes(b"")
+    assert names(list(find(["photos/{1..3}.png"])), photos) == ["{1..3}.png"]
+    with pytest.raises(InputError, match=r"^photos/shard-003.png: no such file"):
+        find(["photos/shard-{000..003}.png"])
+
+
+def test_a_list_in_utf_16_is_read_as_such(photos: Path) -> None:
+    """Its null bytes would separate names of one letter, and "/" is a folder with everything in it."""
+    (photos / "ü.png").write_bytes(b"")
+    for mark, encoding in ((b"\xff\xfe", "utf-16-le"), (b"\xfe\xff", "utf-16-be")):
+        listed = mark + "photos/b.jpg\r\nphotos/ü.png\r\n".encode(encoding)
+        found = list(find(["-"], stdin=io.BytesIO(listed)))
+        assert names(found, photos) == ["b.jpg", "ü.png"]

@@ -19,6 +19,9 @@ from image_encoders.bulk.run import Report, run
 from image_encoders.bulk.sources import find, stores
 from image_encoders.collection import Collection
 from image_encoders.errors import InputError
+from image_encoders.inputs.image import ImageLimits
+
+LIMITS = ImageLimits()
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
 
@@ -104,6 +107,28 @@ def test_patterns_and_lists_name_what_is_in_a_store(bucket: Any, tmp_path: Path)
     assert failures() == {f"{bucket.address}/none.png": "not-found"}
     assert encode(f"{bucket.address}/*.png") == {"encoded": 3, "unchanged": 3}
     assert encode("-", stdin=io.BytesIO(names[5].encode())) == {"unchanged": 1}
+
+
+def test_names_that_look_like_patterns_or_are_spelled_otherwise_are_found(bucket: Any) -> None:
+    for number, name in enumerate(("[x].png", "a?b.png", "ü ö.png", "100%25.png", "x#t=3.png")):
+        bucket(f"odd/{name}", image(number))
+    assert encode(f"{bucket.address}/odd") == {"encoded": 5}
+    assert encode(f"{bucket.address}/odd/[x].png") == {"unchanged": 1}
+    protocol, rest = bucket.address.split("://")
+    (item,) = find([f"{protocol.upper()}://{rest}/odd/[x].png"])
+    assert item.read(LIMITS) == image(0)
+    bucket("shard-00.png", image(20))
+    bucket("shard-01.png", image(21))
+    assert encode(f"{bucket.address}/shard-{{00..01}}.png") == {"encoded": 2}
+
+
+def test_a_folder_without_a_name_is_not_lost_in_silence(bucket: Any) -> None:
+    if bucket.address.startswith("memory"):
+        pytest.skip("it has no such folders")
+    bucket("photos/a.png", image(1))
+    bucket("photos//b.png", image(2))
+    assert encode(f"{bucket.address}/photos") == {"encoded": 1, "failed": 1}
+    assert failures() == {f"{bucket.address}/photos//": "unreadable"}
 
 
 def test_shards_and_zips_in_a_store_give_their_members(bucket: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import datetime
+import gzip
 import json
 import math
 import os
@@ -20,7 +21,7 @@ from drawn import draw, image, rows
 
 from fake_encoder import DIM, FakeEncoder
 from image_encoders.bulk.run import Report, run
-from image_encoders.bulk.sources import contents, find, read_locator, tables
+from image_encoders.bulk.sources import SourceFile, contents, find, read_locator, tables
 from image_encoders.bulk.sources.places import LocalFile
 from image_encoders.collection import ITEMS, Collection
 from image_encoders.errors import InputError
@@ -327,3 +328,111 @@ def test_a_large_table_is_read_as_it_is_needed(photos: Path, name: str, monkeypa
     assert [one.error for one in (next(found), next(found))] == [None, None]
     assert opened[-1].tell() <= 1 << 16
     assert found.count() is None
+
+
+# ------------------------------------------------------------------ as others write them
+
+
+def test_texts_and_bytes_are_found_however_a_column_packs_them(photos: Path) -> None:
+    paths = [str(photos / f"{number:05d}.png") for number in range(3)]
+    for number, texts in enumerate((pa.large_string(), pa.string_view(), pa.dictionary(pa.int8(), pa.string()))):
+        pq.write_table(
+            pa.table({"path": pa.array(paths, pa.string()).cast(texts), "k": [1, 2, 3]}), f"{number}.parquet"
+        )
+        assert list(encode(f"{number}.parquet").values()) == [3]
+    contents = [image(number) for number in range(100, 103)]
+    assert len({len(one) for one in contents[:1]}) == 1
+    for number, packed in enumerate(
+        [
+            pa.array(contents, pa.large_binary()),
+            pa.array(contents, pa.binary_view()),
+            pa.array(contents).dictionary_encode(),
+            pa.array(contents[:1], pa.binary(len(contents[0]))),
+        ]
+    ):
+        pq.write_table(pa.table({"image": packed}), f"bytes-{number}.parquet")
+        assert "failed" not in encode(f"bytes-{number}.parquet")
+    pq.write_table(pa.table({"path": [1, 2]}), "numbers.parquet")
+    with pytest.raises(InputError, match="no column of texts or bytes; its columns: path"):
+        find(["numbers.parquet"])
+
+
+def test_a_data_set_in_several_files_is_read_by_a_pattern_and_from_a_list(photos: Path) -> None:
+    for year in (2020, 2021):
+        Path(f"data/year={year}").mkdir(parents=True)
+        some = [{"path": f"photos/{year - 2020 + number:05d}.png", "k": number} for number in range(2)]
+        write(f"data/year={year}/part-0.parquet", some)
+        write(f"data/part-{year}.csv", some)
+    assert encode("data/*/*.parquet") == {"encoded": 3}
+    assert encode("data/part-{2020..2021}.csv") == {"unchanged": 3}
+    Path("tables.txt").write_text("data/year=2020/part-0.parquet\ndata/part-2021.csv\n")
+    assert encode("@tables.txt") == {"unchanged": 3}
+    pq.write_table(pa.table({"n": [1]}), "data/year=2020/none.parquet")
+    assert encode("data/**/*.parquet") == {"unchanged": 3, "failed": 1}
+    assert failures() == {"none.parquet": "column"}
+
+
+@pytest.mark.parametrize("separator", [";", "\t", "|", ","])
+def test_a_csv_shows_by_what_it_is_separated(photos: Path, separator: str) -> None:
+    csv_of("t.csv", [{"path": f"photos/{number:05d}.png", "label": f"n{number}"} for number in range(2)], separator)
+    assert encode("t.csv") == {"encoded": 2}
+    assert metadata() == {"00000.png": {"label": "n0"}, "00001.png": {"label": "n1"}}
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le-bom"])
+def test_a_csv_may_begin_with_the_mark_of_its_encoding(photos: Path, encoding: str) -> None:
+    draw(photos / "ü", [9])
+    text = "path\tlabel\nphotos/ü/00009.png\tschön\n"
+    coded = b"\xff\xfe" + text.encode("utf-16-le") if encoding.endswith("bom") else text.encode(encoding)
+    for name in ("t.csv", "t.tsv"):
+        Path(name).write_bytes(coded)
+        assert list(encode(name).values()) == [1]
+        assert metadata() == {"00009.png": {"label": "schön"}}
+
+
+def test_a_quote_that_is_not_closed_is_a_failure_and_swallows_nothing_in_silence(photos: Path) -> None:
+    Path("t.csv").write_text('path,k\nphotos/00000.png,0\nphotos/00001.png,"open\nphotos/00002.png,2\n')
+    assert encode("t.csv") == {"encoded": 1, "failed": 1}
+    (failure,) = Collection.open("index").failures()
+    assert failure.id.endswith("t.csv#row 1")
+    assert "a quote that is not closed" in failure.message
+
+
+def test_rows_are_counted_from_0_in_ids_and_in_messages(photos: Path) -> None:
+    Path("t.csv").write_text("path,k\nphotos/00000.png,0\n,1\n")
+    Path("t.jsonl").write_text('{"path": "photos/00000.png"}\n\n{"path": null}\n{broken\n')
+    encode("t.csv", "t.jsonl")
+    said = {os.path.relpath(one.id): one.message for one in Collection.open("index").failures()}
+    assert sorted(said) == ["t.csv#path/1", "t.jsonl#path/1", "t.jsonl#row 2"]
+    assert all("in row 1" in message for id, message in said.items() if id.endswith("/1"))
+
+
+@pytest.mark.parametrize("name", ["t.csv", "t.tsv", "t.jsonl"])
+def test_texts_may_be_packed(photos: Path, name: str) -> None:
+    write(name, [{"path": f"photos/{number:05d}.png", "k": number} for number in range(4)])
+    content = Path(name).read_bytes()
+    Path(f"{name}.gz").write_bytes(gzip.compress(content))
+    assert encode(f"{name}.gz") == {"encoded": 4}
+    Path(f"cut-{name}.gz").write_bytes(gzip.compress(content)[:-12])
+    assert encode(f"cut-{name}.gz")["failed"] == 1
+    assert failures() == {f"cut-{name}.gz": "table"}
+    Path(f"plain-{name}.gz").write_bytes(content)
+    with pytest.raises(InputError, match="Not a gzipped"):
+        find([f"plain-{name}.gz"])
+
+
+def test_metadata_that_come_later_or_change_are_stored_and_stay(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[str] = []
+    original = SourceFile.read
+    monkeypatch.setattr(SourceFile, "read", lambda self, limits: read.append(self.id) or original(self, limits))
+    assert encode("photos") == {"encoded": 6}
+    write("t.csv", [{"path": f"photos/{number:05d}.png", "k": number} for number in range(2)])
+    assert encode("t.csv") == {"unchanged": 2}
+    assert metadata()["00001.png"] == {"k": "1"}
+    read.clear()
+    for source in ("t.csv", "photos"):
+        assert list(encode(source)) == ["unchanged"]
+    assert (read, metadata()["00001.png"]) == ([], {"k": "1"})
+    write("t.csv", [{"path": f"photos/{number:05d}.png", "k": 2 * number} for number in range(2)])
+    assert encode("t.csv") == {"unchanged": 2}
+    assert ([os.path.basename(id) for id in read], metadata()["00001.png"]) == (["00001.png"], {"k": "2"})

@@ -61,6 +61,11 @@ class Handler(BaseHTTPRequestHandler):
             self.answer(503)
         elif kind == "none":
             self.answer(404)
+        elif kind == "huge":
+            self.send_response(200)
+            self.send_header("Content-Length", str(1 << 40))
+            self.end_headers()
+            self.wfile.write(b"x" * 1000)
         elif kind == "down":
             self.answer(500)
         else:
@@ -204,5 +209,11 @@ def test_a_hopeless_run_is_given_up_and_keeps_what_it_has(server: Server) -> Non
 
 
 def test_a_web_address_on_the_command_line_is_refused_with_the_way(server: Server) -> None:
-    with pytest.raises(InputError, match=r"web address, not a path; .* encode -"):
+    with pytest.raises(InputError, match=r"a URL, not a path; .* encode -"):
         find([server.url("plain/1")])
+
+
+def test_an_answer_that_says_it_is_too_long_is_not_read(server: Server) -> None:
+    assert encode([server.url("huge/1")]).failed == 1
+    assert "bytes that are accepted" in failures()["huge/1"]
+    assert server.asked["huge/1"] == 1

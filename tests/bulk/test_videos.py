@@ -13,7 +13,7 @@ from drawn import rows
 
 from fake_encoder import FakeEncoder
 from image_encoders.bulk.run import Report, run
-from image_encoders.bulk.sources import find, videos
+from image_encoders.bulk.sources import SourceItem, find, videos
 from image_encoders.collection import Collection
 from image_encoders.errors import InputError
 from image_encoders.inputs.image import ImageLimits, read_image
@@ -160,3 +160,32 @@ def test_many_videos_are_read_with_few_of_them_open(here: Path) -> None:
         film(here / f"{number}.mp4", 2 + number % 2)
     assert encode("*.mp4", frames="1").get("encoded", 0) >= 3
     assert len(videos._open) <= videos.OPEN
+
+
+@pytest.mark.parametrize("name", ["a.ts", "a.mts", "a.mpg", "a.mkv"])
+def test_streams_without_an_index_give_every_frame_in_any_order(here: Path, name: str) -> None:
+    film(here / name, 6, codec="mpeg2video")
+    assert encode(name, frames="1") == {"encoded": 6}
+    items = list(find([name], frames="1"))
+    for item in [items[4], items[0], items[5], items[2]]:
+        assert second_of(item.read(LIMITS)) == items.index(item)
+
+
+def test_what_becomes_of_frames_behind_the_end_does_not_depend_on_their_order(here: Path) -> None:
+    content = film(here / "whole.mkv", 12).read_bytes()
+    (here / "cut.mkv").write_bytes(content[: len(content) // 2])
+
+    def outcome(item: SourceItem) -> int | str:
+        try:
+            return second_of(item.read(LIMITS))
+        except InputError as error:
+            return error.code
+
+    items = list(find(["cut.mkv"], frames="1"))
+    expected = [outcome(item) for item in items]
+    assert expected[:5] == [0, 1, 2, 3, 4]
+    assert expected[8:] == ["truncated"] * 4
+    for first in (4, 10, 11):  # it passes those before it, and keeps them for whoever asks next
+        assert outcome(items[0]) == 0
+        assert outcome(items[first]) == expected[first]
+        assert [outcome(item) for item in items] == expected

@@ -63,7 +63,7 @@ def test_a_converted_checkpoint_gives_the_same_bits_and_needs_no_vocabulary(comm
 def test_a_custom_net_is_converted_with_its_definition_or_without(command, checkpoint, tmp_path):
     original = checkpoint("custom-inplace") / "model_state_dict.pth"
     given = [part for key, value in CUSTOM.items() for part in ("-O", f"{key}={value}")]
-    told = command(
+    report = command(
         "convert",
         "custom",
         "--weights",
@@ -75,8 +75,8 @@ def test_a_custom_net_is_converted_with_its_definition_or_without(command, check
         "layer=out",
         "--json",
     ).json
-    assert told["original_bytes"] == original.stat().st_size
-    assert told["converted_load_s"] > 0
+    assert report["original_bytes"] == original.stat().st_size
+    assert report["converted_load_s"] > 0
     ran = command("convert", "custom", "--weights", original, "-o", tmp_path / "b.safetensors")
     assert ran.status == 0
     assert "same tensors" in ran.out
@@ -94,7 +94,7 @@ def test_a_file_that_is_there_is_kept_unless_overwriting_is_asked_for(command, r
     out.write_bytes(b"precious")
     ran = command("convert", "vsepp", "--weights", run, "-o", out)
     assert ran.status == 2
-    assert "is there already" in ran.err
+    assert "already exists" in ran.err
     assert "--overwrite" in ran.err
     assert out.read_bytes() == b"precious"
     assert command("convert", "vsepp", "--weights", run, "-o", out, "--overwrite").status == 0
@@ -132,7 +132,7 @@ def test_a_converted_file_that_loads_otherwise_is_not_written(command, run, word
     ("name", "weights", "out", "said"),
     [
         ("clip/demo", "model_best.pth.tar", "x.safetensors", "safetensors folders already"),
-        ("vsepp", "model_best.pth.tar", "x.pt", "ends in .safetensors"),
+        ("vsepp", "model_best.pth.tar", "x.pt", "must end in .safetensors"),
         ("vsepp", "nowhere.tar", "x.safetensors", "no such file or folder"),
         ("vsepp", "model.safetensors", "x.safetensors", "originals are converted"),
         ("vsepp/f30k-vgg19", "model_best.pth.tar", "x.safetensors", "precomputed features"),
@@ -176,13 +176,13 @@ def test_checkpoints_of_the_true_size_are_converted_bit_for_bit(
     given = [part for key, value in options.items() for part in ("-O", f"{key}={value}")]
     ran = command("convert", name, "--weights", checkpoint(case) / file, "-o", out, *given, "--json")
     assert ran.status == 0, ran.err
-    told = json.loads(ran.out)
-    assert re.fullmatch("[0-9a-f]{32}", told["fingerprint"])
-    assert {"original_load_s", "converted_load_s"} <= told.keys()
+    report = json.loads(ran.out)
+    assert re.fullmatch("[0-9a-f]{32}", report["fingerprint"])
+    assert {"original_load_s", "converted_load_s"} <= report.keys()
     images = np.random.default_rng(3).random((2, 3, 224, 224)).astype(np.float32)
     original = ie.load(name, weights=checkpoint(case) / file, **RUNTIME, **options)
     converted = ie.load(name, weights=out, **RUNTIME)
-    assert converted.fingerprint == original.fingerprint == told["fingerprint"]
+    assert converted.fingerprint == original.fingerprint == report["fingerprint"]
     assert np.array_equal(converted.embed_image(images), original.embed_image(images))
     if "text" in original.modalities:
         assert np.array_equal(converted.encode_text(["a man"]), original.encode_text(["a man"]))

@@ -25,7 +25,7 @@ def test_the_groups_are_listed_with_their_best_and_why(command, collection, phot
     assert lines[1][:5] == ["1", "best", "80", "x", "60"]
     assert lines[1][6:] == ["photos/large.png:", "the", "most", "pixels"]
     assert {line[-1] for line in lines[2:4]} == {"photos/red.png", "photos/copy.png"}
-    assert "1 group among 8 images; beside the best of each 2 images of 0.0 MB" in ran.out
+    assert "1 group among 8 images; besides the best of each, 2 images with 0.0 MB" in ran.out
     assert sorted(path.stat().st_mtime_ns for path in photos.rglob("*")) == before
 
 
@@ -38,7 +38,7 @@ def test_json_a_parquet_file_and_a_page_hold_the_same_groups(command, collection
     rows = pq.read_table(tmp_path / "d.parquet").to_pylist()
     assert [row["id"] for row in rows] == [image["id"] for image in group["images"]]
     assert (tmp_path / "d.html").read_text().count("<figure>") == 3
-    assert "is there already" in command("duplicates", "c", "-o", "d.parquet").err
+    assert "already exists" in command("duplicates", "c", "-o", "d.parquet").err
     assert command("duplicates", "c", "-o", "d.parquet", "--overwrite").status == 0
 
 
@@ -59,7 +59,7 @@ def test_what_cannot_be_done_is_said_before_anything_is_compared(command, collec
     monkeypatch.setattr("image_encoders.duplicates.find_duplicates", lambda *_, **__: 1 / 0)
     assert "no folder nowhere" in command("duplicates", "c", "-o", "nowhere/d.parquet").err
     assert "accepted: .parquet" in command("duplicates", "c", "-o", "d.csv").err
-    assert "name a file in a folder that exists" in command("duplicates", "c", "--html", "nowhere/d.html").err
+    assert "choose a file in an existing folder" in command("duplicates", "c", "--html", "nowhere/d.html").err
     assert "no such folder" in command("duplicates", "nowhere").err
 
 

@@ -155,7 +155,7 @@ def test_no_images_is_said_with_what_was_passed_over_and_the_way_to_take_it(comm
     ran = command(*arguments, "--quiet")
     assert (ran.status, ran.out) == (0, "")
     others = "5 other files: 0.psd, 1.psd, 2.psd and 2 more"
-    assert ran.err == f"warning: no images in {folder}, but {others}; --all-files takes them\n"
+    assert ran.err == f"warning: no images in {folder}, but {others}; --all-files includes them\n"
 
 
 def test_embeddings_of_files_that_are_gone_can_be_removed(command, photos, tmp_path):
@@ -405,7 +405,7 @@ def test_archives_and_tables_are_sources_and_their_metadata_is_exported(command,
 def test_a_hopeless_run_is_given_up_with_one_sentence(command, photos, tmp_path):
     (tmp_path / "list.txt").write_text(f"{photos / 'red.png'}\n" + "".join(f"/no/{n}.png\n" for n in range(30)))
     ran = command("encode", tmp_path / "list.txt", "-o", tmp_path / "c", "-m", "colours/plain", "--max-failures", 3)
-    refused(ran, "more than 3 images failed", "no such file", "the same command goes on")
+    refused(ran, "more than 3 images failed", "no such file", "the same command resumes")
     assert command("encode", tmp_path / "list.txt", "-o", tmp_path / "c", "--max-failures", 30).status == 3
     refused(command("encode", photos, "-o", tmp_path / "c", "--frames", "often"), "often", "seconds")
 
@@ -435,7 +435,7 @@ def test_ctrl_c_keeps_what_is_done_and_the_same_command_goes_on(command, tmp_pat
         patch.setattr(np, "stack", interrupting)
         ran = command(*arguments)
     assert ran.status == 130
-    assert "goes on from there" in ran.err
+    assert "run the same command again to resume" in ran.err
     assert "Traceback" not in ran.err
     kept = Collection.open(tmp_path / "c").count()
     assert 0 < kept < 60
@@ -464,4 +464,22 @@ def test_options_of_a_cluster_need_one(command, tmp_path):
     for option in ("--ray-workers=2", f"--parts={tmp_path}"):
         ran = command("encode", tmp_path / "photos", "-o", tmp_path / "c", option)
         assert ran.status == 2
-        assert "--ray-workers and --parts are for --ray ADDRESS" in " ".join(ran.err.replace("│", " ").split())
+        assert "--ray-workers and --parts require --ray ADDRESS" in " ".join(ran.err.replace("│", " ").split())
+
+
+def test_what_is_wrong_with_the_options_is_said_before_ray_is_asked(command, photos, tmp_path):
+    nobody = ("encode", photos, "-o", tmp_path / "c", "--ray", "127.0.0.1:1", "-m")
+    for options, said in [
+        (["colour/plain"], "there is no model"),
+        (["colours/plain", "-O", "shade=1"], "has no option"),
+        (["colours/plain", "--precision", "float3"], "unknown precision"),
+        (["colours/plain", "--engine", "x"], "unknown engine"),
+        (["colours/plain", "--device", "tpu"], "unknown device"),
+        (["colours/plain", "--weights", "none.npz"], "none.npz: no such file"),
+    ]:
+        ran = command(*nobody, *options)
+        assert (ran.status, said in ran.err) == (2, True), ran.err
+    assert not (tmp_path / "c").exists()
+    assert command("encode", photos, "-o", tmp_path / "c", "-m", "colours/plain").status == 0
+    ran = command("encode", photos, "-o", tmp_path / "c", "--ray", "127.0.0.1:1", "-m", "clip/demo")
+    assert "holds embeddings of colours/plain" in ran.err

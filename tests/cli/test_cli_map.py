@@ -20,7 +20,7 @@ def test_a_map_is_written_and_how_to_open_it_is_said(command, collection, tmp_pa
     assert ran.out == "6 images by pca: c.map.parquet\n"
     assert "embedding-atlas c.map.parquet --x x --y y --text path" in ran.err
     assert pq.read_table(tmp_path / "c.map.parquet").num_rows == 6
-    assert "is there already" in command("map", "c", "--no-open").err
+    assert "already exists" in command("map", "c", "--no-open").err
     again = command("map", "c", "--no-open", "--method", "pca", "--overwrite", "--json")
     assert again.json == {"path": str(tmp_path / "c.map.parquet"), "images": 6, "method": "pca"}
 

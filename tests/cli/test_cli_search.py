@@ -1,4 +1,5 @@
 import json
+import os
 import subprocess
 import sys
 
@@ -28,9 +29,35 @@ def test_words_find_their_images(command, collection):
     assert len(lines) == 3
 
 
+def test_images_are_filtered_by_the_metadata_of_their_table(command, photos, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    lines = ("path,year,note", "photos/red.png,2019,it's", "photos/green.png,2020,a = b", "photos/blue.png,late,")
+    (tmp_path / "photos.csv").write_text("\n".join(lines))
+    assert command("encode", "photos.csv", "-o", "c", "-m", "colours/plain").status == 0
+
+    def found(*where: str) -> list[str]:
+        ran = command("search", "c", "red", "--json", *(word for one in where for word in ("--where", one)))
+        assert ran.status == 0
+        return sorted(os.path.basename(hit["path"]) for hit in ran.json)
+
+    assert found("year >= 2020") == found("year=2020") == found("note = a = b") == ["green.png"]
+    assert found("note = it's", "year < 2020") == found('year = "2019"') == ["red.png"]
+    assert found("note = null") == ["blue.png"]
+    assert found("year != 2019", "note != null") == ["green.png"]
+    ran = command("search", "c", "red", "--where", "price > 3")
+    assert (ran.status, ran.err) == (0, "no image matches --where\n")
+    for where, said in (
+        ("year", "write NAME, one of"),
+        ("year > true", "only = and != are asked"),
+        (" = 3", "write NAME"),
+    ):
+        ran = command("search", "c", "red", "--where", where)
+        assert (ran.status, said in ran.err) == (2, True), ran.err
+
+
 def test_an_item_of_a_programs_own_source_is_shown_by_its_id(capsys):
     places = [("shard-1/7.png", "https://example.org/shard-1.tar"), ("/a.png", "/a.png"), (id_of("/\udcff"), "/\udcff")]
-    show([Hit(one, path, 1.0, 40, 30, "00") for one, path in places])
+    show([Hit(one, path, 1.0, 40, 30, "00") for one, path in places], "nothing")
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[-1] for line in lines[1:]] == ["shard-1/7.png", "/a.png", "/\\udcff"]
 
@@ -143,8 +170,8 @@ def test_the_help_shows_that_words_are_one_query_of_three(command):
         (("http://example.org/c", "red"), "http://example.org/c"),
         (("c", "--audio", "photos/red.png"), "no audio tower"),
         (("c", "red", "--html", "nowhere/page.html"), "nowhere"),
-        (("c", "red", "--html", "photos"), "it ends with .html"),
-        (("c", "red", "--html", "photos/a.jpg"), "it ends with .html"),
+        (("c", "red", "--html", "photos"), "must end with .html"),
+        (("c", "red", "--html", "photos/a.jpg"), "must end with .html"),
         (("c", "red", "--weights", "gone.pt"), "gone.pt"),
     ],
 )

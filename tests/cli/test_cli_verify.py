@@ -39,9 +39,9 @@ def test_the_checkpoint_is_made_once_and_it_is_said_how_large_it_is(command, tmp
 
 
 def test_json_holds_every_number(command, kept):
-    told = command("verify", CASE, "--keep", kept, "--json").json
-    assert (told["passed"], told["asserted"], told["not_run"]) == (True, True, [])
-    first = told["checks"][0]
+    report = command("verify", CASE, "--keep", kept, "--json").json
+    assert (report["passed"], report["asserted"], report["not_run"]) == (True, True, [])
+    first = report["checks"][0]
     assert (first["case"], first["model"], first["stage"]) == (CASE, "custom", "prepared 224 x 224, layer stem")
     assert first["rel"] < first["limits"]["rel"] == 5e-6  # and exactly 0 on some processors
     assert first["limits"].keys() == {"rel", "one_minus_cos"}
@@ -76,10 +76,10 @@ def test_another_precision_is_measured_and_not_judged(command, kept):
     ran = command("verify", CASE, "--keep", kept, "--precision", "bfloat16")
     assert ran.status == 0, ran.err
     assert "FAIL" in ran.out
-    assert "only shown for comparison" in ran.err
-    told = command("verify", CASE, "--keep", kept, "--precision", "bfloat16", "--json").json
-    assert (told["precision"], told["asserted"], told["passed"]) == ("bfloat16", False, False)
-    assert all(check["limits"]["rel"] < check["rel"] < 0.1 for check in told["checks"])
+    assert "shown only for comparison" in ran.err
+    report = command("verify", CASE, "--keep", kept, "--precision", "bfloat16", "--json").json
+    assert (report["precision"], report["asserted"], report["passed"]) == ("bfloat16", False, False)
+    assert all(check["limits"]["rel"] < check["rel"] < 0.1 for check in report["checks"])
 
 
 def test_what_is_left_out_is_named_with_its_size(command, kept, monkeypatch):
@@ -144,9 +144,9 @@ def test_an_embedding_that_differs_ends_with_3(command, weights, monkeypatch):
     ran = command("verify", "colours/plain", "--weights", weights, "--image", "image.png")
     assert ran.status == 3
     assert [line.split()[-1] for line in ran.out.splitlines()[2:]] == ["FAIL", "ok"]
-    told = command("verify", "colours/plain", "--weights", weights, "--json").json
-    assert told["passed"] is False
-    assert told["checks"][0]["norm_error"] == pytest.approx(0.02)
+    report = command("verify", "colours/plain", "--weights", weights, "--json").json
+    assert report["passed"] is False
+    assert report["checks"][0]["norm_error"] == pytest.approx(0.02)
 
 
 def test_without_the_image_its_embedding_is_not_compared_and_that_is_said(command, weights):
@@ -154,8 +154,8 @@ def test_without_the_image_its_embedding_is_not_compared_and_that_is_said(comman
     assert ran.status == 0
     assert "the image" not in ran.out
     assert "--image FILE compares it (sha256" in ran.err
-    told = command("verify", "colours/plain", "--weights", weights, "--json").json
-    assert told["not_checked"] == ["the image man_piercing.jpg"]
+    report = command("verify", "colours/plain", "--weights", weights, "--json").json
+    assert report["not_checked"] == ["the image man_piercing.jpg"]
 
 
 def test_another_image_is_refused(command, weights):

@@ -92,8 +92,11 @@ def test_without_a_model_and_a_network_the_message_names_what_works(start, photo
         ("pass its path as weights=; then", "pass its path as --weights; then"),
         ("give weights=PATH, or a name", "give --weights PATH, or a name"),
         ("with precision='auto' or engine='torch'", "with --precision auto or --engine torch"),
-        ("no code; definition= is the python file", "no code; -O definition=... is the python file"),
+        ("no code; definition= is the Python file", "no code; -O definition=... is the Python file"),
         ("add -O definition=FILE", "add -O definition=FILE"),
+        ("replace it with overwrite=True", "replace it with --overwrite"),
+        ('a map with method="umap" needs', "a map with --method umap needs"),
+        ("method='x'; accepted", "--method x; accepted"),
         ("--weights=a.pt: no such file", "--weights=a.pt: no such file"),
         ("photos/source=web/a.jpg: no such file", "photos/source=web/a.jpg: no such file"),
         ("device=nikon/a.jpg: no such file", "device=nikon/a.jpg: no such file"),
@@ -118,12 +121,12 @@ def test_doctor_shows_the_machine(command):
 
 
 def test_doctor_measures_a_model_and_names_the_limit(command, photos):
-    told = command("doctor", "--model", "colours/plain", "--json", *photos.glob("*.png")).json
-    stages = told["stages"]
+    report = command("doctor", "--model", "colours/plain", "--json", *photos.glob("*.png")).json
+    stages = report["stages"]
     assert (stages["model"], stages["images"]) == ("colours/plain", 3)
     assert min(stages["read_ms"], stages["preprocess_ms"], stages["embed_ms"]) > 0
     assert stages["limit"] in ("read", "preprocess", "embed")
-    assert told["processor"]["cores"] >= 1
+    assert report["processor"]["cores"] >= 1
     assert "limits; expect about" in command("doctor", "--model", "colours/plain").out
 
 
@@ -243,7 +246,7 @@ def test_a_command_started_without_ctrl_c_ignores_it_and_stops_cleanly_on_sigter
     running.send_signal(signal.SIGTERM)
     out, err = running.communicate(timeout=60)
     assert (running.returncode, out) == (130, ""), err
-    assert "the same command goes on" in err
+    assert "run the same command again to resume" in err
 
 
 def wait_for_a_collection(running: subprocess.Popen[str], folder: Path) -> None:
@@ -263,7 +266,7 @@ def test_an_interrupted_command_ends_with_130_and_a_second_one_goes_on(start, ph
     time.sleep(0.5)
     out, err = running.communicate(timeout=60)
     assert (running.returncode, out) == (130, ""), err
-    assert "the same command goes on" in err
+    assert "run the same command again to resume" in err
     assert "Traceback" not in err
     again = start("encode", photos, "-o", tmp_path / "c", "--json")
     out, err = again.communicate(timeout=120)

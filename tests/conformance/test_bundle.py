@@ -60,7 +60,7 @@ def test_a_checkpoint_that_can_not_be_made_leaves_nothing(tmp_path: Path, monkey
     )
     (maker / "specs" / "broken.json").write_text(json.dumps({"tensors": []}))
     monkeypatch.setattr(bundle, "FOLDER", maker)
-    with pytest.raises(WeightsError, match="no room; make room, or choose another folder"):
+    with pytest.raises(WeightsError, match="no room; free some space, or choose another folder"):
         bundle.checkpoint("broken", tmp_path / "kept")
     assert list((tmp_path / "kept").iterdir()) == []
 

@@ -205,8 +205,8 @@ def test_bfloat16_by_torch_is_near(net: Make, inputs, rows):
         ({"precision": "float64"}, "unknown precision 'float64'; accepted: auto, float32"),
         ({"engine": "tensorrt"}, "unknown engine 'tensorrt'; accepted: auto, torch"),
         ({"device": "tpu"}, "unknown device 'tpu'; accepted: auto, cpu"),
-        ({"device": "cpu", "precision": "float16"}, "float16 is not for the CPU"),
-        ({"precision": "int8", "engine": "torch"}, "int8' is OpenVINO's"),
+        ({"device": "cpu", "precision": "float16"}, "float16 is not available on the CPU"),
+        ({"precision": "int8", "engine": "torch"}, "int8' is computed by OpenVINO"),
     ],
 )
 def test_what_cannot_be_had_is_one_sentence(wish: dict[str, str], message: str):

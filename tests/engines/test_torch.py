@@ -17,7 +17,5 @@ class Failing(nn.Module):
 
 
 def test_a_device_that_fails_is_no_input_s_fault():
-    with pytest.raises(
-        DeviceError, match=r"cpu has failed: CUDA error: an illegal memory access.*start the program again"
-    ):
+    with pytest.raises(DeviceError, match=r"cpu has failed: CUDA error: an illegal memory access.*restart the program"):
         TorchEmbedder(Failing(), "cpu", "float32")(np.zeros((1, 3), np.float32))

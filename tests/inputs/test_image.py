@@ -815,7 +815,7 @@ def test_a_pil_image_that_ends_too_early_says_no_number_of_bytes():
 
 @pytest.mark.parametrize("path", [b"/a/b.png", b"photos/K\xc3\xa4se 1.jpeg", b"C:\\a.JPG", b"a.tiff"])
 def test_bytes_that_hold_a_path_are_an_error_that_asks_for_text(path: bytes):
-    with pytest.raises(InputError, match=r"a path is given as text, os\.fsdecode") as caught:
+    with pytest.raises(InputError, match=r"pass a path as str: os\.fsdecode") as caught:
         read_image(path)
     assert caught.value.code == "not-an-image"
 

@@ -230,7 +230,7 @@ def test_a_file_that_does_not_name_its_processor_is_read_as_the_models(tmp_path:
     written(tmp_path, {"do_resize": True})
     assert read_processor(tmp_path, "siglip").crop is None
     assert read_processor(tmp_path, "clip").crop == (224, 224)
-    with pytest.raises(WeightsError, match="the image processor '' is not known"):
+    with pytest.raises(WeightsError, match="the image processor '' is not supported"):
         read_processor(tmp_path, "unheard-of")
 
 

@@ -429,7 +429,7 @@ def test_more_than_may_wait_fail_their_request_with_when_to_come_back(
         raise Overloaded(limit=10, waiting=9, retry_s=2.5)
 
     monkeypatch.setattr(executor._batcher, "submit", full)
-    with pytest.raises(ImageEncodersError, match=r"come back in about 2\.5 seconds") as caught:
+    with pytest.raises(ImageEncodersError, match=r"retry in about 2\.5 seconds") as caught:
         asyncio.run(executor.answer([Document(blob=images[0])]))
     assert type(caught.value).__name__ == "Overloaded"
 
@@ -447,7 +447,7 @@ def test_an_input_that_the_model_cannot_bear_fails_alone_and_tells_no_path(
     executor.encode(docs)
     assert docs[0].embedding is not None
     assert docs[2].embedding is not None
-    assert docs[1].tags == {"error": "the model fails for it: RuntimeError", "error_code": "unexpected"}
+    assert docs[1].tags == {"error": "the model fails on it: RuntimeError", "error_code": "unexpected"}
 
 
 def test_a_request_ends_when_its_addresses_have_had_their_time(

@@ -234,6 +234,14 @@ def test_embeddings_of_clips_texts_are_those_of_the_text_alone(
     assert_embeddings_agree(load(tmp_path, truncate=True).encode_text(texts), rows_alone(tmp_path, texts), **CLOSE)
 
 
+def test_clips_texts_are_padded_a_little_which_their_embeddings_do_not_show(clip_folder: Path):
+    tower = load(clip_folder).tower("text")
+    short = tower.input("a cat")
+    assert len(short) == 8
+    full = np.concatenate([short, np.full(77 - len(short), short[-1])])
+    np.testing.assert_allclose(tower.embeddings([short, short]), tower.embeddings([full, full]), rtol=1e-4, atol=1e-5)
+
+
 def test_siglips_texts_are_always_padded_to_the_whole_context(siglip_folder: Path):
     ids = load(siglip_folder).tower("text").input("A red circle")
     assert ids.shape == (24,)
@@ -487,7 +495,9 @@ def test_a_long_text_is_refused_or_cut_as_transformers_cuts_it(clip_folder: Path
     tokenizer = AutoTokenizer.from_pretrained(clip_folder)
     for one in (text, "a cat", ""):
         wanted = tokenizer(one, padding="max_length", max_length=77, truncation=True)["input_ids"]
-        assert tower.input(one).tolist() == wanted
+        ids = tower.input(one).tolist()
+        assert ids == wanted[: len(ids)]
+        assert set(wanted[len(ids) :]) <= {ids[-1]}  # nothing but padding, which no token before it sees
 
 
 def test_a_text_that_just_fits_is_taken(clip_folder: Path):

@@ -318,10 +318,10 @@ def test_what_a_net_keeps_of_its_first_pass_is_of_the_first_image(kept, tmp_path
 
 
 UNSTEADY = {
-    "dropout": ("x = F.dropout(self.conv(x), 0.5, training=True)", "is another one in each pass"),
-    "little dropout": ("x = F.dropout(self.conv(x), 0.01, training=True)", "is another one in each pass"),
-    "noise": ("x = self.conv(x + 0.01 * torch.randn_like(x))", "is another one in each pass"),
-    "a counter": ("self.calls += 1; x = self.conv(x) * self.calls", "is another one in each pass"),
+    "dropout": ("x = F.dropout(self.conv(x), 0.5, training=True)", "differs from pass to pass"),
+    "little dropout": ("x = F.dropout(self.conv(x), 0.01, training=True)", "differs from pass to pass"),
+    "noise": ("x = self.conv(x + 0.01 * torch.randn_like(x))", "differs from pass to pass"),
+    "a counter": ("self.calls += 1; x = self.conv(x) * self.calls", "differs from pass to pass"),
     "batch statistics": (
         "x = F.batch_norm(self.conv(x), None, None, training=True)",
         "depends on the other images of its batch",
@@ -392,7 +392,7 @@ def test_a_net_that_stays_in_training_mode_says_which_layers_do(layers, said, tm
 def test_a_preprocess_that_draws_is_refused(net, tmp_path):
     drawn = "def drawn(pixels):\n    return torch.from_numpy(pixels).permute(2, 0, 1) * torch.rand(())\n"
     (tmp_path / "model.py").write_text(f"{NET}\n\n{drawn}")
-    with pytest.raises(WeightsError, match="preprocess= gives another input for the same image each time"):
+    with pytest.raises(WeightsError, match="preprocess= gives a different input for the same image each time"):
         encoder(tmp_path, preprocess="drawn")
 
 
@@ -419,7 +419,7 @@ class Net(nn.Module):
 )
 def test_random_numbers_that_no_checkpoint_holds_are_refused(held, tmp_path):
     write(tmp_path, HELD.format(held=held, used="self.held"))
-    with pytest.raises(WeightsError, match="is another one each time that the class is made"):
+    with pytest.raises(WeightsError, match="differs each time the class is constructed"):
         encoder(tmp_path)
 
 
@@ -488,7 +488,7 @@ def test_lazy_layers_become_the_checkpoints(side, tmp_path):
             ).numpy()
         assert np.allclose(encoder(tmp_path, layer=layer).embed_image(x), wanted, atol=1e-5)
     torch.save({**net.state_dict(), "head.1.weight": torch.zeros(4, 5)}, tmp_path / "state.pth")
-    with pytest.raises(WeightsError, match=r"state.pth: the net has lazy layers, which do not become .* input_shape="):
+    with pytest.raises(WeightsError, match=r"state.pth: the net's lazy layers do not match .* input_shape="):
         encoder(tmp_path)
 
 
@@ -807,7 +807,7 @@ SAFE = {"made": "pass", "run": "pass", "prepared": "pass"}
 
 @pytest.mark.parametrize("leaves", ["sys.exit(0)", "raise Stop('enough')", "raise GeneratorExit"])
 @pytest.mark.parametrize(
-    ("where", "message"), [("made", "Net cannot be made: line 9: "), ("run", "cannot be loaded: line 12: ")]
+    ("where", "message"), [("made", "Net cannot be constructed: line 9: "), ("run", "cannot be loaded: line 12: ")]
 )
 def test_a_net_that_ends_the_process_cannot_be_loaded(where, leaves, message, tmp_path):
     write(tmp_path, EXITS.format(**SAFE))
@@ -852,10 +852,10 @@ def test_a_definition_without_the_class_names_those_it_has(net, tmp_path):
 
 def test_a_class_that_cannot_be_made_says_where(net, tmp_path):
     (tmp_path / "model.py").write_text("class Net:\n    def __init__(self):\n        raise OSError('no disk')\n")
-    with pytest.raises(WeightsError, match=r"Net cannot be made: line 3: OSError: no disk"):
+    with pytest.raises(WeightsError, match=r"Net cannot be constructed: line 3: OSError: no disk"):
         encoder(tmp_path)
     (tmp_path / "model.py").write_text("def Net():\n    return 5\n")
-    with pytest.raises(WeightsError, match=r"Net makes a int; a torch.nn.Module is needed"):
+    with pytest.raises(WeightsError, match=r"Net gives a int, not a torch.nn.Module"):
         encoder(tmp_path)
 
 
@@ -887,7 +887,7 @@ def test_missing_and_surplus_tensors_are_both_listed(net, tmp_path):
     [
         (
             {"epoch": 3, "state_dict": {"a": torch.ones(2)}},
-            r"epoch, state_dict in it are no tensors.*\[\"state_dict\"\]",
+            r"epoch, state_dict in it are not tensors.*\[\"state_dict\"\]",
         ),
         ([torch.ones(2)], r"holds a list; a state_dict is accepted"),
     ],

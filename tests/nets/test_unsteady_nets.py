@@ -73,7 +73,7 @@ def test_a_twin_of_the_same_numbers_is_no_matter_and_one_of_others_is():
     assert why_unsteady(Tapped(one, ""), images, Tapped(same, "")) is None
     reason = why_unsteady(Tapped(one, ""), images, Tapped(other, ""))
     assert reason
-    assert reason.startswith("is another one each time that the class is made")
+    assert reason.startswith("differs each time the class is constructed")
 
 
 def test_what_a_net_raises_is_raised():

@@ -220,7 +220,7 @@ def test_a_second_one_says_where_the_first_is(browse, photos: Path):
     second = browse(photos)
     assert second.process.wait(LONGEST_S) == 0
     second.stop()
-    assert second.said == [f"{photos} is browsed already by another process, at {address}/search"]
+    assert second.said == [f"{photos} is already being browsed by another process, at {address}/search"]
 
 
 def test_what_cannot_be_browsed_is_said_at_once(browse, tmp_path: Path, photos: Path):
@@ -233,12 +233,12 @@ def test_what_cannot_be_browsed_is_said_at_once(browse, tmp_path: Path, photos: 
     assert "no such folder; name a folder of images" in refused(tmp_path / "nowhere")
     assert "a file; name a folder" in refused(next(photos.rglob("*.png")))
     said = refused(photos, "--offline", model=None)
-    assert "is not on this machine yet: `image-encoders fetch clip/openai/clip-vit-base-patch32`" in said
-    assert "--model clip/demo is bundled" in said
+    assert "has not been downloaded: `image-encoders fetch clip/openai/clip-vit-base-patch32`" in said
+    assert "--model clip/demo, bundled" in said
     assert "there is no model" in refused(photos, model="clop/demo")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").touch()
-    assert "is no collection" in refused(photos, "-o", tmp_path / "full")
+    assert "is not a collection" in refused(photos, "-o", tmp_path / "full")
 
 
 def test_a_model_that_cannot_be_loaded_ends_the_command(browse, photos: Path, tmp_path: Path):

@@ -90,8 +90,8 @@ def test_a_failure_is_told_without_what_was_sent(written: io.StringIO, as_json: 
 
 
 def test_our_own_errors_are_told_with_what_they_say() -> None:
-    assert logs.told(InputError("ends early"))[0] == "image_encoders.errors.InputError: ends early"
-    assert logs.told(ValueError("ends early")) == ["builtins.ValueError"]
+    assert logs.described(InputError("ends early"))[0] == "image_encoders.errors.InputError: ends early"
+    assert logs.described(ValueError("ends early")) == ["builtins.ValueError"]
 
 
 def test_nothing_that_is_said_begins_a_line_or_commands_a_terminal(written: io.StringIO) -> None:

@@ -679,10 +679,10 @@ def test_an_empty_collection_says_how_to_fill_it(page: Page, service: StandIn):
 
 def test_a_folder_without_images_fills_the_page_once_it_has_some(page: Page, service: StandIn):
     service.images, service.collection, service.modalities = 0, False, []
-    service.broken[""] = (404, "nothing is embedded yet: the model is being loaded")
+    service.broken[""] = (404, "nothing has been embedded yet: the model is being loaded")
     service.run = {"state": "looking", "total": None, "done": 0, "failed": 0, "rate": 0, "eta": None, "message": ""}
     page.goto("/search")
-    expect(page.get_by_role("alert")).to_contain_text("Nothing is embedded yet: the model is being loaded")
+    expect(page.get_by_role("alert")).to_contain_text("Nothing has been embedded yet: the model is being loaded")
     expect(words(page)).to_be_visible()  # whether the model takes words is not known yet
     service.broken.clear()
     service.run, service.collection, service.modalities = {**service.run, "state": "following"}, True, ["image", "text"]
@@ -718,7 +718,7 @@ def test_a_refused_search_says_why_and_the_next_one_works(page: Page, service: S
 
 
 def test_a_busy_service_is_asked_again(page: Page, service: StandIn):
-    service.broken["beach"] = (429, "12 inputs are waiting, of at most 8; come back in about 1.0 seconds")
+    service.broken["beach"] = (429, "12 inputs are waiting, of at most 8; retry in about 1.0 seconds")
     page.goto("/search?q=beach")
     expect(page.get_by_role("alert")).to_contain_text("12 inputs are waiting")
     service.broken.clear()

@@ -232,7 +232,7 @@ def test_several_models_are_chosen_by_their_ids_and_all_workers_end_with_a_servi
     [
         (("--model", "clip/no-such-folder/x", "--offline"), "clip/no-such-folder/x"),
         (("--model", "clap/x"), "there is no model 'clap/x'"),
-        ((), "name a model"),
+        ((), "give a model"),
         (("--model", "clip/demo", "--batch-size", "0"), "--batch-size"),
         (("--model", "clip/demo", "--host", "0.0.0.0"), "--api-key"),
     ],

@@ -366,7 +366,7 @@ def test_no_text_in_any_parameter_breaks_anything(client: httpx.Client, value: s
         ({"queries": [{"text": "a", "weight": 1e6}]}, "weight"),
         ({"queries": [{"image": "bm90IGFuIGltYWdl"}]}, "not an image"),
         ({"queries": [{"audio": "bm90IGEgc291bmQ="}]}, "no audio tower"),
-        ({"queries": [{"image": "http://127.0.0.1/x.jpg"}]}, "fetches no URLs"),
+        ({"queries": [{"image": "http://127.0.0.1/x.jpg"}]}, "does not fetch URLs"),
         ({"queries": [{"key": "0" * 64}]}, "no image of the collection has this key"),
         ({"where": {"from": "yesterday"}}, "a date is accepted"),
         ({"where": {"from": "2024-13"}}, "a date is accepted"),

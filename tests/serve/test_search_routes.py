@@ -208,7 +208,7 @@ def test_a_frame_of_a_video_has_a_thumbnail(tmp_path: Path) -> None:
 
 def test_an_image_on_the_web_is_not_fetched_unless_the_service_fetches(collection: Collection) -> None:
     service = StandIn(collection, ["image"])
-    with pytest.raises(InputError, match="fetches no URLs"):
+    with pytest.raises(InputError, match="does not fetch URLs"):
         Searcher(service)._read(Locator("https://example.org/a.jpg"))  # type: ignore[arg-type]
 
 
@@ -338,3 +338,15 @@ def test_a_token_is_of_the_space_that_it_was_made_in(collection: Collection) -> 
     collection.fingerprint = "0" * 32
     with pytest.raises(InputError, match="another model"):
         searcher.vector(token)
+
+
+def test_a_parameter_that_a_search_does_not_know_is_refused_with_those_that_it_knows(collection: Collection) -> None:
+    client = client_of(StandIn(collection, collection.modalities))
+    answer = client.get("/search.json?q=a&minwidth=3&whre=x&limit=5")
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "limit")
+    assert answer.json()["error"]["message"] == (
+        "no parameter limit, minwidth, whre; accepted: folder, from, to, min_width, min_height, q, minus, like, "
+        "unlike, vector, unvector, sort, group, k, offset"
+    )
+    assert client.get("/search.json?since=2024").status_code == 400  # the name in Python, not that of the parameter
+    assert client.get("/search.json?q=&folder=&from=2001&to=&min_width=1&sort=newest&k=2&offset=1").status_code == 200

@@ -98,7 +98,7 @@ def test_names_can_be_translated_and_left_out(state: dict[str, torch.Tensor]) ->
 
 def test_two_tensors_for_one_place_are_refused(state: dict[str, torch.Tensor]) -> None:
     state["model.2.bias"] = state["2.bias"]
-    with pytest.raises(WeightsError, match=r"both 2.bias and model.2.bias stand for 2.bias"):
+    with pytest.raises(WeightsError, match=r"both 2.bias and model.2.bias are given for 2.bias"):
         assign(on_meta(), state, "a.pt", rename=lambda name: name.removeprefix("model."))
 
 
@@ -111,7 +111,11 @@ def test_what_is_not_a_tensor_is_named(state: dict[str, object], value: object) 
 
 @pytest.mark.parametrize(
     ("other", "said"),
-    [([torch.ones(1)], "holds a list; a state_dict"), (None, "holds a NoneType"), ({1: torch.ones(1)}, "but by a int")],
+    [
+        ([torch.ones(1)], "holds a list; a state_dict"),
+        (None, "holds a NoneType"),
+        ({1: torch.ones(1)}, "keys are of type int"),
+    ],
 )
 def test_what_is_not_a_state_dict_is_named(other: object, said: str) -> None:
     with pytest.raises(WeightsError, match=said):

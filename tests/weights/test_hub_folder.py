@@ -155,7 +155,7 @@ def test_what_is_cached_does_not_wait_for_another_try(fake: Hub, monkeypatch: py
 @pytest.mark.parametrize("offline", [True, False])
 def test_without_network_and_cache_it_says_what_works(fake: Hub, offline: bool) -> None:
     fake.error = ConnectionError("no route")
-    why = "switched off" if offline else r"cannot be reached \(ConnectionError: no route\)"
+    why = "network access is off" if offline else r"cannot be reached \(ConnectionError: no route\)"
     with pytest.raises(
         WeightsError, match=rf"{REPO} is not completely downloaded, and .*{why}.*clip/demo.*local checkpoints"
     ):
@@ -166,8 +166,8 @@ def test_without_network_and_cache_it_says_what_works(fake: Hub, offline: bool) 
     ("kind", "raised", "said"),
     [
         ("RepositoryNotFoundError", UnknownModel, "no such public repository"),
-        ("RevisionNotFoundError", UnknownModel, "not its revision main2"),
-        ("GatedRepoError", WeightsError, "grants access one by one.*hf auth login"),
+        ("RevisionNotFoundError", UnknownModel, "has no revision main2"),
+        ("GatedRepoError", WeightsError, "gated repository.*hf auth login"),
     ],
 )
 def test_an_answer_of_the_hub_becomes_one_sentence(fake: Hub, kind: str, raised: type[Exception], said: str) -> None:

@@ -107,16 +107,16 @@ def test_without_a_graph_the_program_names_the_tensors(tmp_path: Path) -> None:
 
 def test_missing_files_are_named(folder: Path, tmp_path: Path) -> None:
     shard(folder).rename(tmp_path / "away")
-    with pytest.raises(WeightsError, match=r"variables.data-00000-of-00001: there is no such file"):
+    with pytest.raises(WeightsError, match=r"variables.data-00000-of-00001: no such file"):
         read(folder)
-    with pytest.raises(WeightsError, match=r"variables.index: there is no such file; a SavedModel folder has it"):
+    with pytest.raises(WeightsError, match=r"variables.index: no such file; a SavedModel folder has one"):
         read(tmp_path / "nothing")
 
 
 def test_a_missing_shard_is_named(tmp_path: Path) -> None:
     folder = writer.write(tmp_path / "model", TENSORS, GRAPH, shards=3)
     shard(folder, 1, 3).unlink()
-    with pytest.raises(WeightsError, match=r"variables.data-00001-of-00003: there is no such file"):
+    with pytest.raises(WeightsError, match=r"variables.data-00001-of-00003: no such file"):
         read(folder)
 
 

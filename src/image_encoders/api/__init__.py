@@ -1,1 +1,1 @@
-"""Requests for embeddings and their answers over HTTP: below the service and the Jina gateway, which share them."""
+"""HTTP requests for embeddings and their responses, shared by the service and the Jina gateway."""

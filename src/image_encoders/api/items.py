@@ -1,4 +1,4 @@
-"""What a client asks to have embedded."""
+"""Items that a client sends for embedding."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Item:
-    """One thing to embed, as it came.
+    """One thing to embed, as received.
 
     modality: "image", "text" or "audio"
     content: of a text, the text; of an image or a sound, the bytes of its file
-    url: where the bytes have yet to be fetched; content is empty then
+    url: where the bytes have yet to be fetched from; content is then empty
     """
 
     modality: str

@@ -25,7 +25,7 @@ PIXEL = (
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR4nGP4z8AAAAMBAQDJ/pLvAAAAAElFTkSuQmCC"  # a red one, in PNG
 )
 TOKENS = (
-    "input holds token numbers, which belong to another model's tokenizer; send texts. "
+    "input holds token ids, which belong to another model's tokenizer; send texts. "
     "LangChain: OpenAIEmbeddings(..., check_embedding_ctx_length=False)"
 )
 
@@ -36,7 +36,7 @@ WRONG = {  # what pydantic's errors name by the types that it tried
 
 @dataclass(frozen=True)
 class Limits:
-    """What a request may hold."""
+    """Limits of a request."""
 
     max_items: int = 2048
     max_file_bytes: int = 64 << 20
@@ -45,11 +45,11 @@ class Limits:
 
 @dataclass(frozen=True)
 class EmbeddingCall:
-    """A request understood.
+    """A parsed request.
 
-    items: what is to be embedded; what could not be read is an InputError already
-    dimensions: the length that embeddings are to have; None: the model's
-    partial: whether the others are wanted where some fail; None: such requests cannot say so
+    items: what to embed; an InputError for an item that could not be read
+    dimensions: the requested length of embeddings; None: the model's
+    partial: whether to return the others if some fail; None: such requests have no such option
     items_param, dimensions_param: the fields of the request that the items and the length came from
     """
 
@@ -62,26 +62,26 @@ class EmbeddingCall:
     dimensions_param: str = "dimensions"
 
     def check_dimensions(self, dim: int, model: str) -> None:
-        """Raise RequestError unless the model's embeddings have the length that is wanted."""
+        """Raise RequestError unless the model's embeddings have the requested length."""
         if self.dimensions not in (None, dim):
             param = self.dimensions_param
             raise RequestError(
                 400,
-                f"{param} is {self.dimensions}; embeddings of {model} have {dim}, and it was not trained to be cut "
-                "shorter",
+                f"{param} is {self.dimensions}; embeddings of {model} have {dim}, and cannot be shortened: it was not "
+                "trained for that",
                 code="dimensions",
                 param=param,
             )
 
     def check_outcomes(self, outcomes: Sequence[Any]) -> None:
-        """Raise RequestError where items have no embedding, and all are wanted."""
+        """Raise RequestError if items have no embedding, and `partial` is not set."""
         failed = {position: one for position, one in enumerate(outcomes) if isinstance(one, InputError)}
         if failed and not self.partial:
             raise bad_items(failed, len(outcomes), param=self.items_param, partial=self.partial is not None)
 
 
 class Bounded(BaseModel):
-    """An object whose unknown fields are named, unless there are so many that naming them would take long."""
+    """An object whose unknown fields are listed in errors, unless there are very many."""
 
     @model_validator(mode="before")
     @classmethod
@@ -106,8 +106,8 @@ class DictItem(Bounded):
     text: str = ""
     image: str = Field("", description="A data: URL, base64, or an http(s) address where the service fetches those.")
     audio: str = Field("", description="A sound, in the same forms.")
-    url: str = Field("", description="A data: URL or an address, of an image or of what `modality` says.")
-    bytes: str = Field("", description="Base64 of an image's file, or of what `modality` says.")
+    url: str = Field("", description="A data: URL or an address, of an image, or of the given `modality`.")
+    bytes: str = Field("", description="Base64 of an image file, or of the given `modality`.")
 
     @model_validator(mode="after")
     def _is_one(self) -> DictItem:
@@ -131,12 +131,12 @@ class EmbeddingsRequest(Bounded):
     )
 
     input: str | DictItem | Annotated[list[str | DictItem | Tokens], FIRST, MANY] = Field(
-        description="A text, an image as a data: URL, an object that says which it is, or a list of those. Numbers of "
-        "tokens are refused."
+        description="A text, an image as a data: URL, an object that says which it is, or a list of those. Token ids "
+        "are refused."
     )
-    model: str | None = Field(None, description="One of /v1/models; without it, the first.")
+    model: str | None = Field(None, description="One of /v1/models; default: the first.")
     modality: Modality | None = Field(
-        None, description="What strings are: text unless it says otherwise, or unless they are data: URLs."
+        None, description="What plain strings are: text by default; data: URLs are always recognised."
     )
     encoding_format: Encoding = Field("float", description="Numbers, or base64 of their little-endian bytes.")
     embedding_type: EmbeddingType = Field(
@@ -145,11 +145,13 @@ class EmbeddingsRequest(Bounded):
     )
     dimensions: Annotated[int, Field(ge=1)] | None = Field(None, description="The length of an embedding.")
     normalized: bool = Field(False, description="Scale embeddings to unit length.")
-    partial: bool = Field(False, description="Answer although some items fail; these get an `error`.")
+    partial: bool = Field(
+        False, description="Return the embeddings of the other items if some fail; those get an `error`."
+    )
     user: str | None = Field(None, description="Not used.")
 
     def call(self, limits: Limits) -> EmbeddingCall:
-        """What is asked for; raises RequestError."""
+        """The parsed request; raises RequestError."""
         inputs = self.input if isinstance(self.input, list) else [self.input]
         check_count(len(inputs), limits, "input")
         if any(isinstance(one, (int, list)) for one in inputs):
@@ -193,19 +195,19 @@ class EmbedRequest(Bounded):
         },
     )
 
-    model: str | None = Field(None, description="One of /v1/models; without it, the first.")
+    model: str | None = Field(None, description="One of /v1/models; default: the first.")
     texts: Annotated[list[str], FIRST] | None = None
     images: Annotated[list[str], FIRST] | None = Field(None, description="As data: URLs.")
     inputs: Annotated[list[Content], FIRST] | None = None
     input_type: str | None = Field(None, description="Not used: these models embed queries as documents.")
     embedding_types: list[CohereType] = Field(["float"], min_length=1, max_length=4)
     output_dimension: Annotated[int, Field(ge=1)] | None = None
-    truncate: Literal["NONE"] | None = Field(None, description="A text that is too long is refused, never cut.")
+    truncate: Literal["NONE"] | None = Field(None, description="Texts that are too long are refused, never truncated.")
     max_tokens: int | None = Field(None, description="Not used.")
     priority: int | None = Field(None, description="Not used.")
 
     def call(self, limits: Limits) -> EmbeddingCall:
-        """What is asked for; raises RequestError."""
+        """The parsed request; raises RequestError."""
         given = {name: one for name in ("texts", "images", "inputs") if (one := getattr(self, name)) is not None}
         if len(given) != 1:
             raise RequestError(
@@ -250,7 +252,7 @@ def raw_item(content: bytes, modality: str, limits: Limits) -> Item:
 
 
 def check_count(count: int, limits: Limits, param: str) -> None:
-    """Raise RequestError for a request of no items, or of too many."""
+    """Raise RequestError for a request with no items, or too many."""
     if count == 0:
         raise RequestError(400, f"{param} is empty; 1 to {limits.max_items:,} items are accepted", code="no_items")
     if count > limits.max_items:
@@ -294,7 +296,7 @@ def text_item(text: str, limits: Limits) -> Item:
     try:
         size = len(text.encode())
     except UnicodeEncodeError as error:
-        raise InputError("a text with half a character", code="text") from error
+        raise InputError("a text with an unpaired surrogate", code="text") from error
     if size > limits.max_text_bytes:
         raise InputError(
             f"a text of {size:,} bytes; at most {limits.max_text_bytes:,} are accepted", code="too-many-bytes"
@@ -332,7 +334,7 @@ def _kind(url: str) -> str | None:
 
 
 def invalid_request(errors: Sequence[Any]) -> RequestError:
-    """What is wrong with a body or a query: the first three things of it.
+    """What is wrong with a body or a query: the first three problems.
 
     errors: as pydantic lists them
     """

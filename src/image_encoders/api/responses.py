@@ -1,4 +1,4 @@
-"""Answers: embeddings in the form that was asked for, and the one body that every error has."""
+"""Responses: embeddings in the requested form, and the body of every error."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ EmbeddingType = Literal["float", "int8", "ubinary"]
 class RequestError(ImageEncodersError):
     """A request that is refused as a whole.
 
-    status: of the answer
+    status: of the response
     code: a short stable word
-    param: the field of the request that is to blame
-    items: the items that are to blame, by their positions
-    headers: of the answer
+    param: the field of the request that caused it
+    items: the items that caused it, by their positions
+    headers: of the response
     """
 
     def __init__(
@@ -45,17 +45,17 @@ class RequestError(ImageEncodersError):
 
 
 def bad_items(items: Mapping[int, InputError], count: int, *, param: str, partial: bool) -> RequestError:
-    """The refusal of a request of `count` items some of which have no embedding.
+    """The error for a request of `count` items some of which have no embedding.
 
     param: the field that holds them
-    partial: whether the request may say `partial`, to be answered all the same
+    partial: whether the request may set `partial`, to get the others
     """
     said = "; ".join(f"item {position}: {error.message}" for position, error in list(items.items())[:3])
     more = f"; and {len(items) - 3} more" if len(items) > 3 else ""
     return RequestError(
         422,
         f"{len(items)} of {count} items cannot be embedded: {said}{more}"
-        + (". With partial=true the others get their embeddings" if partial else ""),
+        + (". With partial=true the embeddings of the others are returned" if partial else ""),
         code="bad_items",
         param=param,
         items=items,
@@ -71,7 +71,7 @@ class ItemProblem(BaseModel):
 
 
 class ErrorObject(BaseModel):
-    """What OpenAI's clients read."""
+    """The error object that OpenAI's clients read."""
 
     message: str
     type: str
@@ -80,19 +80,19 @@ class ErrorObject(BaseModel):
 
 
 class Problem(BaseModel):
-    """Every error of every endpoint: OpenAI's `error` object, and the fields of RFC 9457 beside it."""
+    """The body of all errors: OpenAI's `error` object, and the fields of RFC 9457."""
 
     error: ErrorObject
     type: str = "about:blank"
     title: str
     status: int
     detail: str
-    items: list[ItemProblem] = Field([], description="The items that are to blame, where some are.")
+    items: list[ItemProblem] = Field([], description="The items that caused the error, if any.")
     request_id: str | None = None
 
 
 def problem(error: RequestError, request_id: str | None = None) -> dict[str, Any]:
-    """The body of the answer to a request that is refused."""
+    """The response body for a refused request."""
     kind = KINDS.get(error.status, "invalid_request_error" if error.status < 500 else "server_error")
     return {
         "error": {"message": error.message, "type": kind, "param": error.param, "code": error.code},
@@ -183,7 +183,7 @@ def embeddings_answer(outcomes: Sequence[np.ndarray | InputError], form: Form, m
 
 
 class EmbeddingsByType(BaseModel):
-    """Embeddings, in each of the forms that were asked for."""
+    """Embeddings, in each of the requested forms."""
 
     float_: list[list[float]] | None = Field(None, alias="float")
     int8: list[list[int]] | None = None

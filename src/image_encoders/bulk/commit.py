@@ -13,6 +13,7 @@ from image_encoders.bulk.encode import Encoded, Failed, Outcome
 from image_encoders.bulk.plan import Plan
 from image_encoders.bulk.sources import SourceItem
 from image_encoders.collection import Collection, Failure, Row, Stored, now
+from image_encoders.process import give_back_memory
 
 COMMIT_S = 5.0  # seconds between commits: what a kill may cost
 COMMIT_ROWS = 2048  # outcomes, and
@@ -38,7 +39,7 @@ class Committer:
     ):
         """again: encodes items whose bytes seemed to be known, and whose row was replaced meanwhile
         commit_s: seconds between commits at most
-        stored: told of each part once it is certain that all of it is stored
+        stored: called with each part once it is certain that all of it is stored
         pooled: whether everything comes in parts that lie on disk
         """
         self.collection, self.plan, self.again, self.stored = collection, plan, again, stored
@@ -89,6 +90,7 @@ class Committer:
             with self.collection.writing():  # also if the run is given up meanwhile
                 while outcomes := self._next():
                     self._commit(outcomes)
+                    give_back_memory()
                     commits += 1
                     if commits % SETTLE == 0:
                         self.collection.settle(index=False)

@@ -23,11 +23,19 @@ class DigestTable:
         self._buckets = [(np.empty(0, np.uint64), np.empty(0, np.uint64))] * BUCKETS
         self._recent: dict[int, int] = {}  # newer than the arrays
 
-    def put(self, text: str, other: str = "") -> None:
+    def put(self, text: str, other: str) -> None:
         """Set the other text of a text."""
         self._recent[_digest(text)] = _digest(other)
         if len(self._recent) >= RECENT:
             self._merge()
+
+    def add(self, text: str) -> None:
+        """Put a text for `has` to find: by 128 bits, so that none is ever taken for another."""
+        self.put(text, "\0" + text)
+
+    def has(self, text: str) -> bool:
+        """Whether a text was added."""
+        return self.matches(text, "\0" + text)
 
     def __contains__(self, text: str) -> bool:
         return self._find(text) is not None

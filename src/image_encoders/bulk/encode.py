@@ -10,10 +10,11 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 
@@ -28,6 +29,7 @@ from image_encoders.tables import ImageFacts
 
 HELD = 4  # batches of inputs that wait for others of their shape at most
 OUTCOMES = 1024  # that wait for an embedding before them at most
+DEEPEST = 100  # levels of metadata: the database would die of thousands
 LONGEST_SIDE = 2**31 - 1  # [px] that is stored
 
 
@@ -125,10 +127,20 @@ def _read(item: SourceItem, *, tower: Tower, limits: ImageLimits, known: Callabl
 
 def metadata_text(item: SourceItem) -> str:
     """An item's metadata as JSON; InputError where it cannot be stored."""
+    if _deeper(item.metadata, DEEPEST):
+        raise InputError(f"metadata nested more than {DEEPEST} levels deep", code="metadata")
     try:
         return json.dumps(item.metadata, default=str, allow_nan=False)
     except (TypeError, ValueError) as error:
         raise InputError(f"metadata that JSON cannot hold: {first_line(error)}", code="metadata") from error
+
+
+def _deeper(value: Any, levels: int) -> bool:
+    """Whether a value is nested more deeply than that."""
+    if not isinstance(value, (Mapping, list, tuple)):
+        return False
+    inside = value.values() if isinstance(value, Mapping) else value
+    return not levels or any(_deeper(one, levels - 1) for one in inside)
 
 
 class _Batch:

@@ -16,8 +16,7 @@ import re
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
-from itertools import groupby
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -40,6 +39,7 @@ from image_encoders.collection import Collection, Locator, id_of, path_of
 from image_encoders.encoder import Encoder
 from image_encoders.errors import CollectionError, InputError
 from image_encoders.exports import matrix
+from image_encoders.inputs.files import ADDRESS
 from image_encoders.inputs.image import ImageLimits
 from image_encoders.tables import FACTS, ImageFacts, schema_of, storage
 
@@ -50,6 +50,7 @@ LEAST, MOST = 256, 4096  # items of a part
 SHARE = 16  # a part is that share of what came before it, within these: few workers wait at the end of a short run
 ITEMS, RESULT = ".items", ".result"  # endings of a part's files
 NAME = re.compile(r"\.?(?P<part>[0-9a-f]{32})(?P<ending>\.items|\.result)(?P<draft>\..+\.part)?")  # other files stay
+FILE_STATE = re.compile(r"\d+ -?\d+")  # how those of files begin
 OTHERS = ("metadata", "stage", "code", "message")  # columns of a result beside facts and embedding
 NOTHING = ImageFacts(0, 0, "", 0)  # of an item that failed
 
@@ -58,7 +59,7 @@ NOTHING = ImageFacts(0, 0, "", 0)  # of an item that failed
 class PartItem:
     """An item as a part has it: what a source said of it, without its bytes. An entry and its item at once.
 
-    private_urls: whether its address may be one that is not public
+    settings: how its source was understood
     """
 
     id: str
@@ -66,7 +67,7 @@ class PartItem:
     state: str
     metadata: Mapping[str, Any] | None = None
     error: InputError | None = None
-    private_urls: bool = False
+    settings: Settings = field(default_factory=Settings)
     path: None = None
 
     @property
@@ -77,11 +78,22 @@ class PartItem:
         """Itself."""
         return self
 
+    def changed(self) -> bool:
+        """Whether the file that it is, or that it is in, is another one by now; False where that is not known."""
+        path = self.locator.path
+        if ADDRESS.match(path) or not FILE_STATE.match(self.state):
+            return False
+        try:
+            state = place_of(path).state
+        except InputError:  # gone, which changes nothing of what is stored
+            return False
+        return self.state != state and not self.state.startswith(f"{state} ")
+
     def read(self, limits: ImageLimits) -> bytes:
         """Its bytes."""
         if self.error is not None:
             raise self.error
-        return read_locator(self.locator, limits, private_urls=self.private_urls)
+        return read_locator(self.locator, limits, private_urls=self.settings.private_urls)
 
 
 def folder_of(collection: Collection, shared: str | os.PathLike[str] | None = None) -> Path:
@@ -140,18 +152,8 @@ class Parts:
                 f"{self.folder} holds parts of a run into another collection; choose another folder, or delete it if "
                 "that collection is gone"
             )
-        private = json.loads(table.schema.metadata[b"settings"])["private_urls"]
-        return [_item(row, private) for row in table.to_pylist()]
-
-    def entries(self, part: str) -> Iterator[Entry]:
-        """What is in a part, so that what an archive or a table holds is read in order, and once."""
-        table = _read(self.folder / f"{part}{ITEMS}")
         settings = Settings(**json.loads(table.schema.metadata[b"settings"]))
-        for container, items in groupby(self.items(part), _container):
-            if container is not None:
-                yield from _members(*container, list(items), settings)
-            else:
-                yield from (_entry(item, settings) for item in items)
+        return [_item(row, settings) for row in table.to_pylist()]
 
     def write(self, part: str, outcomes: Sequence[Outcome], dim: int) -> None:
         """Keep what became of a part's items, in their order."""
@@ -217,11 +219,11 @@ class Worker:
     def encode(self, part: str, done: Callable[[list[Outcome]], None] = lambda outcomes: None) -> None:
         """Encode a part and keep what became of it; `done` is called with what came meanwhile."""
         found: dict[str, Outcome] = {}
-        items = looked_at(self.parts.entries(part))
-        for outcomes in encode(items, self.encoder, batch_size=self.tuner, workers=self.workers):
+        items = self.parts.items(part)
+        for outcomes in encode(looked_at(entries(items)), self.encoder, batch_size=self.tuner, workers=self.workers):
             found.update((one.item.id, one) for one in outcomes)
             done(outcomes)
-        self.parts.write(part, [found[item.id] for item in self.parts.items(part)], self.encoder.dim)
+        self.parts.write(part, [found[item.id] for item in items], self.encoder.dim)
 
     def finished(self, parts: Iterable[str | None]) -> Generator[str | None, None, None]:
         """As a `Pool`."""
@@ -329,11 +331,25 @@ def _recorded(item: SourceItem) -> dict[str, Any]:
     }
 
 
-def _item(row: dict[str, Any], private_urls: bool) -> PartItem:
+def _item(row: dict[str, Any], settings: Settings) -> PartItem:
     member = None if row["member"] is None else path_of(row["member"])
     error = None if row["code"] is None else InputError(row["message"], code=row["code"])
     place = Locator(path_of(row["path"]), member, row["time_s"])
-    return PartItem(row["id"], place, row["state"], json.loads(row["metadata"]), error, private_urls)
+    return PartItem(row["id"], place, row["state"], json.loads(row["metadata"]), error, settings)
+
+
+def entries(items: Iterable[PartItem]) -> Iterator[Entry]:
+    """The items of a part as sources would name them; those that an archive or a table holds, in one pass over it."""
+    together: dict[
+        tuple[str, str | None], list[PartItem]
+    ] = {}  # also those between which others stand, such as failures
+    for item in items:
+        if (container := _container(item)) is not None:
+            together.setdefault(container, []).append(item)
+        else:
+            yield _entry(item)
+    for container, some in together.items():
+        yield from _members(*container, some)
 
 
 def _container(item: PartItem) -> tuple[str, str | None] | None:
@@ -344,42 +360,42 @@ def _container(item: PartItem) -> tuple[str, str | None] | None:
     return path, None if is_archive_name(path) else member.rpartition("/")[0]
 
 
-def _entry(item: PartItem, settings: Settings) -> Entry:
+def _entry(item: PartItem) -> Entry:
     """An item that is in no archive and no table, as a source would name it."""
     path, time_s = item.locator.path, item.locator.time_s
     if item.error is not None:
         return item
     if time_s is not None:
-        return Frame(place_of(path), time_s, settings.every_s)
+        return Frame(place_of(path), time_s, item.settings.every_s)
     if is_url(path):
-        return UrlEntry(path, item.metadata, settings.private_urls)  # type: ignore[return-value]
+        return UrlEntry(path, item.metadata, item.settings.private_urls)  # type: ignore[return-value]
     if is_object(path):
         return ObjectEntry(path, item.metadata)  # type: ignore[return-value]
     return item
 
 
-def _members(path: str, column: str | None, items: Sequence[PartItem], settings: Settings) -> Iterator[Entry]:
+def _members(path: str, column: str | None, items: Sequence[PartItem]) -> Iterator[Entry]:
     """Items that an archive or a table holds, met on one way through it; the others, with why they were not met."""
     wanted = {item.id: item for item in items}
     walk = Walk(known=lambda id, state: id not in wanted)
-    error = InputError("no longer in it", code="not-found")
+    error = InputError("no longer in the archive or table", code="not-found")
     if column is None:
-        found = Archive(place_of(path), walk, settings.all_files).entries()
+        found = Archive(place_of(path), walk, items[0].settings.all_files).entries()
     else:
         found = Table(place_of(path), walk, _refused, column).entries()
     for entry in found:
-        if isinstance(entry, Problem):
-            error = entry.error
-        elif wanted.pop(id_of(entry.name), None) is not None:
+        if wanted.pop(id_of(entry.name), None) is not None:
             yield entry
             if not wanted:
                 return
+        elif isinstance(entry, Problem):
+            error = entry.error
     yield from (replace(item, error=error) for item in wanted.values())
 
 
 def _refused(name: str, metadata: Mapping[str, Any] | None) -> Entry:
     """A cell that held an image when the part was cut, and holds a name now."""
-    error = InputError("a path where an image was; run again", code="changed")
+    error = InputError("the cell now holds a path instead of an image; run again", code="changed")
     return Problem(name, Locator(name), error)
 
 

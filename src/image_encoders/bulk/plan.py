@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 from image_encoders.bulk.digests import DigestTable
 from image_encoders.bulk.sources import SourceItem
+from image_encoders.bulk.sources.items import SAID
 from image_encoders.collection import FAILURES, ITEMS, Collection
 
 
@@ -25,11 +26,11 @@ class Plan:
         self.rows, self.failures, self.contents = DigestTable(), DigestTable(), DigestTable()
         self.recovered: list[str] = []
         self._under_way: set[str] = set()  # ids that are being encoded
-        self._recorded = DigestTable()  # ids in parts that are written down, each with itself: 128 bits tell them apart
+        self._recorded = DigestTable()  # ids in parts that are written down
         for rows in collection.scan(ITEMS, ["id", "state", "sha256"]):
             for id, state, sha256 in zip(*(column.to_pylist() for column in rows.columns)):
-                self.rows.put(id, state)
-                self.contents.put(sha256)
+                self._note(id, state)
+                self.contents.add(sha256)
         for rows in collection.scan(FAILURES, ["id", "state"]):
             for id, state in zip(*(column.to_pylist() for column in rows.columns)):
                 self.failures.put(id, state)
@@ -37,13 +38,13 @@ class Plan:
     def changed(self, items: Iterable[SourceItem]) -> Iterator[SourceItem]:
         """The items that must be encoded, each id once, and none that is in a part."""
         for item in items:
-            if self._recorded.matches(item.id, "\0" + item.id):
+            if self._recorded.has(item.id):
                 continue
             self.total += 1
             # An id leaves `_under_way` after it has come into one of the tables, on the committer's thread.
             if item.id in self._under_way:
                 self.unchanged += 1
-            elif item.state and self.rows.matches(item.id, item.state):
+            elif item.state and self.knows(item.id, item.state):
                 self.unchanged += 1
                 if item.id in self.failures:
                     self.recovered.append(item.id)
@@ -52,6 +53,16 @@ class Plan:
             else:
                 self._under_way.add(item.id)
                 yield item
+
+    def knows(self, id: str, state: str) -> bool:
+        """Whether an item has a row in its state; one that says more of it does for a source that says nothing."""
+        return self.rows.matches(id, state) or self.rows.matches(f"\1{id}", state)
+
+    def _note(self, id: str, state: str) -> None:
+        self.rows.put(id, state)
+        bare, said, _ = state.partition(SAID)
+        if said:
+            self.rows.put(f"\1{id}", bare)
 
     def _failed_before(self, item: SourceItem) -> bool:
         """Whether an item failed in this very state, and is not to be tried again."""
@@ -63,21 +74,20 @@ class Plan:
         """Whether each item has a row, or is on the list of failures, in its state."""
         return all(self.rows.matches(one.id, one.state) or self.failures.matches(one.id, one.state) for one in items)
 
-    def carry_on(self, items: Iterable[SourceItem]) -> None:
+    def carry_on(self, items: Sequence[SourceItem]) -> None:
         """Count the items of a part that an earlier run has left."""
-        for item in items:
-            self.total += 1
-            self._recorded.put(item.id, "\0" + item.id)
+        self.total += len(items)
+        self.recorded(items)
 
     def recorded(self, items: Iterable[SourceItem]) -> None:
-        """Note that items from `changed` are written down in a part."""
+        """Note that items are written down in a part."""
         for item in items:
-            self._recorded.put(item.id, "\0" + item.id)
+            self._recorded.add(item.id)
             self._under_way.discard(item.id)
 
     def stored(self, id: str, state: str) -> None:
         """Note that an item has a row."""
-        self.rows.put(id, state)
+        self._note(id, state)
         self._under_way.discard(id)
 
     def listed(self, id: str, state: str) -> None:

@@ -8,6 +8,7 @@ Nothing but names of parts goes through Ray: parts and results are files in a fo
 from __future__ import annotations
 
 import logging
+import shutil
 import socket
 from collections import Counter, deque
 from collections.abc import Generator, Iterable, Iterator, Mapping
@@ -69,7 +70,7 @@ def connected(address: str, **options: Any) -> Iterator[None]:
         if host and port.isdecimal():  # Ray itself would wait for minutes
             socket.create_connection((host, int(port)), CONNECT_S).close()
         with starting_ray():
-            ray.init(**place, log_to_driver=False, logging_level=logging.ERROR, **options)
+            begun = ray.init(**place, log_to_driver=False, logging_level=logging.ERROR, **options)
     except (OSError, RuntimeError, ValueError) as error:
         raise DeviceError(
             f"no Ray cluster at {address!r}: {first_line(error)}; accepted: {LOCAL}, which starts one on this machine, "
@@ -79,6 +80,8 @@ def connected(address: str, **options: Any) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+        if address == LOCAL:
+            shutil.rmtree(begun.address_info["session_dir"], ignore_errors=True)
 
 
 def _ray() -> Any:
@@ -152,7 +155,7 @@ class Recipe:
         encoder = load(self.name, **self.wishes)
         here = f"on {socket.gethostname()}"
         if encoder.fingerprint != self.fingerprint:
-            raise DeviceError(f"{self.name} {here} is another model than where the run was started: {encoder}")
+            raise DeviceError(f"{self.name} {here} differs from the model where the run was started: {encoder}")
         canaries = embed_canaries(encoder)
         if self.canaries is not None and canaries is not None:
             found, allowed = drift(canaries, self.canaries), PRECISIONS[self.precision].apart
@@ -183,7 +186,7 @@ class _Actor:
 
         encoder = self.recipe.load()
         self.worker = Worker(self.parts, encoder, BatchSizeTuner(self.batch_size), self.threads)
-        self.done = Metric("image_encoders_images", "Images that came to an end, by how", tag_keys=("outcome",))
+        self.done = Metric("image_encoders_images", "Finished images, by outcome", tag_keys=("outcome",))
         return slow(encoder)
 
     def encode(self, part: str) -> None:
@@ -273,7 +276,7 @@ class Workers:
         for call in done:
             member, part = self._busy.pop(call)
             try:
-                told = ray.get(call)
+                warning = ray.get(call)
             except (ray.exceptions.RayActorError, ray.exceptions.OutOfMemoryError) as error:
                 self._replace(member, part, error)
                 continue
@@ -286,8 +289,8 @@ class Workers:
             self._idle.append(member)
             if part is not None:
                 yield part
-            elif told:
-                logger.warning("%s", told)
+            elif warning:
+                logger.warning("%s", warning)
         if not done:
             yield None
 
@@ -306,7 +309,7 @@ class Workers:
         """Raise what a worker raised; one that is refused while it starts is done without."""
         cause = error.cause
         if part is None and isinstance(cause, DeviceError):
-            logger.warning("%s; it is not used", cause)
+            logger.warning("%s; this worker is not used", cause)
             self._refused = cause
             self._kill(member)
         elif isinstance(cause, ImageEncodersError):
@@ -370,8 +373,8 @@ class _Rows:
     def __init__(self, recipe: Recipe, column: str, settings: Settings, batch_size: int | None, threads: int):
         self.encoder, self.column, self.settings, self.threads = recipe.load(), column, settings, threads
         self.tuner = BatchSizeTuner(batch_size)
-        if told := slow(self.encoder):
-            logger.warning("%s", told)
+        if warning := slow(self.encoder):
+            logger.warning("%s", warning)
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """The table with two more columns."""

@@ -33,6 +33,7 @@ from image_encoders.collection import ITEMS, Collection, RunRecord, now, path_of
 from image_encoders.encoder import Encoder, check_batch_size
 from image_encoders.errors import InputError, TooManyFailures
 from image_encoders.inputs.files import ADDRESS
+from image_encoders.upkeep import LIMIT_S
 
 Source = str | os.PathLike[str]
 Prune = Callable[[list[str]], Iterable[str]]
@@ -159,7 +160,7 @@ class _Run:
         self.committer, self.plan, self.collection = committer, committer.plan, committer.collection
         self.began, self.since = now(), time.monotonic()
         if isinstance(sources, Sources):
-            sources.known = self.plan.rows.matches
+            sources.known = self.plan.knows
         self.progress, self.max_failures, self.record_unchanged = progress, max_failures, record_unchanged
         self.standing = Standing()
         self.pruned = self.forgotten = 0
@@ -180,7 +181,7 @@ class _Run:
             self._forget()
             if prune:
                 self._prune(list if prune is True else prune)
-            self.collection.settle()
+            self.collection.settle(limit_s=max(LIMIT_S, (time.monotonic() - self.since) / 10))
         except (KeyboardInterrupt, TooManyFailures):
             if self.committer.finished:
                 self._close()
@@ -199,16 +200,21 @@ class _Run:
             if self.plan.holds(items):  # it was stored before its files could be removed
                 self.parts.remove(part)
                 continue
-            self.plan.carry_on(items)
-            if self.parts.has_result(part):
-                self._took(self.parts.outcomes(part))
-            else:
+            if not self.parts.has_result(part):
+                self.plan.carry_on(items)
                 unfinished.append(part)
+                continue
+            unchanged = {item.id for item in items if not item.changed()}  # the others are met again
+            self.plan.carry_on([item for item in items if item.id in unchanged])
+            if outcomes := [one for one in self.parts.outcomes(part) if one.item.id in unchanged]:
+                self._took(outcomes)
+            else:
+                self.parts.remove(part)
         return unfinished
 
     def _encode(self) -> None:
         """Encode what is changed here."""
-        changed, known = self.plan.changed(self._drawn(self._show)), self.plan.contents.__contains__
+        changed, known = self.plan.changed(self._drawn(self._show)), self.plan.contents.has
         worker = self.worker
         for outcomes in encode(changed, worker.encoder, batch_size=self.tuner, workers=worker.workers, known=known):
             self._took(outcomes)
@@ -237,7 +243,7 @@ class _Run:
         self.standing.waited["committing"] += time.monotonic() - began
         for one in outcomes:
             if isinstance(one, Encoded) and one.embedding is not None:
-                self.plan.contents.put(one.facts.sha256)
+                self.plan.contents.add(one.facts.sha256)
         self.standing.read += len(outcomes)
         self.standing.failures.update(one.code for one in outcomes if isinstance(one, Failed))
         self._show()
@@ -250,8 +256,8 @@ class _Run:
         last = [one for one in outcomes if isinstance(one, Failed)][-1:]
         if last:
             raise TooManyFailures(
-                f"more than {self.max_failures:,} images failed, the last one of them {last[0].item.id}: "
-                f"{last[0].message}; what was encoded is stored, and the same command goes on from there"
+                f"more than {self.max_failures:,} images failed, the last being {last[0].item.id}: {last[0].message}; "
+                "what was encoded is stored, and the same command resumes from there"
             )
 
     def _drawn(self, show: Callable[[], None] = lambda: None) -> Iterator[SourceItem]:

@@ -1,7 +1,7 @@
 """The command `image-encoders`: one module per command, which parses and prints; the work is done elsewhere.
 
-Exit statuses: 0 everything asked for was done; 2 it could not be done, and one sentence says why; 3 done, but some
-items failed, and a line says where they are listed; 130 interrupted. Results go to standard output, everything else to
+Exit statuses: 0 success; 2 error, explained in one sentence; 3 finished, but some items failed, and a line says where
+they are listed; 130 interrupted. Results go to standard output, everything else to
 standard error.
 """
 
@@ -89,11 +89,11 @@ Try it:
   image-encoders encode photos/ -o my-photos            # images into a collection
   image-encoders search my-photos "a dog on a beach"    # find them by words
 \b
-Exit status: 0 everything was done; 2 it could not be done, and one sentence says why; 3 done, but some items failed;
-130 interrupted: what was done is kept, and the same command goes on from there.
+Exit status: 0 success; 2 error, explained in one sentence; 3 finished, but some items failed; 130 interrupted:
+completed work is kept, and the same command resumes.
 \b
-Ctrl-C (SIGINT) and SIGTERM stop a run cleanly. Under `nohup`, or with `&` in a script, SIGINT is ignored, as the shell
-asked: use `kill PID` (SIGTERM) there.""",
+Ctrl-C (SIGINT) and SIGTERM stop a run cleanly. Under `nohup`, or with `&` in a script, shells make commands ignore
+SIGINT: use `kill PID` (SIGTERM) instead.""",
 )
 
 for command in (

@@ -44,7 +44,7 @@ Examples:
   image-encoders browse photos/ -o my-photos          # keeps the embeddings in the collection my-photos
   image-encoders browse photos/ --no-open --port 9000 # opens no browser
 \b
-Ctrl-C and SIGTERM end it. The same command goes on where it was, and the page is there at once."""
+Ctrl-C and SIGTERM end it. The same command resumes, and the page is available at once."""
 
 IDLE_S = 900.0  # after which a net that answers queries gives its memory back, unless it is asked for
 SETTINGS = {one.name: one for one in fields(Settings)}
@@ -57,7 +57,7 @@ def _said(name: str) -> Any:
 
 def browse(
     folder: Annotated[
-        Path, typer.Argument(metavar="FOLDER", help="The images, also in folders below.", parser=local_path)
+        Path, typer.Argument(metavar="FOLDER", help="The folder of images, searched recursively.", parser=local_path)
     ],
     model: Annotated[
         str | None,
@@ -79,7 +79,7 @@ def browse(
             parser=local_path,
         ),
     ] = None,
-    no_open: Annotated[bool, typer.Option("--no-open", help="Open no web browser.")] = False,
+    no_open: Annotated[bool, typer.Option("--no-open", help="Do not open a web browser.")] = False,
     host: Annotated[str, _said("host")] = Settings.host,
     port: Annotated[
         int | None,
@@ -97,9 +97,9 @@ def browse(
 ) -> None:
     """Search a folder of images on a page in the web browser.
 
-    The images are embedded in the background, by a process of its own; what is embedded already can be searched at
-    once. It follows the folder: images that come, change or are deleted do so on the page, too. Where the folder, or a
-    disk below it, is unmounted, nothing is removed.
+    A separate process embeds the images in the background; those already embedded can be searched at once. The folder
+    is watched: the page shows added, changed and deleted images. If the folder, or a disk below it, is unmounted,
+    nothing is removed.
     """
     if offline:
         go_offline()
@@ -178,8 +178,8 @@ def _check_default() -> None:
         family.fetch(variant, offline=True)
     except WeightsError as error:
         raise WeightsError(
-            f"the default model, {models.DEFAULT}, is not on this machine yet: `image-encoders fetch {models.DEFAULT}` "
-            "downloads it once, 0.6 GB. Without a network, --model clip/demo is bundled, which knows drawn shapes only"
+            f"the default model, {models.DEFAULT}, has not been downloaded: `image-encoders fetch {models.DEFAULT}` "
+            "downloads it once, 0.6 GB. Without a network, use --model clip/demo, bundled, for drawn shapes only"
         ) from error
 
 
@@ -212,7 +212,7 @@ def _serve(job: Job, known: Collection | None, settings: Settings, listening: An
         browser.follower.stop()
     if browser.follower.error is not None and service.collection is None:
         raise ImageEncodersError(browser.follower.error)
-    say("stopped; the same command goes on from there")
+    say("stopped; run the same command again to resume")
 
 
 class _Browser:
@@ -251,7 +251,7 @@ class _Browser:
     def _failed(self, message: str) -> None:
         """The follower has given up; without a collection there is nothing to show."""
         if self.service.collection is not None:
-            say(f"the folder is not followed any more: {message}")
+            say(f"no longer watching the folder: {message}")
         else:
             os.kill(os.getpid(), signal.SIGTERM)
 

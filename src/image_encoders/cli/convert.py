@@ -22,7 +22,7 @@ def convert(
     weights: Annotated[Path, typer.Option(metavar="PATH", help="The original checkpoint, a file or a folder.")],
     out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="The file to write, .safetensors.")],
     options: Options = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace FILE if it is there.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace FILE if it exists.")] = False,
     offline: Offline = False,
     as_json: Json = False,
 ) -> None:

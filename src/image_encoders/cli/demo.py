@@ -38,7 +38,7 @@ def demo(
     serve: Annotated[
         bool, typer.Option("--serve", help="Then search the images on a page in the web browser, until Ctrl-C.")
     ] = False,
-    no_open: Annotated[bool, typer.Option("--no-open", help="With --serve: open no web browser.")] = False,
+    no_open: Annotated[bool, typer.Option("--no-open", help="With --serve: do not open a web browser.")] = False,
     port: Annotated[int | None, typer.Option(metavar="N", min=0, max=65535, help="With --serve: the port.")] = None,
 ) -> None:
     """Take the tour: draw images, encode them, search them.
@@ -74,14 +74,14 @@ def _check(folder: Path) -> None:
     """Raise InputError for a folder that holds anything but what an earlier tour made."""
     if not folder.is_dir():
         if folder.exists():
-            raise InputError(f"{folder} is a file; name a folder, new or empty", code="folder")
+            raise InputError(f"{folder} is a file; choose a new or empty folder", code="folder")
         return
     others = sorted({one.name for one in folder.iterdir()} - MADE)
     if (images := folder / "images").exists():
         others += [f"images/{one.name}" for one in images.iterdir() if not one.name.startswith("album-")]
     if others:
         raise InputError(
-            f"{folder} holds files that are not of the tour, such as {others[0]}; name a folder that is new or empty",
+            f"{folder} holds files that do not belong to the tour, such as {others[0]}; choose a new or empty folder",
             code="folder",
         )
 

@@ -40,7 +40,10 @@ def doctor(
     images: Annotated[
         list[Path] | None,
         typer.Argument(
-            metavar="IMAGE", help="Files to measure on; without any, drawn ones.", show_default=False, parser=local_path
+            metavar="IMAGE",
+            help="Image files to measure with.  [default: drawn images]",
+            show_default=False,
+            parser=local_path,
         ),
     ] = None,
     model: Annotated[
@@ -56,13 +59,13 @@ def doctor(
     offline: Offline = False,
     as_json: Json = False,
 ) -> None:
-    """Show what this machine has, and what limits a model on it.
+    """Show versions and hardware, and measure a model.
 
     With --model it shows which engine and precision were chosen and why, measures how long reading, preprocessing and
-    embedding an image take, and names the stage that limits.
+    embedding an image take, and names the bottleneck.
     """
     if images and model is None:
-        raise typer.BadParameter("images are measured with a model: add --model NAME")
+        raise typer.BadParameter("measuring images requires a model: add --model NAME")
     check_paths(weights, calibration)
     if model is not None:
         from image_encoders import models

@@ -19,8 +19,8 @@ EXAMPLES = """\b
 Examples:
   image-encoders duplicates my-photos
   image-encoders duplicates my-photos --threshold 0.99          # only what is almost the same
-  image-encoders duplicates my-photos --html duplicates.html    # to look at them side by side
-  image-encoders duplicates my-photos -o duplicates.parquet     # a row for each image, for pandas, polars, DuckDB
+  image-encoders duplicates my-photos --html duplicates.html    # to compare them side by side
+  image-encoders duplicates my-photos -o duplicates.parquet     # one row per image, for pandas, polars, DuckDB
   image-encoders duplicates my-photos --json | jq -r '.groups[].images[] | select(.best | not) | .path'"""
 
 SHOWN, SHOWN_IMAGES = 20, 10  # groups that are listed, and images of each
@@ -32,20 +32,24 @@ def duplicates(
         float,
         typer.Option(
             metavar="COSINE",
-            help="How similar every two images of a group are at least: 1 is the same embedding. What is nearly the "
-            "same depends on the model, so look at some groups, and raise it where they hold different images.",
+            help="Minimum similarity of any two images in a group; 1 means equal embeddings. A good value depends on "
+            "the model: look at some groups, and raise it if they contain different images.",
         ),
     ] = 0.95,
     near: Annotated[
-        bool, typer.Option("--near", help="Leave copies aside: of files with the same bytes, look at the first alone.")
+        bool, typer.Option("--near", help="Ignore exact copies: of files with the same bytes, compare only the first.")
     ] = False,
     out: Annotated[
         Path | None,
         typer.Option(
-            "--output", "-o", metavar="FILE", help="Also write a row for each image, as Parquet.", parser=local_path
+            "--output",
+            "-o",
+            metavar="FILE",
+            help="Also write a Parquet file with one row per image.",
+            parser=local_path,
         ),
     ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output file if it is there.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing output file.")] = False,
     page: Annotated[
         Path | None,
         typer.Option(
@@ -58,11 +62,11 @@ def duplicates(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Find images that are there more than once, or nearly so.
+    """Find duplicate and near-duplicate images.
 
-    Files with the same bytes, and images whose embeddings are nearly the same. Every two images of a group are that
-    similar: a chain of images, each like the next one, is cut. Of each group the best is named: the one with the most
-    pixels, then the most bytes, then the first by its id. No file is changed or deleted.
+    A group holds files with the same bytes, and images whose embeddings are nearly the same. Any two images in it are
+    that similar: chains, in which each image resembles only the next, are split. The best of each group is marked: the
+    one with the most pixels, then the most bytes, then the first by id. No file is changed or deleted.
     """
     from image_encoders import contact_sheet, duplicates, exports
     from image_encoders.collection import Collection
@@ -97,7 +101,7 @@ def _summarize(found: Duplicates) -> None:
     """The groups for people, and how many there are."""
     if found.recall is not None:
         missed = f"{found.recall.found:,} of {found.recall.pairs:,}"
-        say(f"compared within cells of similar embeddings, which found {missed} pairs of a sample")
+        say(f"compared within cells of similar embeddings; on a sample this found {missed} pairs")
     if not found.groups:
         say(f"no duplicates among {counted(found.count, 'image')} at a cosine similarity of {found.threshold:g}")
         return
@@ -106,8 +110,8 @@ def _summarize(found: Duplicates) -> None:
         say(f"and {counted(len(found.groups) - SHOWN, 'more group')}: --json and -o list all, --html shows them")
     extra = [image for group in found.groups for image in group.images[1:]]
     print(
-        f"{counted(len(found.groups), 'group')} among {counted(found.count, 'image')}; beside the best of each "
-        f"{counted(len(extra), 'image')} of {sum(image.size for image in extra) / 1e6:,.1f} MB"
+        f"{counted(len(found.groups), 'group')} among {counted(found.count, 'image')}; besides the best of each, "
+        f"{counted(len(extra), 'image')} with {sum(image.size for image in extra) / 1e6:,.1f} MB"
     )
 
 
@@ -119,7 +123,7 @@ def _rows(groups: Sequence[Group]) -> Iterator[tuple[Any, ...]]:
         for image in others[: SHOWN_IMAGES - 1]:
             yield "", f"{image.score:.3f}", *_size(image), named(image)
         more = len(group.images) - SHOWN_IMAGES
-        least = f"{count}, every two {group.least:.3f} or more"
+        least = f"{count}, any two {group.least:.3f} or more"
         yield "", "", "", "", f"({least}{f'; {more:,} more' if more > 0 else ''})"
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from image_encoders.cli.failures import with_advice
-from image_encoders.cli.loading import check_goes_on, check_paths, load, load_again
+from image_encoders.cli.loading import check_goes_on, check_paths, check_wishes, load, load_again
 from image_encoders.cli.meter import progress_of
 from image_encoders.cli.options import (
     Calibration,
@@ -52,15 +52,15 @@ Examples:
   image-encoders encode photos/ -o my-photos                       # again: only what is new or changed
   image-encoders encode photos/ -o my-photos --retry-failed        # and what failed before
   image-encoders encode photos/ -o features -m bit/R50x1 --weights BiT-M-R50x1.npz -O input_size=480
-  image-encoders encode photos/ -o my-photos --ray local --ray-workers 4   # by four processes here
-  image-encoders encode /shared/photos -o /shared/index --ray auto         # by the Ray cluster this machine is in
+  image-encoders encode photos/ -o my-photos --ray local --ray-workers 4   # four processes on this machine
+  image-encoders encode /shared/photos -o /shared/index --ray auto         # on the cluster of this machine
   nohup image-encoders encode photos/ -o my-photos &               # in the background; `kill PID` stops it
 \b
-On a Ray cluster every node sees the images, and the collection or --parts, at the same path. Whatever was killed, the
-same command again goes on with the parts that are written down. See docs/scale.md.
+On a Ray cluster every node must see the images, and the collection or --parts, at the same path. Whichever process was
+killed, the same command resumes. See docs/scale.md.
 \b
-Stopping: Ctrl-C (SIGINT) or `kill` (SIGTERM) stores what is embedded and exits with 130; a second one exits at once.
-Started with `nohup`, or with `&` in a script, SIGINT is ignored, as the shell asked; SIGTERM still stops it cleanly."""
+Stopping: Ctrl-C (SIGINT) or `kill` (SIGTERM) stores what has been embedded and exits with 130; a second exits at once.
+Under `nohup`, or with `&` in a script, shells make commands ignore SIGINT; SIGTERM still stops it cleanly."""
 
 SHOWN = 5  # failures in the summary
 COUNTS = {  # in the summary, after what was encoded, each with what it means
@@ -68,7 +68,7 @@ COUNTS = {  # in the summary, after what was encoded, each with what it means
     "unchanged": "",
     "failed": "",
     "pruned": " (their files are gone)",
-    "ignored": " (not images by their names; --all-files takes them)",
+    "ignored": " (not named like images; --all-files includes them)",
 }
 CALIBRATION = 300  # images that a model is calibrated on, unless --calibration names others
 
@@ -119,7 +119,7 @@ def encode(
         typer.Option(metavar="N", min=1, help="Threads that read and preprocess.  [default: one per processor core]"),
     ] = None,
     retry_failed: Annotated[
-        bool, typer.Option("--retry-failed", help="Also try again what failed in earlier runs and has not changed.")
+        bool, typer.Option("--retry-failed", help="Also retry items that failed in earlier runs and have not changed.")
     ] = False,
     prune: Annotated[
         bool, typer.Option("--prune", help="At the end, remove the embeddings of files that no longer exist.")
@@ -129,13 +129,16 @@ def encode(
     ] = False,
     column: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="Of tables: the column of images, paths or URLs.  [default: as it looks]"),
+        typer.Option(metavar="NAME", help="For tables: the column of images, paths or URLs.  [default: detected]"),
     ] = None,
     private_urls: Annotated[
         bool, typer.Option("--private-urls", help="Fetch URLs of lists and tables from private addresses, too.")
     ] = False,
     frames: Annotated[
-        str, typer.Option(metavar="WHEN", help="Of videos: a frame every so many seconds, or at each of the scenes.")
+        str,
+        typer.Option(
+            metavar="WHEN", help="For videos: the number of seconds between frames, or scenes for one frame per scene."
+        ),
     ] = "10",
     max_failures: Annotated[
         int | None, typer.Option(metavar="N", min=0, help="Stop once more than N images have failed in this run.")
@@ -159,7 +162,7 @@ def encode(
         Path | None,
         typer.Option(
             metavar="FOLDER",
-            help="With --ray: a folder that every node sees at this path, for work under way.  [default: in the "
+            help="With --ray: a folder for work in progress that every node sees at this path.  [default: in the "
             "collection]",
             parser=local_path,
         ),
@@ -174,33 +177,37 @@ def encode(
     offline: Offline = False,
     as_json: Json = False,
     log_json: Annotated[
-        bool, typer.Option("--log-json", help="For machines: progress as lines of JSON on standard error, no bar.")
+        bool, typer.Option("--log-json", help="Report progress as lines of JSON on standard error, instead of a bar.")
     ] = False,
     quiet: Annotated[
-        bool, typer.Option("--quiet", "-q", help="Print no progress and no summary, only errors and how many failed.")
+        bool,
+        typer.Option("--quiet", "-q", help="Print no progress and no summary, only errors and the number of failures."),
     ] = False,
 ) -> None:
     """Encode images into a collection.
 
-    Run it again and only what is new or changed is encoded. Stop it at any time: the same command goes on where it
-    stopped. A broken file does not stop the run: it is listed, and the exit status is 3.
+    Run it again and only what is new or changed is encoded. Stop it at any time: the same command resumes. A broken
+    file does not stop the run: it is listed, and the exit status is 3.
     """
     _set_limits(IMAGE_ENCODERS_MAX_PIXELS=max_pixels, IMAGE_ENCODERS_MAX_BYTES=max_bytes)
 
     from image_encoders.bulk import run, sources
     from image_encoders.collection import Collection
+    from image_encoders.models import DEFAULT
 
     files = sources.find(source, all_files=all_files, column=column, private_urls=private_urls, frames=frames)
-    pool = context.with_resource(_cluster(ray, ray_workers, batch_size, parts, quiet))
     begun = _begun(output)
     check_paths(weights, calibration)
     if begun is not None:
         check_goes_on(begun, model, weights, precision)
+    family_options = parse_options(options)
+    check_wishes(model or (begun.name if begun else DEFAULT), family_options, device, precision, engine)
+    pool = context.with_resource(_cluster(ray, ray_workers, batch_size, parts, quiet))
     wishes: dict[str, Any] = {"weights": weights, "device": device, "precision": precision, "engine": engine}
     if precision in CALIBRATED or calibration is not None:
         wishes["calibration"] = calibration or (begun and begun.recipe.get("calibration")) or files.sample(CALIBRATION)
     began = time.monotonic()
-    encoder = _encoder(begun, model, parse_options(options), offline=offline, quiet=quiet, **wishes)
+    encoder = _encoder(begun, model, family_options, offline=offline, quiet=quiet, **wishes)
     load_seconds = time.monotonic() - began
     try:
         with terminations():
@@ -245,7 +252,7 @@ def _cluster(
     """
     if address is None:
         if workers is not None or parts is not None:
-            raise typer.BadParameter("--ray-workers and --parts are for --ray ADDRESS, such as --ray local")
+            raise typer.BadParameter("--ray-workers and --parts require --ray ADDRESS, such as --ray local")
         yield None
         return
     from image_encoders.bulk import ray
@@ -265,7 +272,7 @@ def _say_what_is_kept(output: Path) -> None:
     from image_encoders.collection import MARK, Collection
 
     count = Collection.open(output).count() if (output / MARK).exists() else 0
-    say(f"interrupted: {counted(count, 'embedding')} kept in {shown(output)}; the same command goes on from there")
+    say(f"interrupted: {counted(count, 'embedding')} kept in {shown(output)}; run the same command again to resume")
 
 
 def _begun(output: Path) -> Collection | None:
@@ -276,7 +283,7 @@ def _begun(output: Path) -> Collection | None:
         check_new(output)
         return None
     begun = Collection.open(output)
-    with begun.writing():
+    with begun.locked():
         return begun
 
 
@@ -296,7 +303,7 @@ def _nothing(source: Sequence[str], files: Sources) -> str:
     if not files.ignored:
         return words
     others = counted(files.ignored, "other file")
-    return f"{words}, but {others}: {_some(files.passed_over, files.ignored)}; --all-files takes them"
+    return f"{words}, but {others}: {_some(files.passed_over, files.ignored)}; --all-files includes them"
 
 
 def _some(names: Sequence[str], count: int) -> str:
@@ -317,7 +324,7 @@ def summarize(report: Report, output: Path, collection: Collection, load_seconds
     if report.failed:
         for failure in collection.failures()[:SHOWN]:
             print(escape_controls(f"  {shown(failure.id)}: {with_advice(failure)}"))
-        print(f"  all failures: image-encoders failures {shown(output)}; to try them again: --retry-failed")
+        print(f"  all failures: image-encoders failures {shown(output)}; to retry them: --retry-failed")
 
 
 def _fields(

@@ -26,7 +26,7 @@ def export(
             metavar="OUT", help="A file that ends in .parquet, .arrow, .feather, .csv or .npy.", parser=local_path
         ),
     ],
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT if it is there.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT if it exists.")] = False,
     as_json: Json = False,
 ) -> None:
     """Write a collection's embeddings to a file.

@@ -23,7 +23,7 @@ def fetch(
 ) -> None:
     """Download a model's files.
 
-    From then on it can be used without a network. What has been downloaded is not downloaded again.
+    Then it can be used without a network. Files that have been downloaded before are not downloaded again.
     """
     from image_encoders import models
 

@@ -39,10 +39,10 @@ def map(
         typer.Option(
             metavar="METHOD",
             help="pca, the two directions in which the embeddings differ most; umap, which keeps neighbours together "
-            "and takes minutes for many; or auto: umap where umap-learn is installed.",
+            "and takes minutes for large collections; or auto: umap where umap-learn is installed.",
         ),
     ] = "auto",
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file if it is there.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing file.")] = False,
     opened: Annotated[bool, typer.Option("--open/--no-open", help="Open it in Embedding Atlas, in a browser.")] = True,
     as_json: Json = False,
 ) -> None:
@@ -67,6 +67,6 @@ def map(
     if opened:
         ended = subprocess.run(viewer, check=False, stdout=2)  # standard output is for results
         if ended.returncode:
-            raise ImageEncodersError(f"Embedding Atlas ended with status {ended.returncode}; {shown(out)} is written")
+            raise ImageEncodersError(f"Embedding Atlas ended with status {ended.returncode}; {shown(out)} was written")
     elif not as_json:
         say(f"to open it: {shlex.join(['embedding-atlas', *viewer[3:]])}")

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from datetime import datetime, timezone
 from functools import partial
 from typing import TYPE_CHECKING
 
 from image_encoders.cli.printing import bar, say
-from image_encoders.errors import ImageEncodersError
 
 if TYPE_CHECKING:
     from image_encoders.bulk.run import Standing
@@ -74,14 +72,9 @@ class Meter:
         self.show, self.every_s = show, every_s
         self.waited: dict[str, float] = {}
         self.last: Standing | None = None
-        self.total: int | None = None
+        self.total = files.count_aside()
         self.began = self.limited = time.monotonic()
         self.shown, self.limit = self.began, ""
-        threading.Thread(target=self._count, args=(files,), daemon=True, name="count").start()
-
-    def _count(self, files: Sources) -> None:
-        with suppress(OSError, ImageEncodersError):  # a list that vanished: the run itself will say so
-            self.total = files.count()
 
     def __call__(self, standing: Standing) -> None:
         """Show how far a run is, if it is time."""
@@ -103,4 +96,4 @@ class Meter:
             self.waited, self.limited = dict(standing.waited), self.shown
             chosen = standing.waited if ended else lately
             self.limit = max(chosen, key=lambda stage: chosen[stage], default="")
-        self.show(standing, self.total, standing.read / max(self.shown - self.began, SHOW_S), self.limit, ended)
+        self.show(standing, self.total(), standing.read / max(self.shown - self.began, SHOW_S), self.limit, ended)

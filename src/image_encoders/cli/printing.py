@@ -33,7 +33,7 @@ NOTICE_S = 1.0  # after which something slow is said to be going on
 # The library quotes the value of a keyword, or names it in capitals (weights=PATH); a folder source=web is neither.
 _VALUE = r"""=(?:['"]([\w.-]+)['"]|([A-Z]+))(?!\w)"""
 _NO_VALUE = r"=(?=[\s,;:]|$)"
-_FLAGS = r"(?<![\w/-])(weights|device|precision|engine|calibration)"
+_FLAGS = r"(?<![\w/-])(weights|device|precision|engine|calibration|method|overwrite)"
 _OPTIONS = (
     r"(?<![\w/-])(?<!-O )(definition|class_name|class_args|layer|pooling|preprocess|input_shape|vocabulary|source)"
 )
@@ -41,7 +41,7 @@ KEYWORDS = (  # in the library's errors, and how the command line spells them
     (r",? or (?:pass|load with) truncate=True", ""),  # a command that takes a text takes no options of its model
     (r"(?<!--model )clip/demo, which is bundled", "--model clip/demo, which is bundled"),
     (_FLAGS + _VALUE, r"--\1 \2\3"),
-    (_FLAGS + _NO_VALUE, r"--\1"),
+    (_FLAGS + r"(?:=True(?!\w)|" + _NO_VALUE + ")", r"--\1"),
     (_OPTIONS + _VALUE, r"-O \1=\2\3"),
     (_OPTIONS + _NO_VALUE, r"-O \1=..."),
 )

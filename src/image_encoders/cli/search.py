@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -18,6 +20,9 @@ if TYPE_CHECKING:
 
     from image_encoders.collection import Collection, Hit
     from image_encoders.encoder import Encoder
+    from image_encoders.tables import Comparison
+
+COMPARISON = re.compile(r"\s*(\S.*?)\s*(!=|<=|>=|=|<|>)\s*(.*?)\s*", re.DOTALL)
 
 EXAMPLES = """\b
 Examples:
@@ -25,6 +30,7 @@ Examples:
   image-encoders search my-photos "a dog on a beach" -k 50 --html dogs.html
   image-encoders search my-photos --image holiday.jpg        # images like this one
   image-encoders search my-photos "at night" --image street.jpg --minus "people"
+  image-encoders search my-photos "a dog" --where "year >= 2020" --where "label = beach"   # by metadata of a table
   image-encoders search my-sounds --audio bark.wav           # with a model that takes sounds, such as audioclip
   image-encoders search my-photos "a dog" --json | jq -r '.[].path'"""
 
@@ -35,7 +41,7 @@ def search(
         str | None,
         typer.Argument(
             metavar='"WORDS"',
-            help="What to look for, in words; --image or --audio takes their place, or adds to them.",
+            help="What to look for, in words; --image or --audio can replace it or be combined with it.",
             show_default=False,
         ),
     ] = None,
@@ -43,11 +49,20 @@ def search(
         Path | None, typer.Option(metavar="FILE", help="Find images like this one.", parser=local_path)
     ] = None,
     audio: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Find images of what is heard in this file.", parser=local_path)
+        Path | None, typer.Option(metavar="FILE", help="Find images that match this sound.", parser=local_path)
     ] = None,
     minus: Annotated[
         list[str] | None,
-        typer.Option("--minus", metavar='"WORDS"', help="Keep away from what these words say; may be repeated."),
+        typer.Option("--minus", metavar='"WORDS"', help="Subtract these words from the query; may be repeated."),
+    ] = None,
+    where: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--where",
+            metavar='"NAME = VALUE"',
+            help="Only images with matching metadata: =, !=, <, <=, > or >= a number, a text, true, false or null; may "
+            "be repeated, and then all must match.",
+        ),
     ] = None,
     k: Annotated[int, typer.Option("-k", metavar="N", min=1, help="How many images to find.")] = 10,
     each_copy: Annotated[
@@ -76,8 +91,9 @@ def search(
     if any(isinstance(one, str) and not one.strip() for _, one, _ in queries):
         raise typer.BadParameter('WORDS are empty; write what to look for, such as "a dog on a beach"')
 
-    from image_encoders.collection import Collection
+    from image_encoders.collection import Collection, Where
 
+    held = Where(metadata=tuple(map(comparison, where or ())))
     opened = Collection.open(collection)
     for modality, query, _ in queries:
         _check(opened, modality, query)
@@ -85,11 +101,11 @@ def search(
     with loading(opened.name):
         encoder = load_again(opened, {}, offline=offline, quiet=True, weights=weights, device=device)
         embeddings = [_embedding(encoder, modality, query) for modality, query, _ in queries]
-    hits = opened.search(opened.mix(embeddings, [weight for *_, weight in queries]), k, each_copy=each_copy)
+    hits = opened.search(opened.mix(embeddings, [weight for *_, weight in queries]), k, each_copy=each_copy, where=held)
     if as_json:
         print_json([_fields(rank, hit) for rank, hit in enumerate(hits, 1)])
     else:
-        show(hits)
+        show(hits, "no image matches --where" if where and opened.count() else "the collection is empty")
     if page is not None:
         title = "".join(
             (" − " if weight < 0 else " + " if place else "") + (query if isinstance(query, str) else query.name)
@@ -119,11 +135,11 @@ def check_page(page: Path | None) -> None:
         return
     if page.suffix.lower() not in (".html", ".htm"):
         raise InputError(
-            f"--html {page}: not the name of a page; it ends with .html, so that no other file is lost", code="page"
+            f"--html {page}: the name must end with .html, so that no other file is overwritten", code="page"
         )
     if page.is_dir() or not page.absolute().parent.is_dir():
         where = "is a folder" if page.is_dir() else f"there is no folder {shown(page.absolute().parent)}"
-        raise InputError(f"--html {page}: {where}; name a file in a folder that exists", code="page")
+        raise InputError(f"--html {page}: {where}; choose a file in an existing folder", code="page")
 
 
 def _embedding(encoder: Encoder, modality: str, query: Any) -> np.ndarray:
@@ -132,12 +148,29 @@ def _embedding(encoder: Encoder, modality: str, query: Any) -> np.ndarray:
     return encode([query])[0]
 
 
-def show(hits: Sequence[Hit]) -> None:
-    """The table of what was found."""
+def comparison(text: str) -> Comparison:
+    """What --where says: NAME, a sign, and a value, as JSON where it is that, else as text."""
+    from image_encoders.tables import Comparison
+
+    said = COMPARISON.fullmatch(text)
+    if said is None:
+        raise typer.BadParameter(
+            f'--where "{text}": write NAME, one of = != < <= > >=, and a value, such as "year >= 2020"'
+        )
+    name, sign, value = said.groups()
+    try:
+        found = json.loads(value, parse_constant=str)
+    except ValueError:
+        found = value
+    return Comparison(name, sign, value if isinstance(found, (list, dict)) else found)
+
+
+def show(hits: Sequence[Hit], otherwise: str) -> None:
+    """The table of what was found; `otherwise` where nothing was."""
     rows = ((rank, hit.score, f"{hit.width} x {hit.height}", named(hit)) for rank, hit in enumerate(hits, 1))
     print_table(("rank", "score", "size", "image"), rows)
     if not hits:
-        say("the collection is empty")
+        say(otherwise)
 
 
 def named(hit: Hit) -> str:

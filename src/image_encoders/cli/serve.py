@@ -91,7 +91,7 @@ def serve(
         typer.Option(
             "--model",
             metavar="[ID=]NAME",
-            help="A model to serve, and what requests are to call it; may be repeated.  [default: the collection's]",
+            help="A model to serve, and its ID in requests; may be repeated.  [default: the collection's]",
         ),
     ] = None,
     collection: Annotated[
@@ -107,19 +107,20 @@ def serve(
     offline: Offline = False,
     **settings: Any,
 ) -> None:
-    """Serve embeddings, and searches, over HTTP.
+    """Serve embeddings and search over HTTP.
 
-    Requests have the shapes of OpenAI's and Cohere's clients. With --collection it also searches, for programs and on
-    a page. It listens on this machine alone unless --host says otherwise. Each option can be a variable of the
-    environment too: --max-items is IMAGE_ENCODERS_SERVE_MAX_ITEMS. Ctrl-C and SIGTERM end it, when what it has begun is
-    answered.
+    It accepts the requests of OpenAI's and Cohere's clients. With --collection it also offers search, as an API and as
+    a web page. Without --host only this machine can connect. Each option can also be set by an environment variable:
+    --max-items by IMAGE_ENCODERS_SERVE_MAX_ITEMS. Ctrl-C and SIGTERM stop it after the requests in progress.
     """
     if offline:
         go_offline()
     if not model and collection is None:
-        raise typer.BadParameter("name a model: --model clip/demo, which is bundled, or see `image-encoders models`")
+        raise typer.BadParameter("give a model: --model clip/demo, which is bundled, or see `image-encoders models`")
     if weights is not None and len(model or ()) != 1:
-        raise typer.BadParameter("--weights goes with one --model; a folder can be named too: --model clip/./FOLDER")
+        raise typer.BadParameter(
+            "--weights requires exactly one --model; a folder can also be given as --model clip/./FOLDER"
+        )
     wishes = wishes_of(
         options, weights=weights, device=device, precision=precision, engine=engine, calibration=calibration
     )

@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import NoReturn, TextIO
@@ -75,16 +75,11 @@ def _importing(frame: FrameType | None) -> bool:
 @contextmanager
 def interrupts_held() -> Iterator[None]:
     """Ctrl-C waits for the end of the block, in which a library would not survive it."""
-    before = signal.getsignal(signal.SIGINT)
-    if before == signal.SIG_IGN or threading.current_thread() is not threading.main_thread():
-        yield
-        return
     came: list[int] = []
-    signal.signal(signal.SIGINT, lambda number, frame: came.append(number))
     try:
-        yield
+        with _handler(signal.SIGINT, lambda number, frame: came.append(number)):
+            yield
     finally:
-        signal.signal(signal.SIGINT, before)
         if came:
             signal.raise_signal(signal.SIGINT)
 
@@ -104,12 +99,19 @@ def interrupted() -> Iterator[None]:
 @contextmanager
 def terminations() -> Iterator[None]:
     """SIGTERM ends the block as Ctrl-C does, unless it was to be ignored."""
-    before = signal.getsignal(signal.SIGTERM)
+    with _handler(signal.SIGTERM, signal.default_int_handler):
+        yield
+
+
+@contextmanager
+def _handler(number: int, handler: Callable[[int, FrameType | None], object]) -> Iterator[None]:
+    """A signal's handler for the block, in the main thread, and where the signal is not ignored."""
+    before = signal.getsignal(number)
     if before == signal.SIG_IGN or threading.current_thread() is not threading.main_thread():
         yield
         return
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    signal.signal(number, handler)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(number, before)

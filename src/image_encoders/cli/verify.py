@@ -26,7 +26,7 @@ Examples:
   image-encoders verify all --full --markdown    # all of them: 4 GB, some minutes
   image-encoders verify vsepp/f30k-vgg19 --weights runs/f30k_vse++_vggfull/model_best.pth.tar
 \b
-Exit status: 0 all checks passed; 3 a check failed; 2 not possible, one sentence says why."""
+Exit status: 0 all checks passed; 3 a check failed; 2 error, explained in one sentence."""
 
 REFERENCE = {"device": "cpu", "precision": "float32", "engine": "torch"}  # what the tolerances are for
 HEADINGS = ("case", "file format", "stage", "max abs error", "rel error", "1 - cos", "tolerance", "")
@@ -126,7 +126,7 @@ def _synthetic(
     failed = sum(not result.passed for result in results)
     say(
         f"\n{counted(len(results), 'check')}, {failed} outside the tolerance, {time.perf_counter() - started:.0f} s"
-        + ("" if asserted else "; the tolerances are for float32 by torch on the CPU and only shown for comparison")
+        + ("" if asserted else "; the tolerances are for float32 by torch on the CPU and shown only for comparison")
     )
     if skipped:
         say(f"not run: {', '.join(_sized(case) for case in skipped)}; --full runs them")

@@ -113,7 +113,7 @@ def checkpoint(case: str, folder: Path | None = None) -> Path:
             said = (ran.stderr.strip().splitlines() or [f"exit status {ran.returncode}"])[-1]
             raise WeightsError(
                 f"{made}: the synthetic checkpoint of {size(case) / 1e6:,.0f} MB cannot be made: {said}; "
-                "make room, or choose another folder with IMAGE_ENCODERS_CACHE"
+                "free some space, or choose another folder with IMAGE_ENCODERS_CACHE"
             )
         part.chmod(0o755)
         try:

@@ -141,8 +141,8 @@ def named(name: str) -> list[Case]:
         family = name.partition("/")[0]
         there = sorted({case.model for case in CASES if case.family == family}) or [*models.families(), "all"]
         raise UnknownModel(
-            f"{name}: no conformance case is of that name; there are: {', '.join(there)}. "
-            "With real weights at hand, give them as --weights"
+            f"{name}: no conformance case has that name; there are: {', '.join(there)}. "
+            "If you have the real weights, pass them with --weights"
         )
     return found
 

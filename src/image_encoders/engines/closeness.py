@@ -1,7 +1,7 @@
-"""How near embeddings in low precision come to float32's, measured on drawn images.
+"""How close embeddings in low precision are to float32's, measured on drawn images.
 
-By centred cosine: the mean embedding is subtracted first, since embeddings of one net have much in common, which would
-hide what they lose.
+By centred cosine: the mean embedding is subtracted first, since embeddings of one net have a large common component,
+which would hide the loss.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ WORDS = ("man", "woman", "dog", "cat", "red", "blue", "car", "street", "tree", "
 
 
 def closeness(embeddings: np.ndarray, reference: np.ndarray) -> Closeness:
-    """How near `embeddings` (N, dim) come to the `reference` (N, dim), N at least 2."""
+    """How close `embeddings` (N, dim) are to the `reference` (N, dim), N at least 2."""
     mean = reference.mean(axis=0)
     return Closeness(
         cosine=float(_cosines(embeddings, reference).min()),
@@ -73,7 +73,7 @@ def example_inputs(net: Net, count: int = PROBES) -> list[np.ndarray]:
 def embed_probes(
     embed: Callable[[np.ndarray], np.ndarray], inputs: list[np.ndarray], patience: float = float("inf")
 ) -> tuple[np.ndarray, list[np.ndarray]]:
-    """Embeddings of inputs of one shape, and the inputs that there was time for."""
+    """Embeddings of inputs of one shape, and those inputs, as many as time allowed."""
     embeddings: list[np.ndarray] = []
     began = time.monotonic()
     for start in range(0, len(inputs), BATCH):

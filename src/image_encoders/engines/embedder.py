@@ -1,4 +1,4 @@
-"""A net, and what runs it."""
+"""Nets, and the embedders that run them."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 class Embedder(Protocol):
     """A net on a device: inputs (B, ...) -> embeddings (B, dim) float32, callable from many threads at once.
 
-    streams: how many calls it computes side by side, each on threads of its own
+    streams: how many calls it computes in parallel, each on its own threads
     calibration: digest of the images that it was calibrated on; else ""
-    choice: what was selected and why; None where the wish left no choice
+    choice: what was selected and why; None if the request left no choice
     """
 
     device: str
@@ -34,10 +34,10 @@ class Embedder(Protocol):
 
 @dataclass(frozen=True)
 class Closeness:
-    """How near embeddings come to the same images' embeddings in float32.
+    """How close embeddings are to the same images' embeddings in float32.
 
-    cosine: the least, plain
-    centred: the least, of embeddings whose mean was subtracted
+    cosine: the least
+    centred: the least after subtracting the mean embedding
     neighbours: the share of images whose nearest other image is the same
     images: how many were compared
     """
@@ -50,11 +50,11 @@ class Closeness:
 
 @dataclass(frozen=True)
 class Choice:
-    """What `precision="auto"` came to.
+    """What `precision="auto"` selected.
 
     engine, precision: what runs the net
     closeness: of its embeddings to float32's; None where it is float32
-    refused: what would have been faster, and why it was not taken
+    refused: what would have been faster, and why it was rejected
     """
 
     engine: str
@@ -65,15 +65,15 @@ class Choice:
 
 @dataclass(frozen=True)
 class Net:
-    """A net that is built when it is needed.
+    """A net that is built on demand.
 
     name: for messages
-    key: equal keys, equal embeddings: a digest of the weights and of whatever else decides what `build` builds
+    key: equal keys, equal embeddings: a digest of the weights and of all else that determines what `build` builds
     build: one tensor (B, ...) in, one tensor (B, dim) out; in float32, on the CPU
-    prepare: source -> input, as the tower has it
-    shape: of an input without batch axis; None where any length goes
+    prepare: source -> input, the tower's
+    shape: of an input without batch axis; None where any length is accepted
     modality: "image", "text" or "audio"
-    traceable: whether a copy can be made by following one pass; not so where Python decides at run time what is done
+    traceable: whether one pass traces the net: not if Python code decides at run time
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""Copies of nets in 8 bits, calibrated on images of the user's own."""
+"""8-bit copies of nets, calibrated on the user's own images."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def int8_embedder(net: Net, calibration: Sequence[Any] | str | None) -> OpenVino
 
 
 def calibrated(net: Net, calibration: Sequence[Any] | str | None) -> str:
-    """The digest of the calibration whose copy of the net is in the cache, made if need be."""
+    """The digest of the calibration whose copy of the net is in the cache, created if necessary."""
     if isinstance(calibration, str):
         if not (folder_of(net, calibration) / ABOUT).is_file():
             raise WeightsError(
@@ -78,14 +78,14 @@ def calibrated(net: Net, calibration: Sequence[Any] | str | None) -> str:
                     write(quantized, folder, net.name, closeness=asdict(near))
         except OSError as error:
             raise WeightsError(
-                f"{folder}: the calibrated copy cannot be kept: {error.strerror or error}; "
-                "make room, or set IMAGE_ENCODERS_CACHE"
+                f"{folder}: the calibrated copy cannot be stored: {error.strerror or error}; "
+                "free some space, or set IMAGE_ENCODERS_CACHE"
             ) from error
     return digest
 
 
 def _inputs(net: Net, images: Sequence[Any]) -> list[np.ndarray]:
-    """The inputs of those images that can be read, or of `MOST` of them; InputError where that is too few."""
+    """The inputs of the images that can be read, at most `MOST`; InputError if there are too few."""
     inputs = []
     for source in _spread(images, MOST):
         try:
@@ -94,15 +94,15 @@ def _inputs(net: Net, images: Sequence[Any]) -> list[np.ndarray]:
             logger.info("not used for the calibration: %s", error)
     if len(inputs) < FEWEST:
         raise InputError(
-            f"{len(inputs)} images to calibrate int8 on; give calibration= (--calibration FOLDER) at least {FEWEST} "
-            f"that can be read, better {MOST}",
+            f"{len(inputs)} images to calibrate int8 on; with calibration= at least {FEWEST} that can be read "
+            f"are needed, better {MOST}",
             code="calibration",
         )
     return inputs
 
 
 def _digest(inputs: Sequence[np.ndarray]) -> str:
-    """Of all that decides the copy's numbers: images, in their order, versions, and the processor's kind."""
+    """Of everything that determines the copy's numbers: images, in their order, versions, and the processor's kind."""
     try:
         versions = [metadata.version(name) for name in ("image-encoders", "openvino", "nncf")]
     except metadata.PackageNotFoundError as error:
@@ -114,7 +114,7 @@ def _digest(inputs: Sequence[np.ndarray]) -> str:
 
 
 def _nearness(quantized: openvino.Model, model: openvino.Model, inputs: Sequence[np.ndarray]) -> Closeness:
-    """How near the quantised model's embeddings are to the model's own."""
+    """How close the quantised model's embeddings are to the model's own."""
     embeddings = []
     for one in (quantized, model):
         request = core().compile_model(one, "CPU", {"INFERENCE_PRECISION_HINT": "f32"}).create_infer_request()
@@ -125,7 +125,7 @@ def _nearness(quantized: openvino.Model, model: openvino.Model, inputs: Sequence
 
 
 def verdict(net: Net, folder: Path) -> Choice | None:
-    """What was measured when int8 was calibrated; a warning where it costs much."""
+    """What was measured when int8 was calibrated; warns about a large loss."""
     try:
         near = Closeness(**json.loads((folder / ABOUT).read_text("utf-8"))["closeness"])
     except (OSError, ValueError, KeyError, TypeError):  # damaged: reading the copy will raise

@@ -1,4 +1,4 @@
-"""What this machine has: devices and instructions."""
+"""This machine's devices and instructions."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ DEVICES = "accepted: auto, cpu, cuda, cuda:N, /CPU:0, /GPU:N, a torch.device, th
 
 
 def find_device(name: str) -> str:
-    """The device as torch spells it; DeviceError unless it is here.
+    """The device as torch spells it; DeviceError if it is not available.
 
-    name: "auto", or what is written for a device, a `torch.device` or the number of a CUDA device
+    name: "auto", a device's name, a `torch.device` or the number of a CUDA device
     """
     spelled = name.strip()
     tensorflow = re.fullmatch(r"/(?:device:)?(CPU|GPU|XLA_GPU):(\d+)", spelled, re.IGNORECASE)
@@ -60,7 +60,7 @@ def _has_cuda_driver() -> bool:
 
 @cache
 def device_model(device: str) -> str:
-    """The name of the processor or of a GPU, as its maker calls it."""
+    """The product name of the processor or of a GPU."""
     if device != "cpu":
         import torch
 
@@ -72,9 +72,9 @@ def device_model(device: str) -> str:
 
 
 def wished_bfloat16() -> bool | None:
-    """Whether IMAGE_ENCODERS_BFLOAT16 wants bfloat16 on this machine; None where the processor decides.
+    """Whether IMAGE_ENCODERS_BFLOAT16 enables bfloat16 on this machine; None if the processor decides.
 
-    1: by torch where OpenVINO has no instructions for it; 0: not even where there are some
+    1: by torch if the processor has no instructions for it; 0: not even if it has
     """
     wish = os.environ.get("IMAGE_ENCODERS_BFLOAT16", "")
     if wish not in ("", "0", "1"):
@@ -89,7 +89,7 @@ def has_bfloat16_instructions() -> bool:
 
 
 def system_lines(path: str) -> list[str]:
-    """The lines of a file that the system makes; none where it does not."""
+    """The lines of a file of the system; none if it does not exist."""
     try:
         return Path(path).read_text(errors="replace").splitlines()
     except OSError:

@@ -3,8 +3,8 @@
     openvino/<key>/net.xml, net.bin   the copy, in float32 or quantised
                    about.json         the sha256 of both, what the copy is of, and what was measured of it
 
-A copy is made by following one pass of the torch net, and is compared with it before it is used. Where a copy is there,
-no engine imports torch. One that does not have the sha256 it was written with is made again.
+A copy is traced from one pass of the torch net, and compared with it before it is used. If there is a copy, no engine
+imports torch. A copy whose sha256 has changed is replaced.
 """
 
 from __future__ import annotations
@@ -61,8 +61,8 @@ ALONE = 8  # calls with fewer than that, one after the other, after which more o
 class OpenVinoEmbedder:
     """A net on the CPU: inputs (B, ...) -> embeddings (B, dim) float32.
 
-    Inputs of another type or shape than images are prepared to, such as prepared floats, go through torch in the same
-    precision; beside one that torch has not, such as int8, in float32.
+    Inputs of another type or shape than preprocessed images, such as prepared floats, go through torch in the same
+    precision, or in float32 if torch does not have it, such as int8.
 
     calibration: digest of the images that it was calibrated on; else ""
     """
@@ -117,7 +117,7 @@ class OpenVinoEmbedder:
 
         if forked():
             logger.warning(
-                "%s: torch runs it: this process was forked, and OpenVINO's threads are missing in it", self._net.name
+                "%s: using torch, as this process was forked and has none of OpenVINO's threads", self._net.name
             )
         return TorchEmbedder(self._net.build(), "cpu", self.precision if self._torch_has_it else "float32")
 
@@ -125,10 +125,10 @@ class OpenVinoEmbedder:
 class _Compiled:
     """A model ready to run, with as many requests as can run at once.
 
-    count: of requests that run at once, each on a stream of its own
+    count: of requests that run at once, each on its own stream
 
-    Several streams of few threads embed the most inputs a second. One input alone has the threads of one stream, so
-    after some that came alone a second compilation gives them all threads.
+    Several streams of few threads have the highest throughput. A single input has the threads of one stream, so after
+    some single inputs a second compilation gives them all threads.
     """
 
     def __init__(self, model: openvino.Model, precision: str, streams: int | None = None):
@@ -179,7 +179,7 @@ class _Compiled:
         return self._on_streams(inputs, wanted)
 
     def _compiled_again(self) -> _Compiled:
-        """The model on one stream; itself where there is no room for a second one."""
+        """The model on one stream; itself if there is no memory for a second one."""
         try:
             return _Compiled(self._model, self._precision, 1)
         except (MemoryError, RuntimeError) as error:
@@ -219,7 +219,7 @@ def _rows(requests: Sequence[Any], pieces: Sequence[np.ndarray]) -> Iterator[np.
 
 
 def _threads() -> int:
-    """How many threads nets may use: as many as OMP_NUM_THREADS says, as for torch, or as there are cores."""
+    """How many threads nets may use: OMP_NUM_THREADS, as for torch, or one per core."""
     asked = os.environ.get("OMP_NUM_THREADS", "")
     return min(int(asked), cores()) if asked.isdecimal() and int(asked) > 0 else cores()
 
@@ -228,13 +228,13 @@ def _threads() -> int:
 
 
 def core() -> openvino.Core:
-    """OpenVINO at work; DeviceError in a process that was forked from one where it is."""
+    """OpenVINO, started; DeviceError in a process forked from one that uses it."""
     refuse_forked()
     return _openvino()[0]
 
 
 def _start() -> tuple[openvino.Core, bool]:
-    """OpenVINO, and what it says of the processor: asked at once, since a forked process cannot ask."""
+    """OpenVINO, and what it reports about the processor: queried at once, since a forked process cannot."""
     made = import_openvino().Core()
     openvino_uses(made)
     return made, "BF16" in made.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
@@ -253,7 +253,7 @@ def refuse_forked() -> None:
 
 
 def has_bfloat16() -> bool:
-    """Whether OpenVINO computes bfloat16 here: where the processor has instructions for it, unless they are hidden."""
+    """Whether OpenVINO computes bfloat16 here: if the processor has instructions for it, unless they are hidden."""
     return wished_bfloat16() is not False and multiplies_bfloat16()
 
 
@@ -266,7 +266,7 @@ def multiplies_bfloat16() -> bool:
 
 
 def folder_of(net: Net, calibration: str = "") -> Path:
-    """Where a net's copy is kept, for these versions of all that makes it."""
+    """Where a net's copy is kept, for the current versions of everything involved."""
     if calibration:  # which knows the versions that it was made by; the copy itself needs none of them
         name = hashlib.sha256(json.dumps([FORMAT, net.key, calibration]).encode()).hexdigest()[:32]
         return cache_folder() / "openvino" / f"{name}-int8-{calibration}"
@@ -277,13 +277,13 @@ def folder_of(net: Net, calibration: str = "") -> Path:
 
 
 def has_copy(net: Net) -> bool:
-    """Whether the cache holds a copy of the net, damaged perhaps."""
+    """Whether the cache holds a copy of the net, even a damaged one."""
     return net.traceable and (folder_of(net) / ABOUT).is_file()
 
 
 @cache
 def _sources() -> str:
-    """A digest of the nets' own code: a copy of another version's net is another copy."""
+    """A digest of the nets' own code, so that copies of other versions are not used."""
     digest = hashlib.sha256()
     for path in sorted(Path(__file__).parents[1].joinpath("nets").glob("*.py")):
         digest.update(path.read_bytes())
@@ -291,7 +291,7 @@ def _sources() -> str:
 
 
 def read(net: Net, folder: Path, calibration: str) -> openvino.Model:
-    """The copy in `folder`; made again where it is damaged."""
+    """The copy in `folder`; replaced if it is damaged."""
     damage = _damage(folder)
     if damage is None:
         return core().read_model(folder / XML)
@@ -300,24 +300,24 @@ def read(net: Net, folder: Path, calibration: str) -> openvino.Model:
             f"{folder}: the calibrated copy is damaged ({damage}); delete it, calibrate again, "
             "and encode into a new collection"
         )
-    logger.warning("%s: the converted copy is made again: %s", folder, damage)
+    logger.warning("%s: converting the model again: %s", folder, damage)
     return copied(net, folder)
 
 
 def _damage(folder: Path) -> str | None:
-    """What is wrong with the copy in `folder`; None where it is as it was written, and can be read."""
+    """What is wrong with the copy in `folder`; None if it is unchanged and readable."""
     try:
         about = json.loads((folder / ABOUT).read_text("utf-8"))
         for name in (XML, BIN):
             if running_sha256(folder / name).hexdigest() != about[name]:
-                return f"{name} is not as it was written"
+                return f"{name} has changed since it was written"
     except (OSError, ValueError, KeyError, TypeError) as error:
         return str(error)
     return None
 
 
 def copied(net: Net, folder: Path) -> openvino.Model:
-    """A new copy of the net, kept in `folder` where that can be written."""
+    """A new copy of the net, stored in `folder` if that is writable."""
     require_cached(f"the converted copy of {net.name}")
     model = None
     try:
@@ -328,8 +328,8 @@ def copied(net: Net, folder: Path) -> openvino.Model:
             return core().read_model(folder / XML)
     except OSError as error:
         logger.warning(
-            "%s: no converted copy can be kept, so every start converts again: %s; "
-            "make room, or set IMAGE_ENCODERS_CACHE",
+            "%s: the converted copy cannot be stored, so every start converts again: %s; "
+            "free some space, or set IMAGE_ENCODERS_CACHE",
             folder,
             error.strerror or error,
         )
@@ -337,12 +337,12 @@ def copied(net: Net, folder: Path) -> openvino.Model:
 
 
 def lock_path(folder: Path) -> Path:
-    """What is locked while the copy in `folder` is made."""
+    """The lock file for creating the copy in `folder`."""
     return folder.with_name(f"{folder.name}.lock")
 
 
 def write(model: openvino.Model, folder: Path, name: str, **about: Any) -> None:
-    """The model's files, and last what vouches for them and what else is to be known."""
+    """Write the model's files, and last their digests and other facts."""
     shutil.rmtree(folder, ignore_errors=True)  # what other processes have mapped stays theirs
     folder.mkdir(parents=True, exist_ok=True)
     need = sum(op.get_byte_size() for op in model.get_ops() if op.get_type_name() == "Constant")
@@ -363,7 +363,7 @@ def write(model: openvino.Model, folder: Path, name: str, **about: Any) -> None:
 
 
 def converted(net: Net) -> openvino.Model:
-    """The net as an OpenVINO model, which gives torch's embeddings; DeviceError where none can be made."""
+    """The net as an OpenVINO model, which gives torch's embeddings; DeviceError if it cannot be converted."""
     with building, said(f"converting {net.name} for OpenVINO, once"):
         import torch
 
@@ -384,7 +384,9 @@ def converted(net: Net) -> openvino.Model:
             raise DeviceError(f"OpenVINO cannot run {net.name}: {first_line(error)}; use engine='torch'") from error
     for ours, theirs in zip(found, wanted):
         if ours.shape != theirs.shape or not np.abs(ours - theirs).max() <= AGREES * np.abs(theirs).max():
-            raise DeviceError(f"OpenVINO's copy of {net.name} gives other embeddings than torch; use engine='torch'")
+            raise DeviceError(
+                f"OpenVINO's copy of {net.name} gives different embeddings from torch's; use engine='torch'"
+            )
     return model
 
 
@@ -408,7 +410,7 @@ def _traced(module: Any, example: np.ndarray, shape: Sequence[int | None]) -> op
 
 
 def _examples(net: Net) -> list[np.ndarray]:
-    """Batches of two sizes, as the tower prepares them, and of another shape where any goes."""
+    """Batches of two sizes, as the tower prepares them, and of another shape if any is accepted."""
     inputs = example_inputs(net, 3)
     whole, cut = slice(None), iter((0.5, 0.75))
     part = tuple(
@@ -419,7 +421,7 @@ def _examples(net: Net) -> list[np.ndarray]:
 
 @contextmanager
 def said(what: str) -> Iterator[None]:
-    """Something slow, for the log and on a terminal."""
+    """Report something slow in the log and on a terminal."""
     logger.info("%s", what)
     with bar(what):
         yield

@@ -1,7 +1,7 @@
 """The precisions that nets are computed in: one table.
 
-A new one is an entry here, and what its engine makes of it: `_DTYPES` in torch.py, `_HINTS` in openvino.py. Options,
-their texts and errors, and what `precision="auto"` tries, follow from the table.
+To add one, add an entry here and its engine's setting: `_DTYPES` in torch.py, `_HINTS` in openvino.py. Options, their
+help and errors, and what `precision="auto"` tries, are derived from the table.
 """
 
 from __future__ import annotations
@@ -11,17 +11,17 @@ from dataclasses import dataclass
 from image_encoders.errors import DeviceError
 
 TORCH = ("torch", "torch-compile")
-OWNERS = {"openvino": "OpenVINO's", "torch": "PyTorch's", "torch-compile": "PyTorch's"}  # in sentences
+OWNERS = {"openvino": "OpenVINO", "torch": "PyTorch", "torch-compile": "PyTorch"}  # in messages
 
 
 @dataclass(frozen=True)
 class Precision:
-    """One way to compute.
+    """A precision.
 
-    cpu, cuda: the engines that compute it there, the preferred one first
-    calibrated: whether a copy of the net is made for it from images like those to be encoded
-    rank: precision="auto" tries the lowest first, and never 0; the highest is float32, which they are judged by
-    instructions: whether the CPU needs instructions for it to be quick
+    cpu, cuda: the engines that compute it there, in order of preference
+    calibrated: whether it needs a copy of the net calibrated on images like those to be encoded
+    rank: precision="auto" tries the lowest first, and never 0; the highest is float32, the reference
+    instructions: whether it is fast only on CPUs with special instructions
     apart: 1 - cosine of the embeddings of one image on two machines, at most. What is computed in less than float32 may
         be 1 - closeness.CLOSEST from float32's on each, to either side
     """
@@ -47,12 +47,12 @@ RANKED = tuple(sorted((name for name, one in PRECISIONS.items() if one.rank), ke
 
 
 def engines_of(precision: str, device: str) -> tuple[str, ...]:
-    """The engines that compute a precision on a device, the preferred one first."""
+    """The engines that compute a precision on a device, in order of preference."""
     return PRECISIONS[precision].cpu if device == "cpu" else PRECISIONS[precision].cuda
 
 
 def accepted(*, calibrated: bool = True) -> list[str]:
-    """What a caller may ask for, "auto" first; without those that are calibrated, if need be."""
+    """The accepted names, "auto" first; optionally without those that need calibration."""
     return ["auto", *(name for name, one in PRECISIONS.items() if calibrated or not one.calibrated)]
 
 
@@ -65,9 +65,9 @@ def check_computed(precision: str, device: str, engine: str) -> None:
     if not one.cpu and not one.cuda:
         raise DeviceError(f"no engine computes precision={precision!r}; use {' or '.join(others)}")
     if device == "cpu" and not here:
-        raise DeviceError(f"{precision} is not for the CPU; use {' or '.join(others)} there")
+        raise DeviceError(f"{precision} is not available on the CPU; use {' or '.join(others)} there")
     place, owner = ("cpu", one.cpu[0]) if one.cpu else ("cuda", one.cuda[0])
     raise DeviceError(
-        f"precision={precision!r} is {OWNERS[owner]}, on {'the CPU' if one.cpu else 'CUDA'}; "
+        f"precision={precision!r} is computed by {OWNERS[owner]} on {'the CPU' if one.cpu else 'CUDA'}; "
         f"use device={place!r} and engine='auto' with it"
     )

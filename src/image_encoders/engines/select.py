@@ -1,8 +1,8 @@
-"""From a wish (device, precision, engine) to what runs a net: `select_embedder`.
+"""From a request (device, precision, engine) to what runs a net: `select_embedder`.
 
-`precision="auto"` is the fastest way to run a net on this machine that keeps its embeddings. Each way embeds a few
-drawn images, and so does float32. It is taken when every centred cosine between the two is at least `CLOSEST`. The
-verdict is kept in the cache, with the net's key, the machine and the versions.
+`precision="auto"` is the fastest way to run a net on this machine whose embeddings stay close. Each way embeds a few
+drawn images, and so does float32. It is accepted if every centred cosine between the two is at least `CLOSEST`. The
+verdict is cached, with the net's key, the machine and the versions.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from image_encoders.cache import NotCached, atomic_write, cache_folder, only_cached, require_cached
-from image_encoders.engines.child import ChildDied, Unsendable
+from image_encoders.child import ChildDied, Unsendable
 from image_encoders.engines.closeness import CLOSEST, PATIENCE_S, closeness, embed_probes, example_inputs
 from image_encoders.engines.embedder import Choice, Closeness, Embedder, Net
 from image_encoders.engines.machine import device_model, find_device, has_bfloat16_instructions, wished_bfloat16
@@ -39,7 +39,7 @@ Way = tuple[str, str]  # engine, precision
 
 @dataclass(frozen=True)
 class Runtime:
-    """A wish: where and how nets run.
+    """A request: where and how nets run.
 
     device: "cpu", "cuda" or "cuda:1"
     calibration: images for int8: sources, or the digest of earlier ones
@@ -62,7 +62,7 @@ class Runtime:
         calibration: Sequence[Any] | str | None = None,
         convert_apart: Callable[[str], str] | None = None,
     ) -> Runtime:
-        """The runtime for a caller's words; DeviceError where this machine or build cannot do it.
+        """The runtime for a caller's options; DeviceError if this machine or build does not support it.
 
         device: "auto" | "cpu" | "cuda" | "cuda:1"; TensorFlow's "/CPU:0", "/GPU:1" mean the same
         convert_apart: used where something may have to be converted, and a process can be started for it
@@ -77,7 +77,7 @@ class Runtime:
         _check_combination(device, precision, engine)
         if (precision in CALIBRATED) != (calibration is not None):
             raise InputError(
-                f"{precision=} needs calibration=, a folder or list of your own images (--calibration FOLDER)"
+                f"{precision=} needs calibration=, a folder of your own images"
                 if calibration is None
                 else f"calibration= is for precision={' or '.join(map(repr, CALIBRATED))}, not for {precision!r}",
                 code="calibration",
@@ -90,7 +90,7 @@ PLAIN = Runtime(precision="float32", engine="torch")  # the original's digits, o
 
 
 class LazyEmbedder:
-    """An embedder that is selected when its first batch comes."""
+    """An embedder that is selected at its first batch."""
 
     def __init__(self, select: Callable[[], Embedder]):
         self.selected = Lazy(select)
@@ -110,7 +110,7 @@ def select_embedders(runtime: Runtime, nets: Sequence[Net]) -> tuple[Embedder, l
 
 
 def select_embedder(runtime: Runtime, net: Net) -> Embedder:
-    """`net` ready to embed batches, by the engine and in the precision that were asked for or are best here.
+    """`net` ready to embed batches, by the requested engine and precision, or the best ones here.
 
     Raises DeviceError where that is not available.
     """
@@ -142,8 +142,8 @@ def select_embedder(runtime: Runtime, net: Net) -> Embedder:
 def _select_later(runtime: Runtime, net: Net) -> LazyEmbedder:
     """The embedder of a tower beside the main one, selected when its first batch comes.
 
-    In float32, unless one precision was asked for: texts and sounds are few. By torch where no copy can be made; its
-    first batch raises DeviceError where another engine was asked for.
+    In float32, unless a precision was requested: there are few texts and sounds. By torch if the net cannot be
+    converted; its first batch raises DeviceError if another engine was requested.
     """
     precision = "float32" if runtime.precision in ("auto", *CALIBRATED) else runtime.precision
     side = replace(runtime, precision=precision, calibration=None)
@@ -151,8 +151,8 @@ def _select_later(runtime: Runtime, net: Net) -> LazyEmbedder:
     def select() -> Embedder:
         if runtime.engine == "openvino" and not net.traceable:
             raise DeviceError(
-                f"{net.name}: OpenVINO cannot run it, since what the net does depends on what is in a batch; "
-                "with engine='auto' torch runs it, and OpenVINO the images"
+                f"{net.name}: OpenVINO cannot run it, since its computation depends on the content of the batch; "
+                "with engine='auto' it runs in torch, and images run in OpenVINO"
             )
         try:
             with only_cached(side.convert_apart is not None):
@@ -170,8 +170,8 @@ def ways(runtime: Runtime, net: Net) -> list[Way]:
     device, asked = runtime.device, runtime.engine
     if runtime.precision in CALIBRATED and not net.traceable and asked == "auto":
         raise DeviceError(
-            f"{net.name}: {runtime.precision} runs a copy made from one pass of the net, and this net may compute "
-            "something else in the next; engine='openvino' makes the copy anyway"
+            f"{net.name}: {runtime.precision} needs a copy traced from one forward pass, and this net may compute "
+            "something else in the next; engine='openvino' traces it anyway"
         )
     if runtime.precision != "auto":
         check_computed(runtime.precision, device, asked)
@@ -200,7 +200,7 @@ def _has_instructions(engine: str) -> bool:
 
 
 def _fastest(runtime: Runtime, net: Net) -> str:
-    """The engine that was asked for, or the one that is fastest as a rule."""
+    """The requested engine, or the one that is usually the fastest."""
     if runtime.engine != "auto":
         return runtime.engine
     return "openvino" if runtime.device == "cpu" and net.traceable else "torch"
@@ -209,8 +209,8 @@ def _fastest(runtime: Runtime, net: Net) -> str:
 def convert_apart(runtime: Runtime, modality: str) -> Runtime:
     """The runtime with which nothing is left to convert: another process has done it.
 
-    Where that process died, as it does when an engine uses an instruction that the processor does not have, torch takes
-    over, and a warning says so; DeviceError where another engine was asked for.
+    If that process died, for example because an engine uses an instruction that the processor lacks, torch takes over,
+    with a warning; DeviceError if another engine was requested.
     """
     assert runtime.convert_apart is not None
     try:
@@ -218,7 +218,7 @@ def convert_apart(runtime: Runtime, modality: str) -> Runtime:
     except ChildDied as error:
         if runtime.engine != "auto" or runtime.precision in CALIBRATED:
             raise DeviceError(f"OpenVINO cannot run this model here: {error}; use engine='torch'") from error
-        logger.warning("torch runs the model instead of OpenVINO: %s; engine='torch' skips the attempt", error)
+        logger.warning("the model runs in torch instead of OpenVINO: %s; engine='torch' skips the attempt", error)
         engine = "torch"
     except Unsendable:  # open files to calibrate on, for example: it is converted here
         return runtime
@@ -230,9 +230,9 @@ def _may_start_processes() -> bool:
 
 
 def _check_combination(device: str, precision: str, engine: str) -> None:
-    """DeviceError where device, precision and engine do not go together."""
+    """DeviceError if device, precision and engine are incompatible."""
     if engine == "openvino" and device != "cpu":
-        raise DeviceError(f"engine='openvino' runs on the CPU, not on {device!r}; use engine='torch' there")
+        raise DeviceError(f"engine='openvino' runs only on the CPU, not on {device!r}; use engine='torch' there")
     if precision != "auto":
         check_computed(precision, device, engine)
     if engine == "openvino" or precision in CALIBRATED:
@@ -263,14 +263,14 @@ def _build(runtime: Runtime, net: Net, way: Way) -> Embedder:
 
 
 def _build_or_torch(runtime: Runtime, net: Net, way: Way) -> Embedder:
-    """The net by an engine; by torch, and a warning says so, where one that nobody asked for cannot run it."""
+    """The net by an engine; by torch, with a warning, if an engine that was not requested cannot run it."""
     try:
         return _build(runtime, net, way)
     except DeviceError as error:
         engine, precision = way
         if runtime.engine != "auto" or engine == "torch" or "torch" not in engines_of(precision, runtime.device):
             raise
-        logger.warning("%s: torch runs it instead of OpenVINO: %s", net.name, error)
+        logger.warning("%s: using torch instead of OpenVINO: %s", net.name, error)
         return _build(runtime, net, ("torch", precision))
 
 
@@ -291,7 +291,7 @@ def _judge(runtime: Runtime, net: Net, offered: Sequence[Way]) -> tuple[Embedder
             continue
         if near.centred >= CLOSEST:
             return embedder, Choice(engine, precision, near, tuple(refused)), sure
-        refused.append(f"{precision}: centred cosine {near.centred:.4f}, {CLOSEST} is asked for")
+        refused.append(f"{precision}: centred cosine {near.centred:.4f}, {CLOSEST} is required")
     logger.info("%s stays in float32: %s", net.name, "; ".join(refused))
     return reference, Choice(reference.engine, "float32", None, tuple(refused)), sure
 

@@ -19,8 +19,8 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torc
 class TorchEmbedder:
     """A net on a device, in inference mode: inputs (B, ...) -> embeddings (B, dim) float32.
 
-    Low precision is autocast's: matrix products and convolutions in `precision`, what would suffer in float32.
-    compiled: by torch.compile, which needs a C++ compiler and, for the first batches, patience
+    Low precision is autocast's: matrix products and convolutions in `precision`, sensitive operations in float32.
+    compiled: by torch.compile, which needs a C++ compiler and makes the first batches slow
     """
 
     calibration = ""
@@ -56,12 +56,12 @@ class TorchEmbedder:
             return embeddings.float().cpu().numpy()
         except torch.AcceleratorError as error:  # no input's fault: every later call fails as well
             raise DeviceError(
-                f"{self.device} has failed: {first_line(error)}; start the program again, which goes on from there, or "
+                f"{self.device} has failed: {first_line(error)}; restart the program, which resumes from there, or "
                 "use device='cpu'"
             ) from error
 
     def _on_device(self, inputs: Tensor) -> Tensor:
-        """On a GPU the copy has a stream of its own, so that one thread's batch travels while another's is computed."""
+        """On a GPU copies have their own stream: one thread's batch is transferred while another's is computed."""
         if not self._cuda:
             return inputs
         with torch.cuda.stream(self._copies):

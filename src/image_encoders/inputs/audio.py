@@ -30,7 +30,7 @@ ACCEPTED = "accepted: a path, a sound file's bytes, an open file, or (samples, r
 
 @dataclass(frozen=True)
 class AudioLimits:
-    """What a sound may cost.
+    """Limits for a sound.
 
     max_bytes: size of the file
     max_seconds: duration
@@ -52,8 +52,8 @@ def read_audio(
 ) -> tuple[np.ndarray, int]:
     """The samples of one sound, (T,) float32, and their rate [Hz].
 
-    source: a path; the bytes of a sound file (WAV, FLAC, Ogg, MP3, AIFF); one that is open for reading, from where it
-        stands; or a pair (samples, rate):
+    source: a path; the bytes of a sound file (WAV, FLAC, Ogg, MP3, AIFF); an open file, read from its
+        current position; or a pair (samples, rate):
         samples (T,), (channels, T) or (T, channels), at most 32 channels, an array or a tensor: floats in [-1, 1],
         or int16, int32, uint8, whose full scale (32768 for int16) becomes 1
         rate [Hz], a whole number from 1,000 to 768,000
@@ -63,7 +63,7 @@ def read_audio(
 
     Raises InputError: "not-found", "not-a-file", "unreadable", "url"; "too-many-bytes", "too-long"; "empty",
     "not-audio", "truncated", "corrupt"; "type", "dtype", "shape", "not-finite", "amplitude", "rate".
-    Raises MissingExtra where soundfile (for files other than plain WAV) or soxr (for another rate) is not installed.
+    Raises MissingExtra if soundfile (for files other than plain WAV) or soxr (for another rate) is not installed.
     """
     limits = limits or AudioLimits()
     try:
@@ -89,7 +89,7 @@ def resample(samples: np.ndarray, rate: int, to: int) -> np.ndarray:
 
     samples: (T,) or (channels, T) float32
     rate, to: [Hz]
-    returns: float32, ceil or floor of T * to / rate samples long; `samples` itself where the rates are equal
+    returns: float32, ceil or floor of T * to / rate samples long; `samples` itself if the rates are equal
 
     Raises MissingExtra without the soxr package.
     Source: the SoX resampler at its quality "HQ", what librosa has used since 0.10.
@@ -104,7 +104,7 @@ def resample(samples: np.ndarray, rate: int, to: int) -> np.ndarray:
 
 
 def check_rate(rate: Any) -> int:
-    """A rate [Hz] as an int; InputError ("rate") unless it is a whole number of a believable size."""
+    """A rate [Hz] as an int; InputError ("rate") unless it is a whole number of a plausible size."""
     number = isinstance(rate, (int, float, np.integer, np.floating)) and not isinstance(rate, bool)
     if not number or not MIN_RATE <= rate <= MAX_RATE or rate != int(rate):
         raise InputError(
@@ -114,7 +114,7 @@ def check_rate(rate: Any) -> int:
 
 
 def _checked(samples: np.ndarray) -> np.ndarray:
-    """`samples`; InputError where there are none, or where some cannot be sound."""
+    """`samples`; InputError if there are none, or some are not valid."""
     if samples.size == 0:
         raise InputError("a sound without samples; at least one is needed", code="empty")
     bad = samples.size - np.count_nonzero(np.isfinite(samples))
@@ -256,7 +256,7 @@ def _aiff_end(content: bytes) -> float:
 
 
 def _ogg_end(content: bytes) -> float:
-    """Where the last page ends; infinity when it does not say that it is the last."""
+    """Where the last page ends; infinity if it is not marked as the last."""
     at = content.rfind(b"OggS\0")
     header = content[at : at + 27]
     if len(header) < 27 or not header[5] & 4:

@@ -89,7 +89,7 @@ class BytePairs:
         """The ids of a text between `start` and `end`.
 
         limit: at most so many ids, `start` and `end` included
-        truncate: cut what is too long, instead of refusing it; the last id is `end` all the same
+        truncate: truncate long texts instead of refusing them; the last id is still `end`
 
         Raises InputError ("too-long").
         """
@@ -127,7 +127,7 @@ class BytePairs:
 
 
 def clean(text: str) -> str:
-    """Mended encoding, HTML entities replaced (twice), single spaces, lower case."""
+    """Repaired encoding, HTML entities replaced (twice), single spaces, lower case."""
     import ftfy
     import regex
 

@@ -1,6 +1,6 @@
-"""What a file says about its image beside the pixels: EXIF, and XMP for what EXIF leaves out.
+"""Image metadata: EXIF, and XMP for what EXIF lacks.
 
-Read here, and not by Pillow: that gives up at the first damaged tag, and warns of it.
+Not read by Pillow, which gives up at the first damaged tag, with a warning.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ SIDEWAYS = (5, 6, 7, 8)  # orientations that exchange width and height
 
 
 def orientation(exif: bytes, xmp: bytes = b"") -> int:
-    """EXIF's orientation, of which 2 to 8 have a meaning; 1 where none is stated."""
+    """EXIF's orientation, 2 to 8 if the image is not upright; 1 if none is stated."""
     tags = _Tags(exif)
     stated = tags.number(ORIENTATION, tags.first)
     if stated is None and (found := XMP.search(xmp)):
@@ -28,7 +28,7 @@ def orientation(exif: bytes, xmp: bytes = b"") -> int:
 
 
 def date_taken(exif: bytes) -> datetime | None:
-    """When an image was taken, by the camera's own clock; None where it does not say."""
+    """When an image was taken, by the camera's own clock; None if unknown."""
     tags = _Tags(exif)
     text = tags.text(DATE_TIME_ORIGINAL, tags.number(EXIF_DIRECTORY, tags.first) or 0)
     try:
@@ -43,7 +43,7 @@ def upright(pixels: np.ndarray, exif: bytes, xmp: bytes = b"") -> np.ndarray:
 
 
 def turned(pixels: np.ndarray, orientation: int) -> np.ndarray:
-    """An image turned and mirrored as EXIF's orientation says, contiguous."""
+    """An image rotated and mirrored as EXIF's orientation says, contiguous."""
     if orientation in SIDEWAYS:
         pixels = pixels.transpose(1, 0, 2)
     if orientation in (2, 3, 6, 7):
@@ -54,7 +54,7 @@ def turned(pixels: np.ndarray, orientation: int) -> np.ndarray:
 
 
 class _Tags:
-    """The tags of a TIFF; what cannot be read of it is not there.
+    """The tags of a TIFF; unreadable ones are omitted.
 
     first: where the first directory begins; 0 where there is none
     """

@@ -1,4 +1,4 @@
-"""The bytes of a source: of a file, never waiting for a pipe, or of one that is open; no more than is allowed."""
+"""The bytes of a source, within a limit: a file, without ever waiting for a pipe, or an open file."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ PIECE = 2**22  # bytes asked for at a time: some open files set aside all the me
 
 
 def read_source(source: Any, what: str, max_bytes: int, hint: str = "", accepted: str = "") -> bytes | None:
-    """The bytes of a path, of bytes, or of an open file from where it stands; None for a source of another kind.
+    """The bytes of a path, of bytes, or of an open file from its current position; None for other kinds of sources.
 
     what, hint, accepted: as of `read_file`
     """
@@ -28,7 +28,7 @@ def read_source(source: Any, what: str, max_bytes: int, hint: str = "", accepted
 
 
 def source_name(source: Any) -> str | None:
-    """What errors call a source that is not given a name: its path; None where it has none."""
+    """The name of a source in error messages: its path; None if it has none."""
     return os.fsdecode(source) if isinstance(source, (str, os.PathLike)) else None
 
 
@@ -37,7 +37,7 @@ def read_file(path: str, what: str, max_bytes: int, hint: str = "", accepted: st
 
     what: the file should be, such as "image"
     hint: how to change `max_bytes`, for the message
-    accepted: what else than a path might have been meant, for the message where nothing is there
+    accepted: what other than a path might have been meant, for the message if the file does not exist
 
     Raises InputError with code url, not-found, not-a-file, too-many-bytes or unreadable.
     """
@@ -80,7 +80,7 @@ def file_error(path: str, error: OSError | ValueError, accepted: str = "") -> In
 
 
 def read_stream(file: Any, what: str, max_bytes: int, hint: str = "") -> bytes:
-    """What is left to read in an open binary file, or in anything with such a `read`; it is left open, at its end.
+    """The rest of an open binary file, or of anything with such a `read`; it is left open, at its end.
 
     what, hint: as of `read_file`
 
@@ -97,7 +97,7 @@ def read_stream(file: Any, what: str, max_bytes: int, hint: str = "") -> bytes:
             raise InputError("an open file that has nothing to read yet; open it without O_NONBLOCK", code="unreadable")
         if not isinstance(piece, bytes):
             raise InputError(
-                f"an open file whose read gives {type(piece).__name__}, not bytes; open the {what} file with mode 'rb'",
+                f"an open file whose read() returns {type(piece).__name__}, not bytes; open the {what} with mode 'rb'",
                 code="type",
             )
         if not piece:
@@ -118,8 +118,8 @@ def address_error(path: str, what: str) -> InputError | None:
     if not ADDRESS.match(path):
         return None
     if path.lower().startswith("file:"):
-        return InputError("an address, not a path; leave out the file://", code="url")
-    return InputError(f"a web address, not a path; download the {what} first, and give its path or bytes", code="url")
+        return InputError("a URL, not a path; leave out the file://", code="url")
+    return InputError(f"a URL, not a path; download the {what} first, and give its path or bytes", code="url")
 
 
 def check_bytes(found: int, max_bytes: int, hint: str = "") -> None:

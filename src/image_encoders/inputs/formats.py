@@ -18,9 +18,9 @@ from image_encoders.inputs.pillow import PillowFile, PngFile, TiffFile
 
 
 class OpenImage(Protocol):
-    """A file whose header has been read, and whose size is within the limits.
+    """A file whose header has been read and whose size is within the limits.
 
-    size: (width, height) as they are stored, which `orientation` may exchange; `pixels` are upright
+    size: (width, height) as stored, which `orientation` may swap; `pixels` are upright
     """
 
     size: tuple[int, int]
@@ -41,7 +41,7 @@ class ImageFormat:
     suffixes: of their names, in lower case
     signature: what their first 256 bytes match
     open: their bytes, and limits -> the open file
-    ends: whether a file that could not be decoded has its end all the same
+    ends: whether a file that could not be decoded is nevertheless complete
     """
 
     name: str
@@ -62,10 +62,10 @@ def image_format(encoded: bytes) -> ImageFormat:
             return format
     for name, signature in NOT_ACCEPTED.items():
         if re.match(signature, head, re.DOTALL):
-            raise InputError(f"a file of the format {name}; accepted: {NAMES}", code="unsupported")
+            raise InputError(f"a {name} file; accepted: {NAMES}", code="unsupported")
     if not encoded:
         raise InputError(f"empty, 0 bytes; accepted: {NAMES}", code="empty")
-    hint = "; a path is given as text, os.fsdecode makes it" if PATH.fullmatch(encoded) else ""
+    hint = "; pass a path as str: os.fsdecode converts it" if PATH.fullmatch(encoded) else ""
     raise InputError(
         f"not an image: {len(encoded)} bytes that begin with {_shown(encoded[:12])}{hint}; accepted: {NAMES}",
         code="not-an-image",
@@ -73,7 +73,7 @@ def image_format(encoded: bytes) -> ImageFormat:
 
 
 def _shown(head: bytes) -> str:
-    """The first bytes of a file as text, or as hexadecimal digits where they are none."""
+    """The first bytes of a file as text, or else as hexadecimal digits."""
     text = " ".join(head.decode("latin-1").split())
     return f'"{text}"' if text.isascii() and text.isprintable() else head.hex(" ")
 

@@ -1,15 +1,15 @@
 """Files, bytes, PIL images and arrays to the pixels of an image.
 
-    source ─read_image→ (H, W, 3) uint8 RGB, which inputs/preprocessing.py makes a net's input
+    source ─read_image→ (H, W, 3) uint8 RGB, which inputs/preprocessing.py turns into a net's input
 
 Every source of the same image gives the same pixels. `read_image(short_side=...)` gives that up for speed.
 
 Differs from a plain `PIL.Image.open(path).convert("RGB")`:
-    files and bytes are turned upright (EXIF); PIL images and arrays are taken as they are
-    transparency is put on white, as transformers 5 does, where Pillow drops it
-    16-bit grey is scaled to 8 bits, (v + 128) // 257, where Pillow clips it to white; other 16-bit images keep
+    files and bytes are rotated upright (EXIF); PIL images and arrays are not
+    transparency is composited on white, as in transformers 5; Pillow drops it
+    16-bit grey is scaled to 8 bits, (v + 128) // 257; Pillow clips it to white; other 16-bit images keep
     the high byte, as in Pillow
-    a JPEG whose pixels are partly lost is an error, where Pillow paints the rest grey
+    a JPEG with missing pixels is an error; Pillow fills the rest with grey
 Colour profiles (ICC) are ignored, as every reference does.
 """
 
@@ -42,14 +42,14 @@ def read_image(
 ) -> np.ndarray:
     """The pixels of one image: (H, W, 3) uint8 RGB.
 
-    source: path; bytes of an image file; one that is open for reading, from where it stands; PIL image; array or
-        tensor (H, W), (H, W, 1|3|4) uint8. What a file is, its content says, never its name; of an animation the first
-        is taken.
+    source: path; bytes of an image file; an open file, read from its current position; PIL image; array or
+        tensor (H, W), (H, W, 1|3|4) uint8. The format is recognised by content, never by name; of an animation the
+        first image is read.
     limits: None: `ImageLimits.from_environment()`
     item: its name in error messages; None: the path
-    short_side: what the image's short side will be resized to [px]. A JPEG file or its bytes may then come at 1/2,
-        1/4 or 1/8 of its size: only where both sides divide evenly, so that nothing shifts, and only down to `MARGIN`
-        times this. It is read whole and checked as ever; `read_header` says how large it is.
+    short_side: what the image's short side will be resized to [px]. A JPEG may then be decoded at 1/2, 1/4 or
+        1/8 of its size: only if both sides divide evenly, so that nothing shifts, and only down to `MARGIN` times
+        this. It is still read and checked completely; `read_header` gives its full size.
 
     Raises InputError: "not-found", "not-a-file", "unreadable", "url"; "too-many-bytes", "too-many-pixels",
     "too-many-scans"; "empty", "not-an-image", "unsupported", "truncated", "corrupt"; "type", "dtype", "shape".
@@ -72,10 +72,10 @@ def read_image(
 
 @dataclass(frozen=True)
 class ImageHeader:
-    """What an image file says of itself.
+    """Facts from an image file's header.
 
-    width, height: as it is meant to be seen [px]
-    taken: when, by the camera's own clock; None where it does not say
+    width, height: of the upright image [px]
+    taken: when, by the camera's own clock; None if unknown
     """
 
     width: int
@@ -84,7 +84,7 @@ class ImageHeader:
 
 
 def read_header(encoded: bytes, *, limits: ImageLimits | None = None) -> ImageHeader:
-    """What an image file says of itself, without decoding its pixels.
+    """Read an image file's header, without decoding its pixels.
 
     Raises InputError as `read_image` does for bytes whose header cannot be read.
     """
@@ -109,9 +109,9 @@ def _decode(encoded: bytes, limits: ImageLimits, short_side: int | None) -> np.n
 
 @contextmanager
 def decoding(name: str, encoded: bytes = b"", ends: Callable[[bytes], bool] = lambda encoded: True) -> Iterator[None]:
-    """Whatever a decoder raises becomes an InputError: damaged files raise nearly everything.
+    """Turn any error of a decoder into an InputError: damaged files can raise almost anything.
 
-    ends: whether the encoded bytes have their end
+    ends: whether the encoded bytes are complete
     """
     try:
         yield

@@ -1,8 +1,8 @@
-"""JPEG files to pixels, by simplejpeg: Pillow's pixels, in half the time, and damage is noticed.
+"""JPEG files to pixels, by simplejpeg: the same pixels as Pillow in half the time, and damage is detected.
 
-Pillow discards libjpeg's warnings. Here each of them is an error, but for those that no pixel depends on: junk between
+Pillow discards libjpeg's warnings. Here each of them is an error, except those that affect no pixel: junk between
 the header's segments, zero bytes between the last scan and the end of the image, a JFIF version or parameters of a
-sequential scan that libjpeg does not know. libjpeg reports its first warning alone, so a file with one of these is
+sequential scan that libjpeg does not know. libjpeg reports only its first warning, so a file with one of these is
 decoded again without its cause.
 """
 
@@ -97,7 +97,7 @@ class JpegFile:
         return upright(found, self.exif, self.xmp)
 
     def _decode(self, encoded: bytes, divisor: int) -> np.ndarray | str:
-        """The pixels; or what libjpeg says against the file, a warning or an error."""
+        """The pixels; or libjpeg's warning or error."""
         width, height = self.size
         smaller = {"min_height": height // divisor, "min_width": width // divisor} if divisor > 1 else {}
         inks = self.colours in ("CMYK", "YCCK")
@@ -148,10 +148,10 @@ def segments(encoded: bytes) -> Iterator[tuple[int, int, int]]:
 
 
 def _divisor(size: tuple[int, int], short_side: int | None) -> int:
-    """By what to divide the sides of a JPEG for the smallest image that is fine enough.
+    """The divisor of a JPEG's sides for the smallest image that is large enough.
 
-    Powers of two alone, the other scales being slower than none; and without remainder, for libjpeg would round up and
-    so stretch the image, which costs more (PSNR 28 to 42 dB at 224 px) than its coarser pixels do (40 to 55).
+    Only powers of two, as other scales are slower than full size; and without remainder, since libjpeg would round up
+    and so stretch the image, which costs more (PSNR 28 to 42 dB at 224 px) than its coarser pixels do (40 to 55).
     """
     if short_side is None:
         return 1
@@ -160,7 +160,7 @@ def _divisor(size: tuple[int, int], short_side: int | None) -> int:
 
 
 def _without_header_oddities(encoded: bytes) -> bytes:
-    """The same JPEG without what libjpeg warns of in headers and no pixel depends on."""
+    """The same JPEG without the parts of its headers that libjpeg warns about and that affect no pixel."""
     parts, at = [encoded[:2]], 2
     sequential = scanned = False
     for marker, begin, end in segments(encoded):
@@ -179,7 +179,7 @@ def _without_header_oddities(encoded: bytes) -> bytes:
 def _without_padding(encoded: bytes) -> bytes:
     """The same JPEG without the zero and fill bytes that stand before the end of the image.
 
-    Where they are not padding, but have taken the place of data, libjpeg will miss it.
+    If they are not padding but overwrote data, libjpeg will detect the missing data.
     """
     end = next((begin for marker, begin, _ in segments(encoded) if marker == EOI), len(encoded))
     last = len(encoded[:end].rstrip(b"\0\xff"))

@@ -1,4 +1,4 @@
-"""What an image may cost."""
+"""Limits for images."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from image_encoders.errors import InputError
 
 @dataclass(frozen=True)
 class ImageLimits:
-    """What an image may cost; checked before it is decoded.
+    """Limits for an image, checked before it is decoded.
 
     max_bytes: size of the file; the default holds an image of `max_pixels` uncompressed
     max_pixels: width x height
@@ -23,7 +23,7 @@ class ImageLimits:
 
     @classmethod
     def from_environment(cls) -> ImageLimits:
-        """The defaults, or what IMAGE_ENCODERS_MAX_BYTES, IMAGE_ENCODERS_MAX_PIXELS and ..._MAX_SCANS say."""
+        """The defaults, or the values of IMAGE_ENCODERS_MAX_BYTES, IMAGE_ENCODERS_MAX_PIXELS and ..._MAX_SCANS."""
         names = [limit.name for limit in fields(cls)]
         return cls(**{name: _limit(f"IMAGE_ENCODERS_{name.upper()}", getattr(cls, name)) for name in names})
 

@@ -22,9 +22,9 @@ MAX_TEXT = 2**22  # bytes of a compressed text that are expanded
 
 
 class PillowFile:
-    """A file opened by a plugin of Pillow's, its header read.
+    """A file opened by one of Pillow's plugins, its header read.
 
-    By the plugin's own class: `Image.open` would try every format that is installed, and has a limit of its own.
+    The plugin's class is used directly: `Image.open` would try every installed format, and has its own limit.
     """
 
     def __init__(self, image: ImageFile.ImageFile, limits: ImageLimits):
@@ -55,8 +55,7 @@ class PillowFile:
 class PngFile(PillowFile):
     """A PNG.
 
-    Pillow is given its pixels alone: it inflates profile and texts, and gives up a sound image where that comes to more
-    than a megabyte.
+    Pillow gets only its pixels: it inflates profiles and texts, and rejects a valid image if they exceed a megabyte.
     """
 
     def __init__(self, encoded: bytes, limits: ImageLimits):
@@ -90,7 +89,7 @@ class PngFile(PillowFile):
 
 
 class TiffFile(PillowFile):
-    """A TIFF, which Pillow turns itself, and whose size it states as it is seen. It is EXIF all through."""
+    """A TIFF, which Pillow rotates itself, and whose size it states after rotation. The whole file is EXIF."""
 
     orientation = 1
 
@@ -109,7 +108,7 @@ class TiffFile(PillowFile):
 
 
 def _without_metadata(encoded: bytes) -> tuple[BytesIO, list[tuple[bytes, bytes]]]:
-    """A PNG's pixels, and what says how they are seen: (name, content) of its chunks of EXIF and texts."""
+    """A PNG's pixels, and its metadata: (name, content) of its chunks of EXIF and texts."""
     whole, plain = memoryview(encoded), BytesIO()
     metadata = []
     at, done = 8, 0
@@ -133,7 +132,7 @@ def _without_metadata(encoded: bytes) -> tuple[BytesIO, list[tuple[bytes, bytes]
 
 
 def _inflated(content: bytes) -> bytes:
-    """The beginning of what was compressed; empty where that is damaged."""
+    """The beginning of compressed data; empty if that is damaged."""
     try:
         return zlib.decompressobj().decompress(content, MAX_TEXT)
     except zlib.error:
@@ -143,8 +142,8 @@ def _inflated(content: bytes) -> bytes:
 def pil_pixels(image: Image.Image) -> np.ndarray:
     """(H, W, 3) uint8 of a PIL image of any mode, transparency on white.
 
-    Equals transformers 5's convert_to_rgb, but for 16-bit grey, which that clips to white, and for colours multiplied
-    by alpha (modes La, RGBa), of which it drops the alpha.
+    Equals transformers 5's convert_to_rgb, except for 16-bit grey, which that clips to white, and for premultiplied
+    colours (modes La, RGBa), whose alpha it drops.
     """
     image.load()  # some modes and key colours are known only then
     rows = max(1, STRIP // image.width)
@@ -162,8 +161,7 @@ def _rgb(image: Image.Image) -> np.ndarray:
         return _grey16_pixels(image)
     if image.mode in ("I", "F"):
         raise InputError(
-            f"an image of 32-bit numbers (mode {image.mode}), whose black and white are not stated; "
-            "scale it to 8 bits first",
+            f"a 32-bit image (mode {image.mode}), whose black and white levels are unknown; scale it to 8 bits first",
             code="unsupported",
         )
     if image.mode in ("La", "RGBa"):  # colours multiplied by alpha

@@ -2,7 +2,7 @@
 
     source ─Preprocessing.read→ (H, W, 3) uint8 RGB ─Preprocessing.prepare→ (3, height, width), what the net takes
 
-The same value prepares, gives its facts to the fingerprint (`facts`), and is shown (`str`): no number is written twice.
+The same value does the work, goes into the fingerprint (`facts`), and is shown (`str`): no number is written twice.
 Each family has one, or reads one from its checkpoint; which resizer it uses is one of its facts, decided at load.
 """
 
@@ -34,7 +34,7 @@ ROUNDINGS: dict[str, Callable[[float], int]] = {"floor": math.floor, "round": ro
 
 @dataclass(frozen=True)
 class BothSides:
-    """An image resized to (height, width) [px], its shape not kept.
+    """Resize to (height, width) [px], without keeping the aspect ratio.
 
     small_area, small_side: an image of fewer than `small_area` pixels becomes a square of `small_side` instead [px]
     """
@@ -57,7 +57,7 @@ class BothSides:
 
 @dataclass(frozen=True)
 class ShortSide:
-    """An image resized until its short side is `side` [px], its shape kept.
+    """Resize the short side to `side` [px], keeping the aspect ratio.
 
     rounding: of the long side, of `ROUNDINGS`: "floor" in torchvision and transformers, "round" in others
     """
@@ -78,9 +78,9 @@ class ShortSide:
 
 @dataclass(frozen=True)
 class Patches:
-    """An image resized to as many whole patches of `patch` x `patch` [px] as `limit` allows, its shape nearly kept.
+    """Resize to as many whole patches of `patch` x `patch` [px] as `limit` allows, nearly keeping the aspect ratio.
 
-    The scale is found by halving an interval until it is shorter than 1e-5, as transformers does: the numbers are its.
+    The scale is found by bisection to 1e-5, as in transformers, so the results are the same.
     """
 
     patch: int
@@ -107,18 +107,18 @@ class Patches:
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """What is done to an image before the net, in this order.
+    """The steps from an image to the net's input, in this order.
 
-    size: the size it is resized to; None: its own
+    size: the size after resizing; None: not resized
     filter: of the resize: "nearest", "lanczos", "bilinear", "bicubic", "box" or "hamming"
-    crop: (height, width) of the middle that is kept, or None; black where the image ends [px]
-    mean, std: then (x / 255 - mean) / std for each colour; left to the net, but for `SAMPLED`
-    corner: of `ROUNDINGS`: where the crop begins when it cannot be in the very middle. transformers takes "floor",
+    crop: (height, width) of the central crop, or None; black beyond the image [px]
+    mean, std: then (x / 255 - mean) / std for each colour; done by the net, except with `SAMPLED`
+    corner: of `ROUNDINGS`: how the crop's corner is rounded if it cannot be exactly central. transformers uses "floor",
         torchvision and OpenAI's code "round" (half to even), others "truncate"
     colours: the order that the net wants, "RGB" or "BGR"
     resizer: PILLOW, TORCH or SAMPLED
     scaled_decoding: whether large JPEG files are decoded at a smaller scale, see `read_image`
-    takes_floats: whether arrays of floats are taken as inputs that are prepared already
+    takes_floats: whether arrays of floats are accepted as inputs that are already preprocessed
     """
 
     size: BothSides | ShortSide | Patches | None
@@ -133,7 +133,7 @@ class Preprocessing:
     takes_floats: bool = False
 
     def read(self, source: Any) -> np.ndarray:
-        """A source's pixels (H, W, 3) uint8 RGB; floats as they are, in float32, where they are taken."""
+        """A source's pixels (H, W, 3) uint8 RGB; floats as float32, if they are accepted."""
         if self.takes_floats:
             source = as_array(source) if is_tensor(source) else source
             if isinstance(source, np.ndarray) and source.dtype.kind == "f":
@@ -143,9 +143,9 @@ class Preprocessing:
         return read_image(source, short_side=self.short_side if self.scaled_decoding else None)
 
     def prepare(self, image: np.ndarray) -> np.ndarray:
-        """An image as the net takes it.
+        """The net's input for an image.
 
-        image: (H, W, 3) uint8 RGB, which is left unchanged; or floats, where they are taken
+        image: (H, W, 3) uint8 RGB, which is left unchanged; or floats, if they are accepted
         returns: (3, height, width), contiguous: uint8, or with SAMPLED float32 that is normalised already
         """
         if self.takes_floats and image.dtype.kind == "f":
@@ -167,7 +167,7 @@ class Preprocessing:
         return channels_first(image)
 
     def normalised(self, unit: np.ndarray) -> np.ndarray:
-        """(x - mean) / std of (3, H, W) float32 in [0, 1], as the net does it with what `prepare` gives."""
+        """(x - mean) / std of (3, H, W) float32 in [0, 1], as the net does it with the result of `prepare`."""
         mean, std = (np.array(numbers, np.float32)[:, None, None] for numbers in (self.mean, self.std))
         return np.ascontiguousarray((unit - mean) / std)
 
@@ -182,27 +182,27 @@ class Preprocessing:
 
     @property
     def short_side(self) -> int | None:
-        """What an image's short side is resized to [px], None where that depends on the image.
+        """The size of an image's short side after resizing [px], None if that depends on the image.
 
-        Of a height and a width it is the larger, so that an image with this short side is large enough for both.
+        The larger of a height and a width, so that an image with this short side is large enough for both.
         """
         if isinstance(self.size, BothSides):
             return max(self.size.height, self.size.width)
         return self.size.side if isinstance(self.size, ShortSide) else None
 
     def by_torch(self) -> Preprocessing:
-        """The same, resized by torch where it has the filter."""
+        """The same, resized by torch if it has the filter."""
         suits = self.resizer == PILLOW and self.size is not None and self.filter in TORCH_FILTERS
         return replace(self, resizer=TORCH) if suits else self
 
     def fast(self) -> Preprocessing:
-        """The same in less time, nearly: other embeddings, in a space of their own."""
+        """A faster approximation: different embeddings, in a separate space."""
         return replace(self.by_torch(), scaled_decoding=True)
 
     def inputs(self, shape: tuple[int | None, ...] | None = None, smallest: int = 1) -> InputSpec:
-        """The inputs that this prepares. In lower precision, whose rounding is far coarser, torch resizes, always.
+        """The inputs that this prepares. In lower precision, whose rounding is far coarser, torch always resizes.
 
-        shape, smallest: of what the net takes, where that is more than this prepares
+        shape, smallest: of the inputs that the net accepts, if these are more general
         """
         low = self.by_torch()
         return InputSpec(
@@ -261,7 +261,7 @@ def resize(pixels: np.ndarray, height: int, width: int, filter: str, resizer: st
 
 
 def _resize_in_16_bits(pixels: np.ndarray, height: int, width: int, filter: str) -> np.ndarray:
-    """One axis after the other, rounded to whole levels in between, on the calling thread alone."""
+    """One axis after the other, rounded to whole levels in between, on the calling thread only."""
     first = (pixels.shape[0], width)
     less_height, less_width = pixels.shape[0] - height, pixels.shape[1] - width
     if filter == BICUBIC and less_width != 0 and less_height > max(0, 2 * less_width):
@@ -273,7 +273,7 @@ def _resize_in_16_bits(pixels: np.ndarray, height: int, width: int, filter: str)
 
 
 def step_by_cykooz(pixels: np.ndarray, size: tuple[int, int], filter: str) -> np.ndarray:
-    """Resize along one axis as torch does, to the same bits, without the second that torch takes to be imported."""
+    """Resize along one axis as torch does, to the same bits, without importing torch, which takes a second."""
     import cykooz_resizer as fast
 
     kernel = fast.FilterType.bilinear if filter == BILINEAR else fast.FilterType.catmull_rom
@@ -307,7 +307,7 @@ step = step_by_cykooz if find_spec("cykooz_resizer") else step_by_torch  # for s
 
 
 def center_crop(pixels: np.ndarray, height: int, width: int, corner: str = "floor") -> np.ndarray:
-    """The middle of an image, (height, width, 3); see `crop`.
+    """The centre of an image, (height, width, 3); see `crop`.
 
     corner: of `ROUNDINGS`, of half of the pixels that are left out
     """
@@ -319,7 +319,7 @@ def center_crop(pixels: np.ndarray, height: int, width: int, corner: str = "floo
 def crop(pixels: np.ndarray, top: int, left: int, height: int, width: int) -> np.ndarray:
     """(height, width, 3) pixels whose first is at row `top` and column `left`; black where the image ends.
 
-    A view where all of it lies inside the image.
+    A view if all of it lies inside the image.
     """
     inside = pixels[max(top, 0) : max(top + height, 0), max(left, 0) : max(left + width, 0)]
     if inside.shape[:2] == (height, width):
@@ -336,7 +336,7 @@ def channels_first(pixels: np.ndarray) -> np.ndarray:
 
 
 def _prepared_floats(image: np.ndarray) -> np.ndarray:
-    """(3, H, W) float32 of a float image that its owner has prepared."""
+    """(3, H, W) float32 of a float image that the caller has preprocessed."""
     if image.ndim != 3 or 3 not in (image.shape[0], image.shape[2]) or not image.size:
         raise InputError(f"a float image of shape {image.shape}; (H, W, 3) or (3, H, W) is accepted", code="shape")
     if not np.isfinite(image).all():

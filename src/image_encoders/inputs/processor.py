@@ -48,16 +48,16 @@ def read_processor(folder: Path, model_type: str) -> Preprocessing:
     """A checkpoint's preprocessing.
 
     folder: of the checkpoint
-    model_type: its config's, which decides where the file does not name its image processor
+    model_type: its config's, used if the file does not name its image processor
 
-    Raises WeightsError when there is no such file, or when it asks for something that is not known here.
+    Raises WeightsError if there is no such file, or it uses something unsupported.
     """
     path, stated = _stated(folder)
     named = stated.get("image_processor_type") or stated.get("feature_extractor_type") or BY_MODEL.get(model_type, "")
     kind = re.sub(r"(ImageProcessor|FeatureExtractor)(Fast|Pil)?$", "", str(named))
     if kind not in DEFAULTS:
         known = ", ".join(f"{name}ImageProcessor" for name in DEFAULTS)
-        raise WeightsError(f"{path}: the image processor {named!r} is not known here; known: {known}")
+        raise WeightsError(f"{path}: the image processor {named!r} is not supported; supported: {known}")
     wanted = {
         "do_resize": True,
         "do_rescale": True,
@@ -71,7 +71,7 @@ def read_processor(folder: Path, model_type: str) -> Preprocessing:
     if wanted.get("use_square_size"):
         strange.append("use_square_size")
     if strange:
-        raise WeightsError(f"{path}: it asks for {', '.join(strange)}, which is not known here")
+        raise WeightsError(f"{path}: it uses {', '.join(strange)}, which is not supported")
     try:
         return _preprocessing(wanted, flexible=kind == "Siglip2")
     except (TypeError, ValueError, KeyError, ArithmeticError) as error:

@@ -1,4 +1,4 @@
-"""What turns sources of one modality into inputs of a net, as one value."""
+"""How sources of one modality become inputs of a net, as one value."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ class InputSpec:
     modality: "image", "text" or "audio"
     read: source -> item; may touch the disk; raises InputError
     prepare: item -> input, an ndarray without batch axis; pure; raises InputError
-    shape: of an input, None where any length goes; None altogether where only the net knows
-    facts: everything that decides an input, as plain values: it goes into the fingerprint
-    summary: the same for people
-    smallest: the least length where any goes
+    shape: of an input, None for axes of any length; None altogether if only the net knows
+    facts: everything that determines an input, as plain values: it goes into the fingerprint
+    summary: the same in readable form
+    smallest: the minimum of a variable length
     low_precision: the spec for a net in lower precision, whose inputs need not be the reference's to the last bit;
         None: this one
     """

@@ -1,9 +1,9 @@
-"""Bytes behind a URL that somebody else chose, without lending them this machine's eyes.
+"""Fetches untrusted URLs, without exposing this machine's network (SSRF).
 
 `data:` URLs are decoded. `http(s):` ones are fetched only from public addresses: for each connection the name is
-resolved once, every answer is checked, and the connection goes to an address that was checked (so a name cannot change
-its mind); redirects are connections like others. Bytes and time are limited. Nothing else is opened, files least of
-all. What an error says may be shown to whoever chose the address: it shows nothing of this machine's network.
+resolved once, every address is checked, and the connection goes to a checked address (so a name cannot change its
+address in between); redirects are checked in the same way. Bytes and time are limited. No other scheme is opened,
+and no files. Error messages reveal nothing about this machine's network.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ NAT64 = ipaddress.IPv6Network("64:ff9b::/96")  # an IPv4 address in its last 32 
 
 @dataclass(frozen=True)
 class UrlLimits:
-    """What a fetch may cost, and whether it may reach addresses that are not public."""
+    """Limits of a fetch, and whether it may reach addresses that are not public."""
 
     max_bytes: int = 64 << 20
     max_seconds: float = 20.0  # for all of it, redirects too; the time to look up a name is the resolver's own
@@ -45,9 +45,9 @@ class UrlLimits:
 
 
 def read_url(url: str, limits: UrlLimits = UrlLimits(), deadline: float = float("inf")) -> bytes:
-    """What a `data:`, `http:` or `https:` URL holds; InputError otherwise.
+    """The content of a `data:`, `http:` or `https:` URL; InputError otherwise.
 
-    deadline: on the monotonic clock, where it comes before the end of `max_seconds`
+    deadline: on the monotonic clock, if earlier than the end of `max_seconds`
     """
     scheme = url.split(":", 1)[0].lower()
     if scheme == "data":
@@ -60,9 +60,9 @@ def read_url(url: str, limits: UrlLimits = UrlLimits(), deadline: float = float(
 
 
 class TemporaryError(InputError):
-    """A URL that may well be read a little later: a timeout, a busy server.
+    """A failure that may be temporary: a timeout, a busy server.
 
-    after_s: when its server said that it wants to be asked again, in seconds
+    after_s: the server's Retry-After, in seconds
     """
 
     after_s: float = 0.0
@@ -71,20 +71,20 @@ class TemporaryError(InputError):
 def fetch_url(
     url: str, limits: UrlLimits = UrlLimits(), known: Callable[[str], bool] = lambda state: False
 ) -> tuple[bytes | None, str]:
-    """What an `http:` or `https:` URL holds, and its state: text that changes with it, "" where the server gives none.
+    """The content of an `http:` or `https:` URL, and its state: text that changes with it, "" if the server gives none.
 
-    known: whether what is there in that state is not wanted: then there are no bytes, and none are fetched
+    known: whether the content in that state is already known: then it is not fetched
 
-    Raises InputError as `read_url` does, TemporaryError where trying again may help.
+    Raises InputError as `read_url` does, TemporaryError if a retry may help.
     """
     return _fetch(url, limits, time.monotonic() + limits.max_seconds, known)
 
 
 class UrlFetcher:
-    """URLs read on threads of their own, so that slow servers hold up nothing but their own documents.
+    """Fetches URLs on dedicated threads, so that slow servers delay only their own documents.
 
-    threads: URLs at a time
-    of_one: of these for one call of `fetch`, so that no request takes all
+    threads: how many URLs at once
+    of_one: how many of these for one call of `fetch`, so that no request takes all
     """
 
     def __init__(self, limits: UrlLimits = UrlLimits(), threads: int = 64, of_one: int = 16):
@@ -92,7 +92,7 @@ class UrlFetcher:
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="fetch")
 
     def fetch(self, urls: Sequence[str]) -> list[Future[bytes]]:
-        """What each URL holds, or InputError, within `max_seconds_together`; cancelled ones are not begun."""
+        """The content of each URL, or InputError, within `max_seconds_together`; cancelled ones are not started."""
         futures: list[Future[bytes]] = [Future() for _ in urls]
         waiting = deque(zip(urls, futures))
         deadline = time.monotonic() + self._limits.max_seconds_together
@@ -101,14 +101,14 @@ class UrlFetcher:
         return futures
 
     def outcome(self, future: Future[bytes]) -> bytes:
-        """What a future of `fetch` holds by now; InputError where that is nothing."""
+        """The result of a future of `fetch` so far; InputError if there is none."""
         if not future.done() or future.cancelled():  # a resolver that does not answer, or many who came before
             future.cancel()
             raise self._late()
         return future.result()
 
     def close(self) -> None:
-        """Begin nothing more."""
+        """Start nothing more."""
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     def _read(self, waiting: deque[tuple[str, Future[bytes]]], deadline: float) -> None:
@@ -173,7 +173,7 @@ def _fetch(url: str, limits: UrlLimits, deadline: float, known: Callable[[str], 
 
 @cache
 def _certificates() -> ssl.SSLContext:
-    """Whom this machine trusts, read once: that takes longer than a fetch."""
+    """The trusted certificates, read once: that takes longer than a fetch."""
     return ssl.create_default_context()
 
 
@@ -228,6 +228,9 @@ def _state(response: httpcore.Response) -> str:
 def _body(response: httpcore.Response, limits: UrlLimits) -> bytes:
     if (_header(response, b"content-encoding") or "identity").lower() != "identity":
         raise InputError("the server sent it compressed", code="url")
+    length = _header(response, b"content-length") or ""
+    if length.isdecimal() and int(length) > limits.max_bytes:
+        raise _too_big(limits)
     held = bytearray()
     for part in response.iter_stream():
         held += part
@@ -237,7 +240,9 @@ def _body(response: httpcore.Response, limits: UrlLimits) -> bytes:
 
 
 def _said(error: Exception) -> str:
-    """A network's error without the numbers and addresses that some carry."""
+    """A network error without the numbers and addresses that some contain."""
+    if isinstance(error, httpcore.RemoteProtocolError):
+        return "the response is incomplete, or not HTTP"
     reason = error.__cause__ or error
     while isinstance(reason, httpcore.NetworkError) and reason.__context__ is not None:
         reason = reason.__context__
@@ -272,7 +277,7 @@ class _Guard(httpcore.NetworkBackend):
 
 
 class _Timed(httpcore.NetworkStream):
-    """A connection of which nothing is had after the deadline, however slowly it comes."""
+    """A connection that gives nothing after the deadline, however slowly data arrives."""
 
     def __init__(self, stream: httpcore.NetworkStream, deadline: float):
         self._stream, self._deadline = stream, deadline
@@ -308,12 +313,12 @@ def _checked(host: str, port: int, limits: UrlLimits) -> list[str]:
     answers = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     found = list(dict.fromkeys(str(answer[4][0]) for answer in answers))
     if not limits.private and not all(map(_public, found)):
-        raise InputError(f"{host} is not a public address; only those are fetched", code="url")
+        raise InputError(f"{host} is not a public address; only public addresses are fetched", code="url")
     return found
 
 
 def _public(address: str) -> bool:
-    """Whether a numeric address is one that anybody may reach, and so is the IPv4 address in an IPv6 one."""
+    """Whether a numeric address is public, including an IPv4 address embedded in an IPv6 one."""
     ip = ipaddress.ip_address(address.split("%")[0])
     if isinstance(ip, ipaddress.IPv6Address):
         inner = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF) if ip in NAT64 else ip.ipv4_mapped or ip.sixtofour

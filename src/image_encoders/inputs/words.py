@@ -1,4 +1,4 @@
-"""A caption's words, as the captions that VSE++ learnt from were cut."""
+"""A caption's words, split like VSE++'s training captions."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ u.s u.s.a u.s.s.r v va vs vt w w.c w.r w.va w.w wash wed wis yr
 def words(text: str) -> list[str]:
     """The words and marks of a text, in order, in the case they are in.
 
-    Sentences are found first, so that the full stop of each is a word of its own; `isn't` becomes `is`, `n't`.
+    Sentences are found first, so each full stop is a separate word; `isn't` becomes `is`, `n't`.
 
     Source: `word_tokenize` of NLTK (Apache-2.0), whose two tokenizers this calls. NLTK's trained English sentence
-    model is not part of the package; its abbreviations stand here, and they decide nearly all of lower-case text.
+    model is not part of the package; its abbreviations are listed here, which suffice for nearly all lower-case text.
     """
     sentences, tokens = _tokenizers()
     return [word for sentence in sentences.tokenize(text) for word in tokens.tokenize(sentence)]

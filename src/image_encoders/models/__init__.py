@@ -24,8 +24,8 @@ from types import ModuleType
 from typing import Any
 
 from image_encoders.cache import NotCached, only_cached
+from image_encoders.child import call_in_child
 from image_encoders.encoder import Encoder
-from image_encoders.engines.child import call_in_child
 from image_encoders.engines.select import LazyEmbedder, Runtime, convert_apart
 from image_encoders.errors import InputError, UnknownModel, WeightsError
 from image_encoders.legacy_names import CLASSES, translate
@@ -86,7 +86,7 @@ def unknown(name: Any) -> UnknownModel:
 
 
 def did_you_mean(name: Any) -> str:
-    """A question, with a space before it, that names the closest models; "" where none is close."""
+    """A question with the closest models, after a space; "" if none is close."""
     close = difflib.get_close_matches(str(name), [*names(), *CLASSES], n=3)
     return f" did you mean {' or '.join(close)}?" if close else ""
 
@@ -105,12 +105,12 @@ def load(
 
     name: family/variant, such as "clip/openai/clip-vit-base-patch32", "bit/R50x1", "custom"; `names()` lists them;
         or an original executor's class name with its own parameters (legacy_names.py)
-    weights: path to an original checkpoint, file or folder; None: the family's own source, fetched once and cached
+    weights: path to an original checkpoint, file or folder; None: the published files, downloaded once and cached
     device: "auto" | "cpu" | "cuda" | "cuda:1"; also TensorFlow's "/CPU:0", "/GPU:0", a `torch.device`, or a number
     precision: "float32" gives the original's embeddings; the others of engines/precision.py, such as "bfloat16", are
-        taken as asked; "auto": the fastest that stays close here, judged at the first load
+        used as given; "auto": the fastest that stays close here, determined at the first load
     engine: "auto" | "torch" | "torch-compile" | "openvino" (CPU). "auto" with precision="auto" is OpenVINO on the CPU,
-        which converts a model once and keeps the copy in the cache, and torch elsewhere
+        which converts a model once and caches the copy, and torch elsewhere
     calibration: for int8: a folder of images like those to be encoded, or a list of them
     options: the family's own, described in its module
 
@@ -146,9 +146,11 @@ def load(
 
 
 def _convert_apart(name: str, wishes: dict[str, Any], modality: str) -> str:
-    """Have another process load the encoder, so that what its tower needs is in the cache; the engine that runs it."""
+    """Have another process load the encoder, so that its converted copy is in the cache; returns the engine."""
     with bar(f"converting {name} for OpenVINO, once"):
-        engine: str = call_in_child(f"{__name__}:_engine_of", name, wishes, modality, IMAGE_ENCODERS_CONVERT_APART="0")
+        engine: str = call_in_child(
+            f"{__name__}:_engine_of", name, wishes, modality, environment={"IMAGE_ENCODERS_CONVERT_APART": "0"}
+        )
     return engine
 
 
@@ -159,16 +161,16 @@ def _engine_of(name: str, wishes: dict[str, Any], modality: str) -> str:
 
 
 def _reduced(encoder: Encoder) -> tuple[Any, ...]:
-    """How an encoder is pickled: as what it takes to load it again."""
+    """Pickle an encoder as the arguments to load it again."""
     if not encoder.recipe:
-        raise PicklingError(f"{encoder.name} was not made by load(), so that it cannot be loaded again elsewhere")
+        raise PicklingError(f"{encoder.name} was not created by load(), so it cannot be loaded again elsewhere")
     return _reloaded, (encoder.recipe, encoder.precision, encoder.fingerprint)
 
 
 def _reloaded(recipe: dict[str, Any], precision: str, fingerprint: str) -> Encoder:
-    """The encoder of a recipe; WeightsError where its embeddings cannot be compared with those of the pickled one.
+    """The encoder of a recipe; WeightsError if its embeddings are not comparable with those of the pickled one.
 
-    precision: what was chosen there, should another one be chosen here
+    precision: the one chosen there, which may differ from the choice here
     """
     wishes = {**{key: value for key, value in recipe.items() if key != "options"}, **recipe["options"]}
     encoder = load(**wishes)
@@ -177,8 +179,8 @@ def _reloaded(recipe: dict[str, Any], precision: str, fingerprint: str) -> Encod
         encoder.recipe = recipe
     if encoder.fingerprint != fingerprint:
         raise WeightsError(
-            f"{encoder.name} is another encoder than the one that was pickled (fingerprint {encoder.fingerprint}, was "
-            f"{fingerprint}): its files, or this package, have changed since"
+            f"{encoder.name} is not the encoder that was pickled (fingerprint {encoder.fingerprint}, was "
+            f"{fingerprint}): its files or this package have changed since"
         )
     return encoder
 
@@ -199,7 +201,7 @@ def _images(calibration: Any) -> Sequence[Any] | str | None:
 
 
 def _absolute(value: Any) -> Any:
-    """A path that means the same from another working folder; a hub id and the like as it is."""
+    """A path as an absolute one; hub ids and other values unchanged."""
     if not isinstance(value, (str, Path)):
         return value
     path = Path(value).expanduser()

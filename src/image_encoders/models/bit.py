@@ -7,7 +7,7 @@
 Source: Kolesnikov et al., "Big Transfer (BiT): General Visual Representation Learning", https://arxiv.org/abs/1912.11370;
     code https://github.com/google-research/big_transfer (Apache-2.0), bit_pytorch/models.py and
     bit_tf2/models.py; weights under https://storage.googleapis.com/bit_models
-Inputs: RGB images, resized to 480 x 480 (128 x 128 where the area is below 96 * 96), the shape not kept, bilinear,
+Inputs: RGB images, resized to 480 x 480 (128 x 128 if the area is below 96 * 96), aspect ratio not kept, bilinear,
     as bit_pytorch's evaluation does; or prepared floats (3, H, W) of any H and W, in the range that `input_range` says.
 Output: 2048 times the width, means of non-negative maps, not of unit length.
 Differs: the kernels are standardised once at load, in float32 as the original does in every forward pass;
@@ -116,8 +116,8 @@ def load(
         for npz. Embeddings of uint8 images and of files do not depend on it.
     preprocessing: "bit", both sides resized to `input_size`, bilinear; by default to 480, or to 128 where the image's
         area is below 96 * 96. "fast": the same, but large JPEG files are decoded at a smaller scale, and images are
-        resized by torch: other embeddings, in a space of their own. "jina", what Jina's encoder meant: short side to
-        256, Lanczos, the central square of `input_size`, by default 224, black where the image ends.
+        resized by torch: different embeddings, in a separate space. "jina", as intended by Jina's encoder: short side
+        to 256, Lanczos, the central square of `input_size`, by default 224, black where the image ends.
     source: which published files to fetch, "npz" or "savedmodel"
 
     Raises UnknownModel; WeightsError; InputError for an option's value.

@@ -1,17 +1,17 @@
-"""CLIP, SigLIP and their kin: images and texts in one space, from any two-tower checkpoint of Hugging Face.
+"""CLIP, SigLIP and similar models: images and texts in one space, from any two-tower checkpoint of Hugging Face.
 
     load("clip/openai/clip-vit-base-patch32")   # a hub id, fetched once
     load("clip/./my-checkpoint")                # a folder; also "clip//home/me/my-checkpoint", or weights=FOLDER
-    load("clip/demo")                           # bundled: small, for trying out, needs no network
+    load("clip/demo")                           # bundled: small, for trying things out, needs no network
 
 Source: Radford et al., "Learning Transferable Visual Models From Natural Language Supervision", 2021,
     https://arxiv.org/abs/2103.00020; code https://github.com/openai/CLIP (MIT). Zhai et al., "Sigmoid Loss for Language
     Image Pre-Training", 2023, https://arxiv.org/abs/2303.15343; Tschannen et al., "SigLIP 2", 2025,
     https://arxiv.org/abs/2502.14786. Nets and tokenizers are those of transformers (Apache-2.0).
-Inputs: RGB images, prepared as the checkpoint's preprocessor_config.json says; texts, cut up by its tokenizer and
+Inputs: RGB images, prepared as the checkpoint's preprocessor_config.json says; texts, split by its tokenizer and
     padded to its context (CLIP 77 tokens, SigLIP 64).
 Output: `dim` numbers (512 for ViT-B/32), projected, not of unit length, as get_image_features and get_text_features.
-Differs: files are turned upright (EXIF). A text longer than the context is an error unless `truncate=True`.
+Differs: files are rotated upright (EXIF). A text longer than the context is an error unless `truncate=True`.
     Numbers: none known from transformers with its PIL image processors, tests/golden/test_clip_golden.py and
     tests/inputs/test_processor.py; its torchvision processors, and OpenAI's own code on some sizes, crop or resize
     a little differently (docs/clip.md).
@@ -61,6 +61,7 @@ VARIANTS = (
 )
 CAUSAL = ("clip",)  # no token sees what follows it, so padding at the end is never seen
 UNMASKED = (*CAUSAL, "siglip", "siglip2")  # SigLIP was trained to see it
+GRAIN = 8  # tokens: texts are padded to a multiple of it, so that few lengths occur in a batch
 HIDDEN = -1  # a position of padding that has to be hidden from the others
 CROPS = ("floor", "round")
 
@@ -83,15 +84,15 @@ def load(
     variant: hub id, folder or "demo"
     weights: a checkpoint's folder, whatever `variant` is
     revision: of a hub id: branch, tag or commit
-    truncate: cut a text that is longer than the context, as transformers does; else it is an InputError
-    max_length: of a text in tokens, where that is less than the context
+    truncate: truncate a text that is longer than the context, as transformers does; else it is an InputError
+    max_length: of a text in tokens, if less than the context
     preprocessor: folder or hub id whose preprocessing of images is used instead of the checkpoint's
     crop: where half of the spare pixels is no whole number, the crop's corner is rounded down ("floor", as transformers
         does) or half to even ("round", as OpenAI's code does)
     tokenizer: folder or hub id whose tokenizer is used instead of the checkpoint's
     offline: use only what is already in the cache; None: as the environment says
     preprocessing: "exact", as the checkpoint says; or "fast": large JPEG files are decoded at a smaller scale, and
-        images are resized by torch. Other embeddings, in a space of their own.
+        images are resized by torch, which gives different embeddings in a separate space.
 
     Raises UnknownModel; InputError for an option's value; WeightsError for a checkpoint that is damaged, incomplete, or
     asks for unknown preprocessing; MissingExtra for a tokenizer that needs sentencepiece, as the first SigLIP's does.
@@ -119,7 +120,7 @@ def load(
 
 
 def fetch(variant: str, *, offline: bool | None = None, progress: bool | None = None) -> list[Path]:
-    """The local folder of a variant's checkpoint, fetched if need be."""
+    """The local folder of a variant's checkpoint, downloaded if necessary."""
     return [_folder(variant, None, None, offline, progress)]
 
 
@@ -160,7 +161,7 @@ class Facts:
 
     weights: the digest of its tensors
     config: the digest of its whole config, activations and all, but for keys known to be idle
-    image_size: side of the images it takes [px]; None where any goes
+    image_size: side of the images it takes [px]; None if it takes any
     patch_size: side of a patch [px]; None where it has none
     positions: how many tokens it takes; None where it does not say
     vocabulary: how many tokens it knows
@@ -220,6 +221,7 @@ def _model(
 
         return TextTower(net(), ids.padding if ids.hidden else None)
 
+    texts = InputSpec("text", read_text, ids, ids.shape, ids.facts())
     return Model(
         name,
         facts.dim,
@@ -227,7 +229,7 @@ def _model(
         [
             # the grid of patches is decided in Python, which no copy can follow
             Part(steps.inputs(), images, traceable=not isinstance(steps.size, Patches)),
-            Part(InputSpec("text", read_text, ids, (ids.context,), ids.facts()), words),
+            Part(texts, words, {"shape": ids.shape}, examples=replace(texts, prepare=ids.full)),
         ],
         checkpoint,
     )
@@ -243,11 +245,11 @@ def _folder(
     if weights is not None or variant == "demo":
         return hugging_face.local_folder(weights or DEMO, revision)
     if not variant:
-        raise UnknownModel("clip/ wants a hub id, a folder or demo, such as clip/openai/clip-vit-base-patch32")
+        raise UnknownModel("clip/ takes a hub id, a folder or demo, such as clip/openai/clip-vit-base-patch32")
     if "/" not in variant and not Path(variant).expanduser().is_dir() and not variant.startswith((".", "~")):
         raise UnknownModel(
             f"there is no model 'clip/{variant}' and no folder {variant};{did_you_mean(f'clip/{variant}')} "
-            "after clip/ goes a Hugging Face id with its owner, such as openai/clip-vit-base-patch32, or a folder"
+            "clip/ is followed by a folder or a Hugging Face id with its owner, such as openai/clip-vit-base-patch32"
         )
     try:
         return hugging_face.checkpoint_folder(variant, revision=revision, offline=offline, progress=progress)
@@ -293,9 +295,10 @@ def _context(facts: Facts, tokens: TokenizerFacts, folder: Path) -> int:
 
 
 class TextIds:
-    """Texts to their token ids, padded: (context,) int64; called from many threads at once.
+    """Texts to their token ids, padded: (L,) int64; called from many threads at once.
 
     context: how many tokens a text may have
+    shape: (context,); (None,) where padding at the end is never seen, so that a little of it is enough
     padding: the token it is padded with
     hidden: whether the net must not see padding: then `HIDDEN` stands for it
     """
@@ -305,6 +308,7 @@ class TextIds:
     ):
         """tokenizer: makes the tokenizer itself, should it be needed; `tokens` says what it is"""
         causal = facts.model_type in CAUSAL
+        self.shape = (None if causal else context,)
         self.context, self.padding, self.hidden = context, tokens.padding, facts.model_type not in UNMASKED
         self._digest, self._vocabulary = tokens.digest, facts.vocabulary
         self._left = tokens.left and not causal  # before the text padding would be seen
@@ -317,6 +321,14 @@ class TextIds:
         return {"tokenizer": self._digest, "context": self.context}
 
     def __call__(self, text: str) -> np.ndarray:
+        found = self._found(text)
+        return self._padded(found, self.shape[0] or min(-max(len(found), 1) // GRAIN * -GRAIN, self.context))
+
+    def full(self, text: str) -> np.ndarray:
+        """Its ids padded to `context`, whatever is seen: examples have one length."""
+        return self._padded(self._found(text), self.context)
+
+    def _found(self, text: str) -> list[int]:
         found = self._encode()(text)
         if len(found) > self.context:
             raise InputError(
@@ -330,7 +342,10 @@ class TextIds:
                 "the tokenizer belongs to another checkpoint",
                 code="token",
             )
+        return found
+
+    def _padded(self, found: list[int], length: int) -> np.ndarray:
         padding = HIDDEN if self.hidden else found[-1] if self._largest and found else self.padding
-        padded = np.full(self.context, padding, np.int64)
-        padded[self.context - len(found) if self._left else 0 :][: len(found)] = found
+        padded = np.full(length, padding, np.int64)
+        padded[length - len(found) if self._left else 0 :][: len(found)] = found
         return padded

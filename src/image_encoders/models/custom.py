@@ -1,18 +1,17 @@
-"""Your own net: what one of its layers gives for an image, pooled.
+"""Your own net: the output of one of its layers for an image, pooled.
 
     load("custom", weights="model_state_dict.pth", definition="model.py", class_name="CustomModel", layer="conv1")
 
-Loading runs the definition file, which is meant to: give only one that you would run yourself. The weights file is
-read without running anything in it.
+Loading executes the definition file: use only one that you would run yourself. The weights file is never executed.
 
 Source: CustomImageTorchEncoder of https://github.com/jina-ai/executors (Apache-2.0).
-Inputs: arrays as they come, cast to float32: neither scaled nor turned, in whatever shape the net takes. Images
-    (files, bytes, PIL images, uint8 arrays) where `preprocess` says how they become such arrays.
+Inputs: arrays, only cast to float32: not scaled or transposed, in any shape that the net takes. Images
+    (files, bytes, PIL images, uint8 arrays) if `preprocess` says how they become such arrays.
 Output: one number for each channel of the layer, or as `pooling` says; not of unit length.
 Differs: the net stops after the layer, so what follows cannot fail; `layer` may be dotted; a layer of one channel gives
     embeddings of shape (1,), where the original gives no axis at all; outputs of two or three axes are accepted too.
-    How often the layer runs, and what is written into its output afterwards, is observed once for each shape of an
-    input: a net in which that depends on the values of its input may need `whole=True`.
+    How often the layer runs, and whether its output is modified afterwards, is observed once for each input shape: a
+    net in which that depends on the values of its input may need `whole=True`.
     Numbers: none known, tests/golden/test_custom_golden.py.
 """
 
@@ -53,7 +52,7 @@ logger = logging.getLogger(__name__)
 
 VARIANTS = (
     Variant(
-        "", ("image",), None, "weights=PATH to a state_dict, definition=PATH to a python file, class_name=NAME", "yours"
+        "", ("image",), None, "weights=PATH to a state_dict, definition=PATH to a Python file, class_name=NAME", "yours"
     ),
 )
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -83,26 +82,26 @@ def load(
     """The model of a layer of your net.
 
     weights: `torch.save(model.state_dict(), PATH)`, old or new container, or a `.safetensors` of the same names
-    definition: the python file in which the net's class is defined; it is run
-    class_name: the class, or a function that makes the net
+    definition: the Python file that defines the net's class; it is executed
+    class_name: the class, or a function that returns the net
     layer: which module of the net, by its dotted name, such as "features", "encoder.block.3"
-    pooling: what becomes of the layer's output; (B, D) features stay as they are under "mean", "max" and "none"
+    pooling: of the layer's output; (B, D) features stay as they are under "mean", "max" and "none"
         "mean"         mean over space of (B, C, H, W), over tokens of (B, L, D)
         "max"          maximum over the same
         "cls"          the first token of (B, L, D)
         "mean-tokens"  mean over the tokens of (B, L, D), nothing else accepted
         "none"         all numbers, flattened in C order; then every input has the same shape
-    class_args: what the class is called with: a mapping for keywords, a sequence for positions
+    class_args: arguments of the class: a mapping for keyword arguments, a sequence for positional ones
     preprocess: how an image becomes an input: the name of a function in the definition file, which gets (H, W, 3)
         uint8 RGB and returns the net's input for one image; or one of
         "pixels"    (3, H, W), 0 to 255
         "unit"      (3, H, W), 0 to 1
         "imagenet"  short side to 256 (bilinear), central 224 x 224, ImageNet's mean and deviation
         "clip"      short side to 224 (bicubic), central 224 x 224, CLIP's mean and deviation
-        None: images are not accepted, arrays are, as they come. Float arrays are taken as they come in any case.
-    input_shape: of one input, without batch axis, from which `dim` is learnt; needed where it cannot be guessed, and
-        for "none" where it is not (3, 224, 224)
-    whole: run the net to its end every time, whatever the layer
+        None: images are not accepted, only arrays. Float arrays always go to the net unchanged.
+    input_shape: of one input, without batch axis, from which `dim` is determined; needed if it cannot be guessed, and
+        for "none" if it is not (3, 224, 224)
+    whole: always run the whole net, whatever the layer
 
     Raises WeightsError for whatever is wrong with the files or the layer; InputError for an option's value.
     """
@@ -146,7 +145,7 @@ def load(
 
 def _missing(**given: object) -> WeightsError:
     missing = ", ".join(f"{name}=" for name, value in given.items() if not value)
-    return WeightsError(f"custom needs {missing}: a state_dict file, a python file, a class in it")
+    return WeightsError(f"custom needs {missing}: a state_dict file, a Python file, a class in it")
 
 
 def original(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
@@ -180,7 +179,7 @@ def _open(path: Path) -> Definition:
             return Definition(path)
     except OSError as error:
         raise WeightsError(
-            f"{path}: {error.strerror}; definition= is the python file that defines the class"
+            f"{path}: {error.strerror}; definition= is the Python file that defines the class"
         ) from error
 
 
@@ -228,10 +227,10 @@ def _make(
             f"{definition.path}: {class_name}{signature} is called with other arguments: {error}; "
             'give them as class_args={"name": value}'
         ) from error
-    with _blamed(definition, f"{class_name} cannot be made"):
+    with _blamed(definition, f"{class_name} cannot be constructed"):
         net = make(*positions, **keywords)
     if not isinstance(net, nn.Module):
-        raise WeightsError(f"{definition.path}: {class_name} makes a {type(net).__name__}; a torch.nn.Module is needed")
+        raise WeightsError(f"{definition.path}: {class_name} gives a {type(net).__name__}, not a torch.nn.Module")
     return net
 
 
@@ -254,7 +253,7 @@ def _no_class(definition: Definition, module: ModuleType, class_name: str) -> We
 
 
 def _load_checkpoint(make: Callable[[], nn.Module], path: Path, input_shape: Sequence[int] | None) -> nn.Module:
-    """A net with a checkpoint's tensors; its own initial ones are given up before those are read."""
+    """A net with a checkpoint's tensors; its initial ones are freed before those are read."""
     import torch
 
     from image_encoders.weights.assign import assign
@@ -296,7 +295,7 @@ def _materialized(make: Callable[[], nn.Module], path: Path, input_shape: Sequen
         if not _is_lazy(made) and {name: tuple(value.shape) for name, value in made.state_dict().items()} == wanted:
             return made
     raise WeightsError(
-        f"{path}: the net has lazy layers, which do not become the checkpoint's for inputs of shape {_some(shapes)}. "
+        f"{path}: the net's lazy layers do not match the checkpoint for inputs of shape {_some(shapes)}. "
         "Give the shape of one input as input_shape=, such as (3, 224, 224)"
     )
 
@@ -317,7 +316,7 @@ def _state(path: Path) -> dict[str, torch.Tensor]:
     if others:
         inside = next((name for name in found if isinstance(found[name], Mapping) and found[name]), None)
         hint = "" if inside is None else f'; perhaps torch.save(torch.load({path.name!r})["{inside}"], FILE)'
-        raise WeightsError(f"{path}: {', '.join(others[:5])} in it are no tensors; {wanted}{hint}")
+        raise WeightsError(f"{path}: {', '.join(others[:5])} in it are not tensors; {wanted}{hint}")
     return dict(found)
 
 
@@ -358,7 +357,7 @@ def _try_shapes(net: Tapped, input_shape: Sequence[int] | None, definition: Defi
             failure = failure or error
     assert failure is not None
     raise WeightsError(
-        f"{definition.path}: the net fails on zeros of shape {_some(shapes)}, tried to learn the length of an "
+        f"{definition.path}: the net fails on zeros of shape {_some(shapes)}, which were tried to find the size of an "
         f"embedding: {definition.located(failure)}. Give the shape of one input as input_shape=, such as (3, 224, 224)"
     ) from failure
 
@@ -386,7 +385,7 @@ def _likely_shapes(net: nn.Module) -> Iterator[tuple[int, ...]]:
 def _check_steady(
     net: Tapped, twin: Tapped | None, inputs: InputSpec, shape: tuple[int, ...], definition: Definition
 ) -> None:
-    """Raise WeightsError where the embedding of an image depends on more than the image.
+    """Raise WeightsError if the embedding of an image depends on more than the image.
 
     twin: made and loaded as `net` was; None where a net holds nothing but its checkpoint
     shape: of an input that the net takes
@@ -405,12 +404,14 @@ def _check_steady(
             failure = failure or error
             continue
         if reason:
-            raise WeightsError(f"{definition.path}: the embedding of an image {reason}; it has to be the image's alone")
+            raise WeightsError(
+                f"{definition.path}: the embedding of an image {reason}; it must depend on the image alone"
+            )
         return
     assert failure is not None
     logger.warning(
-        "%s: whether an image always has the same embedding is not known: the net fails on images, on noise and "
-        "on zeros of shape %s: %s",
+        "%s: it could not be checked that an image always has the same embedding: the net fails on images, noise "
+        "and zeros of shape %s: %s",
         definition.path,
         shape,
         definition.located(failure),
@@ -423,7 +424,7 @@ def _probe_pairs(inputs: InputSpec, shape: tuple[int, ...], definition: Definiti
         images = probes(2)
         first, second, repeated = (inputs.input(image) for image in (*images, images[1]))
         if second.shape != repeated.shape or not np.allclose(second, repeated, equal_nan=True):
-            raise WeightsError(f"{definition.path}: preprocess= gives another input for the same image each time")
+            raise WeightsError(f"{definition.path}: preprocess= gives a different input for the same image each time")
         for one in (first, second):
             replace(inputs, shape=shape).check(one)
         yield np.stack([first, second])
@@ -528,7 +529,7 @@ def _own(pixels: np.ndarray, function: Callable[[np.ndarray], Any], definition: 
 
 @dataclass(frozen=True)
 class YourModel(Model):
-    """A model whose net is yours: what goes wrong in it is said with its place in the definition."""
+    """A model whose net is the user's: its errors give the place in the definition."""
 
     definition: Definition | None = None
 

@@ -11,7 +11,7 @@ Inputs: RGB images, the short side resized to 256 (bilinear), the central 224 x 
 Output: `embed_size` numbers (1024), of unit length; images not where the checkpoint's options say `no_imgnorm`.
     Without signs where they say `use_abs`. The option `measure` says how the authors compare embeddings: "cosine", or
     "order" (see docs/vsepp.md); it is part of the fingerprint.
-Differs: files are turned upright and put on white where transparent; a caption with no known word is an error unless
+Differs: files are rotated upright and transparency becomes white; a caption with no known word is an error unless
     `unknown_words="accept"`; NLTK's sentence model is replaced by its list of abbreviations (inputs/words.py). As in
     the original, an embedding whose length is zero becomes NaN. Numbers: none known, tests/golden/test_vsepp_golden.py.
 """
@@ -101,9 +101,9 @@ def load(
     weights: `model_best.pth.tar` or the folder it is in, or a converted `.safetensors`; None: the published run
     vocabulary: the vocabulary's pickle. Default: `<data name>_vocab.pkl`, such as f30k_vocab.pkl, beside the checkpoint
         or in a folder `vocab` there, one or two levels up. Without one there is no text tower.
-    unknown_words: "refuse" a caption none of whose words the vocabulary has; or "accept" it, as the original does
+    unknown_words: "refuse" a caption with no word in the vocabulary; or "accept" it, as the original does
     preprocessing: "exact", the original's; or "fast": large JPEG files are decoded at a smaller scale, and images are
-        resized by torch. Other embeddings, in a space of their own.
+        resized by torch: different embeddings, in a separate space.
 
     Raises UnknownModel; WeightsError; InputError for an option's value.
     """
@@ -124,8 +124,8 @@ def load(
 def fetch(variant: str, *, offline: bool | None = None, progress: bool | None = None) -> list[Path]:
     """The local copies of a variant's checkpoint and vocabulary.
 
-    The authors publish all runs in one archive and all vocabularies in another. Both are fetched whole, once, and the
-    two files are taken out of them; afterwards the archives may be deleted.
+    The authors publish all runs in one archive and all vocabularies in another. Both are downloaded once, and the
+    two files are extracted; afterwards the archives may be deleted.
     """
     from image_encoders.cache import cache_folder
     from image_encoders.weights.fetch import fetch as fetch_file
@@ -282,7 +282,9 @@ class Vocabulary:
 
         found = words(text.lower())
         if not accept_unknown and not any(word in self.ids for word in found):
-            what = f"none of its words ({', '.join(found[:5])}) is in the vocabulary" if found else "a text of no words"
+            what = (
+                f"none of its words ({', '.join(found[:5])}) is in the vocabulary" if found else "a text without words"
+            )
             raise InputError(
                 f"{what} ({self.name}: {len(self.ids)} words); a caption with at least one of them is accepted, "
                 "or any caption with unknown_words='accept'",
@@ -307,7 +309,7 @@ def _vocabulary(checkpoint: Facts, path: str | Path | None) -> Vocabulary | None
     found = Path(path).expanduser() if path is not None else _near(checkpoint)
     if found is None:
         logger.warning(
-            "%s: no %s near it, so texts cannot be encoded; vocabulary=PATH says where it is",
+            "%s: no %s near it, so texts cannot be encoded; pass its path as vocabulary=PATH",
             checkpoint.path,
             checkpoint.options.vocabulary_file,
         )

@@ -244,9 +244,7 @@ def why_unsteady(tapped: Tapped, images: Tensor, twin: Tapped | None = None) -> 
             return f"{reason} (by {apart / length:.2g} of its length){_suspects(tapped.net)}"
 
         if (apart := _length(alone - again)) > REPEATED * length:
-            return said(
-                "is another one in each pass: something in the net is random, or changes with every pass", apart
-            )
+            return said("differs from pass to pass: something in the net is random, or changes with every pass", apart)
         if (apart := _length(beside - alone)) <= BATCHED * length:
             return None
         if apart <= 10 * _length(alone - second(one * (1 + NUDGE))):  # as a rounded input changes it, in this net
@@ -254,7 +252,7 @@ def why_unsteady(tapped: Tapped, images: Tensor, twin: Tapped | None = None) -> 
         if _length(first(one) - alone) <= BATCHED * length:
             return said("depends on the other images of its batch", apart)
         if twin is not None:
-            return said("is another one each time that the class is made, or depends on earlier images", apart)
+            return said("differs each time the class is constructed, or depends on earlier images", apart)
         return said("depends on the images that the net has seen before", apart)
 
 

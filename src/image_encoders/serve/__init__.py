@@ -18,6 +18,6 @@ Which process holds what, under `image-encoders serve` and `image-encoders brows
                                   folder, holds a net of its own, and is the only writer of the collection
 
 The front decodes what becomes a thumbnail, and nothing else, and holds no net. Workers know neither HTTP nor the
-collection. Every process but the front may die at any time: who waits for a worker gets a 503, and a run goes on where
-its last commit was. None outlives the front: each ends when its end of the socket or the pipe closes.
+collection. Every process but the front may die at any time: requests waiting for a worker get a 503, and a run resumes
+from its last commit. None outlives the front: each ends when its end of the socket or the pipe closes.
 """

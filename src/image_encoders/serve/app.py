@@ -50,7 +50,7 @@ async def _answer_error(request: Request, error: Exception) -> Response:
 
 
 def as_request_error(error: Exception) -> RequestError:
-    """Any error as the refusal that a client may see."""
+    """Any error as the RequestError that a client may see."""
     match error:
         case RequestError():
             return error
@@ -67,7 +67,7 @@ def as_request_error(error: Exception) -> RequestError:
         case MissingExtra():
             return RequestError(501, str(error), code="missing_extra")
         case CollectionError():
-            message = "the collection cannot be read just now; the service's log says why"
+            message = "the collection cannot be read at the moment; the service's log says why"
             return RequestError(503, message, code="collection", headers=_retry(2.0))
         case RequestValidationError():
             return invalid_request(error.errors())

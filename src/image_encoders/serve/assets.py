@@ -1,4 +1,4 @@
-"""Scripts, styles and pages that lie in a folder of the package, as browsers get them."""
+"""Scripts, styles and pages of a folder in the package, as served to browsers."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ TYPES = {
 
 @dataclass(frozen=True)
 class Asset:
-    """A file, in memory: what is served is what was there at the start."""
+    """A file, in memory as it was at the start."""
 
     content: bytes
     type: str
@@ -42,7 +42,7 @@ class Assets:
                 self.files[path.name] = Asset(content, TYPES[path.suffix], etag)
 
     def answer(self, request: Request, name: str) -> Response:
-        """The file, unless the browser has it already; 404 for a name that there is not."""
+        """The file, or 304 if the browser has it; 404 for an unknown name."""
         file = self.files.get(name)
         if file is None:
             raise HTTPException(404, f"There is no file {name!r}.")

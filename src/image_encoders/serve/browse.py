@@ -1,4 +1,4 @@
-"""Browsing a folder: where its embeddings are kept, who follows it, and who does so already.
+"""Browsing a folder: where its embeddings are stored, and which process follows it.
 
 cache/browse/NAME-DIGEST/    of the folder's real path
     browsed.json             the folder, and which of its collections was used last
@@ -38,13 +38,13 @@ ADDRESS_S = 10.0  # for another `browse` to say where it listens
 
 @dataclass(frozen=True)
 class Job:
-    """What to follow, and into what.
+    """What to follow, and where to store it.
 
     folder: its real path
-    collection: an open one's folder, or one to be made; None: one in `place`, named after the encoder's fingerprint
+    collection: the folder of an existing or a new one; None: one in `place`, named after the encoder's fingerprint
     place: a folder of collections; None: there is only `collection`
-    model: the model's name, where a collection is to be made; None: the default one
-    wishes: what else `load` is to be given
+    model: the model's name, for a new collection; None: the default one
+    wishes: further arguments of `load`
     careful: whether a process has died at it: the next one reads one file after the other, and says which
     deadly: the id and the state of each file at which processes died again and again
     """
@@ -60,12 +60,12 @@ class Job:
 
 @dataclass(frozen=True)
 class RunStatus:
-    """How far the run is, as /status.json shows it.
+    """The progress of the run, as /status.json shows it.
 
     state: "looking", "embedding", "following", "paused" or "failed"
-    total: files, where they have been counted; done, failed: of those
-    rate: files that are read in a second
-    eta: seconds that it will take yet, where that is known
+    total: files, if they have been counted; done, failed: of those
+    rate: files read per second
+    eta: the remaining seconds, if known
     """
 
     state: str = "looking"
@@ -85,7 +85,7 @@ def place_of(folder: str) -> Path:
 
 
 def known_collection(place: Path, model: str | None, wishes: Mapping[str, Any]) -> Collection | None:
-    """The collection that was begun here with this model; without a model the one that was used last."""
+    """The collection created here with this model; without a model the one used last."""
     found = []
     last = _browsed(place).get("last")
     for mark in place.glob(f"*/{MARK}"):
@@ -119,18 +119,20 @@ def _browsed(place: Path) -> dict[str, Any]:
 
 
 class BrowsedAlready(ImageEncodersError):
-    """Another process browses the same; `address` is its page, where it has said so."""
+    """Another process browses the same folder; `address` is its page, if known."""
 
     def __init__(self, folder: str, address: str | None):
-        super().__init__(f"{folder} is browsed already by another process" + (f", at {address}" if address else ""))
+        super().__init__(
+            f"{folder} is already being browsed by another process" + (f", at {address}" if address else "")
+        )
         self.address = address
 
 
 @contextmanager
 def browsing(job: Job) -> Iterator[Callable[[str], None]]:
-    """For one process at a time: the block browses the job's folder, and calls what it gets with its page's address.
+    """Exclusive access for browsing the job's folder; call the yielded function with the page's address.
 
-    Raises BrowsedAlready where another process does.
+    Raises BrowsedAlready if another process does.
     """
     from filelock import Timeout
 
@@ -165,10 +167,10 @@ def _address(path: Path) -> str | None:
 
 
 class Follower:
-    """Has a process follow a folder, and starts it again when it dies.
+    """Runs a process that follows a folder, and restarts it when it dies.
 
-    collection: where the embeddings go; None until that is known
-    error: why nobody follows the folder any more
+    collection: where the embeddings are stored; None until that is known
+    error: why the folder is no longer followed
     """
 
     def __init__(
@@ -179,7 +181,7 @@ class Follower:
         command: Sequence[str] = COMMAND,
     ):
         """attach, failed: called on a thread of this object's: with the collection, when it is known and whenever it is
-        another one; with the error, when nobody follows the folder any more
+        another one; with the error, when the folder is no longer followed
         """
         self.job, self._attach, self._failed, self._command = job, attach, failed, command
         self.collection: Path | None = None
@@ -198,7 +200,7 @@ class Follower:
         self._thread.start()
 
     def status(self) -> dict[str, Any]:
-        """How far it is, as /status.json shows it."""
+        """Its progress, as /status.json shows it."""
         return asdict(self._run)
 
     @property
@@ -208,7 +210,7 @@ class Follower:
         return process.pid if process is not None and process.poll() is None else None
 
     def stop(self) -> None:
-        """End the process once it has stored what is embedded; at once where that takes too long."""
+        """End the process once it has stored what is embedded; at once if that takes too long."""
         self._stopped.set()
         with self._starting:
             process = self._process
@@ -222,7 +224,7 @@ class Follower:
             self._thread.join()
 
     def _keep(self) -> None:
-        """Start the process, listen to it, and start it again, until there is no use in that."""
+        """Start the process, listen to it, and restart it, until that no longer helps."""
         pause = BACKOFF_S[0]
         while not self._stopped.is_set():
             began = time.monotonic()
@@ -237,7 +239,7 @@ class Follower:
             self._careful = True
             if self._reading is not None:
                 self._deaths[self._reading] += 1
-            self._show_failed(f"the process that embeds ended with {ended}; it is started again in {pause:.1f} s")
+            self._show_failed(f"the embedding process ended with {ended}; restarting it in {pause:.1f} s")
             self._stopped.wait(pause)
             pause = min(2 * pause, BACKOFF_S[1])
 
@@ -292,7 +294,7 @@ class Follower:
 
 
 def _close(process: subprocess.Popen[str]) -> None:
-    """Close the end of the pipe whose end tells the process to end."""
+    """Close the pipe, which makes the process end."""
     assert process.stdin is not None
     with suppress(OSError, ValueError):
         process.stdin.close()

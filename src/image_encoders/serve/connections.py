@@ -1,11 +1,11 @@
-"""Connections that no client can hold for ever: uvicorn's HTTP protocol, with the limits that it does not have.
+"""uvicorn's HTTP protocol with additional limits, so that no client can hold a connection forever.
 
 - Headers come within `header_timeout`, as a whole, and are of bounded size and number.
-- A body does not pause for `body_timeout`, nor does whoever reads an answer; what drips slower than `SLOWEST` ends too.
-- Beyond `max_connections`, only probes of health are answered; all others are told to come back.
-- What cannot be read as HTTP gets an answer with a reason, never in the midst of another request's answer.
-- A request whose client has left is cancelled.
-- An answer given before the whole request was read is read by its client: the connection closes after that.
+- A body, or the reading of a response, may not pause for `body_timeout`, or be slower than `SLOWEST`.
+- Beyond `max_connections`, only probes of health are answered; all others get 503 and a time to retry.
+- Invalid HTTP gets a response with a reason, never in the middle of another request's response.
+- A request whose client has disconnected is cancelled.
+- A response sent before the whole request was read reaches its client: the connection closes only after that.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ SPARE = 64  # connections beyond the limit that are read, so that they get an an
 def limited(settings: Settings, refused: Callable[[int], None] = lambda status: None) -> type[HttpToolsProtocol]:
     """The protocol class for `uvicorn.Config(http=...)` with these limits.
 
-    refused: called with the status of each refusal, which no application sees
+    refused: called with the status of each rejection, which the application does not see
     """
     return type("LimitedConnection", (Connection,), {"settings": settings, "refused": staticmethod(refused)})
 
@@ -110,7 +110,7 @@ class Connection(HttpToolsProtocol):
             elif not in_head:
                 self._framing_bytes += len(data) - (self._body_bytes - body_bytes)
                 if self._framing_bytes > MAX_HEAD_BYTES + 16 * self._body_bytes:
-                    self._refuse(400, "invalid_http", "the body's chunks hold next to nothing but their own framing")
+                    self._refuse(400, "invalid_http", "the body's chunks are almost all framing and no content")
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
@@ -143,17 +143,17 @@ class Connection(HttpToolsProtocol):
             self.flow.resume_reading()  # to see whether the client leaves
 
     def _objection(self) -> tuple[int, str, str] | None:
-        """Why a request whose headers are complete is not accepted: what proxies and servers may read differently."""
+        """Why a request is rejected after its headers: proxies and servers might parse it differently."""
         size = len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
         if size > MAX_HEAD_BYTES or len(self.headers) > MAX_HEADERS:
             return TOO_LARGE_HEAD
         if len(self.pipeline) >= MAX_PIPELINED:  # those are answered, and then the connection ends
-            return 429, "too_many_requests", f"more than {MAX_PIPELINED} requests are sent ahead of their answers"
+            return 429, "too_many_requests", f"more than {MAX_PIPELINED} pipelined requests"
         version = self.parser.get_http_version()
         if version not in ("1.0", "1.1"):
             return 505, "invalid_http", "HTTP/1.0 and HTTP/1.1 are accepted"
         if not self.url.startswith(b"/"):
-            return 400, "invalid_http", "a request for something else than a path; it has to begin with a slash"
+            return 400, "invalid_http", "the request target is not a path; it must begin with a slash"
         encodings = [value.strip().lower() for name, value in self.headers if name == b"transfer-encoding"]
         if encodings and version == "1.0":
             return 400, "invalid_http", "Transfer-Encoding in HTTP/1.0"
@@ -193,7 +193,7 @@ class Connection(HttpToolsProtocol):
         body = _body(
             503,
             "too_many_connections",
-            f"{self.settings.max_connections} connections are open, which is the limit; come back in a second",
+            f"{self.settings.max_connections} connections are open, which is the limit; retry in a second",
         )
         headers = [*JSON, (b"content-length", b"%d" % len(body)), (b"retry-after", b"1")]
         await send({"type": "http.response.start", "status": 503, "headers": headers})
@@ -207,9 +207,9 @@ class Connection(HttpToolsProtocol):
             self._unset_keepalive_if_required()
 
     def close_after_answer(self) -> None:
-        """Close, or while the client is still sending, end the answer and wait until it has been read.
+        """Close, or while the client is still sending, end the response and wait until it has been read.
 
-        Closed with bytes unread, a connection is reset, and the answer lost on its way.
+        Closing with unread bytes would reset the connection and lose the response.
         """
         self._closing = True
         if self.closing:
@@ -273,7 +273,7 @@ class Connection(HttpToolsProtocol):
         self._unread = unread
         limit = self.settings.body_timeout
         if now - self._moved > limit or now - self._unread_since > limit + self._given / SLOWEST:
-            self.logger.info("a client that does not read its answer was dropped")
+            self.logger.info("dropped a client that does not read its response")
             self.transport.abort()
 
     def _receiving_body(self) -> bool:
@@ -283,7 +283,7 @@ class Connection(HttpToolsProtocol):
         return self._head_since is not None or self._receiving_body()
 
     def _refuse(self, status: int, code: str, message: str) -> None:
-        """Answer what cannot be read on, after the answers to what came before it, and read nothing more."""
+        """Respond to invalid input, after the responses to earlier requests, and read nothing more."""
         self._closing = True
         self._unset_keepalive_if_required()
         newest: RequestResponseCycle | None = self.cycle

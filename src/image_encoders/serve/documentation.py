@@ -1,4 +1,4 @@
-"""/, /openapi.json and /docs: the service described by itself, and a page that shows it; no other host is asked."""
+"""/, /openapi.json and /docs: the service's own description, and a page that shows it, without other hosts."""
 
 from __future__ import annotations
 
@@ -40,14 +40,14 @@ router = APIRouter(include_in_schema=False)
 
 @router.api_route("/", methods=["GET", "HEAD"])
 async def first(request: Request) -> Response:
-    """Where somebody who typed the address alone wants to be: the search page, or without a collection the docs."""
+    """The start page: the search page, or without a collection the docs."""
     service = request.app.state.service
     return RedirectResponse("docs" if service.collection is None and service.run is None else "search")
 
 
 @router.get("/docs")
 async def docs(request: Request) -> Response:
-    """Every endpoint with examples that can be tried."""
+    """Every endpoint with examples to try."""
     return Response(page(request.app, str(request.base_url).rstrip("/")), media_type="text/html", headers=HEADERS)
 
 

@@ -1,4 +1,4 @@
-"""Embeddings: OpenAI's endpoint, Cohere's, and one for whoever holds files."""
+"""Embeddings: OpenAI's endpoint, Cohere's, and one for raw files."""
 
 from __future__ import annotations
 
@@ -53,11 +53,11 @@ RAW = {
         },
     },
 }
-Npy = {"content": {NPY: BINARY}, "description": "The embeddings; as one array (N, dim), where `Accept` asks for it."}
+Npy = {"content": {NPY: BINARY}, "description": "The embeddings; as one array (N, dim) if `Accept` asks for it."}
 
 REFUSED = {
-    400: "The request is wrong: `error.message` says what, and what is accepted.",
-    404: "There is no such model here.",
+    400: "The request is invalid: `error.message` says why, and what is accepted.",
+    404: "There is no such model.",
     413: "Too many items, or too many bytes.",
     422: "Items that cannot be embedded: `items` names each of them, with a reason.",
 }
@@ -67,7 +67,7 @@ router = APIRouter(route_class=BoundedRoute, tags=["embeddings"], responses=refu
 
 @router.post("/v1/embeddings", response_model=EmbeddingsAnswer)
 async def create_embeddings(request: Request, body: EmbeddingsRequest) -> Response:
-    """Embeddings of texts, images and sounds, in the order in which they are sent.
+    """Embeddings of texts, images and sounds, in the order of the request.
 
     As OpenAI's endpoint; images are data: URLs, or objects such as `{"image": BASE64}`.
     """
@@ -79,7 +79,7 @@ async def create_embeddings(request: Request, body: EmbeddingsRequest) -> Respon
 
 @router.post("/v2/embed", response_model=EmbedAnswer)
 async def embed(request: Request, body: EmbedRequest) -> Response:
-    """The same in the shape of Cohere's endpoint."""
+    """The same in the format of Cohere's endpoint."""
     service: Service = request.app.state.service
     served, outcomes = await run(service, body.call(service.limits))
     embeddings = [one for one in _arrays(outcomes) if not isinstance(one, InputError)]
@@ -90,23 +90,27 @@ async def embed(request: Request, body: EmbedRequest) -> Response:
 @router.post("/v1/images", response_model=EmbeddingsAnswer, responses={200: Npy}, openapi_extra={"requestBody": RAW})
 async def embed_images(
     request: Request,
-    model: Annotated[str | None, Query(description="One of /v1/models; without it, the first.")] = None,
+    model: Annotated[str | None, Query(description="One of /v1/models; default: the first.")] = None,
     modality: Annotated[Literal["image", "audio"], Query(description="What the files are.")] = "image",
     encoding_format: Annotated[Encoding, Query()] = "float",
     embedding_type: Annotated[EmbeddingType, Query()] = "float",
     dimensions: Annotated[int | None, Query(ge=1)] = None,
     normalized: bool = False,
-    partial: Annotated[bool, Query(description="Answer although some items fail; not with npy.")] = False,
+    partial: Annotated[
+        bool, Query(description="Return the embeddings of the other items if some fail; not with npy.")
+    ] = False,
 ) -> Response:
-    """Embeddings of image files, as they are: one as the body, or several as multipart/form-data.
+    """Embeddings of image files: one as the body, or several as multipart/form-data.
 
-    With `Accept: application/x-npy` the answer is an array that `numpy.load` reads.
+    With `Accept: application/x-npy` the response is an array that `numpy.load` reads.
     """
     service: Service = request.app.state.service
     limits = service.limits
     npy = NPY in request.headers.get("accept", "")
     if npy and partial:
-        raise RequestError(400, "partial goes with JSON answers: an array has no place for reasons", code="partial")
+        raise RequestError(
+            400, "partial requires a JSON response: an array cannot hold the reasons for failures", code="partial"
+        )
     contents = await _files(request, limits)
     check_count(len(contents), limits, "the body")
     items = [attempt(raw_item, content, modality, limits) for content in contents]
@@ -138,7 +142,7 @@ async def _files(request: Request, limits: Limits) -> list[bytes]:
 
 
 async def run(service: Service, call: EmbeddingCall) -> tuple[ServedModel, list[Outcome]]:
-    """The model and what became of the items; RequestError where some failed and all are wanted."""
+    """The model and the items' outcomes; RequestError if some failed and `partial` is not set."""
     served = service.model(call.model)
     call.check_dimensions(served.dim, served.name)
     outcomes = await service.embed(served, call.items)
@@ -147,7 +151,7 @@ async def run(service: Service, call: EmbeddingCall) -> tuple[ServedModel, list[
 
 
 def headers(served: ServedModel, outcomes: Sequence[Outcome]) -> dict[str, str]:
-    """Which embeddings these are, and the longest that an item waited, was prepared, was embedded [ms]."""
+    """The encoder and its fingerprint, and the longest times for waiting, preparing and embedding an item [ms]."""
     done = [one for one in outcomes if isinstance(one, Embedded)]
     times = {
         "queue": max((one.wait_s for one in done), default=0.0),

@@ -1,9 +1,9 @@
-"""A folder as it was when it was last seen whole: what has been deleted in it, and what is out of reach.
+"""A folder compared with its last complete state: what has been deleted, and what is out of reach.
 
 A file that cannot be found may have been deleted, or its disk may have been unmounted. The folder, and every folder
-below it where another file system begins, is an area. What is missing in an area is taken for deleted if the area is
-the one that was seen last time (the same device and inode), or if at least half of what is known of it is there. It is
-kept if the whole folder has lost all its images at once.
+below it where another file system begins, is an area. Files missing from an area count as deleted if the area is
+the same as last time (device and inode), or if at least half of its known files are there. They are
+kept if the folder has lost all its images at once.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ Identity = list[int]  # device and inode; for a symbolic link to a folder also i
 
 
 class Folder:
-    """The folder at `path`, and what is remembered of it in a collection.
+    """The folder at `path`, and its state stored in a collection.
 
-    kept: images whose files were missing at the last look, and which were not taken for deleted
+    kept: images whose files were missing in the last scan, but do not count as deleted
     """
 
     def __init__(self, path: str, collection: Path):
@@ -37,7 +37,7 @@ class Folder:
         self.kept = 0
 
     def unreachable(self) -> str | None:
-        """Why the folder cannot be looked at now; None where it can."""
+        """Why the folder cannot be read now; None if it can."""
         try:
             with os.scandir(self.path):
                 return None
@@ -50,7 +50,7 @@ class Folder:
         missing: paths where no file can be found
         known: the paths of all images of the collection, the missing ones among them
 
-        What lies outside of the folder is left alone.
+        Files outside the folder are ignored.
         """
         missing = [path for path in missing if self._holds(path)]
         known = [path for path in known if self._holds(path)]
@@ -146,7 +146,7 @@ class _Areas:
 
 
 def _is_gone(path: str) -> bool:
-    """Whether there is no file at `path`; False where that cannot be known."""
+    """Whether there is no file at `path`; False if that is unknown."""
     try:
         return not stat.S_ISREG(os.stat(path).st_mode)
     except (FileNotFoundError, NotADirectoryError):
@@ -156,7 +156,7 @@ def _is_gone(path: str) -> bool:
 
 
 def identity(folder: str) -> Identity | None:
-    """Device and inode of a folder, and of the symbolic link that leads to it; None where there is none."""
+    """Device and inode of a folder, and of the symbolic link that leads to it; None if it does not exist."""
     try:
         found, own = os.stat(folder), os.lstat(folder)
     except (OSError, ValueError):

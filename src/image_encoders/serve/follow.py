@@ -1,13 +1,13 @@
-"""The process that keeps a collection as its folder is: started by `browse.Follower`, it ends with it.
+"""The process that keeps a collection in sync with its folder, started by `browse.Follower`; it ends with that.
 
     Job, a line of JSON on standard input ─→ load, run, watch, run, ... ─→ lines of JSON on standard output
 
-Each look at the folder is an ordinary run, which embeds what is new or changed and removes what was deleted; so that
+Each scan of the folder is an ordinary run, which embeds new and changed images and removes deleted ones, so
 this process may be killed at any time. A line is one of
-    {"run": {...}}          how far it is, as /status.json shows it
-    {"collection": PATH}    where the embeddings go, which is known once the model has been loaded
-    {"reading": [ID, STATE]}    what is read now, after a process has died; null when that is over
-    {"error": MESSAGE}      why it ends, where starting it again would not help
+    {"run": {...}}          progress, as /status.json shows it
+    {"collection": PATH}    where the embeddings are stored, known once the model has been loaded
+    {"reading": [ID, STATE]}    what is being read, after a process has died; null when that is over
+    {"error": MESSAGE}      why it ends, if restarting it would not help
 """
 
 from __future__ import annotations
@@ -45,16 +45,16 @@ RETRY_S = (2.0, 60.0)  # first and longest pause after a look that failed
 REST = 1.0  # what a look costs that finds nothing new is rested this many times over before the next one
 SHOW_S = 0.25  # between two lines of progress
 RATE_S = 10.0  # over which the rate is measured
-END_S = 15.0  # for what is embedded to be stored, when this process is told to end
+END_S = 15.0  # for what is embedded to be stored, when this process is to end
 NICE = 10  # searches come first
 COMMIT_S = 1.0  # between commits, so that the page soon shows what is embedded
 FAILED = 2  # exit status
 CAREFUL = 4096  # files that are read one by one after a death: more than a run reads ahead of its commits
-DEADLY = "the process that embeds died each time it read this file"
+DEADLY = "the embedding process died each time it read this file"
 
 
 class Reporter:
-    """Writes what happens, a line of JSON each."""
+    """Writes events as lines of JSON."""
 
     def __init__(self, write: Callable[[str], None]):
         self._write = write
@@ -71,22 +71,17 @@ class Reporter:
 
 
 class Look:
-    """The progress of one look, a run over the folder."""
+    """The progress of one scan, a run over the folder."""
 
     def __init__(self, reporter: Reporter, sources: Sources, failures: Callable[[], int]):
         self.reporter, self.failures = reporter, failures
-        self.total: int | None = None
+        self.total = sources.count_aside()
         self._shown = 0.0
         self._read: deque[tuple[float, int]] = deque([(time.monotonic(), 0)])
         reporter.show(state="looking", total=None, done=0, rate=0.0, eta=None, message="")
-        threading.Thread(target=self._count, args=(sources,), daemon=True, name="count").start()
-
-    def _count(self, sources: Sources) -> None:
-        with suppress(OSError, ImageEncodersError):  # a folder that has gone: the run itself will say so
-            self.total = sources.count()
 
     def __call__(self, standing: Standing) -> None:
-        """Report how far it is, now and then."""
+        """Report progress from time to time."""
         done, read, now = standing.done, standing.read, time.monotonic()
         if now - self._shown < SHOW_S:
             return
@@ -96,7 +91,7 @@ class Look:
             self._read.popleft()
         since, before = self._read[0]
         rate = (read - before) / max(now - since, SHOW_S)
-        total = self.total
+        total = self.total()
         eta = None if total is None or not rate else max(0.0, (total - done) / rate)
         state, failed = "embedding" if read else "looking", self.failures()
         self.reporter.show(state=state, total=total, done=max(0, done - failed), failed=failed, rate=rate, eta=eta)
@@ -152,10 +147,10 @@ class AnnouncedFile(SourceFile):
 
 
 class Watch:
-    """Learns from the system that something has changed in a folder, on a thread of its own.
+    """Watches a folder for changes reported by the system, on its own thread.
 
-    changed: is set then
-    refused: why the system cannot tell, or not of all of it
+    changed: set at a change
+    refused: why the system reports no changes, or not for the whole folder
     """
 
     def __init__(self, folder: str, passed_over: str, changed: threading.Event):
@@ -210,7 +205,7 @@ class Watch:
 
 
 class Following:
-    """One folder, the encoder and the collection: looks at it again and again until KeyboardInterrupt."""
+    """One folder, the encoder and the collection: scans it again and again until KeyboardInterrupt."""
 
     def __init__(self, job: Job, encoder: Encoder, collection: Collection, reporter: Reporter):
         self.job, self.encoder, self.collection, self.reporter = job, encoder, collection, reporter
@@ -223,7 +218,7 @@ class Following:
         self.cost = 0.0  # of a look that finds nothing new [s]
 
     def follow(self) -> None:
-        """Look, then look again whenever something has changed."""
+        """Scan, and scan again whenever something has changed."""
         pause = RETRY_S[0]
         while True:
             self._watch()
@@ -262,7 +257,7 @@ class Following:
                 f"removed; {self.job.folder} or a folder below it may be unmounted"
             )
         elif watch is not None and watch.refused:
-            message = f"looks every {UNWATCHED_S:.0f} s, as the system reports no changes here: {watch.refused}"
+            message = f"looks every {UNWATCHED_S:.0f} s, since the system reports no changes here: {watch.refused}"
         state = "paused" if kept else "following"
         self.reporter.show(
             state=state, total=report.total, done=report.total - report.failed, failed=report.failed, rate=0.0,
@@ -298,7 +293,7 @@ class Following:
         return sum(len(rows) for rows in self.collection.scan(FAILURES, ["id"]))
 
     def _forgive(self) -> None:
-        """Take off the list of failures what could not be read, and can be by now: its disk was out of reach."""
+        """Remove files from the list of failures that are readable again: their disk was out of reach."""
         readable = [
             failure.id
             for failure in self.collection.failures()
@@ -308,7 +303,7 @@ class Following:
             self.collection.forget(readable)
 
     def _watch(self) -> None:
-        """Watch the folder as it is now; what was watched may be another one by this name."""
+        """Watch the current folder; the name may now refer to a different one."""
         seen = self._sight()
         if self.watch is not None and self.watch.alive and seen == self.seen:
             return
@@ -320,12 +315,12 @@ class Following:
             self.watch = Watch(self.job.folder, str(self.collection.folder), self.changed)
 
     def _sight(self) -> Any:
-        """What changes when the folder becomes another one, or something is mounted."""
+        """A value that changes when the folder is replaced, or something is mounted."""
         below = os.path.join(self.job.folder, "")
         return identity(self.job.folder), sorted(one for one in mount_points() if one.startswith(below))
 
     def _rest(self, least: float, most: float | None) -> None:
-        """Wait until there is a reason to look: a change, another folder by this name, or `most` seconds over."""
+        """Wait until there is a reason to scan: a change, a replaced folder, or `most` seconds have passed."""
         began = time.monotonic()
         while True:
             if self.changed.wait(TICK_MS / 1000):
@@ -348,7 +343,7 @@ def _is_readable(path: str) -> bool:
 def open_job(job: Job) -> tuple[Encoder, Collection]:
     """The encoder and the collection of a job.
 
-    Where the model is another one by now than the collection's, in a place of its own a new collection is begun.
+    If the model differs from the collection's by now, a new collection is created in its own place.
     """
     from image_encoders import models
 

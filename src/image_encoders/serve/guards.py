@@ -42,7 +42,7 @@ MIN_KEY_CHARS = 16
 COOKIE_DAYS = 30
 LOGIN_BYTES = 16 << 10
 WRONG_KEY_S = 0.5  # how long a wrong key at the login waits for its answer
-OPEN = re.compile(r"/health/.*|/login|/page/[^/]*")  # paths that need no key: nothing of a collection is told there
+OPEN = re.compile(r"/health/.*|/login|/page/[^/]*")  # paths that need no key: they say nothing about a collection
 OWN_PATH = re.compile(r"/?[A-Za-z][\w.-]*(/[A-Za-z0-9][\w.-]*)*([?#][\x21-\x7e]*)?", re.ASCII)  # no other host
 REQUEST_ID = re.compile(rb"[A-Za-z0-9._:-]{1,64}")
 FORWARDED = (b"forwarded", b"x-forwarded-for", b"x-real-ip", b"via")  # what proxies add
@@ -60,17 +60,17 @@ RELOAD = b'<!doctype html><meta charset="utf-8"><meta http-equiv="refresh" conte
 
 
 def check_exposure(settings: Settings) -> None:
-    """Raise ImageEncodersError where this service would listen to others unguarded, or with keys easily guessed."""
+    """Raise ImageEncodersError if other machines could use this service without a key, or with a short one."""
     short = [key for key in settings.api_keys if len(key) < MIN_KEY_CHARS or not key.isascii() or not key.isprintable()]
     if short:
         raise ImageEncodersError(
-            f"a key has to be at least {MIN_KEY_CHARS} printable ASCII characters; `openssl rand -hex 24` makes one"
+            f"an API key must be at least {MIN_KEY_CHARS} printable ASCII characters; `openssl rand -hex 24` makes one"
         )
     if settings.api_keys or settings.no_auth or is_loopback(settings.host):
         return
     raise ImageEncodersError(
-        f"listening on {settings.host or 'all addresses'} lets others use this service; set a key with --api-key, or "
-        "say --no-auth to let them"
+        f"listening on {settings.host or 'all addresses'} lets other machines use this service; set a key with "
+        "--api-key, or allow it with --no-auth"
     )
 
 
@@ -84,7 +84,7 @@ def is_loopback(host: str) -> bool:
 
 
 def may_see_paths(scope: Scope, settings: Settings) -> bool:
-    """Whether a client is told where files are: one on this machine, not through a proxy; any one with --show-paths."""
+    """Whether a client may know where files are: one on this machine, no proxy between; any one with --show-paths."""
     if settings.show_paths:
         return True
     headers = dict(scope["headers"])
@@ -118,7 +118,7 @@ class Guards:
     # The guards, in their order; each raises RequestError.
 
     async def answer(self, request: _Passage) -> None:
-        """Let a request pass, or answer it here."""
+        """Pass a request on, or respond to it here."""
         if request.path.startswith("/health/"):  # probes name this machine as they please
             await self._app(request.scope, request.receive, request.send)
             return
@@ -139,19 +139,19 @@ class Guards:
     def _check_host(self, request: _Passage) -> None:
         hosts = request.all(b"host")
         if len(hosts) != 1:
-            raise RequestError(400, f"{len(hosts)} Host headers; one is needed", code="invalid_http")
+            raise RequestError(400, f"{len(hosts)} Host headers; exactly one is required", code="invalid_http")
         name = _name(hosts[0])
         if name is None:
-            raise RequestError(400, "a Host header that is no name and no address", code="invalid_http")
+            raise RequestError(400, "a Host header that is neither a name nor an address", code="invalid_http")
         if "*" not in self._hosts and name not in self._hosts and not _is_address(name):
             raise RequestError(
                 421,
-                f"this service is not known as {name}; --allowed-host {name} makes it so",
+                f"requests for the host {name} are not accepted; the option --allowed-host {name} accepts them",
                 code="wrong_host",
             )
 
     def _check_origin(self, request: _Passage) -> bool:
-        """Whether this is the question of a browser, before it lets an allowed page send its request."""
+        """Whether this is the preflight request (CORS) of an allowed page."""
         origin = request.one(b"origin")
         if origin is not None:
             allowed = "*" in self._origins or origin.lower() in self._origins
@@ -173,13 +173,13 @@ class Guards:
     def _check_size(self, request: _Passage) -> None:
         encoding = request.one(b"content-encoding")
         if encoding not in (None, "", "identity"):
-            raise RequestError(415, "a compressed body; bodies are accepted as they are", code="content_encoding")
+            raise RequestError(415, "a compressed body; only uncompressed bodies are accepted", code="content_encoding")
         length = request.one(b"content-length")
         if length is not None and int(length) > self._settings.max_body_bytes:
             raise self.too_large()
 
     def too_large(self) -> RequestError:
-        """The refusal of a body that is too large."""
+        """The error for a body that is too large."""
         return RequestError(
             413,
             f"the body has more than the {self._settings.max_body_bytes:,} bytes that are accepted",
@@ -187,7 +187,7 @@ class Guards:
         )
 
     def take(self, request: _Passage, size: int) -> None:
-        """Count bytes of a body that came."""
+        """Count received bytes of a body."""
         request.taken += size
         self.buffered += size
         if request.taken > self._settings.max_body_bytes:
@@ -195,7 +195,7 @@ class Guards:
         if self.buffered > self._settings.max_buffered_bytes:
             raise RequestError(
                 429,
-                f"requests hold more than {self._settings.max_buffered_bytes:,} bytes together; come back in a second",
+                f"requests hold more than {self._settings.max_buffered_bytes:,} bytes together; retry in a second",
                 code="overloaded",
                 headers={"Retry-After": "1"},
             )
@@ -222,7 +222,7 @@ class Guards:
         return hmac.compare_digest(ticket, self._ticket(key, int(until)))
 
     async def _ask_for_key(self, request: _Passage) -> None:
-        """Send people to the login, and programs a reason."""
+        """Redirect people to the login, and send programs an error."""
         if request.method in ("GET", "HEAD") and "text/html" in (request.one(b"accept") or ""):
             if request.one(b"sec-fetch-site") == "cross-site":
                 # Followed from a page of another site, and so without the cookie that there may be: open it from here.
@@ -233,7 +233,7 @@ class Guards:
             target = "../" * path.count("/") + "login?next=" + quote(f"{path}?{query}" if query else path, safe="")
             await request.reply(303, b"", (b"location", target.encode()))
             return
-        said = "is not one of this service's" if request.given_keys() else "is missing"
+        said = "is not valid" if request.given_keys() else "is missing"
         raise RequestError(
             401,
             f"the key {said}; send it as `Authorization: Bearer KEY` or `X-API-Key: KEY`",
@@ -242,7 +242,7 @@ class Guards:
         )
 
     async def _login(self, request: _Passage) -> None:
-        """Give a cookie for a key, and go where the person wanted to go."""
+        """Set a cookie for a valid key, and redirect to the requested page."""
         body, more = b"", True
         while more:
             message = await request.receive()
@@ -347,7 +347,7 @@ class _Passage:
         await self._send(message)
 
     async def reply(self, status: int, body: bytes, *headers: tuple[bytes, bytes]) -> None:
-        """A whole answer."""
+        """A complete response."""
         headers = (*headers, (b"content-length", b"%d" % len(body))) if status != 204 else headers
         await self.send({"type": "http.response.start", "status": status, "headers": list(headers)})
         await self.send({"type": "http.response.body", "body": b"" if self.method == "HEAD" else body})
@@ -404,12 +404,12 @@ class _Broken(Exception):
 
 
 def _same(given: bytes, key: bytes) -> bool:
-    """Whether they are equal, in a time that tells nothing of how much of them is."""
+    """Whether they are equal, in constant time."""
     return hmac.compare_digest(hashlib.sha256(given).digest(), hashlib.sha256(key).digest())
 
 
 def _name(host: bytes) -> str | None:
-    """The name or address in a Host header, in small letters, without its port; None where it is neither."""
+    """The name or address in a Host header, in lower case, without its port; None if it is neither."""
     found = re.fullmatch(rb"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(:[0-9]{1,5})?", host)
     return found[1].decode().lower().rstrip(".").strip("[]") if found else None
 
@@ -431,7 +431,7 @@ def _netloc(origin: str) -> str:
 
 
 def own_path(target: str) -> str:
-    """A path of this service, whatever a login form says where to go."""
+    """A path of this service, whatever target a login form contains."""
     if OWN_PATH.fullmatch(target):
         return target
     return "search"

@@ -1,4 +1,4 @@
-"""Whether the service lives, whether it is ready, which models it has, and what it counts."""
+"""Liveness, readiness, models and metrics of the service."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ router = APIRouter(responses=refusals())
 
 
 class Live(BaseModel):
-    """The process answers."""
+    """The process responds."""
 
     status: Literal["live"] = "live"
 
 
 class Ready(BaseModel):
-    """Every net embedded a canary lately."""
+    """Every net embedded a canary recently."""
 
     status: Literal["ready"] = "ready"
-    models: dict[str, str] = Field(description="By name: ready, or idle, which the next request ends.")
+    models: dict[str, str] = Field(description="By name: ready, or idle until the next request.")
 
 
 class ModelObject(BaseModel):
@@ -38,7 +38,7 @@ class ModelObject(BaseModel):
     owned_by: str
     modalities: list[str]
     dim: int
-    fingerprint: str = Field(description="Equal fingerprints mean that embeddings may be compared.")
+    fingerprint: str = Field(description="Embeddings with equal fingerprints are comparable.")
     precision: str
     engine: str
     device: str
@@ -54,7 +54,7 @@ class Models(BaseModel):
 
 @router.get("/health/live", tags=["health"])
 async def live() -> Live:
-    """Whether the process answers; where it does not, start it again."""
+    """Whether the process responds; restart it if it does not."""
     return Live()
 
 
@@ -62,10 +62,10 @@ async def live() -> Live:
     "/health/ready",
     tags=["health"],
     response_model=Ready,
-    responses={503: {"model": Problem, "description": "A net does not answer; it is being replaced."}},
+    responses={503: {"model": Problem, "description": "A net does not respond; it is being restarted."}},
 )
 async def ready(request: Request) -> Response:
-    """Whether a canary image went through every net lately; where it did not, send no requests."""
+    """Whether a canary image passed through every net recently; if not, send no requests."""
     service: Service = request.app.state.service
     states = {name: model.state for name, model in service.models.items()}
     if not service.ready:

@@ -1,7 +1,7 @@
-"""What the service writes down: lines of text or of JSON, each with its request's id.
+"""The service's log: lines of text or of JSON, each with its request's id.
 
-Never what was sent: no images, no texts, no queries, no keys. Of an exception that is not one of ours, its type and
-where it was raised, as its message may quote what was sent.
+It never contains request data: no images, texts, queries or keys. Of exceptions that are not ours it has the type and
+the stack frames, since their messages may quote request data.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class _Text(logging.Formatter):
         said += [f"{name}={_one_line(str(value))}" for name, value in _fields(record).items()]
         line = " ".join(said)
         if record.exc_info and record.exc_info[1] is not None:
-            line += "\n" + "\n".join(f"    {part}" for part in told(record.exc_info[1]))
+            line += "\n" + "\n".join(f"    {part}" for part in described(record.exc_info[1]))
         return line
 
 
@@ -68,11 +68,11 @@ class _Json(logging.Formatter):
         found["message"] = record.getMessage()
         found.update(_fields(record))
         if record.exc_info and record.exc_info[1] is not None:
-            found["exception"] = told(record.exc_info[1])
+            found["exception"] = described(record.exc_info[1])
         return json.dumps(found, default=str)
 
 
-def told(error: BaseException) -> list[str]:
+def described(error: BaseException) -> list[str]:
     """An exception and what caused it: of each its type, the frames it came through, and our own errors' messages."""
     lines: list[str] = []
     one: BaseException | None = error

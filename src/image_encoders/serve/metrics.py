@@ -1,4 +1,4 @@
-"""What the service counts, for Prometheus and for people who look at its page."""
+"""The service's metrics, for Prometheus and for its page."""
 
 from __future__ import annotations
 
@@ -29,18 +29,22 @@ class Metrics:
         ProcessCollector(registry=self.registry)
         self._requests = Counter("requests", "Requests answered.", ("route", "method", "status"), **made)
         self._request_seconds = Histogram(
-            "request_seconds", "From a request's headers to the end of its answer.", ("route",), buckets=SECONDS, **made
+            "request_seconds",
+            "Seconds from a request's headers to the end of its response.",
+            ("route",),
+            buckets=SECONDS,
+            **made,
         )
-        self._items = Counter("items", "Items embedded, or not: `outcome`.", ("model", "modality", "outcome"), **made)
+        self._items = Counter("items", "Items, by outcome.", ("model", "modality", "outcome"), **made)
         self._stages = Histogram(
             "stage_seconds",
-            "What an item took: to wait, to be prepared, and its batch to be embedded.",
+            "Seconds per item: waiting, preparing, and embedding its batch.",
             ("model", "stage"),
             buckets=SECONDS,
             **made,
         )
         self._batches = Histogram(
-            "batch_items", "Items that shared an item's batch.", ("model",), buckets=SIZES, **made
+            "batch_items", "Size of the batch that an item was embedded in.", ("model",), buckets=SIZES, **made
         )
         self._answered: deque[tuple[float, float]] = deque()  # when, and how long it took
         self._images: deque[tuple[float]] = deque()  # when they were embedded
@@ -94,7 +98,7 @@ class Metrics:
         }
 
     def text(self) -> bytes:
-        """All of it, as Prometheus reads it."""
+        """All metrics, in Prometheus's format."""
         return generate_latest(self.registry)
 
 
@@ -105,7 +109,7 @@ def _forget(seen: deque[Any]) -> None:
 
 
 class _Towers:
-    """The state of towers, read when it is asked for."""
+    """The state of towers, read on demand."""
 
     def __init__(self, models: Sequence[ServedModel]):
         self._models = models
@@ -117,13 +121,13 @@ class _Towers:
         labels = ("model", "modality")
         waiting = GaugeMetricFamily(
             "image_encoders_waiting",
-            "Items that wait: in the service, to be prepared, for the net.",
+            "Waiting items: in the service, for preparation, for the net.",
             labels=(*labels, "queue"),
         )
-        inside = GaugeMetricFamily("image_encoders_in_service", "Items that have no answer yet.", labels=labels)
-        ready = GaugeMetricFamily("image_encoders_ready", "Whether a canary came through lately.", labels=labels)
-        running = GaugeMetricFamily("image_encoders_worker_up", "Whether its worker runs.", labels=labels)
-        restarts = GaugeMetricFamily("image_encoders_worker_restarts", "Workers replaced so far.", labels=labels)
+        inside = GaugeMetricFamily("image_encoders_in_service", "Items without a result yet.", labels=labels)
+        ready = GaugeMetricFamily("image_encoders_ready", "Whether a canary succeeded recently.", labels=labels)
+        running = GaugeMetricFamily("image_encoders_worker_up", "Whether the worker is running.", labels=labels)
+        restarts = GaugeMetricFamily("image_encoders_worker_restarts", "Workers restarted so far.", labels=labels)
         for model in self._models:
             for modality, tower in model.towers.items():
                 of = (model.name, modality)

@@ -48,7 +48,7 @@ def pages() -> APIRouter:
 
     @router.api_route("/login", methods=["GET", "HEAD"])
     async def login(request: Request) -> Response:
-        """The form for a key; it leads on to the page that was asked for, if that is one of this service."""
+        """The login form; it leads to the requested page, if that belongs to this service."""
         asked = request.query_params
         text = files.files["login.html"].content.decode()
         text = text.replace('value="search"', f'value="{escape(own_path(asked.get("next", "")))}"')

@@ -1,4 +1,4 @@
-"""What a model is loaded with."""
+"""The arguments that a model is loaded with."""
 
 from __future__ import annotations
 
@@ -15,10 +15,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Recipe:
-    """What `load` is asked for; all of it plain values, which JSON can hold.
+    """The arguments of `load`, as plain values that JSON can hold.
 
-    id: what requests call the model; without it its name, and of a local folder the folder's last part: paths are
-        nobody's business
+    id: the model's ID in requests; default: its name, for a local folder only its last part, to hide paths
     """
 
     name: str
@@ -27,17 +26,17 @@ class Recipe:
 
     @classmethod
     def of(cls, collection: Collection) -> Recipe:
-        """That of the encoder that a collection was begun with."""
+        """The recipe of a collection's encoder."""
         match collection.recipe:
             case {"name": str(name), "options": dict(options)}:
                 wishes = {key: one for key, one in collection.recipe.items() if key not in ("name", "options")}
                 wishes = {key: one for key, one in {**options, **wishes}.items() if one is not None}
                 return cls(name, {**wishes, "precision": collection.precision})
-        raise CollectionError(f"{collection.folder} does not say how its encoder was loaded; name it with --model")
+        raise CollectionError(f"{collection.folder} does not say how its encoder was loaded; give it with --model")
 
     @property
     def called(self) -> str:
-        """What requests call it."""
+        """Its ID in requests."""
         family, _, variant = self.name.partition("/")
         if self.id or not variant.startswith((".", "/", "~")):
             return self.id or self.name

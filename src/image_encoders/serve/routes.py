@@ -1,4 +1,4 @@
-"""What routes share: how they read bodies and write answers, and how they describe their refusals."""
+"""Shared by routes: reading bodies, writing responses, and describing errors."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from fastapi.routing import APIRoute
 from image_encoders.api.responses import Problem, RequestError
 
 BUSY = {
-    429: "Too much waits already; `Retry-After` says when to come back.",
-    503: "The model is being replaced, or the request took longer than it may.",
+    429: "Too many items are waiting; `Retry-After` says when to retry.",
+    503: "The model is being restarted, or the request exceeded its deadline.",
 }
-OTHER = {"4XX": "Another refusal, of the same form.", "5XX": "A failure of the service, of the same form."}
+OTHER = {"4XX": "Another error, in the same form.", "5XX": "An internal error, in the same form."}
 MOST_PARTS = 1_000_000  # of a JSON body: what its lists and objects hold takes far more memory than the body itself
 
 
@@ -40,11 +40,11 @@ class BoundedRoute(APIRoute):
 
 
 def refusals(*described: Mapping[Any, str]) -> dict[int | str, dict[str, Any]]:
-    """What FastAPI is told of refusals: their statuses, and what each of them means."""
+    """The errors, for the schema: their statuses and meanings."""
     said = {status: text for some in (*described, OTHER) for status, text in some.items()}
     return {status: {"model": Problem, "description": text} for status, text in said.items()}
 
 
 def json_answer(body: Mapping[str, Any], headers: Mapping[str, str] | None = None) -> Response:
-    """A body that is JSON already, which FastAPI need not look at."""
+    """A body that is already JSON, which FastAPI need not process."""
     return Response(json.dumps(body, separators=(",", ":")), media_type="application/json", headers=headers)

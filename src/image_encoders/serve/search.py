@@ -1,7 +1,7 @@
-"""Search over HTTP: hits for queries of words, images and sounds, their thumbnails, and how the collection is doing.
+"""Search over HTTP: hits for queries of words, images and sounds, their thumbnails, and the collection's status.
 
-Nothing that a client sends names a file or becomes a part of the database's language: images are named by the sha256 of
-their bytes, folders by names that the service gave them.
+Nothing that a client sends becomes a file name or part of a database query: images are named by the sha256 of
+their bytes, folders by names that the service assigns.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ DATE = re.compile(r"(\d{4})(?:-(\d\d)(?:-(\d\d)(?:[T ](\d\d):(\d\d)(?::(\d\d)(?:
 KEY = re.compile(r"[0-9a-f]{64}")
 IMMUTABLE = "private, max-age=31536000, immutable"
 REFUSED = {
-    404: "This service has no collection, or no such image.",
-    422: "A query that cannot be understood, or cannot be embedded.",
+    404: "There is no collection, or no such image.",
+    422: "A query that is invalid or cannot be embedded.",
 }
 
 router = APIRouter(route_class=BoundedRoute, tags=["search"], responses=refusals(REFUSED, BUSY))
@@ -52,12 +52,14 @@ Side = Annotated[int, Field(ge=1, le=MAX_SIDE_PX)]
 
 
 class Filters(Bounded):
-    """Which images are looked at: those for which all that is given holds."""
+    """Filters, all of which must match."""
 
     model_config = ConfigDict(extra="forbid")
-    folder: str | None = Field(None, description="A folder as hits have it, or one above it; else a part of names.")
+    folder: str | None = Field(
+        None, description="A folder as given in hits, or one of its parents; otherwise a part of folder names."
+    )
     since: str | None = Field(None, alias="from", description="A date: 2024, 2024-05, 2024-05-01, 2024-05-01T10:00.")
-    until: str | None = Field(None, alias="to", description="The last such date.")
+    until: str | None = Field(None, alias="to", description="The last date, inclusive.")
     min_width: Side | None = Field(None, description="In pixels.")
     min_height: Side | None = Field(None, description="In pixels.")
 
@@ -67,20 +69,18 @@ class Filters(Bounded):
 
 
 class SearchAddress(Filters):
-    """A search as an address says it."""
+    """A search in a query string."""
 
-    model_config = ConfigDict(extra="ignore")
-
-    q: Words = Field([], description="Words to look for; several are added up.")
-    minus: Words = Field([], description="Words to keep away from.")
+    q: Words = Field([], description="Words to search for; several are added.")
+    minus: Words = Field([], description="Words to subtract.")
     like: Words = Field([], description="The key of a stored image, to find others like it.")
-    unlike: Words = Field([], description="The key of a stored image to keep away from.")
-    vector: Words = Field([], description="A token that /v1/queries gave for an image or a sound.")
-    unvector: Words = Field([], description="Such a token, to keep away from.")
-    sort: Sort = Field("score", description="Without a query `score` means `newest`.")
+    unlike: Words = Field([], description="The key of a stored image to subtract.")
+    vector: Words = Field([], description="A token from /v1/queries, for an image or a sound.")
+    unvector: Words = Field([], description="A token to subtract.")
+    sort: Sort = Field("score", description="Without a query, `score` means `newest`.")
     group: Group | None = None
     k: Annotated[int, Field(ge=1, le=MAX_HITS)] = Field(200, description="How many hits.")
-    offset: Offset = Field(0, description="How many hits to leave out: `next` of the answer before.")
+    offset: Offset = Field(0, description="How many hits to skip: `next` of the previous response.")
 
     @model_validator(mode="before")
     @classmethod
@@ -88,11 +88,15 @@ class SearchAddress(Filters):
         """What a form sends for what was left empty is not there."""
         if not isinstance(given, dict):
             return given
+        accepted = [field.alias or name for name, field in cls.model_fields.items()]
+        if unknown := sorted(set(given) - set(accepted)):
+            said = f"no parameter {', '.join(unknown)}; accepted: {', '.join(accepted)}"
+            raise RequestError(400, said, code="invalid_request", param=unknown[0])
         kept = {name: _without_blanks(value) for name, value in given.items()}
         return {name: value for name, value in kept.items() if value not in ("", [])}
 
     def wanted(self, limits: Limits) -> Wanted:
-        """What is asked for; raises RequestError."""
+        """The parsed request; raises RequestError."""
         said = [
             Term(kind, value, weight, name)  # type: ignore[arg-type]
             for name, kind, weight in TERMS
@@ -128,9 +132,9 @@ class SearchTerm(Bounded):
     image: str | None = Field(None, description="A data: URL or base64.")
     audio: str | None = Field(None, description="A data: URL or base64.")
     vector: str | Annotated[list[float], MANY, FIRST] | None = Field(
-        None, description="A token that /v1/queries gave, or an embedding."
+        None, description="A token from /v1/queries, or an embedding."
     )
-    weight: float = Field(1.0, ge=-1000, le=1000, description="Below 0: to keep away from.")
+    weight: float = Field(1.0, ge=-1000, le=1000, description="Negative: subtracted.")
 
     @model_validator(mode="after")
     def _one(self) -> SearchTerm:
@@ -148,7 +152,7 @@ class SearchTerm(Bounded):
 
 
 class SearchRequest(Bounded):
-    """A search as JSON says it."""
+    """A search as JSON."""
 
     model_config = ConfigDict(
         extra="forbid",
@@ -165,17 +169,17 @@ class SearchRequest(Bounded):
     group: Group | None = None
     k: Annotated[int, Field(ge=1, le=MAX_HITS)] = 200
     offset: Offset = 0
-    each_copy: bool = Field(False, description="Files with the same bytes are hits of their own.")
+    each_copy: bool = Field(False, description="List files with the same bytes as separate hits.")
 
     def wanted(self, limits: Limits) -> Wanted:
-        """What is asked for; raises RequestError."""
+        """The parsed request; raises RequestError."""
         asked = self.where or Filters.model_validate({})
         terms = [checked(one.term(), limits) for one in self.queries]
         return Wanted(terms, folder_name(asked.folder), asked.where(), self.sort, self.group, self.each_copy)
 
 
 class Usual(BaseModel):
-    """The query's scores over a sample of the collection: their middle, and how far they usually lie from it."""
+    """The query's scores over a sample of the collection: their median and spread."""
 
     score: float
     spread: float
@@ -189,7 +193,7 @@ class Hit(BaseModel):
     folder: str
     path: str | None = Field(description="Only for clients on this machine, or with --show-paths.")
     score: float | None = Field(description="Its cosine similarity to the query.")
-    above: float | None = Field(description="How far that lies above the usual, in spreads.")
+    above: float | None = Field(description="How far the score is above the query's typical score, in spreads.")
     width: int
     height: int
     bytes: int
@@ -210,9 +214,9 @@ class SearchAnswer(BaseModel):
 
     model: str
     fingerprint: str
-    count: int = Field(description="Hits that there are, on this page and on others.")
+    count: int = Field(description="The number of hits on all pages.")
     usual: Usual | None
-    line: float | None = Field(description="What the best score would be by chance alone.")
+    line: float | None = Field(description="The best score expected by chance alone.")
     hits: list[Hit]
     groups: list[HitGroup] | None
     next: int | None = Field(description="The offset of the next page.")
@@ -220,7 +224,7 @@ class SearchAnswer(BaseModel):
 
 
 class UploadedQuery(BaseModel):
-    """An image or a sound that was embedded, and not kept."""
+    """An image or a sound that was embedded, but not stored."""
 
     vector: str = Field(description="A token for `vector=`.")
     modality: Literal["image", "audio"]
@@ -310,7 +314,7 @@ UPLOAD = {
 
 @router.post("/v1/queries", response_model=UploadedQuery, openapi_extra={"requestBody": UPLOAD})
 async def upload_query(request: Request) -> Response:
-    """An image or a sound as a token for `vector=`: its embedding. Nothing is kept.
+    """An image or a sound as a token for `vector=`: its embedding. Nothing is stored.
 
     The body is the file, or multipart/form-data with one file.
     """
@@ -334,7 +338,7 @@ async def _uploaded(request: Request) -> tuple[str | None, bytes]:
         async with request.form(max_files=1, max_fields=8) as form:
             files = [value for _, value in form.multi_items() if isinstance(value, UploadFile)]
             if not files:
-                raise RequestError(422, "no file in the form; one is accepted", code="no_file", param="file")
+                raise RequestError(422, "no file in the form; exactly one is accepted", code="no_file", param="file")
             name, content = files[0].filename, await files[0].read()
     most = _service(request).settings.max_file_bytes
     if len(content) > most:
@@ -359,7 +363,7 @@ JPEG = {"content": {"image/jpeg": {"schema": {"type": "string", "format": "binar
 @router.get(
     "/thumbnails/{key}",
     response_class=Response,
-    responses={200: JPEG, 410: {"model": Problem, "description": "The file is gone, or holds other bytes now."}},
+    responses={200: JPEG, 410: {"model": Problem, "description": "The file is gone or has changed."}},
 )
 @router.head("/thumbnails/{key}", include_in_schema=False)
 async def thumbnail(
@@ -367,7 +371,7 @@ async def thumbnail(
     key: str,
     size: Annotated[Literal["256", "1024"], Query(description="The longest side in pixels.")] = "256",
 ) -> Response:
-    """A small JPEG of a stored image. Its bytes never change, so that browsers may keep it."""
+    """A small JPEG of a stored image. It never changes, so browsers may cache it."""
     searcher = searcher_of(request)
     if not KEY.fullmatch(key):
         raise RequestError(404, "no image of the collection has this key", code="unknown_key")
@@ -405,7 +409,7 @@ async def failures(request: Request, offset: Annotated[Offset, Query()] = 0) -> 
 
 @router.get("/status.json")
 async def status(request: Request) -> Response:
-    """What is searched, how far its run is, and what the service did in the last minute."""
+    """The collection, the progress of its run, and the load of the last minute."""
     service, searcher = _service(request), searcher_of(request)
     served = service.collection_model or next(iter(service.models.values()), None)  # none while the first one is loaded
     collection = None
@@ -446,7 +450,7 @@ def checked(term: Term, limits: Limits) -> Term:
 
 
 def check_count(count: int) -> None:
-    """Raise RequestError for more queries than are added up."""
+    """Raise RequestError for too many queries."""
     if count > MAX_QUERIES:
         raise RequestError(422, f"{count} queries; at most {MAX_QUERIES} are accepted", code="too_many_queries")
 

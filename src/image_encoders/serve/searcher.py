@@ -1,6 +1,6 @@
-"""A served collection that is searched: queries to directions, directions to rankings, keys to thumbnails.
+"""Searching a served collection: queries to directions, directions to rankings, keys to thumbnails.
 
-What takes long runs on a few threads, and a bounded number of requests waits for them.
+Slow work runs on a few threads, and a bounded number of requests waits for them.
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ class Term:
     """One of the queries that a search adds up.
 
     kind: "text", "image" and "audio" are embedded; "key" is a stored image; "vector" a token, or numbers
-    weight: below 0, what it stands for is kept away
-    param: what the request calls it
+    weight: negative: subtracted
+    param: its name in the request
     """
 
     kind: Literal["text", "image", "audio", "key", "vector"]
@@ -64,7 +64,7 @@ class Term:
 
 @dataclass(frozen=True)
 class Wanted:
-    """A search understood.
+    """A parsed search.
 
     folder: a name that hits have; None: all
     where: the other filters
@@ -79,7 +79,7 @@ class Wanted:
 
 
 class Threads:
-    """A few threads, and those who wait for them.
+    """A few threads, and a bounded queue.
 
     most: how many may wait
     """
@@ -94,9 +94,9 @@ class Threads:
     ) -> Result:
         """`function` on a thread, when it is its turn.
 
-        gone: asked when the turn has come: whether nobody waits any more
+        gone: called before it runs: whether the client has disconnected
 
-        Raises Overloaded, and CancelledError for who has gone.
+        Raises Overloaded, and CancelledError if the client has disconnected.
         """
         if self.waiting >= self.most:
             raise Overloaded(limit=self.most, waiting=self.waiting, retry_s=1.0)
@@ -110,7 +110,7 @@ class Threads:
             self.waiting -= 1
 
     def begin(self, function: Callable[[], Any]) -> None:
-        """`function` on a thread; nobody waits for it."""
+        """Run `function` on a thread without waiting for it."""
         self._pool.submit(function)
 
 
@@ -130,10 +130,10 @@ class Searcher:
     def collection(self) -> Collection:
         """What is searched; RequestError (404) where this service has none."""
         if self._service.collection is None and self._service.run is not None:
-            raise RequestError(404, "nothing is embedded yet: the model is being loaded", code="no_collection")
+            raise RequestError(404, "nothing has been embedded yet: the model is being loaded", code="no_collection")
         if self._service.collection is None:
             raise RequestError(
-                404, "this service has no collection to search; it is started with --collection", code="no_collection"
+                404, "this service has no collection to search; start it with --collection", code="no_collection"
             )
         return self._service.collection
 
@@ -238,7 +238,7 @@ class Searcher:
     # ------------------------------------------------------------------ tokens
 
     def token(self, embedding: np.ndarray) -> str:
-        """An embedding as text for an address: nothing of it is kept here."""
+        """An embedding as text for a URL: nothing is stored here."""
         direction = self.collection.direction(embedding)
         content = TOKEN.pack(self._space) + direction.astype("<f2").tobytes()
         return base64.urlsafe_b64encode(content).rstrip(b"=").decode()
@@ -248,11 +248,11 @@ class Searcher:
         try:
             content = base64.urlsafe_b64decode(token.encode("ascii") + b"=" * (-len(token) % 4))
         except (binascii.Error, UnicodeEncodeError) as error:
-            raise InputError("not a token that /v1/queries gave", code="token") from error
+            raise InputError("not a token from /v1/queries", code="token") from error
         if not content.startswith(self._space):
-            raise InputError("a token of another model, or none that /v1/queries gave; upload it again", code="token")
+            raise InputError("a token of another model, or not from /v1/queries; upload the file again", code="token")
         if len(content) != TOKEN.size + 2 * self.collection.dim:
-            raise InputError("a token that is cut off", code="token")
+            raise InputError("a truncated token", code="token")
         return np.frombuffer(content, "<f2", offset=TOKEN.size).astype(np.float32)
 
     @property
@@ -272,7 +272,7 @@ class Searcher:
     def _read(self, locator: Locator) -> bytes:
         """The bytes of a stored image, which may be others by now."""
         if is_url(locator.path) and not self._service.settings.urls:
-            raise InputError("it lies on the web, and this service fetches no URLs", code="url")
+            raise InputError("it is on the web, and this service does not fetch URLs", code="url")
         return read_locator(locator, self.limits)
 
     def _thumbnail(self, gallery: Gallery, key: str, side: int) -> bytes:
@@ -310,5 +310,5 @@ class Searcher:
 
     @property
     def name(self) -> str:
-        """What people call the collection."""
+        """The collection's display name."""
         return self._service.title or Path(self.collection.folder).absolute().name

@@ -1,4 +1,4 @@
-"""A model that requests may name: its towers, and what they say of themselves."""
+"""A served model: its towers and their facts."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class ServedModel:
         return model
 
     async def start(self) -> None:
-        """Load it: first the main tower, which converts what there is to convert; then the others together."""
+        """Load it: first the main tower, which converts the model if necessary; then the others together."""
         main = TowerQueue(self._recipe, None, self._settings)
         facts = await main.start()
         self.towers[facts.modality] = main
@@ -98,7 +98,7 @@ class ServedModel:
 
     @property
     def state(self) -> str:
-        """The worst of its towers'; "unhealthy" too where a canary is late."""
+        """The worst of its towers'; "unhealthy" also if a canary is late."""
         states = [
             tower.state if tower.ready or tower.state == "loading" else "unhealthy" for tower in self.towers.values()
         ]

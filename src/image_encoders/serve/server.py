@@ -1,4 +1,4 @@
-"""A service that listens: starts, says so, and stops cleanly."""
+"""The HTTP server: starts, reports its address, and stops cleanly."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from image_encoders.serve.service import Service
 def serve(service: Service, started: Callable[[str], None]) -> None:
     """Serve until SIGTERM or Ctrl-C; raises ImageEncodersError where a model cannot be loaded, OSError for an address.
 
-    started: is told the address, such as "http://127.0.0.1:8000", when all is ready
+    started: called with the address, such as "http://127.0.0.1:8000", when all is ready
     """
     asyncio.run(_serve(service, started))
 
@@ -37,7 +37,7 @@ async def _serve(service: Service, started: Callable[[str], None]) -> None:
     except OSError as error:
         if error.errno != errno.EADDRINUSE:
             raise
-        message = f"port {settings.port} of {settings.host} is in use by another program; another one: --port"
+        message = f"port {settings.port} of {settings.host} is in use by another program; choose another with --port"
         raise OSError(error.errno, f"{message}, and --port 0 takes a free one") from None
     with listening:
         # Its connections inherit this; asyncio sets it only where a socket names its protocol. Without it an answer's
@@ -63,15 +63,15 @@ async def _serve(service: Service, started: Callable[[str], None]) -> None:
 
 
 class _Server(uvicorn.Server):
-    """Says when it listens, and ends by returning, not by the signal that it was told to end with."""
+    """Says when it listens, and ends by returning, not by raising the signal again that ended it."""
 
     def __init__(self, config: uvicorn.Config, started: Callable[[], None]):
         super().__init__(config)
-        self._tell = started
+        self._started = started
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
-        self._tell()
+        self._started()
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:

@@ -24,7 +24,7 @@ Outcome = Embedded | InputError
 
 
 class Deadline(ImageEncodersError):
-    """A request took longer than it may."""
+    """A request exceeded its deadline."""
 
 
 class Service:
@@ -35,7 +35,7 @@ class Service:
     collection_model: whose embeddings it holds
     limits: what a request may hold
     title: what the page calls the collection; None: the name of its folder
-    run: how far the run is that fills the collection; None where nobody runs one
+    run: the progress of the run that fills the collection; None without one
     """
 
     def __init__(
@@ -84,8 +84,8 @@ class Service:
         said = "; ".join(f"{name} has {model.fingerprint}" for name, model in self._models.items())
         raise CollectionError(
             f"{collection.folder} holds embeddings of {collection.name} (fingerprint {collection.fingerprint}, "
-            f"{collection.precision}), and no model of this service gives such ones: {said}. Leave out --model to "
-            "serve the model that the collection was begun with"
+            f"{collection.precision}), and no model of this service has that fingerprint: {said}. Leave out --model to "
+            "serve the collection's own model"
         )
 
     async def close(self) -> None:
@@ -94,7 +94,7 @@ class Service:
         await asyncio.gather(*(model.close() for model in self._models.values()), *self._closing)
 
     def attach(self, collection: Collection) -> None:
-        """Search this collection from now on, in place of another; its model is loaded in the background."""
+        """Search this collection from now on, instead of another; its model is loaded in the background."""
         before, model = self.collection_model, ServedModel.of(collection, self.settings)
         self._models, self._watched[:] = {model.name: model}, [model]
         self.collection, self.collection_model = collection, model
@@ -115,15 +115,15 @@ class Service:
 
     @property
     def ready(self) -> bool:
-        """Whether there are models, and a canary came through every net of theirs lately."""
+        """Whether there are models, and a canary recently passed through all their nets."""
         return bool(self._models) and all(model.ready for model in self._models.values())
 
     async def embed(self, served: ServedModel, items: Sequence[Item | InputError]) -> list[Outcome]:
-        """For each item, in order, its embedding or the reason why there is none; a batch is at work at a time.
+        """For each item, in order, its embedding or the reason why there is none; a batch is in progress at a time.
 
-        items: what is an InputError already stays one
+        items: an InputError among them is returned unchanged
 
-        Raises Overloaded, Unavailable, Deadline. Who cancels this cancels what waits.
+        Raises Overloaded, Unavailable, Deadline. Cancelling this cancels what is waiting.
         """
         for modality in {item.modality for item in items if isinstance(item, Item)} & set(served.modalities):
             served.tower(modality).admit()
@@ -177,7 +177,7 @@ class Service:
         """What an address holds, where this service fetches at all."""
         if not self.settings.urls:
             raise InputError(
-                "this service fetches no URLs; send the bytes, as a data: URL for example", code="urls-off"
+                "this service does not fetch URLs; send the bytes, for example as a data: URL", code="urls-off"
             )
         (future,) = self._fetcher.fetch([url])
         return await asyncio.wrap_future(future)

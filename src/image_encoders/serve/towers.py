@@ -68,11 +68,11 @@ class TowerQueue:
             self._keeper.cancel()
             with suppress(asyncio.CancelledError):
                 await self._keeper
-        self._fail_all("the service stops")
+        self._fail_all("the service is stopping")
 
     @property
     def waiting(self) -> int:
-        """Items that have no answer yet."""
+        """Items without a result yet."""
         return len(self._waiting) + (len(self._worker.sent) if self._worker else 0)
 
     @property
@@ -88,23 +88,23 @@ class TowerQueue:
 
     @property
     def ready(self) -> bool:
-        """Whether a canary came through lately; or nothing runs, as nothing was asked for in a long time."""
+        """Whether a canary succeeded recently, or the net was unloaded as idle."""
         if self.state == "idle":
             return True
         late = MISSED * self._settings.canary_every + 2 * (self.facts.seconds if self.facts else 0.0)
         return self.state == "ready" and self._worker is not None and time.monotonic() - self._worker.proved < late
 
     def admit(self) -> None:
-        """Raise Overloaded or Unavailable where no more may come just now."""
+        """Raise Overloaded or Unavailable if no more items are accepted at the moment."""
         if self.state == "unhealthy":
-            raise Unavailable(f"{self._recipe.called} has ended, and is being started again", retry_s=2.0)
+            raise Unavailable(f"{self._recipe.called} has stopped and is being restarted", retry_s=2.0)
         waiting = self.waiting
         if waiting >= self._settings.max_waiting:
             retry_s = waiting * self.seconds_per_item if self.seconds_per_item else UNKNOWN_S
             raise Overloaded(limit=self._settings.max_waiting, waiting=waiting, retry_s=retry_s)
 
     async def embed(self, item: Item) -> Embedded:
-        """The embedding of an item, after those that came before it; raises InputError, Unavailable."""
+        """The embedding of an item, in order of arrival; raises InputError, Unavailable."""
         entry = Entry(item, asyncio.get_running_loop().create_future())
         self._waiting.append(entry)
         self._wanted.set()
@@ -123,7 +123,7 @@ class TowerQueue:
         worker, facts = await WorkerProcess.start(self._recipe, self._modality, self._settings)
         if self.facts is not None and facts.fingerprint != self.facts.fingerprint:
             await worker.end()
-            raise ImageEncodersError(f"{facts.name} is another encoder than before: its files have changed")
+            raise ImageEncodersError(f"{facts.name} differs from the encoder loaded before: its files have changed")
         self._worker, self.facts, self.state, self._modality = worker, facts, "ready", facts.modality
         self._used = time.monotonic()
 
@@ -141,12 +141,12 @@ class TowerQueue:
                 if await self._run(self._worker):
                     await self._rest()
                     continue
-                log.error("%s: its worker has ended; another one is started", what)
+                log.error("%s: its worker has ended; starting another", what)
                 self.restarts += 1
             except (ImageEncodersError, OSError) as error:
                 log.error("%s: %s", what, error)
                 self.state = "unhealthy"
-                self._fail_all(f"{self._recipe.called} cannot be loaded just now")
+                self._fail_all(f"{self._recipe.called} cannot be loaded at the moment")
             failures = 0 if time.monotonic() - began > STEADY_S else failures + 1
             await asyncio.sleep(BACKOFF_S[min(failures, len(BACKOFF_S) - 1)])
 
@@ -164,9 +164,9 @@ class TowerQueue:
                 task.cancel()
             for one in await asyncio.gather(*tasks, return_exceptions=True):
                 if isinstance(one, Exception) and not isinstance(one, OSError):
-                    log.error("%s: what serves its worker failed", self._recipe.called, exc_info=one)
+                    log.error("%s: serving its worker failed", self._recipe.called, exc_info=one)
             for entry in worker.sent.values():
-                _fail(entry, "the worker that had this item has ended")
+                _fail(entry, "the worker that was processing this item has ended")
             await worker.end()
         return rested
 
@@ -207,7 +207,7 @@ class TowerQueue:
         self.seconds_per_item = NEWEST * seconds + (1 - NEWEST) * before
 
     async def _watch(self, worker: WorkerProcess) -> bool:
-        """Return True when nothing was to do for long, False when the worker is stuck."""
+        """Return True when it has been idle for long, False when the worker is stuck."""
         idle = self._settings.idle_unload
         while True:
             now = time.monotonic()
@@ -216,7 +216,7 @@ class TowerQueue:
             await asyncio.sleep(min(self._settings.canary_every, idle or self._settings.canary_every))
             now = time.monotonic()
             if now - worker.proved > self._settings.stuck_after:
-                log.error("%s, %s: no canary came back", self._recipe.called, self._modality)
+                log.error("%s, %s: no canary succeeded", self._recipe.called, self._modality)
                 worker.kill()
                 return False
             if idle is not None and not self.waiting and now - self._used > idle:

@@ -3,7 +3,7 @@
     service ─load→ worker ─ready→ service ─item, item, cancel, ...→ worker ─embedding, error, ...→ service
 
 Items are read and prepared on a few threads, and go through the net by the package's batcher. The process ends when the
-other end of its socket closes, whatever it does just then.
+other end of its socket closes, whatever it is doing.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from image_encoders.serve import frames, logs
 log = logging.getLogger(__name__)
 
 START = "import sys; sys.path[:] = {path!r}; from image_encoders.serve.worker import main; main()"
-LONGEST_BATCH_S = 1.0  # so that whoever comes waits no longer for the net to be free
+LONGEST_BATCH_S = 1.0  # so that no item waits longer for the net to be free
 PROBES = 8  # inputs in the batch that the net's speed is measured with
 HINT = re.compile(r" \(IMAGE_ENCODERS_\w+\)")  # how the owner of this machine changes a limit
 
@@ -44,7 +44,7 @@ Send = Callable[[dict[str, Any], bytes], None]
 
 
 def main() -> None:
-    """Serve what comes by standard input, a socket, until it closes."""
+    """Serve requests on standard input, a socket, until it closes."""
     connection = socket.socket(fileno=os.dup(0))
     nothing = os.open(os.devnull, os.O_RDWR)
     os.dup2(nothing, 0)
@@ -62,7 +62,7 @@ def main() -> None:
 
 
 def _load(wishes: dict[str, Any], send: Send, made: Future[Worker]) -> None:
-    """Load the tower that is wished for, and say what became of it."""
+    """Load the requested tower, and report the result."""
     try:
         modality, batch_size, deadline = (wishes.pop(one) for one in ("modality", "batch_size", "deadline"))
         encoder = models.load(**wishes)
@@ -88,7 +88,7 @@ def _facts(encoder: Encoder, tower: Tower) -> dict[str, Any]:
 
 
 class _Answers:
-    """What is sent, by a thread of its own: a batch never waits for the service to read."""
+    """Sends messages on its own thread: a batch never waits for the service to read."""
 
     def __init__(self, connection: socket.socket):
         self._frames: queue.SimpleQueue[bytes] = queue.SimpleQueue()
@@ -124,12 +124,12 @@ class _Item:
 class Worker:
     """A tower at work: items to embeddings, each answered by its number.
 
-    Canaries are read on a thread of their own: images that take long hold up their like, and do not make a worker look
-    stuck. It is, when each thread has been at one item for longer than anybody waits for an answer.
+    Canaries are read on a separate thread, so slow images do not make a worker look stuck. It is stuck when every
+    thread has been busy with one item for longer than the deadline of a request.
 
     deadline: how long that is [s]
     threads: that read and prepare
-    seconds: that the canary took by itself, when all was loaded
+    seconds: that the canary took alone, after loading
     """
 
     def __init__(
@@ -153,7 +153,7 @@ class Worker:
         threading.Thread(target=self._run_canaries, name="canaries", daemon=True).start()
 
     def take(self, header: dict[str, Any], content: bytes) -> None:
-        """Begin what a frame asks for."""
+        """Start what a frame requests."""
         kind = header["type"]
         if kind == "cancel":
             self._cancel(header["id"])
@@ -171,7 +171,7 @@ class Worker:
                 item.embedding.cancel()
 
     def _run(self, number: int) -> None:
-        """What each thread that prepares does for ever."""
+        """The loop of each preparing thread."""
         while True:
             item = self._work.get()
             self._at_work_since[number] = time.monotonic()
@@ -236,12 +236,12 @@ class Worker:
 
 
 def reason(error: BaseException) -> InputError:
-    """What a client may know: our own reasons as they are; others are for the log, as they may name paths."""
+    """What a client may see: our own reasons unchanged; others only go to the log, as they may contain paths."""
     error = error if isinstance(error, InputError) else as_input_error(error)  # type: ignore[arg-type]
     if error.code not in ("unexpected", "out-of-memory"):
         return InputError(HINT.sub("", error.message), code=error.code)
     log.error("an item could not be encoded", exc_info=error.__cause__ or error)
-    return InputError(f"the model fails for it: {type(error.__cause__ or error).__name__}", code=error.code)
+    return InputError(f"the model fails on it: {type(error.__cause__ or error).__name__}", code=error.code)
 
 
 def canary(modality: str) -> Any:

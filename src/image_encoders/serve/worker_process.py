@@ -1,4 +1,4 @@
-"""A worker as the front holds it: its process, its socket, and what it has to answer yet."""
+"""A worker as seen by the front: its process, its socket, and its pending items."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ MOST_BYTES = 256 << 20  # of items that a worker may hold
 
 
 class Unavailable(ImageEncodersError):
-    """The worker that should have answered has ended, or there is none just now."""
+    """The worker has ended, or there is none at the moment."""
 
     def __init__(self, message: str, retry_s: float = 1.0):
         super().__init__(message)
@@ -34,7 +34,7 @@ class Unavailable(ImageEncodersError):
 
 @dataclass(frozen=True)
 class Facts:
-    """What a worker says of its model and its tower when it is ready."""
+    """Facts about its model and tower that a worker reports when it is ready."""
 
     name: str
     dim: int
@@ -50,7 +50,7 @@ class Facts:
 
 @dataclass(eq=False)
 class Entry:
-    """An item that waits, or is in a worker, and who waits for it.
+    """An item that is waiting or in a worker, and its future.
 
     item: None once it was sent
     number: of the frame that it was sent in
@@ -69,10 +69,10 @@ class Entry:
 class WorkerProcess:
     """One process, from its start to its end.
 
-    sent: what it has to answer yet
-    held: bytes of that
-    proved: when it embedded something last, a canary or what a client sent
-    queues: how many items wait in it to be prepared, and for the net, as it said with its last answer
+    sent: its pending items
+    held: bytes of those
+    proved: when it last embedded something, a canary or a client's item
+    queues: how many items wait in it for preparation and for the net, as last reported
     """
 
     def __init__(self, process: subprocess.Popen[bytes], reader: asyncio.StreamReader, writer: asyncio.StreamWriter):
@@ -116,11 +116,11 @@ class WorkerProcess:
         return worker, Facts(**{**header, "modalities": tuple(header["modalities"])})
 
     def has_room(self, entry: Entry, most: int) -> bool:
-        """Whether it may hold this item beside the others; one alone it may hold in any case."""
+        """Whether it may hold this item besides the others; a single one is always accepted."""
         return not self.sent or (len(self.sent) < most and self.held + entry.size <= MOST_BYTES)
 
     async def send(self, entry: Entry) -> None:
-        """Give it an item; waits while it has more to read than sockets hold."""
+        """Send it an item; waits while its socket's buffer is full."""
         item, entry.item = entry.item, None
         assert item is not None, "an item is sent once"
         entry.number = next(self._numbers)
@@ -133,7 +133,7 @@ class WorkerProcess:
         await self._writer.drain()
 
     def cancel(self, entry: Entry) -> None:
-        """Have it forget an item that nobody waits for."""
+        """Have it drop a cancelled item."""
         if self.sent.get(entry.number) is entry:
             self._take(entry.number)
             self._writer.write(frames.pack({"type": "cancel", "id": entry.number}))
@@ -150,7 +150,7 @@ class WorkerProcess:
             self._writer.write(frames.pack({"type": "canary", "id": self._canary}))
 
     async def listen(self) -> Any:
-        """Answers as they come, (entry, header, embedding), until the process ends."""
+        """Results as they arrive, (entry, header, embedding), until the process ends."""
         while (frame := await frames.receive(self._reader)) is not None:
             header, content = frame
             self.queues = {name: header.get(name, 0) for name in self.queues}
@@ -164,7 +164,7 @@ class WorkerProcess:
                 yield entry, header, content
 
     def kill(self) -> None:
-        """End it at once, whatever it does."""
+        """Kill it at once."""
         self._process.kill()
 
     async def end(self) -> None:

@@ -71,12 +71,12 @@ def _sources(state: Iterable[Any], path: str | Path, rename: Callable[[str], str
     sources: dict[str, str] = {}
     for source in state:
         if not isinstance(source, str):
-            raise WeightsError(f"{path}: its tensors are not named by text but by a {type(source).__name__}")
+            raise WeightsError(f"{path}: its keys are of type {type(source).__name__}; str was expected")
         name = rename(source) if rename else source
         if name is None:
             continue
         if name in sources:
-            raise WeightsError(f"{path}: both {sources[name]} and {source} stand for {name}; one was expected")
+            raise WeightsError(f"{path}: both {sources[name]} and {source} are given for {name}; one was expected")
         sources[name] = source
     return sources
 

@@ -45,7 +45,7 @@ YES = {"1", "true", "yes", "on"}
 
 
 def is_offline(asked: bool | None = None) -> bool:
-    """Whether the network is off limits: because the caller asked so, or because the environment says so."""
+    """Whether network access is off, by the caller's choice or the environment."""
     names = ("IMAGE_ENCODERS_OFFLINE", "HF_HUB_OFFLINE")
     return bool(asked) or any(os.environ.get(name, "").lower() in YES for name in names)
 
@@ -67,7 +67,7 @@ def fetch(
     url: http or https
     sha256, size: what is published of it [hexadecimal, bytes]
     max_bytes: how large it may be where no size is published
-    offline: never use the network, as the environment may say as well
+    offline: never use the network; the environment can say the same
     progress: show a bar; default: when stderr is a terminal
 
     Raises WeightsError when the file is not available, or is not the published one.
@@ -77,7 +77,7 @@ def fetch(
         return target
     if is_offline(offline):
         raise WeightsError(
-            f"{target} is not there, and the network is switched off. Fetch {url} on another machine and put it there"
+            f"{target} does not exist, and network access is off. Download {url} on another machine and copy it there"
         )
     with _writing(target), file_lock(_beside(target, ".lock")):
         if not _present(target, url, sha256, size):  # another process may have been faster
@@ -146,7 +146,7 @@ def _record(target: Path, url: str, size: int, sha256: str, published: bool) -> 
     except OSError as error:  # a cache that may only be read still serves the file
         logger.info("%s: its record cannot be written: %s", target, error)
     if not published:
-        logger.info("%s: no sha256 is published; from now on it has to be %s", target, sha256)
+        logger.info("%s: no sha256 is published; from now on %s is expected", target, sha256)
 
 
 def _beside(target: Path, suffix: str) -> Path:
@@ -165,9 +165,9 @@ def _writing(target: Path) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            what = "no space is left; make room, or set IMAGE_ENCODERS_CACHE to a larger disk. What came is kept"
+            what = "no space is left; free some space, or set IMAGE_ENCODERS_CACHE to a larger disk. What came is kept"
         elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            what = f"{error.strerror}; set IMAGE_ENCODERS_CACHE to a folder you may write"
+            what = f"{error.strerror}; set IMAGE_ENCODERS_CACHE to a writable folder"
         else:
             what = str(error.strerror or error)
         raise WeightsError(f"{target}: {what}") from error
@@ -220,7 +220,7 @@ class _Download:
                     raise WeightsError(
                         f"{self.url}: {again}, {failures} times in a row. "
                         + (f"{self.have} bytes are kept in {self.part}; " if self.have else "")
-                        + "try again later, or fetch it elsewhere and pass its path as weights="
+                        + "try again later, or download it elsewhere and pass its path as weights="
                     )
                 logger.info("%s: %s; trying again", self.url, again)
                 time.sleep(again.pause_s(failures))
@@ -278,7 +278,7 @@ class _Download:
                             break  # more than the file has: `finish` says so
                         if time.monotonic() > since + SLOW_S:
                             if self.have < then + SLOW_BYTES:
-                                raise Again(f"only {self.have - then} bytes came in {SLOW_S:g} s")
+                                raise Again(f"received only {self.have - then} bytes in {SLOW_S:g} s")
                             since, then = time.monotonic(), self.have
                 except httpx.TransportError as error:
                     came = f"{self.have} of {self.total() or 'unknown'} bytes"
@@ -302,7 +302,7 @@ class _Download:
         if status in (404, 410):
             raise WeightsError(
                 f"{self.url}: the server has no such file ({status}). If you have it, pass its path as weights=; "
-                "if it has moved, IMAGE_ENCODERS_MIRROR can say where to"
+                "if it has moved, set IMAGE_ENCODERS_MIRROR to the new place"
             )
         if status not in (200, 206):
             raise WeightsError(f"{self.url}: the server answers {status} {response.reason_phrase}")
@@ -316,7 +316,7 @@ class _Download:
                 self.continued = True
                 return
             self.discard()
-            raise Again("the server continues another file")
+            raise Again("the server's file has changed")
         if status == 206:
             raise WeightsError(f"{self.url}: the server sends a part although the whole was asked for")
         self.begin(version)
@@ -363,7 +363,7 @@ class _Download:
         """The complete part, checked, becomes the file."""
         have, total = self.have, self.total()
         if total is not None and have < total:
-            raise Again(f"the server ends after {have} of {total} bytes")
+            raise Again(f"the connection ended after {have} of {total} bytes")
         if total is not None and have > total:
             self.discard()
             raise WeightsError(f"{self.url}: the server sends more than the {total} bytes that the file has")

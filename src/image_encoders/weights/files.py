@@ -1,4 +1,4 @@
-"""A file's bytes, mapped into memory; and what to say when they are not what they should be."""
+"""A file's bytes, mapped into memory; and errors for damaged content."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Malformed(Exception):
 
 
 class Unsupported(Malformed):
-    """Sound bytes that hold something which no checkpoint of these families has."""
+    """Valid bytes with content that no checkpoint of these families has."""
 
 
 def map_file(path: Path) -> mmap.mmap:
@@ -38,7 +38,7 @@ def map_file(path: Path) -> mmap.mmap:
 
 
 def let_go(array: np.ndarray) -> None:
-    """Give back the memory that the file behind `array` takes: a copy was made, and the file can be read again.
+    """Release the memory of the file behind `array`: a copy was made, and the file can be read again.
 
     The array stays valid; what was written into any view of that file is lost.
     """
@@ -52,6 +52,6 @@ def let_go(array: np.ndarray) -> None:
 
 
 def reason(error: Exception) -> str:
-    """What went wrong while reading, in one printable line. Parsers trip over damaged bytes in many ways."""
+    """What went wrong while reading, in one printable line. Parsers fail on damaged bytes in many ways."""
     said = str(error) if isinstance(error, Malformed) else f"{type(error).__name__}: {error}"
     return said.encode("unicode_escape").decode()[:300]

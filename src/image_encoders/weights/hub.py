@@ -27,16 +27,16 @@ def hub_folder(
 ) -> Path:
     """The local folder of a Hugging Face checkpoint: its configuration, tokenizer and weights.
 
-    Weights are safetensors; pickled ones are fetched only where there are no others. Kept in Hugging Face's own cache.
+    Weights are safetensors; pickled ones are fetched only if there are no others. Kept in Hugging Face's own cache.
 
     repo_id: such as "openai/clip-vit-base-patch32"
     revision: branch, tag or commit; default: the main branch as it is now
-    offline: never use the network, as the environment may say as well
+    offline: never use the network; the environment can say the same
     progress: show a bar; default: when stderr is a terminal
 
     Raises UnknownModel when the hub has no such repository, WeightsError when it is not available.
     """
-    why = "the network is switched off"
+    why = "network access is off"
     if not is_offline(offline):
         try:
             return _complete(_downloaded(repo_id, revision, progress), repo_id)
@@ -46,7 +46,7 @@ def hub_folder(
 
 
 class _Unreachable(Exception):
-    """The hub could not be reached; `again` where another attempt may reach it."""
+    """The hub could not be reached; `again` if another attempt may succeed."""
 
     def __init__(self, what: str, again: Again | None) -> None:
         super().__init__(what)
@@ -54,9 +54,9 @@ class _Unreachable(Exception):
 
 
 def _downloaded(repo_id: str, revision: str | None, progress: bool | None) -> Path:
-    """The folder, brought up to date; _Unreachable where only the network is in the way.
+    """The folder, up to date; _Unreachable if only the network fails.
 
-    Tried again as `retries` says, unless the cache has the checkpoint, which serves at once.
+    Retried as in `retries`, unless the checkpoint is in the cache, which is then used at once.
     """
     for failures in count(1):
         try:
@@ -77,11 +77,11 @@ def _tried(repo_id: str, revision: str | None, progress: bool | None) -> Path:
         return _from_hub(repo_id, revision, {} if shown else {"tqdm_class": _silent_bar()})
     except errors.GatedRepoError as error:
         raise WeightsError(
-            f"{repo_id}: its owner grants access one by one; ask at https://huggingface.co/{repo_id}, "
+            f"{repo_id}: a gated repository; request access at https://huggingface.co/{repo_id}, "
             "then log in with `hf auth login`"
         ) from error
     except errors.RevisionNotFoundError as error:
-        raise UnknownModel(f"{repo_id}: the hub knows it, but not its revision {revision}") from error
+        raise UnknownModel(f"{repo_id}: the repository exists, but has no revision {revision}") from error
     except errors.RepositoryNotFoundError as error:
         raise UnknownModel(
             f"{repo_id}: Hugging Face has no such public repository; see https://huggingface.co/models"
@@ -90,7 +90,7 @@ def _tried(repo_id: str, revision: str | None, progress: bool | None) -> Path:
         raise _not_an_id(repo_id) from error
     except Exception as error:  # of whichever HTTP library this release of the hub's client is built on
         if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
-            raise WeightsError(f"{repo_id}: {error}; set HF_HOME to a folder with room that you may write") from error
+            raise WeightsError(f"{repo_id}: {error}; set HF_HOME to a writable folder with enough space") from error
         said = f"{type(error).__name__}: {first_line(error)[:120]}"
         causes = [one for one in (error, error.__cause__) if one is not None]
         again = next(filter(None, (as_again(one, answered=False) for one in causes)), None)
@@ -142,7 +142,7 @@ def _complete(folder: Path, repo_id: str) -> Path:
     """`folder`, when a model can be loaded from it."""
     weights = [*folder.glob("*.safetensors"), *folder.glob("pytorch_model*.bin")]
     if not (folder / "config.json").is_file() or not weights:
-        raise WeightsError(f"{repo_id}: {folder} lacks config.json or weights; fetch it again with the network on")
+        raise WeightsError(f"{repo_id}: {folder} lacks config.json or weights; fetch it again with network access")
     return folder
 
 

@@ -151,7 +151,7 @@ def load_model(folder: Path, modalities: Sequence[str]) -> Any:
         )
     if not all(hasattr(model, f"get_{modality}_features") for modality in modalities):
         raise WeightsError(
-            f"{folder}: {type(model).__name__} is not a two-tower net; CLIP, SigLIP and their kin are accepted"
+            f"{folder}: {type(model).__name__} is not a two-tower net; CLIP, SigLIP and similar models are accepted"
         )
     return model
 
@@ -195,7 +195,7 @@ def load_tokenizer(folder: Path) -> Any:
         except ImportError as error:
             raise MissingExtra("sentencepiece and protobuf", "siglip", f"the tokenizer of {folder}") from error
     if tokenizer.pad_token_id is None:
-        raise WeightsError(f"{folder}: its tokenizer has no token for padding; tokenizer_config.json should name one")
+        raise WeightsError(f"{folder}: its tokenizer has no padding token; tokenizer_config.json should name one")
     return tokenizer
 
 

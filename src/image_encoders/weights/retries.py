@@ -1,4 +1,4 @@
-"""Which failed downloads of weights are tried again, and when: the same for URLs and for the Hugging Face hub."""
+"""Which failed downloads of weights are retried, and when: the same for URLs and the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ TRANSIENT = {408, 425, 429, 500, 502, 503, 504}
 
 
 class Again(Exception):
-    """This attempt failed in a way that another one may not.
+    """This attempt failed, but another one may succeed.
 
-    pause: what the server asks for [s]
+    pause: the server's Retry-After [s]
     """
 
     def __init__(self, what: str, pause: float = 0.0) -> None:
@@ -29,7 +29,7 @@ class Again(Exception):
 
 
 def check(response: httpx.Response) -> None:
-    """Raise Again for an answer that may be another one later."""
+    """Raise Again for a response that may be temporary."""
     if response.status_code in TRANSIENT:
         asked = response.headers.get("Retry-After") or ""
         pause = float(asked) if asked.isdecimal() and len(asked) <= 18 else 0.0  # it may give a date
@@ -37,9 +37,9 @@ def check(response: httpx.Response) -> None:
 
 
 def as_again(error: BaseException, answered: bool) -> Again | None:
-    """What an error means for another attempt; None where that would fail as well.
+    """An error as Again; None if another attempt would fail as well.
 
-    answered: whether the server has answered before; one that cannot be reached at all is not tried again
+    answered: whether the server has responded before; one that cannot be reached at all is not retried
     """
     import httpx
 

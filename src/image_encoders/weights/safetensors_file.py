@@ -54,7 +54,7 @@ def read(path: str | Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
 
     path = Path(path)
     if not path.is_file():
-        raise WeightsError(f"{path}: there is no such file")
+        raise WeightsError(f"{path}: no such file")
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118

@@ -140,7 +140,7 @@ def read(folder: str | Path) -> Bundle:
     """
     index = Path(folder) / "variables" / "variables.index"
     if not index.is_file():
-        raise WeightsError(f"{index}: there is no such file; a SavedModel folder has it")
+        raise WeightsError(f"{index}: no such file; a SavedModel folder has one")
     with _reading(index):
         table = dict(_table(memoryview(map_file(index))))
         shards = _header(table)
@@ -312,7 +312,7 @@ class _Shard:
     def __init__(self, path: Path) -> None:
         self.path = path
         if not path.is_file():
-            raise WeightsError(f"{path}: there is no such file; the index beside it says that tensors lie there")
+            raise WeightsError(f"{path}: no such file, but the index beside it refers to tensors in it")
         self.bytes = memoryview(map_file(path)) if path.stat().st_size else memoryview(b"")
 
     def part(self, key: str, entry: _Entry) -> memoryview:

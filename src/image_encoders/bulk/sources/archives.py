@@ -62,7 +62,7 @@ class _Unpacked(io.RawIOBase):
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
         """Onwards alone."""
         if whence != os.SEEK_SET or offset < self._at:
-            raise io.UnsupportedOperation("it is read in order")
+            raise io.UnsupportedOperation("the archive is read in order")
         while self._at < offset and (found := self._stream.read(min(offset - self._at, 1 << 20))):
             self._at += len(found)
         return self._at
@@ -219,11 +219,11 @@ class Archive:
             self.place.state  # noqa: B018  before anything of it is read
             for sample in self._samples():
                 for image in self._images(sample):
-                    if image.id in names:
+                    if names.has(image.id):
                         error = InputError("another member of the archive has the same name", code="same-name")
                         yield Problem(f"{image.name} at byte {image.member.offset:,}", image.locator, error)
                     else:
-                        names.put(image.id)
+                        names.add(image.id)
                         far = image.member.info is not None and not self.place.near
                         yield FarMember(image) if far else image
         except Exception as error:  # a damaged archive may raise anything
@@ -314,7 +314,13 @@ def _metadata(sidecars: Mapping[str, Callable[[], bytes]]) -> dict[str, Any] | N
     for suffix, read in sidecars.items():
         try:
             text = read().decode()
-            value = json.loads(text) if suffix == ".json" else _number(text) if suffix == ".cls" else text
+            value = (
+                json.loads(text, parse_constant=_no_number)
+                if suffix == ".json"
+                else _number(text)
+                if suffix == ".cls"
+                else text
+            )
         except (ValueError, RecursionError) as error:
             raise InputError(f"the {suffix} beside it cannot be read: {first_line(error)}", code="metadata") from error
         except InputError as error:
@@ -324,6 +330,10 @@ def _metadata(sidecars: Mapping[str, Callable[[], bytes]]) -> dict[str, Any] | N
         else:
             found[{".json": "json", ".txt": "caption", ".cls": "class"}[suffix]] = value
     return found or None
+
+
+def _no_number(constant: str) -> None:
+    """What NaN and Infinity become, which Python writes as if they were JSON: null, as in tables they are left out."""
 
 
 def _number(text: str) -> int | str:
@@ -459,7 +469,7 @@ def _tar_members(headers: _Headers) -> Iterator[Member]:
                 break
             if one.isdir():
                 continue
-            if size is not None and one.isreg() and one.offset_data + one.size > size:
+            if size is not None and one.isreg() and not one.issparse() and one.offset_data + one.size > size:
                 raise _cut(one.name)
             error = None
             if not one.isreg() or one.issparse():
@@ -519,7 +529,7 @@ def _unzip(place: Place, info: zipfile.ZipInfo, max_bytes: int) -> bytes:
     except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, OSError, EOFError, ValueError) as error:
         raise InputError(f"damaged in the archive: {first_line(error)}", code="corrupt") from error
     except NotImplementedError as error:
-        raise InputError(f"packed in a way that is not supported: {first_line(error)}", code="unsupported") from error
+        raise InputError(f"compressed in an unsupported way: {first_line(error)}", code="unsupported") from error
     if len(content) != info.file_size:
         raise InputError(
             f"{len(content):,} bytes or more where the archive's directory says {info.file_size:,}", code="corrupt"

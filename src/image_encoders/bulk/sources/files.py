@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from image_encoders.bulk.sources.items import Entry, Walk
+from image_encoders.bulk.sources.items import Entry, Walk, state_with
 from image_encoders.collection import ITEMS, MARK, Locator, id_of
 from image_encoders.errors import InputError
 from image_encoders.inputs.files import check_regular, file_error
@@ -67,7 +67,7 @@ class FileEntry:
         state, error = "", self.error
         try:
             found = os.stat(self.name)
-            state = file_state(found)
+            state = state_with(file_state(found), self.metadata)
             if error is None:
                 check_regular(found, "image")
         except InputError as problem:

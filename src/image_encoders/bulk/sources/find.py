@@ -6,12 +6,14 @@ import glob
 import os
 import random
 import re
+import threading
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
 from image_encoders.bulk.digests import DigestTable
-from image_encoders.bulk.sources import lance, lists
+from image_encoders.bulk.sources import lance, lists, tables
 from image_encoders.bulk.sources.ahead import looked_at
 from image_encoders.bulk.sources.archives import Archive, ArchivedImage, find_member, is_archive_name
 from image_encoders.bulk.sources.files import FileEntry, Folder, Glob, OneFile, absolute
@@ -26,16 +28,17 @@ from image_encoders.bulk.sources.items import (
 )
 from image_encoders.bulk.sources.lance import LanceTable, is_lance
 from image_encoders.bulk.sources.lists import ListFile, RemoteList, StandardInput
-from image_encoders.bulk.sources.places import LocalFile
+from image_encoders.bulk.sources.places import LocalFile, Place
 from image_encoders.bulk.sources.stores import ObjectEntry, ObjectFile, ObjectFolder, is_object
 from image_encoders.bulk.sources.tables import Table, table_name
 from image_encoders.bulk.sources.urls import UrlEntry, is_url
 from image_encoders.bulk.sources.videos import Frame, Video, frame_times, is_video_name
 from image_encoders.collection import Locator, id_of, path_of
-from image_encoders.errors import InputError
+from image_encoders.errors import ImageEncodersError, InputError
 from image_encoders.inputs.files import address_error
 
 TIME = re.compile(r"#t=(\d+(?:\.\d+)?)")
+BRACES = re.compile(r"\{(\d{1,9})\.\.(\d{1,9})\}|\{([^{},]*(?:,[^{},]*)+)\}")
 ACCEPTED = (
     "accepted: a folder, an image file, an archive (.tar, .zip), a table (.parquet, .csv, .jsonl, .lance), a video, a "
     "quoted glob, a list of paths (@list.txt), - for standard input"
@@ -62,6 +65,7 @@ def find(
         a table, .parquet, .csv, .tsv, .jsonl, .ndjson or .lance: what a column of paths names, or of bytes holds;
             "table.csv#column" says which column
         a glob such as "photos/**/*.jpg": if it ends in an extension, all that matches is taken, else images
+        any of these with "{000..009}" or "{a,b}" in its name, which stands for several
         another file: taken whatever its name
         an address in a store, such as s3://bucket/folder: a folder, a pattern or a file of any of these kinds, by
             fsspec; credentials come by the store's usual means
@@ -123,7 +127,7 @@ class Sources(Iterator[SourceItem]):
 
     def check(self) -> None:
         """Raise InputError for an argument that names nothing."""
-        for argument in self.arguments:
+        for argument in self._patterns():
             try:
                 source_of(argument, self.settings, self._walk).check()
             except InputError as error:
@@ -149,18 +153,31 @@ class Sources(Iterator[SourceItem]):
         """How many items there are in all, found by a walk of its own; None where that would cost much, or where
         something can be read only once.
         """
+        sources = self._all(Walk(counting=True))
+        others = [one for one in sources if not isinstance(one, Table)]
         try:
-            tables = (one.count() for one in self._all(Walk(counting=True)) if isinstance(one, Table))
-            return sum(tables) + sum(1 for _ in self._counted(without=Table))
+            rows = sum(one.count() for one in sources if isinstance(one, Table))
+            return rows + sum(1 for _ in self._counted(others))
         except Uncountable:
             return None
+
+    def count_aside(self) -> Callable[[], int | None]:
+        """Start to count on a thread of its own; what gives the number when it is known, and None before."""
+        counted: list[int | None] = []
+
+        def count() -> None:
+            with suppress(OSError, ImageEncodersError):  # what has vanished: the run itself will say so
+                counted.append(self.count())
+
+        threading.Thread(target=count, daemon=True, name="count").start()
+        return lambda: counted[0] if counted else None
 
     def sample(self, count: int) -> list[str]:
         """Paths of at most `count` files, from everywhere, the same every time; none where they cannot be counted."""
         chance = random.Random(0)
         kept: list[str] = []
         try:
-            for met, entry in enumerate(self._counted()):
+            for met, entry in enumerate(self._counted(self._all(Walk(counting=True)))):
                 place = met if met < count else chance.randrange(met + 1)
                 if entry.path is not None and place < count:
                     kept[place : place + 1] = [entry.path]
@@ -178,15 +195,16 @@ class Sources(Iterator[SourceItem]):
             for argument in self.arguments
         ]
 
-    def _counted(self, without: type | tuple[()] = ()) -> Iterator[Entry]:
-        walk = Walk(counting=True)
-        sources = [source for source in self._all(walk) if not isinstance(source, without)]
+    def _counted(self, sources: list[Source]) -> Iterator[Entry]:
         if not all(source.repeatable for source in sources):
             raise Uncountable
         return self._entries(sources)
 
     def _all(self, walk: Walk) -> list[Source]:
-        return [source_of(argument, self.settings, walk) for argument in self.arguments]
+        return [source_of(argument, self.settings, walk) for argument in self._patterns()]
+
+    def _patterns(self) -> Iterator[str]:
+        return (one for argument in self.arguments for one in expanded(argument))
 
     def _looked_at(self) -> Generator[SourceItem, None, None]:
         """The items, in order but for those that come over a network: they come when they come."""
@@ -201,23 +219,40 @@ class Sources(Iterator[SourceItem]):
         for source in sources:
             for entry in source.entries():
                 name = id_of(entry.name)
-                other = "\0" + name  # 64 bits alone would drop an image in ten million millions
-                if not seen.matches(name, other):
-                    seen.put(name, other)
+                if not seen.has(name):
+                    seen.add(name)
                     yield entry
+
+
+def expanded(argument: str) -> Iterator[str]:
+    """shard-{000..009}.tar as the names that it stands for, as shells and WebDataset write them, and a-{b,c}.tar too;
+    what is on the disk under that very name stays as it is.
+    """
+    found = BRACES.search(argument)
+    if found is None or os.path.lexists(argument):
+        yield argument
+        return
+    first, last, words = found.groups()
+    if words is None:
+        width = max(len(first), len(last)) if "0" in (first[0], last[0]) else 0
+        step = 1 if int(first) <= int(last) else -1
+        choices = (f"{number:0{width}}" for number in range(int(first), int(last) + step, step))
+    else:
+        choices = (word for word in words.split(","))
+    for choice in choices:
+        yield from expanded(argument[: found.start()] + choice + argument[found.end() :])
 
 
 def source_of(argument: str, settings: Settings, walk: Walk) -> Source:
     """What an argument is, as its form and the disk say; InputError where it is nothing."""
     named = partial(_named, settings=settings, walk=walk)
     if not argument:
-        raise InputError("an empty name among the sources", code="not-found")
+        raise InputError("an empty source name", code="not-found")
     if argument == "-":
         return StandardInput(settings.stdin, named)
     table = table_name(argument)
     if table is not None and is_lance(table[0]):
-        image = partial(entry_of, settings=settings)
-        return Table(LanceTable.at(table[0]), walk, image, table[1] or settings.column)
+        return _table(LanceTable.at(table[0]), table[1], settings, walk)
     if os.path.isdir(argument):
         return Folder(argument, walk, settings.all_files)
     if argument.startswith("@"):
@@ -228,7 +263,7 @@ def source_of(argument: str, settings: Settings, walk: Walk) -> Source:
     if is_object(argument):
         return _stored(argument, settings, walk)
     if is_url(argument):
-        said = f"a web address, not a path; those in a list or a table are fetched: echo '{argument}' | ... encode -"
+        said = f"a URL, not a path; URLs are fetched from lists and tables: echo '{argument}' | ... encode -"
         raise InputError(said, item=argument, code="url")
     if (address := address_error(argument, "image")) is not None:
         raise address.named(argument)
@@ -246,8 +281,7 @@ def _local_file(argument: str, settings: Settings, walk: Walk) -> Source | None:
             return container
     table = table_name(argument)
     if table is not None and os.path.isfile(table[0]):
-        image = partial(entry_of, settings=settings)
-        return Table(LocalFile.at(table[0]), walk, image, table[1] or settings.column)
+        return _table(LocalFile.at(table[0]), table[1], settings, walk)
     return OneFile(argument) if os.path.exists(argument) else None
 
 
@@ -263,8 +297,7 @@ def _stored(address: str, settings: Settings, walk: Walk) -> Source:
         if (container := _container(address, ObjectFile, settings, walk)) is not None:
             return container
         if table is not None:
-            image = partial(entry_of, settings=settings)
-            return Table(ObjectFile(table[0]), walk, image, table[1] or settings.column)
+            return _table(ObjectFile(table[0]), table[1], settings, walk)
     return ObjectFolder(address, walk, settings.all_files, partial(_named_in_store, settings=settings, walk=walk))
 
 
@@ -273,6 +306,8 @@ def _named(name: str, settings: Settings, walk: Walk) -> Iterator[Entry]:
     path = absolute(name)
     if is_object(name) and not os.path.lexists(path):
         yield from _named_in_store(name, settings, walk)
+    elif is_lance(path):
+        yield from _table(LanceTable.at(path), None, settings, walk).entries()
     elif os.path.isdir(path):
         yield from Folder(path, walk, settings.all_files).entries()
     elif os.path.isfile(path) and (container := _container(path, LocalFile, settings, walk)) is not None:
@@ -298,11 +333,17 @@ def _is_list(name: str) -> bool:
 
 def _container(
     name: str, place: Callable[[str], LocalFile | ObjectFile], settings: Settings, walk: Walk
-) -> Archive | Video | None:
-    """The archive or the video that a file is, by its name."""
+) -> Archive | Video | Table | None:
+    """The archive, the video or the table that a file is, by its name."""
     if is_archive_name(name):
         return Archive(place(name), walk, settings.all_files)
+    if name.lower().endswith(tables.SUFFIXES):
+        return _table(place(name), None, settings, walk)
     return Video(place(name), walk, settings.every_s) if is_video_name(name) else None
+
+
+def _table(place: Place, column: str | None, settings: Settings, walk: Walk) -> Table:
+    return Table(place, walk, partial(entry_of, settings=settings), column or settings.column)
 
 
 def entry_of(name: str, metadata: Mapping[str, Any] | None, settings: Settings) -> Entry:

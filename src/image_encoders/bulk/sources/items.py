@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -12,6 +14,7 @@ from image_encoders.errors import InputError
 from image_encoders.inputs.files import check_bytes
 from image_encoders.inputs.image import MAX_BYTES_HINT, ImageLimits
 
+SAID = " said:"  # before the digest of metadata in a state
 NAMED = 3  # names of what was passed over that are kept
 
 
@@ -147,6 +150,14 @@ class Problem:
     def read(self, limits: ImageLimits) -> bytes:
         """Raises the error."""
         raise self.error
+
+
+def state_with(state: str, metadata: Mapping[str, Any] | None) -> str:
+    """A state that changes with what a source says, too, so that this is stored when it is said later."""
+    if not state or metadata is None:
+        return state
+    said = json.dumps(metadata, sort_keys=True, default=str)
+    return f"{state}{SAID}{hashlib.blake2b(said.encode(), digest_size=8).hexdigest()}"
 
 
 class Uncountable(Exception):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from codecs import BOM_UTF16_BE, BOM_UTF16_LE, getincrementaldecoder
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -111,14 +112,17 @@ def lines(stream: Any) -> Iterator[bytes]:
     while chunk := read(CHUNK):
         if first:
             chunk, first = chunk.removeprefix(b"\xef\xbb\xbf"), False
-        rest += chunk
+            decoder = (
+                getincrementaldecoder("utf-16")("replace") if chunk.startswith((BOM_UTF16_LE, BOM_UTF16_BE)) else None
+            )
+        rest += chunk if decoder is None else decoder.decode(chunk).encode("utf-8", "replace")
         if not separator:
             separator = b"\0" if b"\0" in rest else b"\n" if b"\n" in rest else b""
         if separator:
             *names, rest = rest.split(separator)
             yield from filter(None, (_line(name, separator) for name in names))
         if len(rest) > LONGEST:
-            raise InputError(f"no list of paths: a name of more than {LONGEST:,} bytes", code="list")
+            raise InputError(f"not a list of paths: it has a line of more than {LONGEST:,} bytes", code="list")
     if rest := _line(rest, separator):
         yield rest
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from image_encoders.bulk.sources.contents import Content
 from image_encoders.bulk.sources.files import is_image_name
-from image_encoders.bulk.sources.items import Entry, Problem, RemoteImage, Uncountable, Walk
+from image_encoders.bulk.sources.items import Entry, Problem, RemoteImage, Uncountable, Walk, state_with
 from image_encoders.collection import Locator, id_of
 from image_encoders.errors import InputError, first_line
 from image_encoders.inputs.files import check_bytes
@@ -61,9 +61,9 @@ class ObjectFile:
         info = self.known_info
         if info.get("type") == "directory":
             raise InputError("a folder; only files are accepted", code="not-a-file")
-        told = next((info[name] for name in STATES if info.get(name) is not None), None)
-        told = told.timestamp() if isinstance(told, datetime) else told
-        return "" if told is None else f"{info.get('size')} {told}"
+        state = next((info[name] for name in STATES if info.get(name) is not None), None)
+        state = state.timestamp() if isinstance(state, datetime) else state
+        return "" if state is None else f"{info.get('size')} {state}"
 
     def open(self) -> Any:
         with _reaching():
@@ -109,7 +109,7 @@ class ObjectEntry:
         place, id, locator = ObjectFile(self.name, self.info), id_of(self.name), Locator(self.name)
         state = ""
         try:
-            state = place.state
+            state = state_with(place.state, self.metadata)
             content = None if known(id, state) else Content(place.read_all(ImageLimits.from_environment()))
         except InputError as error:
             return RemoteImage(id, locator, state, self.metadata, place.read_all, error=error)
@@ -131,7 +131,7 @@ class ObjectFolder:
         """Raise InputError where nothing is there."""
         with _reaching():
             store, inner = _store(self.address)
-            if not (store.glob(inner) if glob.has_magic(inner) else store.exists(inner)):
+            if not (store.exists(inner) or (glob.has_magic(inner) and store.glob(inner))):
                 raise InputError("no such file or folder in the store", code="not-found")
 
     def entries(self) -> Iterator[Entry]:
@@ -141,7 +141,7 @@ class ObjectFolder:
         try:
             with _reaching():
                 store, inner = _store(self.address)
-                if glob.has_magic(inner):
+                if glob.has_magic(inner) and not store.exists(inner):
                     yield from self._matches(store, inner)
                 elif store.isfile(inner):
                     yield from self.named(self.address)
@@ -165,6 +165,9 @@ class ObjectFolder:
             for name in [name for name in folders if name.startswith(".")]:
                 del folders[name]
             for name, info in sorted(files.items()):
+                if not name and info["type"] == "directory":  # such as that of photos//a.jpg
+                    address, error = f"{self.address.rstrip('/')}//", "a folder without a name, which is not searched"
+                    yield Problem(address, Locator(address), InputError(error, code="unreadable"))
                 if not name or name.startswith("."):
                     continue
                 if self.all_files or is_image_name(name):
@@ -192,8 +195,9 @@ def _of_protocol(protocol: str) -> Any:
 
 def _store(address: str) -> tuple[Any, str]:
     """The store of an address, and the address as the store has it."""
-    store = _of_protocol(address.partition("://")[0].lower())
-    return store, store._strip_protocol(address)
+    protocol, _, rest = address.partition("://")
+    store = _of_protocol(protocol.lower())
+    return store, store._strip_protocol(f"{protocol.lower()}://{rest}")
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import datetime
 import decimal
+import gzip
 import io
 import json
 import math
@@ -15,7 +16,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 from image_encoders.bulk.sources.contents import Content
@@ -30,7 +31,9 @@ from image_encoders.inputs.urls import UrlLimits, read_url
 if TYPE_CHECKING:
     import pyarrow as pa
 
-SUFFIXES = (".parquet", ".csv", ".tsv", ".jsonl", ".ndjson", ".lance")
+TEXTS = (".csv", ".tsv", ".jsonl", ".ndjson")
+PACKED = ".gz"  # what a text's name may end in besides
+SUFFIXES = (".parquet", ".lance", *TEXTS, *(f"{ending}{PACKED}" for ending in TEXTS))
 NAMES = (  # of columns that say where an image is, the likeliest first
     *("image", "img", "bytes", "path", "image_path", "img_path", "file", "file_path", "filepath", "file_name"),
     *("filename", "url", "image_url", "img_url", "uri", "image_uri", "link", "href", "src"),
@@ -38,6 +41,7 @@ NAMES = (  # of columns that say where an image is, the likeliest first
 LONGEST_LINE = 1 << 26  # bytes
 LONGEST_TEXT = 1 << 14  # characters of a metadata value
 LONGEST_LIST = 64  # values in one metadata value
+UTF16 = (b"\xff\xfe", b"\xfe\xff")  # how such a text begins
 ROWS = 1024  # read at a time; of bytes:
 IMAGES = 32
 
@@ -175,9 +179,9 @@ class Table:
             return self._decoded(column, number, cell, metadata)
         if isinstance(cell, str) and cell:
             return self.named(cell, metadata)
-        found = f"a cell of the type {type(cell).__name__}" if cell not in (None, "", b"") else "an empty cell"
+        found = f"a cell of type {type(cell).__name__}" if cell not in (None, "", b"") else "an empty cell"
         error = InputError(
-            f"{found} in row {number + 1}; a path, an address or the bytes of an image are accepted", code="cell"
+            f"{found} in row {number}; a path, an address or the bytes of an image are accepted", code="cell"
         )
         return self._problem(cell_name(self.place.path, column, number), error)
 
@@ -260,17 +264,29 @@ class _Lines(_Reader):
 
 
 class _Csv(_Reader):
-    """Comma or tab separated values, with names in the first line."""
+    """Separated values, with names in the first line, which shows by what they are separated."""
 
-    delimiter = ","
+    delimiters = ",;\t|"
 
     def __init__(self, file: Any):
         # bytes that are no UTF-8 may be of paths, which can hold any
-        self.text = io.TextIOWrapper(file, "utf-8-sig", errors="surrogateescape", newline="")
-        self.reader = csv.reader(self.text, delimiter=self.delimiter)
+        encoding = "utf-16" if file.read(2) in UTF16 else "utf-8-sig"
+        file.seek(0)
+        self.text = io.TextIOWrapper(file, encoding, errors="surrogateescape", newline="")
+        first = self.text.readline(LONGEST_LINE)
+        self.ended = False
+        delimiter = max(self.delimiters, key=first.count)  # the first one where none is there
+        self.reader = csv.reader(self._lines(first), delimiter=delimiter)
         self.names = next(self.reader, [])
         if any("\0" in name for name in self.names):
             raise InputError("null bytes where names of columns are expected", code="table")
+
+    def _lines(self, first: str) -> Iterator[str]:
+        yield first
+        yield from iter(
+            partial(self.text.readline, LONGEST_LINE), ""
+        )  # from the text itself, it would close the file at the end
+        self.ended = True
 
     def choose(self, column: str | None) -> str:
         return _chosen(column, self.names, self.names)
@@ -287,6 +303,9 @@ class _Csv(_Reader):
             else:
                 if not cells:
                     continue  # a blank line
+                if self.ended:  # more lines were looked for than there are
+                    yield f"row {number}", csv.Error("an unclosed quote, which contains the rest of the file")
+                    return
                 yield number, dict(zip(self.names, cells))
             number += 1
 
@@ -295,7 +314,7 @@ class _Csv(_Reader):
 
 
 class _Tsv(_Csv):
-    delimiter = "\t"
+    delimiters = "\t"
 
 
 class _Parquet(_Reader):
@@ -315,7 +334,8 @@ class _Parquet(_Reader):
         first = 0
         for group in range(self.file.num_row_groups):
             after = first + self.file.metadata.row_group(group).num_rows
-            if bytes_inside and all(known(column, number) for number in range(first, after)):
+            seen = bytes_inside and all(known(column, number) for number in range(first, after))
+            if seen and self._holds_bytes_alone(group, column):
                 yield from ((number, None) for number in range(first, after))
                 first = after
                 continue
@@ -329,6 +349,13 @@ class _Parquet(_Reader):
             except (OSError, ValueError, RuntimeError) as error:
                 yield f"rows {number} to {after - 1}", error
             first = after
+
+    def _holds_bytes_alone(self, group: int, column: str) -> bool:
+        """Whether a group of rows says that no cell of it is empty, or has a path in place of bytes."""
+        said = self.file.metadata.row_group(group)
+        leaves = (said.column(place) for place in range(said.num_columns))
+        found = [leaf.statistics for leaf in leaves if leaf.path_in_schema in (column, f"{column}.bytes")]
+        return all(one is not None and one.has_null_count and one.null_count == 0 for one in found)
 
     def cell(self, column: str, row: int) -> Any:
         for group in range(self.file.num_row_groups):
@@ -350,6 +377,7 @@ class _Lance(_Reader):
 
     def __init__(self, file: Any):
         self.table, self.schema = file, file.schema
+        self.alone: dict[str, bool] = {}
 
     def choose(self, column: str | None) -> str:
         return _chosen_of(self.schema, column)
@@ -359,13 +387,23 @@ class _Lance(_Reader):
         size, count = IMAGES if bytes_inside else ROWS, self.count()
         for first in range(0, count, size):
             numbers = range(first, min(first + size, count))
-            if bytes_inside and all(known(column, number) for number in numbers):
+            seen = bytes_inside and all(known(column, number) for number in numbers)
+            if seen and self._holds_bytes_alone(column):
                 yield from ((number, None) for number in numbers)
                 continue
             yield from zip(numbers, self._taken(numbers, wanted))
 
     def cell(self, column: str, row: int) -> Any:
         return self._taken([row], [column])[0][column] if row < self.count() else None
+
+    def _holds_bytes_alone(self, column: str) -> bool:
+        """Whether no cell is empty, or has a path in place of bytes; looked up once."""
+        import pyarrow.types as types
+
+        if column not in self.alone:
+            quoted = f"`{column}`.bytes" if types.is_struct(self.schema.field(column).type) else f"`{column}`"
+            self.alone[column] = not self.table.count_rows(f"{quoted} IS NULL")
+        return self.alone[column]
 
     def _taken(self, numbers: Sequence[int], columns: list[str]) -> list[dict[str, Any]]:
         return self.table.take_offsets(list(numbers)).select(columns).to_arrow().to_pylist()
@@ -375,7 +413,9 @@ class _Lance(_Reader):
 
 
 def _rows_of(path: str) -> Callable[[Any], Any]:
-    ending = os.path.splitext(path)[1].lower()
+    name, ending = os.path.splitext(path.lower())
+    if ending == PACKED:
+        return lambda file: _rows_of(name)(gzip.GzipFile(fileobj=file))
     return {".parquet": _Parquet, ".lance": _Lance, ".csv": _Csv, ".tsv": _Tsv}.get(ending, _Lines)
 
 
@@ -397,7 +437,7 @@ def _chosen(column: str | None, names: Sequence[str], likely: Sequence[str], fit
     found = next((by_name[name] for name in NAMES if name in by_name), None)
     if found is None:
         raise InputError(
-            f"which column holds the images, or says where they are? Give its name, as in table.csv#COLUMN or "
+            f"which column holds the images or their paths? Give its name, as in table.csv#COLUMN or "
             f"--column COLUMN; {listed}",
             code="column",
         )
@@ -406,10 +446,10 @@ def _chosen(column: str | None, names: Sequence[str], likely: Sequence[str], fit
 
 def _chosen_of(schema: pa.Schema, column: str | None) -> str:
     """The column of images in a table whose columns have types."""
-    import pyarrow.types as types
-
     held = [field.name for field in schema if _holds_bytes(field.type)]
-    texts = [field.name for field in schema if types.is_string(field.type) or types.is_large_string(field.type)]
+    texts = [field.name for field in schema if _holds_texts(field.type)]
+    if column is None and len(schema) and not held and not texts:
+        raise InputError(f"no column of texts or bytes; its columns: {', '.join(schema.names)}", code="column")
     return _chosen(column, schema.names, held if len(held) == 1 else [*held, *texts], [*held, *texts])
 
 
@@ -421,9 +461,25 @@ def _wanted(schema: pa.Schema, column: str) -> list[str]:
 def _holds_bytes(kind: pa.DataType) -> bool:
     import pyarrow.types as types
 
+    kind = _values(kind)
     if types.is_struct(kind):
         return any(kind.field(place).name == "bytes" for place in range(kind.num_fields))
-    return types.is_binary(kind) or types.is_large_binary(kind)
+    binary = types.is_binary, types.is_large_binary, types.is_binary_view, types.is_fixed_size_binary
+    return any(is_kind(kind) for is_kind in binary)
+
+
+def _holds_texts(kind: pa.DataType) -> bool:
+    import pyarrow.types as types
+
+    texts = types.is_string, types.is_large_string, types.is_string_view
+    return any(is_kind(_values(kind)) for is_kind in texts)
+
+
+def _values(kind: pa.DataType) -> pa.DataType:
+    """The type of what a column holds, however it is packed."""
+    import pyarrow.types as types
+
+    return kind.value_type if types.is_dictionary(kind) else kind
 
 
 def _is_plain(kind: pa.DataType) -> bool:
@@ -432,7 +488,7 @@ def _is_plain(kind: pa.DataType) -> bool:
 
     if types.is_list(kind):
         return _is_plain(kind.value_type)
-    return not (types.is_nested(kind) or types.is_binary(kind) or types.is_large_binary(kind))
+    return not (types.is_nested(kind) or _holds_bytes(kind))
 
 
 def _metadata(cells: Row) -> dict[str, Any] | None:
@@ -471,7 +527,7 @@ def read_cell(place: Place, column: str, row: int) -> bytes:
     except Exception as error:  # a damaged file may raise anything
         raise _table_error(error) from error
     if not isinstance(cell, bytes):
-        raise InputError("no such cell of bytes in the table", code="not-found")
+        raise InputError("no such cell with bytes in the table", code="not-found")
     return cell
 
 

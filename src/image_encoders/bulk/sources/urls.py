@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 import tenacity
 
 from image_encoders.bulk.sources.contents import Content
-from image_encoders.bulk.sources.items import RemoteImage
+from image_encoders.bulk.sources.items import RemoteImage, state_with
 from image_encoders.collection import Locator, id_of
 from image_encoders.errors import InputError
 from image_encoders.inputs.image import ImageLimits
@@ -54,11 +54,13 @@ class UrlEntry:
         limits = ImageLimits.from_environment()
         locator = Locator(self.name)
         try:
-            content, state = fetch_patiently(self.name, limits, self.private, lambda state: known(id, state))
+            content, state = fetch_patiently(
+                self.name, limits, self.private, lambda state: known(id, state_with(state, self.metadata))
+            )
         except InputError as error:
             return RemoteImage(id, locator, "", self.metadata, self._again, error=error)
         held = None if content is None else Content(content)
-        return RemoteImage(id, locator, state, self.metadata, self._again, held)
+        return RemoteImage(id, locator, state_with(state, self.metadata), self.metadata, self._again, held)
 
     def _again(self, limits: ImageLimits) -> bytes:
         content, _ = fetch_patiently(self.name, limits, self.private)

@@ -32,7 +32,23 @@ if TYPE_CHECKING:
     from types import ModuleType
 
 SUFFIXES = frozenset(
-    {".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".mts", ".m2ts", ".3gp", ".ogv", ".flv", ".wmv"}
+    {
+        ".mp4",
+        ".m4v",
+        ".mov",
+        ".mkv",
+        ".webm",
+        ".avi",
+        ".mpg",
+        ".mpeg",
+        ".ts",
+        ".mts",
+        ".m2ts",
+        ".3gp",
+        ".ogv",
+        ".flv",
+        ".wmv",
+    }
 )
 EVERY_S = 10.0  # seconds from frame to frame, where nobody says
 SCENES = "scenes"
@@ -40,6 +56,7 @@ CUT = 0.11  # of white: how far the colours of a small copy differ from the fram
 SHORTEST_SCENE_S = 0.5
 NEAR_S = 30.0  # ahead of the frame that was decoded last: that far it is quicker to go on than to seek
 TOLERANCE_S = 1.0  # how far the last frame may lie before the end that the header says
+SOUGHT_S = (0.0, 2.0, 10.0, 60.0, 1e5)  # before a time: in streams without an index one may come out behind it
 OPEN = 4  # videos that are kept open
 PASSED = 16  # frames of one that came by before they were asked for
 
@@ -59,7 +76,7 @@ def frame_times(wish: str) -> float | None:
             return seconds
     except ValueError:
         pass
-    raise InputError(f"frames at {wish!r}; accepted: a number of seconds above 0, or {SCENES!r}", code="frames")
+    raise InputError(f"frames is {wish!r}; accepted: a number of seconds above 0, or {SCENES!r}", code="frames")
 
 
 def time_name(time_s: float) -> str:
@@ -289,27 +306,34 @@ class _Decoder:
             self._shown, self._next = self._next, None
         if self._shown is None or self._shown[1] is None:
             raise _damaged(self._shown[0] if self._shown else time_s)
-        if self._next is None and time_s > self._shown[0] + TOLERANCE_S + _duration(self._shown[1]):
-            raise InputError(
-                f"the video ends at {self._shown[0]:.1f} s, before the {self.length_s:.1f} s that its header says",
-                code="truncated",
-            )
+        if self._ended(time_s):
+            said = f", before the {self.length_s:.1f} s that its header says" if time_s < self.length_s else ""
+            raise InputError(f"the video ends at {self._shown[0]:.1f} s{said}", code="truncated")
         return self._shown[1]
+
+    def _ended(self, time_s: float) -> bool:
+        """Whether a time lies behind the newest frame, which is the last one."""
+        assert self._shown is not None
+        return self._next is None and time_s > self._shown[0] + TOLERANCE_S + _duration(self._shown[1])
 
     def _pass(self, time_s: float) -> None:
         """Keep the frame that is seen at a time which somebody will soon ask for."""
-        if self._shown is not None and self._shown[1] is not None:
+        if self._shown is not None and self._shown[1] is not None and not self._ended(time_s):
             self._passed[time_s] = self._shown[1]
             if len(self._passed) > PASSED:
                 self._passed.popitem(last=False)
 
     def _seek(self, time_s: float) -> None:
-        target = self._start + int(time_s / self._stream.time_base)
-        try:
-            self._container.seek(target, stream=self._stream)
-        except OSError as error:
-            raise InputError(f"the video cannot be sought in: {_said(error)}", code="damaged") from error
-        self._frames, self._shown, self._next = self.frames(), None, None
+        for before_s in SOUGHT_S:
+            target = self._start + int((time_s - before_s) / self._stream.time_base)
+            try:
+                self._container.seek(target, stream=self._stream)
+            except OSError as error:
+                raise InputError(f"seeking in the video failed: {_said(error)}", code="damaged") from error
+            self._frames, self._shown = self.frames(), None
+            self._next = next(self._frames, None)
+            if before_s > time_s or (self._next is not None and self._next[0] <= time_s + 0.0005):
+                return
 
 
 def _multiples(every_s: float | None, after: float, before: float) -> list[float]:

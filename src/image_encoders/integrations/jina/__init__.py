@@ -11,7 +11,7 @@ Needs the extra: pip install 'image-encoders[jina]'.
 
 import os
 
-os.environ.setdefault("JINA_OPTOUT_TELEMETRY", "1")  # read when jina is imported: nobody is told of your Flow
+os.environ.setdefault("JINA_OPTOUT_TELEMETRY", "1")  # read when jina is imported: nothing is sent about your Flow
 
 try:
     import docarray  # noqa: F401

@@ -63,8 +63,8 @@ def read_parameters(
             strip = value
         elif not isinstance(value, Mapping):  # Jina's way to address one Executor, and results of those before
             raise InputError(
-                f"unknown parameter {name!r}; accepted: {', '.join(PARAMETERS)}. What is meant for another Executor "
-                f"goes under its name: {{'its_name': {{{name!r}: ...}}}}",
+                f"unknown parameter {name!r}; accepted: {', '.join(PARAMETERS)}. Parameters for another Executor "
+                f"go under its name: {{'its_name': {{{name!r}: ...}}}}",
                 code="option",
             )
     return paths, batch_size, strip
@@ -76,7 +76,9 @@ def read_batch_size(value: Any) -> Optional[int]:
         return None
     number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
     if not number or value != int(value) or value < 1:
-        raise InputError(f"batch_size {value!r}; a whole number from 1 on is accepted, or none for all", code="option")
+        raise InputError(
+            f"batch_size {value!r}; a whole number of at least 1 is accepted, or None for all", code="option"
+        )
     return int(value)
 
 
@@ -86,7 +88,7 @@ def reason(error: Exception) -> InputError:
         return error
     log.error("a document could not be encoded", exc_info=error)
     code = error.code if isinstance(error, InputError) else "unexpected"
-    return InputError(f"the model fails for it: {type(error.__cause__ or error).__name__}", code=code)
+    return InputError(f"the model fails on it: {type(error.__cause__ or error).__name__}", code=code)
 
 
 def without_traceback(error: Exception) -> Exception:
@@ -96,5 +98,5 @@ def without_traceback(error: Exception) -> Exception:
     else:
         log.error("a request failed", exc_info=error)
         said, kind = f"the request failed: {type(error).__name__}", "RequestError"
-    told = type(kind, (ImageEncodersError,), {"__traceback__": property(lambda _: None)})
-    return told(said)
+    reported = type(kind, (ImageEncodersError,), {"__traceback__": property(lambda _: None)})
+    return reported(said)

@@ -15,11 +15,11 @@ BRANCHES = {"c": "chunks", "m": "matches"}
 DEEPEST = 16  # levels of documents and tags within each other: gRPC reads messages 100 deep, and each takes five
 
 
-def _untold(schema: Dict[str, Any]) -> None:
+def _undescribed(schema: Dict[str, Any]) -> None:
     """Leaves out of a schema what the documents below are.
 
     A Flow's gateway builds a class from the schema of each Executor. From one that refers to itself it cannot, and a
-    Flow of two Executors would not start. What it is told does not change what documents hold.
+    Flow of two Executors would not start. The description does not change what documents hold.
     """
     schema.clear()
     schema.update({"type": "array", "items": {"type": "object"}, "default": None})
@@ -47,8 +47,8 @@ class Document(BaseDoc):
     mime_type: Optional[str] = None
     tags: Dict[str, Any] = {}
     embedding: Optional[NdArray] = None
-    chunks: Optional[List["Document"]] = Field(None, json_schema_extra=_untold)
-    matches: Optional[List["Document"]] = Field(None, json_schema_extra=_untold)
+    chunks: Optional[List["Document"]] = Field(None, json_schema_extra=_undescribed)
+    matches: Optional[List["Document"]] = Field(None, json_schema_extra=_undescribed)
 
     def __init__(self, other: Optional[BaseDoc] = None, /, **fields: Any):
         copied = {} if other is None else {name: getattr(other, name) for name in type(self).model_fields}
@@ -76,7 +76,7 @@ class Document(BaseDoc):
         Jina makes messages while it sends them; what is raised there reaches nobody.
         """
         if _nested_deeper_than(DEEPEST, self):
-            return self._failed(f"nested more than {DEEPEST} levels deep, or in itself").to_protobuf()
+            return self._failed(f"nested more than {DEEPEST} levels deep, or within itself").to_protobuf()
         try:
             return super().to_protobuf()
         except Exception as error:

@@ -212,7 +212,7 @@ class EncoderExecutor(Executor):
     def _sound(self, doc: Document, samples: np.ndarray) -> np.ndarray:
         rate = doc.tags.get("sample_rate")
         if rate is None:
-            raise InputError("samples without a rate; put it into tags['sample_rate'], in Hz", code="rate")
+            raise InputError("samples without a rate; set tags['sample_rate'], in Hz", code="rate")
         return self._tower.input((samples, rate))
 
     def _image(self, array: np.ndarray) -> np.ndarray:

@@ -73,7 +73,10 @@ class Flow(jina.Flow):
             try:
                 self._watchdog = _start_watchdog()
             except OSError as error:  # an old kernel, or a sandbox
-                logger.warning("if this process is killed, the Flow's processes go on: no watchdog (%s)", error)
+                logger.warning(
+                    "the watchdog cannot start, so the Flow's processes would outlive this one if it is killed (%s)",
+                    error,
+                )
         if self._watchdog is not None:
             assert self._watchdog.stdin is not None
             with suppress(BrokenPipeError):  # somebody ended it
@@ -159,7 +162,7 @@ def resolve(uses: str) -> str:
     if found is None and uses in JAML.registered_tags():  # a class of the caller's own, or of Jina
         return uses
     raise UnknownModel(
-        f"{uses!r} is no Executor of this package, and the hub that had others is gone; "
+        f"{uses!r} is not an Executor of this package, and Jina's hub no longer exists; "
         f"known: {', '.join(sorted(CLASSES))}"
     )
 

@@ -100,7 +100,7 @@ class EmbeddingsGateway(FastAPIBaseGateway):
                 outcomes[position] = item
             elif item.url is not None and not self.urls:
                 outcomes[position] = InputError(
-                    "this service fetches no URLs; send the bytes, as a data: URL for example", code="urls-off"
+                    "this service does not fetch URLs; send the bytes, for example as a data: URL", code="urls-off"
                 )
             else:
                 together.setdefault(self.targets.get(item.modality, ""), {})[position] = item

@@ -15,23 +15,30 @@ from typing import IO, Any
 
 from image_encoders.errors import first_line
 
-START = "import sys; sys.path[:] = {path!r}; from image_encoders.engines.child import answer; answer()"
+START = "import sys; sys.path[:] = {path!r}; from image_encoders.child import answer; answer()"
 
 
 class ChildDied(Exception):
     """The process ended without an answer; the message says how."""
 
 
+class ChildTooSlow(ChildDied):
+    """The process was killed, since it was not done in time."""
+
+
 class Unsendable(Exception):
     """An argument cannot be sent to another process."""
 
 
-def call_in_child(function: str, *arguments: Any, **environment: str) -> Any:
+def call_in_child(
+    function: str, *arguments: Any, environment: Mapping[str, str] | None = None, limit_s: float | None = None
+) -> Any:
     """What a function returns in a process of its own; raises what it raises, and ChildDied where the process dies.
 
     function: "package.module:name"
     arguments: values that can be pickled; else Unsendable is raised
     environment: variables of the process beside those of this one
+    limit_s: seconds after which the process is killed, and ChildTooSlow raised
 
     The process ends with this one, and at once when this call is interrupted. Ctrl-C does not reach it otherwise.
     """
@@ -40,22 +47,25 @@ def call_in_child(function: str, *arguments: Any, **environment: str) -> Any:
     except (pickle.PicklingError, TypeError, AttributeError) as error:
         raise Unsendable(first_line(error)) from error
     remarks: list[bytes] = []
-    with _start(environment) as child:
+    with _start(environment or {}) as child:
+        late = threading.Event()
+        timer = threading.Timer(threading.TIMEOUT_MAX if limit_s is None else limit_s, _end_late, (child, late))
+        timer.daemon = True
+        timer.start()
         listener = threading.Thread(target=_listen, args=(child.stderr, remarks), daemon=True)
         listener.start()
         try:
             reply = _ask(child, question)
             status = child.wait()
         finally:
+            timer.cancel()
             child.kill()  # where it has not ended
             child.wait()
             listener.join(5)  # a process of the child's own may hold the pipe
     try:
         returned, raised = pickle.loads(reply)
     except (EOFError, pickle.UnpicklingError) as error:
-        how = signal.Signals(-status).name if status < 0 else f"exit status {status}"
-        last = b"".join(remarks[-1:]).decode(errors="replace").strip()
-        raise ChildDied(f"the process that converts it ended with {how}{last and f' ({last})'}") from error
+        raise ChildTooSlow(f"not done after {limit_s} s") if late.is_set() else _death(status, remarks) from error
     if raised is not None:
         raise raised
     return returned
@@ -77,14 +87,28 @@ def _start(environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
         raise ChildDied(f"no process can be started: {error.strerror or error}") from error
 
 
+def _end_late(child: subprocess.Popen[bytes], late: threading.Event) -> None:
+    late.set()  # before anybody sees that it has ended
+    child.kill()
+
+
 def _ask(child: subprocess.Popen[bytes], question: bytes) -> bytes:
     """All that the process answers. Its standard input stays open: when that is closed it ends."""
     assert child.stdin is not None
     assert child.stdout is not None
-    with suppress(BrokenPipeError):  # it has died already
+    try:
         child.stdin.write(question)
         child.stdin.flush()
+    except BrokenPipeError:  # it has died already
+        with suppress(BrokenPipeError):
+            child.stdin.close()  # what could not be written is dropped
     return child.stdout.read()
+
+
+def _death(status: int, remarks: list[bytes]) -> ChildDied:
+    how = signal.Signals(-status).name if status < 0 else f"exit status {status}"
+    last = b"".join(remarks[-1:]).decode(errors="replace").strip()
+    return ChildDied(f"the process that does it ended with {how}{last and f' ({last})'}")
 
 
 def _listen(stream: IO[bytes], lines: list[bytes]) -> None:

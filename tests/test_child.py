@@ -12,8 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from image_encoders.engines.child import ChildDied, Unsendable, call_in_child
+from image_encoders.child import ChildDied, ChildTooSlow, Unsendable, call_in_child
 from image_encoders.errors import MissingExtra
+
+
+@pytest.fixture(autouse=True)
+def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("IMAGE_ENCODERS_CACHE", str(tmp_path / "cache"))
 
 
 def run(code: str, *arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -25,7 +30,7 @@ def run(code: str, *arguments: object, **environment: str) -> subprocess.Complet
 def test_a_call_in_a_child_returns_and_raises_as_any_other():
     assert call_in_child("math:hypot", 3.0, 4.0) == 5.0
     assert call_in_child("os:getpid") != os.getpid()
-    assert call_in_child("os:getenv", "OF_THE_CHILD", OF_THE_CHILD="alone") == "alone"
+    assert call_in_child("os:getenv", "OF_THE_CHILD", environment={"OF_THE_CHILD": "alone"}) == "alone"
     with pytest.raises(ValueError, match="math domain error"):
         call_in_child("math:sqrt", -1.0)
 
@@ -44,6 +49,14 @@ def test_a_child_that_dies_says_how(function: str, argument: int, how: str):
         call_in_child(function, argument)
 
 
+def test_a_child_that_takes_too_long_is_ended():
+    with pytest.raises(ChildTooSlow, match=r"not done after 0\.5 s"):
+        call_in_child("time:sleep", 3600, limit_s=0.5)
+    with pytest.raises(ChildTooSlow):
+        call_in_child("builtins:len", b"a long question" * 100_000, limit_s=0)
+    assert call_in_child("time:sleep", 0, limit_s=3600) is None
+
+
 SLEEPS = """
 import os, sys, time
 def sleep(path):
@@ -58,7 +71,7 @@ def sleep(path):
 def test_a_child_ends_with_its_parent(number: signal.Signals, tmp_path: Path):
     (tmp_path / "sleeps.py").write_text(SLEEPS)
     code = "import sys; sys.path.append(sys.argv[1])\n" + (
-        "from image_encoders.engines.child import call_in_child; call_in_child('sleeps:sleep', sys.argv[2])"
+        "from image_encoders.child import call_in_child; call_in_child('sleeps:sleep', sys.argv[2])"
     )
     noted = tmp_path / "pid"
     parent = subprocess.Popen([sys.executable, "-c", code, tmp_path, noted], stderr=subprocess.DEVNULL)
@@ -137,7 +150,7 @@ def test_where_an_engine_kills_its_process_torch_takes_over(precision: str, bflo
     path = os.pathsep.join([str(tmp_path), *sys.path])
     ran = run(WITHOUT_OPENVINO, precision, PYTHONPATH=path, IMAGE_ENCODERS_BFLOAT16=bfloat16)
     assert ran.returncode == 0, ran.stderr
-    assert "torch runs the model instead of OpenVINO: " in ran.stderr
+    assert "the model runs in torch instead of OpenVINO: " in ran.stderr
     assert "SIGFPE" in ran.stderr
     assert "OpenVINO cannot run this model here: " in ran.stdout
     assert "SIGFPE; use engine='torch'" in ran.stdout
