@@ -455,7 +455,7 @@ def test_a_run_on_another_machine_is_refused_while_one_goes_on(
     first = Lease(tmp_path)
     first.take()
     elsewhere("b")
-    with pytest.raises(CollectionError, match=r"is being written by process .* on .*sign of life 0 s ago; wait until"):
+    with pytest.raises(CollectionError, match=r"is being written by process .* on .*last active 0 s ago; wait until"):
         Lease(tmp_path).take()
     first.check()
     first.give_back()

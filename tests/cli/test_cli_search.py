@@ -48,7 +48,7 @@ def test_images_are_filtered_by_the_metadata_of_their_table(command, photos, tmp
     assert (ran.status, ran.err) == (0, "no image matches --where\n")
     for where, said in (
         ("year", "write NAME, one of"),
-        ("year > true", "only = and != are asked"),
+        ("year > true", "only = and != are accepted"),
         (" = 3", "write NAME"),
     ):
         ran = command("search", "c", "red", "--where", where)
