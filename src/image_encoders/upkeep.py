@@ -29,6 +29,7 @@ LIMIT_S = 600.0  # for all steps together
 SMALL_FRAGMENTS = 256  # files of the database before they are merged: one merging is of a million rows or two
 UNINDEXED = 0.1  # of the rows may be missing in the index (they are found, at the cost of comparing them)
 GROWN, PIECES = 0.5, 4  # of the rows, if missing, or pieces that were added to the index: it is built anew
+INDEX_CACHE = 1 << 25  # bytes that the database holds of an index meanwhile
 MEASURED, NEAREST = 64, 10  # rows whose nearest are looked for in a new index
 
 
@@ -69,14 +70,14 @@ def apart(step: Callable[[Path, str], Result], folder: Path, name: str, limit_s:
 def optimize(folder: Path, name: str) -> None:
     """Merge the files of a table, and bring its index up to date."""
     # A reader of an older version finds its files gone, and reads again: see `Collection.read`.
-    connect(folder).open_table(name).optimize(cleanup_older_than=timedelta(milliseconds=1))
+    connect(folder, INDEX_CACHE).open_table(name).optimize(cleanup_older_than=timedelta(milliseconds=1))
 
 
 def build_index(folder: Path, name: str) -> float:
     """A new index over the embeddings of a table; the share of the nearest rows that it finds."""
     from lancedb.index import IvfSq
 
-    table = connect(folder).open_table(name)
+    table = connect(folder, INDEX_CACHE).open_table(name)
     # 8-bit numbers and an exact second look found every neighbour even among random vectors, where product
     # quantisation found one in seven and took twenty times as long to build.
     lists = max(1, table.count_rows() // LIST)

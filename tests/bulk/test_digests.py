@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import sqlite3
+
 import numpy as np
 import pytest
 
 from image_encoders.bulk import digests
 from image_encoders.bulk.digests import DigestTable
+from image_encoders.errors import CollectionError
 
 
 @pytest.mark.parametrize("recent", [1, 3, 64, 10_000])
@@ -22,6 +25,23 @@ def test_it_answers_as_a_dictionary_does(recent: int, monkeypatch: pytest.Monkey
         assert (text in table) == (text in dictionary)
         assert table.matches(text, dictionary.get(text, "")) == (text in dictionary)
         assert not table.matches(text, "something else")
+
+
+def test_a_full_disk_is_one_clear_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = digests._temporary_file
+
+    def small() -> sqlite3.Connection:
+        file = whole()
+        file.execute("PRAGMA max_page_count = 3")
+        return file
+
+    monkeypatch.setattr(digests, "_temporary_file", small)
+    monkeypatch.setattr(digests, "RECENT", 1000)
+    table = DigestTable()
+    for number in range(999):
+        table.add(str(number))
+    with pytest.raises(CollectionError, match=r"disk is full\); free some space, or have TMPDIR name another folder"):
+        table.add("one more")
 
 
 def test_it_is_a_set_of_what_is_added(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -309,3 +309,12 @@ def test_info_of_what_is_no_collection_is_one_sentence(command, tmp_path):
     ran = command("info", tmp_path / "missing")
     assert ran.status == 2
     assert "no such folder" in ran.err
+
+
+def test_a_name_with_a_line_end_stays_on_one_line(command, photos, collection):
+    (photos / "red.png").rename(photos / "red\nor so.png")
+    (photos / "no\nimage.png").write_bytes(b"")
+    assert command("encode", "photos", "-o", "c").status == 3
+    lines = command("search", "c", "something red", "-k", 1).out.splitlines()
+    assert (len(lines), lines[1].endswith("red\\nor so.png and 1 copy")) == (2, True)
+    assert "no\\nimage.png" in command("failures", "c").out

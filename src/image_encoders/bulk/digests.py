@@ -1,37 +1,48 @@
-"""A table of digests of a collection's contents, small enough for a hundred million items in memory."""
+"""A table of digests: what a collection holds already, in a temporary file, so that memory does not grow with it."""
 
 from __future__ import annotations
 
 import hashlib
+import sqlite3
+import threading
+from collections.abc import Iterable
 
-import numpy as np
+from image_encoders.errors import CollectionError
 
-RECENT = 1 << 14  # entries in the dictionary, of about 170 bytes each, before they go into the arrays
-BUCKETS = 256  # by the last byte of a key: arrays are replaced a bucket at a time, so that no merge holds two tables
+RECENT = 1 << 12  # entries in the dictionary, of about 170 bytes each, before they go into the file
+CACHE = 1000  # KiB of the file that are held in memory
 
 
 class DigestTable:
-    """Texts, each with another text, as 64-bit digests of both: 16 bytes an entry.
+    """Texts, each with another text, as 64-bit digests of both: 25 bytes an entry, of a file that nobody else sees.
 
     A text that was never put is found with a probability of entries / 2**64, with a given other text with the square of
-    that: a look-up of the first alone is only a hint.
-    Only one thread may put; any may read.
+    that: whoever asks for the first alone must bear that, and take what is found as a hint.
+    One thread puts; any may read.
     """
 
     def __init__(self) -> None:
-        # Sorted keys, and value i for key i: a tuple, so that a reader on another thread sees both or neither.
-        self._buckets = [(np.empty(0, np.uint64), np.empty(0, np.uint64))] * BUCKETS
-        self._recent: dict[int, int] = {}  # newer than the arrays
+        self._recent: dict[int, int] = {}  # newer than the file
+        self._lock = threading.Lock()
+        self._file: sqlite3.Connection | None = None  # once there is something in it
+
+    def __del__(self) -> None:
+        if self._file is not None:
+            self._file.close()
 
     def put(self, text: str, other: str) -> None:
         """Set the other text of a text."""
-        self._recent[_digest(text)] = _digest(other)
-        if len(self._recent) >= RECENT:
-            self._merge()
+        self.put_all([(text, other)])
 
-    def add(self, text: str) -> None:
-        """Put a text for `has` to find: by 128 bits, so collisions do not occur in practice."""
-        self.put(text, "\0" + text)
+    def put_all(self, pairs: Iterable[tuple[str, str]]) -> None:
+        """Set the other texts of many texts, in one step."""
+        self._recent.update((_digest(text), _digest(other)) for text, other in pairs)
+        if len(self._recent) >= RECENT:
+            self._write()
+
+    def add(self, *texts: str) -> None:
+        """Put texts for `has` to find: by 128 bits, so collisions do not occur in practice."""
+        self.put_all((text, "\0" + text) for text in texts)
 
     def has(self, text: str) -> bool:
         """Whether a text was added."""
@@ -42,41 +53,43 @@ class DigestTable:
 
     def matches(self, text: str, other: str) -> bool:
         """Whether the other text of `text` is `other`."""
-        return self._find(text) == _digest(other)
+        found = self._find(text)
+        return found is not None and found == _digest(other)
 
     def _find(self, text: str) -> int | None:
+        recently, file = self._recent, self._file  # in this order, see `_write`
+        if not recently and file is None:
+            return None
         key = _digest(text)
-        recent = self._recent.get(key)
-        if recent is not None:
-            return recent
-        keys, values = self._buckets[key % BUCKETS]
-        place = int(keys.searchsorted(np.uint64(key)))
-        return int(values[place]) if place < len(keys) and int(keys[place]) == key else None
+        if key in recently or file is None:
+            return recently.get(key)
+        with self._lock:
+            found = file.execute("SELECT value FROM digests WHERE key = ?", (key,)).fetchone()
+        return found and int(found[0])
 
-    def _merge(self) -> None:
-        newer = np.fromiter(self._recent, np.uint64, len(self._recent))
-        others = np.fromiter(self._recent.values(), np.uint64, len(self._recent))
-        order = np.lexsort((newer, newer % BUCKETS))
-        newer, others = newer[order], others[order]
-        starts = np.searchsorted(newer % BUCKETS, np.arange(BUCKETS))
-        for bucket, some in enumerate(zip(np.split(newer, starts[1:]), np.split(others, starts[1:]))):
-            if len(some[0]):
-                self._buckets[bucket] = _merged(*self._buckets[bucket], *some)
-        self._recent = {}  # last: a reader who has just missed an entry here finds it there
+    def _write(self) -> None:
+        rows = sorted(self._recent.items())  # neighbours share a page
+        try:
+            with self._lock:
+                self._file = self._file or _temporary_file()
+                self._file.execute("BEGIN")
+                self._file.executemany("INSERT OR REPLACE INTO digests VALUES (?, ?)", rows)
+                self._file.execute("COMMIT")
+        except sqlite3.Error as error:
+            raise CollectionError(
+                f"what is known of the images is kept in a temporary file, which cannot be written ({error}); free "
+                "some space, or have TMPDIR name another folder, and run the same command again"
+            ) from error
+        self._recent = {}  # last: a reader who has just missed an entry here finds it in the file
 
 
-def _merged(
-    keys: np.ndarray, values: np.ndarray, newer: np.ndarray, others: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Two tables as one, both sorted; where both have a key, the newer one's value."""
-    places = keys.searchsorted(newer)
-    there = places < len(keys)
-    there[there] = keys[places[there]] == newer[there]
-    values = values.copy()  # a reader may hold the old one
-    values[places[there]] = others[there]
-    places, newer, others = places[~there], newer[~there], others[~there]
-    return np.insert(keys, places, newer), np.insert(values, places, others)
+def _temporary_file() -> sqlite3.Connection:
+    """A database without a name: it is in memory until CACHE is full, then in a file, and gone with the connection."""
+    file = sqlite3.connect("", isolation_level=None, check_same_thread=False)
+    file.execute(f"PRAGMA cache_size = -{CACHE}")
+    file.execute("CREATE TABLE digests (key INTEGER PRIMARY KEY, value INTEGER)")
+    return file
 
 
 def _digest(text: str) -> int:
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little", signed=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 
 from image_encoders.bulk.digests import DigestTable
 from image_encoders.bulk.sources import SourceItem
@@ -28,12 +29,11 @@ class Plan:
         self._under_way: set[str] = set()  # ids that are being encoded
         self._recorded = DigestTable()  # ids in parts that are written down
         for rows in collection.scan(ITEMS, ["id", "state", "sha256"]):
-            for id, state, sha256 in zip(*(column.to_pylist() for column in rows.columns)):
-                self._note(id, state)
-                self.contents.add(sha256)
+            ids, states, contents = (column.to_pylist() for column in rows.columns)
+            self.rows.put_all(chain.from_iterable(map(_known, ids, states)))
+            self.contents.add(*contents)
         for rows in collection.scan(FAILURES, ["id", "state"]):
-            for id, state in zip(*(column.to_pylist() for column in rows.columns)):
-                self.failures.put(id, state)
+            self.failures.put_all(zip(*(column.to_pylist() for column in rows.columns)))
 
     def changed(self, items: Iterable[SourceItem]) -> Iterator[SourceItem]:
         """The items that must be encoded, each id once, and none that is in a part."""
@@ -58,12 +58,6 @@ class Plan:
         """Whether an item has a row in its state; one that says more of it does for a source that says nothing."""
         return self.rows.matches(id, state) or self.rows.matches(f"\1{id}", state)
 
-    def _note(self, id: str, state: str) -> None:
-        self.rows.put(id, state)
-        bare, said, _ = state.partition(SAID)
-        if said:
-            self.rows.put(f"\1{id}", bare)
-
     def _failed_before(self, item: SourceItem) -> bool:
         """Whether an item failed in this same state, and should not be retried."""
         if self.retry_failed:
@@ -87,10 +81,18 @@ class Plan:
 
     def stored(self, id: str, state: str) -> None:
         """Note that an item has a row."""
-        self._note(id, state)
+        self.rows.put_all(_known(id, state))
         self._under_way.discard(id)
 
     def listed(self, id: str, state: str) -> None:
         """Note that an item is on the list of failures."""
         self.failures.put(id, state)
         self._under_way.discard(id)
+
+
+def _known(id: str, state: str) -> Iterator[tuple[str, str]]:
+    """What is to be looked up of a row: its state, and the state of its bytes alone where metadata is part of it."""
+    yield id, state
+    bare, said, _ = state.partition(SAID)
+    if said:
+        yield f"\1{id}", bare

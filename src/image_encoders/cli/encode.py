@@ -298,12 +298,17 @@ def _encoder(begun: Collection | None, model: str | None, options: dict[str, Any
 
 def _nothing(source: Sequence[str], files: Sources) -> str:
     """The warning that there were no images, with what was found instead."""
+    from image_encoders.bulk.sources.find import holds_many
+
     places = ["standard input" if place == "-" else place for place in source]
     words = f"warning: no images in {_some(places, len(places))}"
     if not files.ignored:
         return words
-    others = counted(files.ignored, "other file")
-    return f"{words}, but {others}: {_some(files.passed_over, files.ignored)}; --all-files includes them"
+    others = f"{counted(files.ignored, 'other file')}: {_some(files.passed_over, files.ignored)}"
+    if (held := next(filter(holds_many, files.passed_over), None)) is not None:
+        pattern = os.path.join(source[0], "**", f"*{os.path.splitext(held)[1]}")
+        return f"{words}, but {others}; archives, tables and videos are named themselves, as in '{pattern}'"
+    return f"{words}, but {others}; --all-files includes them"
 
 
 def _some(names: Sequence[str], count: int) -> str:

@@ -171,11 +171,10 @@ def escape_controls(words: str) -> str:
 
 
 def shown(path: str | Path) -> str:
-    """A path as people know it: from the current folder where it lies below that."""
-    try:
-        return str(Path(path).relative_to(Path.cwd()))
-    except (ValueError, FileNotFoundError):
-        return str(path)
+    """A path as people know it, on one line: from the current folder where it lies below that."""
+    with suppress(ValueError, FileNotFoundError):
+        path = Path(path).relative_to(Path.cwd())
+    return str(path).replace("\n", "\\n")
 
 
 def counted(count: int, noun: str, plural: str = "") -> str:

@@ -213,7 +213,7 @@ class Sources(Iterator[SourceItem]):
         if len(sources) == 1 and isinstance(sources[0], (Folder, Archive)):
             yield from sources[0].entries()  # nothing comes twice: nothing to remember
             return
-        seen = DigestTable()  # 16 bytes each, where a path takes a hundred
+        seen = DigestTable()  # in a file: there may be a hundred millions
         for source in sources:
             for entry in source.entries():
                 name = id_of(entry.name)
@@ -338,6 +338,11 @@ def _container(
     if name.lower().endswith(tables.SUFFIXES):
         return _table(place(name), None, settings, walk)
     return Video(place(name), walk, settings.every_s) if is_video_name(name) else None
+
+
+def holds_many(name: str) -> bool:
+    """Whether a file is an archive, a video or a table by its name, which a folder's search passes over."""
+    return is_archive_name(name) or is_video_name(name) or name.lower().endswith(tables.SUFFIXES)
 
 
 def _table(place: Place, column: str | None, settings: Settings, walk: Walk) -> Table:
