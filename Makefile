@@ -9,6 +9,9 @@ VENV := .venv
 JINA := .venv-jina
 JINA_TESTS ?=
 BIN := $(VENV)/bin
+# PROCESSES=2: two test processes, each up to 6 GB with the nets of the golden tests. 0: all tests in one process.
+PROCESSES ?= 0
+PYTEST = python -m pytest -n $(PROCESSES) --dist loadfile --no-loadscope-reorder
 DEMO ?= demo-output
 MINUTES ?= 30
 # --no-compile: only what is imported gets compiled, when it is; that saves half of the installation.
@@ -24,14 +27,15 @@ demo: $(VENV)/demo-installed ## see the whole tour: draw images, encode them, se
 	@$(BIN)/image-encoders demo $(DEMO)
 
 test: $(VENV)/dev-installed ## run every test but the slow ones of the Jina Executors
-	$(BIN)/python -m pytest
+	$(BIN)/$(PYTEST)
 	$(MAKE) test-jina JINA_TESTS='-m "not golden and not slow"'
 
 # Tests of what `auto` chooses run on both kinds of processor by themselves; this runs whatever else may depend on it.
 test-other-processor: $(VENV)/dev-installed ## run the tests of models and engines as on a processor without bfloat16, or with it
 	IMAGE_ENCODERS_BFLOAT16=$$($(BIN)/python -c \
 		"from image_encoders.engines.openvino import has_bfloat16; print(int(not has_bfloat16()))") \
-		$(BIN)/python -m pytest tests/engines tests/models tests/contract tests/test_encoder.py -m "not golden"
+		$(BIN)/$(PYTEST) tests/engines tests/models tests/contract tests/test_encoder.py -m "not golden" \
+		-k "not with-bfloat16 and not without-bfloat16"
 
 soak: $(VENV)/dev-installed ## kill runs at 50 moments, load a service for half an hour with 1% broken images (MINUTES=5: shorter)
 	KILL_SERIES=5 $(BIN)/python -m pytest tests/bulk/test_kill.py tests/bulk/test_parts.py -k random
@@ -39,7 +43,7 @@ soak: $(VENV)/dev-installed ## kill runs at 50 moments, load a service for half 
 	$(BIN)/python tests/serve/soak.py --minutes $(MINUTES)
 
 test-jina: $(JINA)/installed ## run all tests of the Jina Executors, real Flows among them, in an environment of their own
-	$(JINA)/bin/python -m pytest tests/jina $(JINA_TESTS)
+	$(JINA)/bin/$(PYTEST) tests/jina $(JINA_TESTS)
 
 check: $(VENV)/dev-installed ## format, lint, types, layers, and the tests of the package and its contracts with torch
 	$(BIN)/ruff format --check .
@@ -80,5 +84,5 @@ $(JINA)/installed: pyproject.toml constraints-jina.txt | $(VENV)/bin/python
 	@echo "installing into $(JINA): a minute or two, the first time"
 	@$(PYTHON) -m venv $(JINA)
 	@$(JINA)/bin/python -m pip install --disable-pip-version-check --quiet --no-compile -c constraints-jina.txt \
-		-e ".[jina,audio,heif]" pytest
+		-e ".[jina,audio,heif]" pytest pytest-xdist
 	@touch $@

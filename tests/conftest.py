@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from image_encoders.cache import file_lock
 from image_encoders.conformance import bundle
 from image_encoders.conformance.agreement import Limits, agreement
 
@@ -24,6 +25,10 @@ if importlib.util.find_spec("hypothesis"):  # the same examples every time; --hy
 
     settings.register_profile("steady", derandomize=True)
     settings.load_profile("steady")
+
+# Threads of torch that wait for others sleep: on a busy machine those that spin keep the others from being done. No
+# number depends on it. Torch is not imported yet; processes that tests start inherit it.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 CHECKPOINTS = bundle.checkpoints()  # before any test chooses another cache
 
@@ -71,7 +76,12 @@ def manifest() -> dict[str, Any]:
 @pytest.fixture(scope="session")
 def checkpoint() -> Callable[[str], Path]:
     """checkpoint(case) -> the folder with the case's checkpoint, made on first use and kept, as `verify` keeps it."""
-    return partial(bundle.checkpoint, folder=CHECKPOINTS)
+
+    def made(case: str) -> Path:
+        with file_lock(CHECKPOINTS / f".{case}.lock"):  # test processes that need it together make it once
+            return bundle.checkpoint(case, CHECKPOINTS)
+
+    return made
 
 
 @pytest.fixture(scope="session")

@@ -955,3 +955,19 @@ def test_comparisons_hold_together_and_are_checked(collection):
         with pytest.raises(InputError) as caught:
             Comparison(name, sign, value)  # type: ignore[arg-type]
         assert caught.value.code == "where"
+
+
+def test_a_narrow_condition_finds_all_that_it_leaves_through_an_index_too(collection, monkeypatch):
+    from lancedb.index import IvfSq
+
+    rng = np.random.default_rng(0)
+    rows = [row(number, rng.normal(size=DIM), metadata={"rare": number % 500 == 0}) for number in range(5000)]
+    collection.append(rows, new=True)
+    collection._tables[ITEMS].create_index("embedding", config=IvfSq(distance_type="cosine", num_partitions=78))
+    for name, value in (("EXACT_BELOW", 1000), ("LIST", 64), ("PROBES", 1)):
+        monkeypatch.setattr(tables, name, value)
+    rare = Where(metadata=(Comparison("rare", "=", True),))
+    query = rng.normal(size=DIM)
+    assert len(collection.search(query, 20, where=rare)) == 10
+    found, _ = tables.best(collection._tables[ITEMS], query.astype(np.float32), 20, rare.condition())
+    assert len(found) == 10

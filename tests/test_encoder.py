@@ -189,7 +189,9 @@ def test_an_array_or_a_column_of_paths_is_a_list(kind: Any, tmp_path: Path, want
     assert np.array_equal(FakeEncoder().encode_image(column), wanted[:3])
 
 
-@pytest.mark.parametrize("one", [b"", bytearray(), bytearray(9), memoryview(b"")], ids=repr)
+@pytest.mark.parametrize(
+    "one", [b"", bytearray(), bytearray(9), memoryview(b"")], ids=lambda one: f"{type(one).__name__}({len(one)})"
+)
 def test_bytes_of_any_kind_are_not_taken_for_a_list(one: Any):
     with pytest.raises(InputError, match=r"takes a list; wrap a single one: encode_image\(\[image\]\)") as caught:
         FakeEncoder().encode_image(one)

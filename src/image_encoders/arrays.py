@@ -10,16 +10,16 @@ from image_encoders.errors import InputError, first_line
 
 
 def is_tensor(source: Any) -> bool:
-    """Whether it is a PyTorch tensor; found out without importing torch. Open files have a `detach` too."""
+    """Whether it is a PyTorch tensor, without importing torch. Open files have a `detach` too."""
     return hasattr(source, "detach") and hasattr(source, "cpu")
 
 
 def as_array(source: Any) -> np.ndarray:
-    """The numbers of an array, of a tensor on any device, of a list, or of whatever has `__array__`.
+    """The numbers of an array, a tensor on any device, a list, or anything with `__array__`.
 
-    A view where that is possible. The floats of a tensor come as float32, for NumPy has no bfloat16.
+    A view if possible. A tensor's floats become float32, as NumPy has no bfloat16.
 
-    Raises InputError ("dtype") for what has no plain array of numbers, such as a sparse tensor.
+    Raises InputError ("dtype") for objects without a plain array of numbers, such as a sparse tensor.
     """
     try:
         if is_tensor(source):

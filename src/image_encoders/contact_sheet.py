@@ -1,4 +1,4 @@
-"""A page of thumbnails: what a search found, or what is there twice, in one HTML file that needs nothing else."""
+"""A page of thumbnails: search results or duplicates, in one self-contained HTML file."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ GROUPS, GROUPED = 200, 24  # groups of duplicates that are shown, and images of 
 def contact_sheet(hits: Sequence[Hit], *, query: str, model: str, collection: str, image: Path | None = None) -> str:
     """The HTML page that shows `hits`, best first.
 
-    query: the words, or the name of the file, that was searched for
+    query: the words, or the name of the file
     model, collection: named below the title
-    image: shown beside the title where the query was one
+    image: shown beside the title if the query was an image
     """
     figures = ordered(_figure, ((str(rank), hit) for rank, hit in enumerate(hits, 1)), ahead=16)
     asked = _thumbnail(Locator(str(image)), f"The query: {query}") if image else ""
@@ -94,7 +94,7 @@ def _page(title: str, header: str, main: str) -> str:
 
 
 def write(path: Path, page: str) -> None:
-    """`page` in a file at `path`, which appears whole or not at all; OSError where it cannot be written."""
+    """Write `page` to a file at `path`, which appears complete or not at all; OSError if it cannot be written."""
     try:
         with atomic_write(path) as part:
             part.write_bytes(page.encode("utf-8", "backslashreplace"))  # file names need not be UTF-8
@@ -142,7 +142,7 @@ def thumbnail(source: Path | bytes, *, side: int = SIDE, limits: ImageLimits | N
     """A small JPEG of an image: upright, transparency on white.
 
     source: an image file, or its bytes
-    side: the longest side [px]; smaller images stay as they are
+    side: the longest side [px]; smaller images are not enlarged
     limits: None: `ImageLimits.from_environment()`
     """
     from PIL import Image

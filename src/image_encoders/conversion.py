@@ -22,7 +22,7 @@ class Conversion(NamedTuple):
     """A converted checkpoint.
 
     seconds: that converting took
-    original_load_s, converted_load_s: how long loading takes; None where nothing was loaded
+    original_load_s, converted_load_s: how long loading takes; None if nothing was loaded
     fingerprint: of the encoder, the same from both files
     """
 
@@ -43,8 +43,8 @@ def convert(
     name: the model
     weights: the original checkpoint, file or folder
     out: the file to write, .safetensors
-    options: of `load`; what belongs in the file, such as a vocabulary, is put there
-    overwrite: replace `out` if it is there
+    options: of `load`; those that belong in the file, such as a vocabulary, are included
+    overwrite: replace an existing `out`
 
     A custom net is loaded only if `options` have its definition and class; otherwise tensors are compared.
 

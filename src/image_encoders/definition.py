@@ -5,7 +5,7 @@
 
 `import blocks` in it finds `blocks.py` or a package `blocks` beside it, before what is installed and after the standard
 library; `from .blocks import Block` finds the same. These siblings belong to this definition: another one's
-`import blocks` is another module, and nobody else's `import blocks` finds them. `sys.path` and the import system stay
+`import blocks` is another module, and no other `import blocks` finds them. `sys.path` and the import system stay
 as they are: the definition and its siblings have builtins of their own, in which `__import__` is `Definition._import`.
 """
 

@@ -103,7 +103,7 @@ def find_duplicates(
 ) -> Duplicates:
     """The groups of images of which every two have a cosine similarity of `threshold` or more.
 
-    each_copy: files with the same bytes are in a group, all of them; False: the first one by id stands for them
+    each_copy: include all files with the same bytes in a group; False: only the first one by id
 
     An embedding that is all zeros is alike no other. Above `EXACT_BELOW` images a copy of the embeddings is made in
     the folder for temporary files (TMPDIR).
@@ -281,7 +281,7 @@ class _Cells:
     def __init__(self, units: np.ndarray, directed: np.ndarray, reach: float, rng: np.random.Generator):
         count = max(1, len(directed) // CELL)
         some = units[np.sort(rng.choice(directed, min(TRAINED * count, len(directed)), replace=False))]
-        self._middle = some.mean(axis=0)  # all lie on one side, and are told apart by what is left without it
+        self._middle = some.mean(axis=0)  # embeddings have a large common component, without which they differ
         self.centres = at_unit_length(some[rng.choice(len(some), count, replace=False)] - self._middle)
         for _ in range(ROUNDS):
             nearest = np.concatenate([self._nearness(part).argmax(axis=1) for part in _blocks(some, BATCH)])

@@ -1,6 +1,6 @@
 """Rows of a collection as one file that other programs read: Parquet, Arrow, CSV or NumPy.
 
-A file appears complete or not at all, and what a killed export left is removed by the next one.
+A file appears complete or not at all, and leftovers of a killed export are removed by the next one.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ ENDINGS = (".parquet", ".arrow", ".feather", ".csv", ".npy")
 
 
 def names_beside(path: Path) -> Path:
-    """The file beside an .npy that says whose embeddings it holds."""
+    """The file beside an .npy with the ids of its embeddings."""
     return path.with_name(f"{path.stem}.ids.jsonl")
 
 
@@ -43,7 +43,7 @@ def check(path: Path, overwrite: bool, endings: Sequence[str] = ENDINGS) -> None
 
 
 def write(path: Path, tables: Iterable[pa.Table], schema: pa.Schema, count: int) -> None:
-    """All rows in the format that the ending of `path` names, over what is there.
+    """Write all rows in the format of `path`'s extension, replacing an existing file.
 
     tables: pieces of the rows, each of the columns of `schema`
     count: how many rows there are in all
@@ -79,7 +79,7 @@ def _write_arrow(path: Path, tables: Iterable[pa.Table], schema: pa.Schema) -> N
 
 
 def _write_csv(path: Path, tables: Iterable[pa.Table], schema: pa.Schema) -> None:
-    """A column for each number of an embedding, behind the others."""
+    """One column for each number of an embedding, after the others."""
     import pyarrow as pa
     from pyarrow import csv
 

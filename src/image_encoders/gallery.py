@@ -1,4 +1,4 @@
-"""A collection in memory, for searches that answer at once, page after page, while the collection grows.
+"""A collection in memory, for fast searches, page by page, while the collection grows.
 
     collection ─follow→ view ─rank→ ranking ─page→ hits
 
@@ -41,7 +41,7 @@ BEST = 10_000  # images that a search finds where the embeddings are on the disk
 SAMPLE = 2048  # images whose scores say what is usual
 MATCHES = 100  # images at least that are sorted or grouped where a query has fewer matches
 RANKINGS = 16  # the latest ones, which are kept for their other pages
-DEAD = 0.25  # of the rows in memory may be gone from the collection before it is read anew
+DEAD = 0.25  # of the rows in memory may be gone from the collection before it is read again
 SPARE = 1.25  # times the rows that there are may be held before they are moved; what is not used is never touched
 BATCH = 1 << 14  # rows read at a time
 DIGITS = 6  # of a score: more are rounding
@@ -69,13 +69,13 @@ MIX = np.array([0x9E3779B97F4A7C15 * (2 * number + 1) % 2**64 for number in rang
 
 @dataclass(frozen=True)
 class Image:
-    """An image of a collection, for a program that shows it.
+    """An image of a collection, for display.
 
     key: the sha256 of its bytes, which copies share
     name: of its file, or of the archive's member; of a frame with its time
     folder: below the folders that the collection was made from
     locator: where its bytes are
-    taken: when it was taken; None where that is not known
+    taken: when it was taken; None if unknown
     """
 
     key: str
@@ -90,14 +90,14 @@ class Image:
 
 @dataclass(frozen=True)
 class Ranking:
-    """What a search found, best or first to last, without what is read of each hit.
+    """The result of a search, in order, without the facts of each hit.
 
     positions: of the images in the view
     scores: cosines; None where all images are listed without a query
-    copies: how many other images with the same bytes each stands for
-    groups: the name of each one's group; equal ones follow each other; None where no groups were asked for
-    usual, spread: the middle and the robust deviation of the query's scores over a sample of the collection
-    line: what the best of as many scores as were compared would be by chance alone
+    copies: how many other images have the same bytes as each
+    groups: the name of each one's group; equal ones follow each other; None without groups
+    usual, spread: the median and a robust deviation of the query's scores over a sample of the collection
+    line: the expected best of that many scores by chance alone
     """
 
     view: View
@@ -113,7 +113,7 @@ class Ranking:
         return len(self.positions)
 
     def above(self, place: int) -> float | None:
-        """How far the score at `place` lies above the usual, in spreads."""
+        """How far the score at `place` is above the usual one, in spreads."""
         if self.scores is None or self.usual is None or self.spread is None:
             return None
         return (float(self.scores[place]) - self.usual) / self.spread
@@ -122,7 +122,7 @@ class Ranking:
 class Gallery:
     """A collection in memory; any number of threads may search it.
 
-    memory: bytes of embeddings that may be held; where they are more, the database's index is searched
+    memory: bytes of embeddings that may be held; beyond that, the database's index is searched
     """
 
     def __init__(self, collection: Collection, *, memory: int = MEMORY):
@@ -133,7 +133,7 @@ class Gallery:
         self._rankings: OrderedDict[tuple, Ranking] = OrderedDict()
 
     def view(self) -> View:
-        """What the collection holds now."""
+        """The current content of the collection."""
         return self.collection.read(ITEMS, self._follow, View.empty(self.collection))
 
     def rank(
@@ -145,13 +145,13 @@ class Gallery:
         group: Group | None = None,
         each_copy: bool = False,
     ) -> Ranking:
-        """All images that a search finds, in order.
+        """All images that match a search, in order.
 
         query: (dim,), as `Collection.direction` or `mix` gives it; None: all images are listed
-        where: only images for which this holds
+        where: a filter
         sort: "score", or by the image's date or path; without a query "score" means "newest"
         group: images of a folder or a month together, the group of the first image first
-        each_copy: files with the same bytes are hits of their own
+        each_copy: files with the same bytes are separate hits
 
         With a query, "newest", "oldest", "path" and groups are an order among its matches: the images whose scores
         are above the line, and `MATCHES` at least. Equal scores come in the order in which they were stored.
@@ -175,7 +175,7 @@ class Gallery:
         return self.collection.read(ITEMS, rank, nothing)
 
     def _follow(self, table: Any) -> View:
-        """The view of a table as it is now: the last one, with what has come and without what has gone."""
+        """The view of a table as it is now: the last one with the changes since."""
         with self._following:
             if self._view is None or self._view.version != table.version:
                 tables.pinned(table)
@@ -192,7 +192,7 @@ class Gallery:
         return View(self.collection, table, held, np.ones(held.count, bool))
 
     def _changed(self, view: View, table: Any) -> View | None:
-        """A view with what has changed since `view`; None where so much has that all is better read anew."""
+        """A view with the changes since `view`; None if there are so many that reading everything again is better."""
         now = table.search().select(["width"]).with_row_id(True).to_arrow()["_rowid"].to_numpy()
         held = view.held
         held.cut(view.count)  # what an attempt that failed has left
@@ -329,7 +329,7 @@ class View:
     def folders(self, name: str) -> tuple[str, ...]:
         """The folders, as paths, that `Image.folder` calls by this name, and those below such.
 
-        Where there are none, those with this in their names, in letters of any case.
+        If there are none, those with this in their names, ignoring case.
         """
         name = name.rstrip("/")
         found = set()
@@ -388,7 +388,7 @@ class View:
     def _folded(
         self, positions: np.ndarray, scores: np.ndarray | None, each_copy: bool
     ) -> tuple[np.ndarray, np.ndarray | None, np.ndarray]:
-        """Of images with the same bytes the first one, and how many others it stands for."""
+        """The first one of images with the same bytes, and how many others there are."""
         numbers, count = self._contents
         if each_copy or count == len(self):
             return positions, scores, np.zeros(len(positions), np.int64)
@@ -499,9 +499,9 @@ def folder_names(paths: Sequence[str], sources: Sequence[str]) -> list[str]:
 
 
 def usual_and_spread(scores: np.ndarray) -> tuple[float, float]:
-    """The middle of some scores, and how far they lie from it usually: robust, since the matches are among them.
+    """The median and a robust spread of some scores, since the matches are among them.
 
-    The spread is measured downwards: matches are above.
+    The spread is measured below the median: matches are above.
     """
     if not len(scores):
         return 0.0, LEAST_SPREAD
@@ -510,7 +510,7 @@ def usual_and_spread(scores: np.ndarray) -> tuple[float, float]:
 
 
 def best_by_chance(count: int) -> float:
-    """What the best of `count` draws from a normal distribution is, in deviations (Blom's approximation)."""
+    """The expected best of `count` draws from a normal distribution, in deviations (Blom's approximation)."""
     return NormalDist().inv_cdf((count - 0.375) / (count + 0.25)) if count else 0.0
 
 

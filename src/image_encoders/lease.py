@@ -66,7 +66,7 @@ class Lease:
         )
 
     def give_back(self) -> None:
-        """Leave it to whoever comes next, at once."""
+        """Release it at once for the next owner."""
         self._ended.set()
         with suppress(OSError):  # where it was taken over there is nothing to give
             if self._path(self.epoch).exists():

@@ -77,7 +77,7 @@ class Lazy(Generic[Made]):
 
 @cache
 def import_openvino() -> ModuleType:
-    """OpenVINO, without the package through which its import starts a process that reports to its makers."""
+    """OpenVINO, without its telemetry package, whose import would start a process."""
     telemetry = "openvino_telemetry"
     if "openvino" in sys.modules or telemetry in sys.modules:
         return importlib.import_module("openvino")
@@ -108,13 +108,13 @@ def quiet() -> Iterator[None]:
 
 
 def import_nncf() -> ModuleType:
-    """NNCF, whose reports to its makers are switched off before its import."""
+    """NNCF, with its telemetry switched off before the import."""
     os.environ.setdefault("NNCF_CI", "1")
     return importlib.import_module("nncf")
 
 
 def compute_full_float32() -> None:
-    """Have torch compute float32 on CUDA devices in float32, which is what was asked for.
+    """Have torch compute float32 on CUDA devices in true float32, not TF32.
 
     By default it rounds the inputs of convolutions to 10 bits (TF32). Both switches are torch's own, for the whole
     process: other nets in it compute in full float32 from then on.
@@ -185,7 +185,7 @@ def take_over(environment: dict[str, str]) -> None:
 
 @contextmanager
 def starting_ray() -> Iterator[None]:
-    """While Ray's processes are started: they send nothing to its makers; then all is as before."""
+    """Disable the telemetry of Ray's processes while they are started, then restore the settings."""
     before = {name: os.environ.get(name) for name in QUIET_RAY}
     os.environ.update(QUIET_RAY)
     try:

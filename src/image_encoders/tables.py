@@ -329,7 +329,7 @@ def nearest(table: Any, query: np.ndarray, k: int, each_copy: bool, condition: s
         if rows < EXACT_BELOW:
             search = search.bypass_vector_index()
         else:
-            search = search.nprobes(_probes(rows)).refine_factor(REFINED)
+            search = _through_index(search, rows, REFINED)
         columns = ["id", "path", "member", "time_s", "width", "height", "sha256", "metadata", "_distance"]
         found = search.select(columns).to_arrow().to_pylist()
         found.sort(key=lambda row: (row["_distance"], row["id"]))
@@ -347,9 +347,14 @@ def best(table: Any, query: np.ndarray, count: int, condition: str | None) -> tu
     if condition is not None:
         search = search.where(condition, prefilter=True)
     if table.list_indices():
-        search = search.nprobes(_probes(table.count_rows())).refine_factor(2)
+        search = _through_index(search, table.count_rows(), 2)
     found = search.select(["width", "_distance"]).with_row_id(True).to_arrow()
     return found["_rowid"].to_numpy(), found["_distance"].to_numpy()
+
+
+def _through_index(search: Any, rows: int, refined: int) -> Any:
+    """A search of the nearest lists, and of others where a condition leaves too few rows in them."""
+    return search.minimum_nprobes(_probes(rows)).maximum_nprobes(0).refine_factor(refined)
 
 
 def _probes(rows: int) -> int:

@@ -192,6 +192,18 @@ def test_metadata_is_what_json_holds(photos: Path) -> None:
     assert metadata()["00000.png"] == {"when": "2024-02-29T12:00:00", "tags": ["a", "b"], "yes": True}
 
 
+def test_objects_in_cells_become_metadata_and_deep_ones_do_no_harm(photos: Path) -> None:
+    some = [{"path": f"photos/{number:05d}.png", "exif": {"iso": number, "lens": {"f": [1.8]}}} for number in range(2)]
+    for name in ("t.parquet", "t.jsonl"):
+        assert list(encode(write(name, some) + "#path").values()) == [2]
+        assert metadata()["00001.png"] == {"exif": {"iso": 1, "lens": {"f": [1.8]}}}
+    deep = ['{"path": "photos/00004.png", "x": ' + "[" * 600 + "]" * 600 + "}"]
+    deep += ['{"path": "photos/00005.png", "n": 1, "x": ' + '{"a":' * 300 + "1" + "}" * 300 + "}"]
+    Path("deep.jsonl").write_text("\n".join(deep))
+    assert encode("deep.jsonl") == {"encoded": 2}
+    assert (metadata()["00004.png"], metadata()["00005.png"]) == (None, {"n": 1})
+
+
 def test_members_of_archives_may_be_named(photos: Path) -> None:
     with tarfile.open("a.tar", "w") as tar:
         tar.add("photos/00002.png", "inside/2.png")
@@ -395,7 +407,7 @@ def test_a_quote_that_is_not_closed_is_a_failure_and_swallows_nothing_in_silence
     assert encode("t.csv") == {"encoded": 1, "failed": 1}
     (failure,) = Collection.open("index").failures()
     assert failure.id.endswith("t.csv#row 1")
-    assert "a quote that is not closed" in failure.message
+    assert "an unclosed quote" in failure.message
 
 
 def test_rows_are_counted_from_0_in_ids_and_in_messages(photos: Path) -> None:

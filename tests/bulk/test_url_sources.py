@@ -51,31 +51,29 @@ class Handler(BaseHTTPRequestHandler):
             asked = server.asked[self.path[1:]]
             server.at_once += 1
             server.most_at_once = max(server.most_at_once, server.at_once)
-        try:
-            if kind == "hang":
-                server.released.wait(60)
-            elif kind == "slow":
-                time.sleep(0.02)
-            if kind == "busy" and asked < 3:
-                self.answer(503)
-            elif kind == "none":
-                self.answer(404)
-            elif kind == "huge":
-                self.send_response(200)
-                self.send_header("Content-Length", str(1 << 40))
-                self.end_headers()
-                self.wfile.write(b"x" * 1000)
-            elif kind == "down":
-                self.answer(500)
-            else:
-                body = image(int(name) + 1000 * server.version * (kind == "etag"))
-                headers = {"ETag": f'"{server.version}"'} if kind == "etag" else {}
-                if kind == "modified":
-                    headers = {"Last-Modified": "Sat, 21 Nov 2026 00:00:00 GMT"}
-                self.answer(200, body, headers)
-        finally:
-            with server.lock:
-                server.at_once -= 1
+        if kind == "hang":
+            server.released.wait(60)
+        elif kind == "slow":
+            time.sleep(0.02)
+        with server.lock:  # before the answer is sent, with which the client may ask for the next
+            server.at_once -= 1
+        if kind == "busy" and asked < 3:
+            self.answer(503)
+        elif kind == "none":
+            self.answer(404)
+        elif kind == "huge":
+            self.send_response(200)
+            self.send_header("Content-Length", str(1 << 40))
+            self.end_headers()
+            self.wfile.write(b"x" * 1000)
+        elif kind == "down":
+            self.answer(500)
+        else:
+            body = image(int(name) + 1000 * server.version * (kind == "etag"))
+            headers = {"ETag": f'"{server.version}"'} if kind == "etag" else {}
+            if kind == "modified":
+                headers = {"Last-Modified": "Sat, 21 Nov 2026 00:00:00 GMT"}
+            self.answer(200, body, headers)
 
     def answer(self, status: int, body: bytes = b"", headers: dict[str, str] | None = None) -> None:
         self.send_response(status)

@@ -50,7 +50,7 @@ def test_copies_can_be_left_aside(command, collection):
 
 def test_many_groups_are_listed_in_part(command, collection, monkeypatch):
     monkeypatch.setattr(command_module, "SHOWN_IMAGES", 2)
-    assert "(3 images, every two 1.000 or more; 1 more)" in command("duplicates", "c", "--threshold", 0.9999).out
+    assert "(3 images, any two 1.000 or more; 1 more)" in command("duplicates", "c", "--threshold", 0.9999).out
     monkeypatch.setattr(command_module, "SHOWN", 0)
     assert "and 1 more group: " in command("duplicates", "c", "--threshold", 0.9999).err
 

@@ -483,3 +483,12 @@ def test_what_is_wrong_with_the_options_is_said_before_ray_is_asked(command, pho
     assert command("encode", photos, "-o", tmp_path / "c", "-m", "colours/plain").status == 0
     ran = command("encode", photos, "-o", tmp_path / "c", "--ray", "127.0.0.1:1", "-m", "clip/demo")
     assert "holds embeddings of colours/plain" in ran.err
+
+
+def test_a_folder_of_tables_or_archives_alone_says_how_to_name_them(command, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data" / "year=2020").mkdir(parents=True)
+    (tmp_path / "data" / "year=2020" / "part-0.parquet").write_bytes(b"")
+    ran = command("encode", "data", "-o", "c", "-m", "colours/plain")
+    assert ran.status == 0
+    assert "archives, tables and videos are named themselves, as in 'data/**/*.parquet'" in ran.err

@@ -47,4 +47,4 @@ def test_embedding_atlas_is_given_the_file_and_its_columns(command, collection, 
     ran = command("map", "c", "--method", "pca", "-o", "m.parquet")
     assert started == [(["-m", "embedding_atlas.cli", "m.parquet", "--x", "x", "--y", "y", "--text", "path"], 2)]
     assert ran.status == status
-    assert ("Embedding Atlas ended with status 1; m.parquet is written" in ran.err) is bool(ended)
+    assert ("Embedding Atlas ended with status 1; m.parquet was written" in ran.err) is bool(ended)

@@ -48,7 +48,7 @@ def test_images_are_filtered_by_the_metadata_of_their_table(command, photos, tmp
     assert (ran.status, ran.err) == (0, "no image matches --where\n")
     for where, said in (
         ("year", "write NAME, one of"),
-        ("year > true", "only = and != are asked"),
+        ("year > true", "only = and != are accepted"),
         (" = 3", "write NAME"),
     ):
         ran = command("search", "c", "red", "--where", where)
@@ -309,3 +309,12 @@ def test_info_of_what_is_no_collection_is_one_sentence(command, tmp_path):
     ran = command("info", tmp_path / "missing")
     assert ran.status == 2
     assert "no such folder" in ran.err
+
+
+def test_a_name_with_a_line_end_stays_on_one_line(command, photos, collection):
+    (photos / "red.png").rename(photos / "red\nor so.png")
+    (photos / "no\nimage.png").write_bytes(b"")
+    assert command("encode", "photos", "-o", "c").status == 3
+    lines = command("search", "c", "something red", "-k", 1).out.splitlines()
+    assert (len(lines), lines[1].endswith("red\\nor so.png and 1 copy")) == (2, True)
+    assert "no\\nimage.png" in command("failures", "c").out

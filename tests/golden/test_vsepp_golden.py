@@ -168,5 +168,5 @@ def test_order_embeddings_have_no_signs_and_images_keep_their_length(encoder, fl
 
 
 def test_a_backbone_other_than_the_names_is_refused(checkpoint):
-    with pytest.raises(ie.WeightsError, match=r"vsepp/coco-vgg19 was asked for, .* resnet152"):
+    with pytest.raises(ie.WeightsError, match=r"vsepp/coco-vgg19 was requested, .* resnet152"):
         ie.load("vsepp/coco-vgg19", weights=checkpoint("vse-resnet152"))

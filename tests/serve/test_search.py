@@ -394,7 +394,7 @@ def test_a_token_of_another_model_or_cut_off_is_refused(
     short = base64.urlsafe_b64encode(content[:-4]).decode()
     zeros = base64.urlsafe_b64encode(content[:8] + bytes(len(content) - 8)).decode()
     wild = base64.urlsafe_b64encode(content[:8] + b"\xff" * (len(content) - 8)).decode()
-    for text, said in ((other, "another model"), (short, "cut off"), (zeros, "all zeros"), (wild, "not finite")):
+    for text, said in ((other, "another model"), (short, "truncated"), (zeros, "all zeros"), (wild, "not finite")):
         assert said in refused(client.get("/search.json", params={"vector": text}), 422)["error"]["message"]
 
 

@@ -56,10 +56,10 @@ def test_the_command_has_an_option_for_each_setting_and_says_the_same() -> None:
 
 
 def test_the_limits_that_no_option_sets_are_those_of_the_code() -> None:
-    assert f"headers of {connections.MAX_HEAD_BYTES >> 10} KiB and {connections.MAX_HEADERS} in number" in PAGE
-    assert f"{connections.MAX_PIPELINED} requests sent ahead" in PAGE
-    assert f"slower than\n{connections.SLOWEST >> 10} KiB/s" in PAGE
-    assert f"{guards.MIN_KEY_CHARS}\ncharacters at least" in PAGE
+    assert f"{connections.MAX_HEADERS} headers of {connections.MAX_HEAD_BYTES >> 10} KiB in all" in PAGE
+    assert f"{connections.MAX_PIPELINED} pipelined requests" in PAGE
+    assert f"less than\n{connections.SLOWEST >> 10} KiB/s" in PAGE
+    assert f"at least {guards.MIN_KEY_CHARS}\ncharacters" in PAGE
     assert f"a cookie for {guards.COOKIE_DAYS} days" in PAGE
 
 
@@ -82,7 +82,7 @@ def test_each_status_of_the_table_is_one_that_has_a_reason() -> None:
 
 
 def test_each_guard_is_explained() -> None:
-    explained = PAGE.split("## Guards")[1]
+    explained = PAGE.split("## Security")[1]
     for word in ("--urls", "--api-key", "--allowed-host", "--cors-origin", "--no-auth", "--json-logs"):
         assert word in explained, word
 

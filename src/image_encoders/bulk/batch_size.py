@@ -1,4 +1,4 @@
-"""How many inputs go through the net at once, where nobody says."""
+"""The batch size, if the caller does not set it."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ WORTH = 1.05  # times the inputs/s: what a larger batch must bring
 
 
 class BatchSizeTuner:
-    """A batch size that doubles as long as that makes the net faster, as the first batches show; or a fixed one.
+    """A batch size that doubles as long as the first batches get faster; or a fixed one.
 
     size: of the next batch
     most: the largest there may be
-    fits: how many the device takes at once, as far as is known
-    seconds: that the net has taken in all
+    fits: how many fit into the device's memory, as far as known
+    seconds: the net's total time
     """
 
     def __init__(self, fixed: int | None = None):

@@ -1,4 +1,4 @@
-"""The only writer of a collection while a run goes on."""
+"""The only writer of a collection during a run."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SETTLE = 64  # commits between looks at whether the database's files should be m
 
 
 class Committer:
-    """Writes outcomes to a collection on a thread of its own, while the next batch is embedded.
+    """Writes outcomes to a collection on its own thread, while the next batch is embedded.
 
     counts: what was written so far: "encoded", "reused", "unchanged", "failed", as a Report has them
     """
@@ -37,10 +37,10 @@ class Committer:
         stored: Callable[[str], None] = lambda part: None,
         pooled: bool = False,
     ):
-        """again: encodes items whose bytes seemed to be known, and whose row was replaced meanwhile
+        """again: encodes items whose bytes seemed to be known, but whose row was replaced meanwhile
         commit_s: seconds between commits at most
-        stored: called with each part once it is certain that all of it is stored
-        pooled: whether everything comes in parts that lie on disk
+        stored: called with each part once all of it is stored
+        pooled: whether all outcomes come in parts that are on disk
         """
         self.collection, self.plan, self.again, self.stored = collection, plan, again, stored
         many = POOLED if pooled else 1
@@ -60,9 +60,9 @@ class Committer:
         return self._thread.ident is None or self._ended.is_set()
 
     def add(self, outcomes: list[Outcome]) -> None:
-        """Have outcomes written, all in one commit, such as those of a part; waits while too many wait already.
+        """Queue outcomes for one commit, such as those of a part; blocks while too many are queued.
 
-        Raises what went wrong with an earlier commit.
+        Raises the error of an earlier commit.
         """
         if self._thread.ident is None:
             self._thread.start()
@@ -75,7 +75,7 @@ class Committer:
             self._changed.notify_all()
 
     def finish(self) -> None:
-        """Write all that waits, and end; raises what went wrong."""
+        """Write all queued outcomes, and end; raises any error."""
         with self._changed:
             self._ending = True
             self._changed.notify_all()
@@ -87,7 +87,7 @@ class Committer:
     def _work(self) -> None:
         commits = 0
         try:
-            with self.collection.writing():  # also if the run is given up meanwhile
+            with self.collection.writing():  # also if the run is aborted meanwhile
                 while outcomes := self._next():
                     self._commit(outcomes)
                     give_back_memory()
@@ -102,7 +102,7 @@ class Committer:
             self._ended.set()
 
     def _next(self) -> list[Outcome]:
-        """What is to be written, once there is enough, or after a while; nothing at the end."""
+        """The outcomes to write next, once there are enough, or after a while; none at the end."""
         due = time.monotonic() + self.commit_s
         with self._changed:
             while not (self._ending or len(self._pending) >= self._most or (self._pending and time.monotonic() >= due)):
@@ -112,8 +112,8 @@ class Committer:
             return outcomes
 
     def _commit(self, outcomes: list[Outcome]) -> None:
-        """Write outcomes, in one order: what is no longer true, so that no item ever has both a row and a failure;
-        failures; and embeddings last, so that a part that has rows is there as a whole.
+        """Write outcomes in this order: removals, so that no item ever has both a row and a failure; failures; and
+        embeddings last, so that a part that has rows is complete.
         """
         rows, failures = self._resolved(outcomes)
         recovered = [row.id for row in rows if row.id in self.plan.failures]
@@ -133,7 +133,7 @@ class Committer:
             self.stored(part)
 
     def _resolved(self, outcomes: list[Outcome]) -> tuple[list[Row], list[Failure]]:
-        """Rows and failures; what has the bytes of others gets their embedding."""
+        """Rows and failures; copies get the embedding of the same bytes."""
         new = _by_content(outcomes)
         copies = [one for one in outcomes if isinstance(one, Encoded) and one.facts.sha256 not in new]
         stored = self.collection.stored(one.facts.sha256 for one in copies)

@@ -41,7 +41,7 @@ class DigestTable:
             self._write()
 
     def add(self, *texts: str) -> None:
-        """Put texts for `has` to find: by 128 bits, so that none is ever taken for another."""
+        """Put texts for `has` to find: by 128 bits, so collisions do not occur in practice."""
         self.put_all((text, "\0" + text) for text in texts)
 
     def has(self, text: str) -> bool:

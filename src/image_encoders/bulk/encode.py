@@ -1,8 +1,8 @@
-"""Items into embeddings: the same here and on another machine.
+"""Items to embeddings, the same here and on another machine.
 
     items ─threads: read, preprocess→ inputs ─batches→ embeddings, in order
 
-No collection, no signals, no progress: what it gives depends on the items, the encoder and the batch size alone.
+No collection, no signals, no progress: the result depends only on the items, the encoder and the batch size.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ LONGEST_SIDE = 2**31 - 1  # [px] that is stored
 class Encoded:
     """An item that was read.
 
-    facts: what is known of its bytes; where `embedding` is None, their digest and number alone
-    embedding: (dim,) float32, finite; None where the embedding of these bytes is known already, or comes with another
-        item before it
-    part: the part of a run that it came with, where there are such
+    facts: facts about its bytes; if `embedding` is None, only their digest and number
+    embedding: (dim,) float32, finite; None if the embedding of these bytes is already known, or comes with an earlier
+        item
+    part: the part of the run that it belongs to, if any
     """
 
     item: SourceItem
@@ -73,13 +73,13 @@ def encode(
 ) -> Iterator[list[Outcome]]:
     """An embedding, or the reason why there is none, for each item.
 
-    batch_size: how many go through the net at once; None: what is fastest, tried on the first batches
-    workers: threads that read and preprocess; None: one for each processor
-    known: whether the embedding of the bytes with this sha256 is known, and they need no other; called on threads
-    returns: lists, to be stored each as a whole or not at all: then who goes on from there cuts the same batches.
-        The outcomes come in the order of the items, but for inputs that wait for others of their shape.
+    batch_size: None: the fastest, determined on the first batches
+    workers: threads that read and preprocess; None: one per processor
+    known: whether the embedding of the bytes with this sha256 is already known; called on threads
+    returns: lists, each to be stored completely or not at all: then a resumed run uses the same batches. The outcomes
+        are in the order of the items, except for inputs that wait for others of their shape.
 
-    Bytes that come twice are embedded once, as far as `known` learns of those that were given back.
+    Repeated bytes are embedded once, provided that `known` learns of earlier results.
     """
     tuner = batch_size if isinstance(batch_size, BatchSizeTuner) else BatchSizeTuner(batch_size)
     tower, workers = encoder.tower("image"), workers or cores()
@@ -95,7 +95,7 @@ def encode(
 
 @dataclass
 class _Read:
-    """What became of an item on a thread; `input` is what is to be embedded yet."""
+    """The result of reading an item; `input` has yet to be embedded."""
 
     outcome: Outcome
     input: np.ndarray | None = None
@@ -126,7 +126,7 @@ def _read(item: SourceItem, *, tower: Tower, limits: ImageLimits, known: Callabl
 
 
 def metadata_text(item: SourceItem) -> str:
-    """An item's metadata as JSON; InputError where it cannot be stored."""
+    """An item's metadata as JSON; InputError if it cannot be stored."""
     if _deeper(item.metadata, DEEPEST):
         raise InputError(f"metadata nested more than {DEEPEST} levels deep", code="metadata")
     try:
@@ -146,7 +146,7 @@ def _deeper(value: Any, levels: int) -> bool:
 class _Batch:
     """Inputs that wait for enough others of their shape, and the outcomes that wait for them, in order.
 
-    waiting: everything that has not been given back
+    waiting: everything that has not been returned
     """
 
     def __init__(self, tower: Tower, dim: int, tuner: BatchSizeTuner, known: Callable[[str], bool]):
@@ -157,7 +157,7 @@ class _Batch:
         self._followers = 0  # how many wait that have the bytes of these
 
     def take(self, one: _Read) -> list[Outcome]:
-        """What can be given back now that `one` has come."""
+        """The outcomes that can be returned after adding `one`."""
         self.waiting.append(one)
         if one.input is not None:
             assert isinstance(one.outcome, Encoded)
@@ -177,7 +177,7 @@ class _Batch:
         return self._done() if not self._leaders or idle >= OUTCOMES else []
 
     def embed(self) -> list[Outcome]:
-        """What can be given back once the inputs of the commonest shape are embedded."""
+        """Embed the inputs of the most common shape, and return the finished outcomes."""
         if self._shapes:
             shape = max(self._shapes, key=lambda shape: len(self._shapes[shape]))
             leaders = self._shapes.pop(shape)
@@ -217,7 +217,7 @@ class _Batch:
         return done
 
     def _follows(self, one: _Read) -> bool:
-        """Whether it has the bytes of an input that is to be embedded yet."""
+        """Whether it has the same bytes as a waiting input."""
         return isinstance(one.outcome, Encoded) and one.outcome.facts.sha256 in self._leaders
 
 

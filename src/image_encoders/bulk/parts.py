@@ -1,9 +1,9 @@
-"""Parts of a run: pieces of work that are written down, so that any process that sees the folder can do them.
+"""Parts of a run: recorded pieces of work that any process with access to the folder can do.
 
     items ─cut→ PART.items ─a worker: encode→ PART.result ─the committer→ collection; both files are removed
 
-A part is called after what is in it: the encoder's fingerprint, ids and states. Each file appears whole or not at all,
-so that what is there after a kill, at whatever moment, says how far each part has come.
+A part's name is a digest of its content: the encoder's fingerprint, ids and states. Each file appears complete or not
+at all, so the files left after a kill always show how far each part got.
 """
 
 from __future__ import annotations
@@ -57,9 +57,9 @@ NOTHING = ImageFacts(0, 0, "", 0)  # of an item that failed
 
 @dataclass(frozen=True)
 class PartItem:
-    """An item as a part has it: what a source said of it, without its bytes. An entry and its item at once.
+    """An item in a part: what its source said of it, without its bytes. Both an entry and its item.
 
-    settings: how its source was understood
+    settings: the settings of its source
     """
 
     id: str
@@ -97,7 +97,7 @@ class PartItem:
 
 
 def folder_of(collection: Collection, shared: str | os.PathLike[str] | None = None) -> Path:
-    """The folder of a collection's parts: in its own, or in one that others may share, under a name of its own."""
+    """The folder of a collection's parts: in the collection, or a subfolder of a shared one."""
     if shared is None:
         return collection.folder.absolute() / "parts"
     return Path(os.path.abspath(shared), hashlib.blake2b(_owner(collection).encode(), digest_size=8).hexdigest())
@@ -108,9 +108,9 @@ def _owner(collection: Collection) -> str:
 
 
 class Parts:
-    """The folder of a collection's parts; whoever works on them sees it at the same path.
+    """The folder of a collection's parts; all workers see it at the same path.
 
-    settings: how the sources of new parts are understood
+    settings: the settings of the sources of new parts
     """
 
     def __init__(self, folder: str | os.PathLike[str], collection: Collection, settings: Settings | None = None):
@@ -119,7 +119,7 @@ class Parts:
         self.settings = replace(settings or Settings(), stdin=None)  # which cannot be handed on
 
     def record(self, items: Sequence[SourceItem]) -> str:
-        """Write a part down; how it is called."""
+        """Record a part; returns its name."""
         import pyarrow as pa
 
         digest = hashlib.blake2b(self.owner.encode(), digest_size=16)
@@ -132,7 +132,7 @@ class Parts:
         return digest.hexdigest()
 
     def recorded(self) -> list[str]:
-        """The parts that are written down, whether or not there are results. What belongs to none is removed."""
+        """The recorded parts, with or without results. Files that belong to none are removed."""
         with storage(self.folder, "read"), suppress(FileNotFoundError):
             names = [found for name in os.listdir(self.folder) if (found := NAME.fullmatch(name))]
             parts = {name["part"] for name in names if name["ending"] == ITEMS and not name["draft"]}
@@ -156,7 +156,7 @@ class Parts:
         return [_item(row, settings) for row in table.to_pylist()]
 
     def write(self, part: str, outcomes: Sequence[Outcome], dim: int) -> None:
-        """Keep what became of a part's items, in their order."""
+        """Store the outcomes of a part's items, in their order."""
         import pyarrow as pa
 
         embeddings = np.zeros((len(outcomes), dim), np.float32)
@@ -200,7 +200,7 @@ class Parts:
         return outcomes
 
     def remove(self, part: str) -> None:
-        """Forget a part, all of which is stored."""
+        """Remove a part after all of it is stored."""
         for ending in (ITEMS, RESULT):  # in this order: a result alone belongs to nothing
             with storage(self.folder, "written"):
                 (self.folder / f"{part}{ending}").unlink(missing_ok=True)
@@ -209,7 +209,7 @@ class Parts:
 class Worker:
     """Does parts, one after the other, with one encoder.
 
-    tuner: finds the batch size, over all of them
+    tuner: finds the batch size, across all parts
     workers: threads that read and preprocess; None: one for each processor
     """
 
@@ -217,7 +217,7 @@ class Worker:
         self.parts, self.encoder, self.tuner, self.workers = parts, encoder, tuner, workers
 
     def encode(self, part: str, done: Callable[[list[Outcome]], None] = lambda outcomes: None) -> None:
-        """Encode a part and keep what became of it; `done` is called with what came meanwhile."""
+        """Encode a part and store its outcomes; `done` is called with outcomes on the way."""
         found: dict[str, Outcome] = {}
         items = self.parts.items(part)
         for outcomes in encode(looked_at(entries(items)), self.encoder, batch_size=self.tuner, workers=self.workers):
@@ -234,19 +234,19 @@ class Worker:
 
 
 class Pool(Protocol):
-    """Workers somewhere, which do parts."""
+    """Workers that do parts."""
 
     def finished(self, parts: Iterable[str | None]) -> Generator[str | None, None, None]:
-        """The parts as they are done, in any order; None now and then, so that the caller can look around. Closing it
+        """The parts as they are done, in any order; None from time to time, so the caller can do other work. Closing it
         stops the workers.
 
-        parts: gives None where there is nothing to do at the moment
+        parts: gives None if there is nothing to do at the moment
         """
         ...
 
 
 class Listing(Iterator["str | None"]):
-    """Items cut into parts, each written down on a thread of its own before it comes out here; None while none is."""
+    """Items split into parts, each recorded on a separate thread before it is returned; None while none is ready."""
 
     def __init__(self, items: Iterable[SourceItem], parts: Parts, plan: Plan):
         self._items, self._parts, self._plan = items, parts, plan
@@ -268,7 +268,7 @@ class Listing(Iterator["str | None"]):
         return one
 
     def close(self) -> None:
-        """List nothing more."""
+        """Stop listing."""
         self._stopped.set()
         if self._thread.ident is not None:
             self._thread.join(STOP_S)  # an address may be slow to answer
@@ -291,7 +291,7 @@ class Listing(Iterator["str | None"]):
 
 
 WAIT_S = 0.05  # for the next part, before others are looked after
-STOP_S = 5.0  # for the item that is being looked at, when a run is given up
+STOP_S = 5.0  # for the item being looked at, when a run is aborted
 
 
 def cut(items: Iterable[SourceItem]) -> Iterator[list[SourceItem]]:
@@ -375,7 +375,7 @@ def _entry(item: PartItem) -> Entry:
 
 
 def _members(path: str, column: str | None, items: Sequence[PartItem]) -> Iterator[Entry]:
-    """Items that an archive or a table holds, met on one way through it; the others, with why they were not met."""
+    """Items in an archive or a table, in one pass over it; the missing ones with the reason."""
     wanted = {item.id: item for item in items}
     walk = Walk(known=lambda id, state: id not in wanted)
     error = InputError("no longer in the archive or table", code="not-found")
@@ -410,7 +410,7 @@ def _items_schema() -> pa.Schema:
 
 
 def _write(path: Path, table: pa.Table) -> None:
-    """A table in a file that appears whole, and is on the disk when this returns."""
+    """Write a table to a file that appears complete, and is on disk when this returns."""
     import pyarrow as pa
 
     with storage(path.parent, "written"):

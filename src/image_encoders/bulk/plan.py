@@ -1,4 +1,4 @@
-"""Which items must be encoded: what there is, compared with what the collection knows."""
+"""Which items must be encoded, by comparison with the collection."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from image_encoders.collection import FAILURES, ITEMS, Collection
 
 
 class Plan:
-    """What a collection knows, kept up to date while a run writes into it.
+    """The content of a collection, kept up to date while a run writes into it.
 
     total: items met so far; unchanged, failed: those of them that are not encoded, as they are stored, or failed before
     rows: the state of each id that has a row; failures: of each on the list of failures
@@ -59,7 +59,7 @@ class Plan:
         return self.rows.matches(id, state) or self.rows.matches(f"\1{id}", state)
 
     def _failed_before(self, item: SourceItem) -> bool:
-        """Whether an item failed in this very state, and is not to be tried again."""
+        """Whether an item failed in this same state, and should not be retried."""
         if self.retry_failed:
             return False
         return bool(item.state) and item.error is None and self.failures.matches(item.id, item.state)
@@ -74,7 +74,7 @@ class Plan:
         self.recorded(items)
 
     def recorded(self, items: Iterable[SourceItem]) -> None:
-        """Note that items are written down in a part."""
+        """Note that items are recorded in a part."""
         for item in items:
             self._recorded.add(item.id)
             self._under_way.discard(item.id)

@@ -1,8 +1,8 @@
-"""A run, or a step of somebody's own pipeline, on a Ray cluster.
+"""A run, or a step of the user's own pipeline, on a Ray cluster.
 
     run ─parts, written down→ Workers: an actor on each node, or for each GPU ─results, written→ the run commits them
 
-Nothing but names of parts goes through Ray: parts and results are files in a folder that every node sees.
+Only names of parts go through Ray: parts and results are files in a folder that every node sees.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 LOCAL = "local"  # an address: a Ray of the run's own, on this machine
-DEATHS = 3  # of workers at one part, or while they start, before the run is given up
+DEATHS = 3  # of workers at one part, or while they start, before the run is aborted
 STORE = 1 << 27  # bytes of the object store of a Ray of the run's own: little goes through it
 CONNECT_S = 5.0  # for the head of a cluster to answer
 LOOK_S = 0.1  # seconds between looks at the workers
@@ -57,7 +57,7 @@ def connected(address: str, **options: Any) -> Iterator[None]:
 
     options: of `ray.init`
 
-    Raises MissingExtra without Ray, DeviceError where nothing answers. A connection that is there already is used.
+    Raises MissingExtra without Ray, DeviceError if nothing responds. An existing connection is used.
     """
     ray = _ray()
     if ray.is_initialized():
@@ -94,7 +94,7 @@ def _ray() -> Any:
 
 @dataclass(frozen=True)
 class Place:
-    """Where a worker is to be: a node, and how much of it."""
+    """Where a worker runs: a node, and how much of it."""
 
     node: str
     cpus: float
@@ -102,7 +102,7 @@ class Place:
 
 
 def places(nodes: Iterable[Mapping[str, Any]], count: int | None, device: str) -> list[Place]:
-    """Where workers are to be: for each GPU one if there are any, else one on each node, with all its processors.
+    """Where workers run: one per GPU if there are any, else one per node, with all its processors.
 
     nodes: as `ray.nodes()` gives them
     count: how many workers, spread over the nodes; None: as above
@@ -127,7 +127,7 @@ def places(nodes: Iterable[Mapping[str, Any]], count: int | None, device: str) -
 
 @dataclass(frozen=True)
 class Recipe:
-    """What every worker loads, as whoever started the run has it: the precision is decided once.
+    """What every worker loads, as where the run was started: the precision is decided once.
 
     canaries: the starter's embeddings of them
     """
@@ -150,7 +150,7 @@ class Recipe:
         return cls(recipe["name"], wishes, encoder.precision, encoder.fingerprint, embed_canaries(encoder))
 
     def load(self) -> Encoder:
-        """The encoder, in a worker's process; DeviceError where it gives other embeddings than the starter's."""
+        """The encoder, in a worker's process; DeviceError if its embeddings differ from the starter's."""
         take_over(self.environment)
         encoder = load(self.name, **self.wishes)
         here = f"on {socket.gethostname()}"
@@ -168,7 +168,7 @@ class Recipe:
 
 
 def slow(encoder: Encoder) -> str | None:
-    """Why an encoder is slow on this machine, where it is."""
+    """Why an encoder is slow on this machine; None if it is not."""
     if encoder.device != "cpu" or not PRECISIONS[encoder.precision].instructions or has_bfloat16():
         return None
     return f"{socket.gethostname()} computes {encoder.precision} slowly: its processor has no instructions for it"
@@ -181,7 +181,7 @@ class _Actor:
         self.recipe, self.parts, self.batch_size, self.threads = recipe, parts, batch_size, threads
 
     def ready(self) -> str | None:
-        """Load the model; why it is slow here, where it is."""
+        """Load the model; returns why it is slow here, if it is."""
         from ray.util.metrics import Counter as Metric
 
         encoder = self.recipe.load()
@@ -210,7 +210,7 @@ class _Member:
 
 
 class Workers:
-    """Actors on a cluster as a run's `Pool`: started as there is work, replaced when they die."""
+    """Actors on a cluster as a run's `Pool`: started when there is work, replaced when they die."""
 
     def __init__(self, parts: Parts, encoder: Encoder, *, count: int | None = None, batch_size: int | None = None):
         """count: how many, spread over the nodes; None: one for each GPU, or on each node where there is none
@@ -239,7 +239,7 @@ class Workers:
             self._end()
 
     def _draw(self, source: Iterator[str | None]) -> bool:
-        """Have as many parts wait as could begin now; whether there may be more."""
+        """Queue as many parts as could start now; returns whether there may be more."""
         while len(self._waiting) < max(1, len(self._idle) + len(self._free)):
             try:
                 part = next(source)
@@ -251,7 +251,7 @@ class Workers:
         return True
 
     def _give(self) -> None:
-        """Give parts to those who have none, and start more for the others."""
+        """Give parts to idle workers, and start more workers for the rest."""
         while self._waiting and self._idle:
             member, part = self._idle.pop(), self._waiting.popleft()
             self._busy[member.actor.encode.remote(part)] = member, part
@@ -306,7 +306,7 @@ class Workers:
             raise DeviceError(f"{DEATHS} workers died {at}, the last one: {first_line(error)}")
 
     def _raise(self, member: _Member, part: str | None, error: Any) -> None:
-        """Raise what a worker raised; one that is refused while it starts is done without."""
+        """Raise a worker's error; continue without one that is refused while it starts."""
         cause = error.cause
         if part is None and isinstance(cause, DeviceError):
             logger.warning("%s; this worker is not used", cause)
@@ -342,15 +342,15 @@ def encode_dataset(
 ) -> Any:
     """A Ray Dataset with an `embedding` and an `error` for each of its rows.
 
-    encoder: one that is loaded, or a model's name; its precision, as decided here, is that of every worker
+    encoder: a loaded encoder, or a model's name; its precision, as decided here, is used by every worker
     column: the images, as a file's bytes, or as paths and URLs that the nodes reach
     workers, batch_size: as of `Workers`
-    private_urls: reach also web addresses that are not public
+    private_urls: also fetch from addresses that are not public
     returns: the dataset, not computed yet; `embedding` is a list of dim float32 and `error` None, or `embedding` is
         None and `error` "code: message"
 
-    Embeddings are those of `encode_image`; in float32 they differ from it in their last bits at most, where other
-    batches are cut. Raises InputError where there are such columns already.
+    Embeddings are those of `encode_image`; in float32 they differ at most in their last bits, as the
+    batches differ. Raises InputError if there are such columns already.
     """
     ray = _ray()
     encoder = load(encoder) if isinstance(encoder, str) else encoder

@@ -3,11 +3,11 @@
     items ─plan: changed?→ ─encode: read, preprocess, embed→ outcomes ─committer: one thread→ collection
                           └cut into parts→ a pool's workers: encode→ results ┘
 
-With a pool of workers elsewhere, what is to be encoded is written down in parts first (`parts.py`). A run begins with
-the parts that an earlier one has left, whether or not it has a pool itself.
+With a pool of workers elsewhere, the items are first recorded in parts (`parts.py`). A run begins with the parts that
+an earlier one has left, whether or not it has a pool itself.
 
 Items keep their order, and whole batches are committed: with a given batch size, a run that was killed and is started
-again cuts the same batches as one that was not, so that even the last bits of its embeddings are the same.
+again uses the same batches as one that was not, so even the last bits of its embeddings are the same.
 """
 
 from __future__ import annotations
@@ -41,12 +41,12 @@ Prune = Callable[[list[str]], Iterable[str]]
 
 @dataclass
 class Standing:
-    """How far a run is.
+    """The progress of a run.
 
-    done: items that are done; read: those of them that had to be read
+    done: finished items; read: those of them that had to be read
     failures: how many failed in this run, by their codes
     waited: seconds that the run has waited for each stage: "reading" (finding and preprocessing too), "embedding",
-        "committing"; with workers of its own, "workers" in place of the first two. The longest is what limits it.
+        "committing"; with a pool, "workers" instead of the first two. The longest is the bottleneck.
     """
 
     done: int = 0
@@ -64,13 +64,13 @@ class Report:
 
     encoded: embedded now
     reused: bytes that were embedded before, under another name; the embedding was copied
-    unchanged: there already, with the same bytes
-    failed: cannot be encoded, as the collection's list of failures says; among them those from earlier runs that were
-        not tried again
-    ignored: met in folders and passed over, since their names are not images'; not in the total
+    unchanged: already stored, with the same bytes
+    failed: cannot be encoded, and in the collection's list of failures; includes those from earlier runs that were
+        not retried
+    ignored: files in folders that are not named like images; not in the total
     pruned: rows removed because their files are gone
     seconds: how long it took
-    batch_size: how many images the net took at once in the end
+    batch_size: the final batch size
     """
 
     total: int = 0
@@ -102,25 +102,24 @@ def run(
 ) -> Report:
     """Encode what is new or changed among `sources` into `collection`.
 
-    sources: a folder, file or glob, or a list of such, as `bulk.sources.find` takes them; or any items
-    collection: one that is open, or its folder, made if need be
-    batch_size: how many go through the net at once; None: what is fastest, tried on the first batches. Embeddings
-        depend on it in their last bits at most.
-    workers: threads that read and preprocess; None: one for each processor
-    retry_failed: try again also what failed in an earlier run and has not changed since
-    prune: afterwards remove the rows whose files are gone; or a function that is given the paths of those files, and
-        gives back the ones whose rows are to be removed
-    max_failures: how many items may fail in this run before it is given up: then all that was encoded is stored, and
+    sources: a folder, file or glob, or a list of these, as `bulk.sources.find` takes them; or any items
+    collection: an open collection, or its folder, created if necessary
+    batch_size: None: the fastest, determined on the first batches. It affects at most the last bits of embeddings.
+    workers: threads that read and preprocess; None: one per processor
+    retry_failed: also retry items that failed in an earlier run and have not changed
+    prune: afterwards remove the rows whose files are gone; or a function that gets the paths of those files, and
+        returns the ones whose rows are to be removed
+    max_failures: how many items may fail in this run before it is aborted: then everything encoded is stored, and
         TooManyFailures is raised
-    progress: called in this thread, often, with how far the run is: always the same object, which changes
-    commit_s: seconds between commits at most, which is what a kill may cost; None: 5
-    record_unchanged: add the run to the collection's list of runs even where it has changed nothing
-    pool: makes the workers that encode parts of the run, such as `bulk.ray.Workers`; None: it is encoded here
-    parts: where the folder of the parts is made, which the workers see at the same path; None: in the collection's own
+    progress: called often, in this thread, with the run's progress: always the same object, which changes
+    commit_s: maximum seconds between commits, which a kill may cost; None: 5
+    record_unchanged: add the run to the collection's list of runs even if it changed nothing
+    pool: creates the workers that encode parts of the run, such as `bulk.ray.Workers`; None: it is encoded here
+    parts: the parent of the parts' folder, which the workers see at the same path; None: the collection
 
-    What cannot be encoded goes into the collection's list of failures, and the others are encoded. KeyboardInterrupt is
-    raised once all that was embedded has been stored, a second one at once; the same run again goes on from there.
-    Raises CollectionError where the collection cannot be written, is in use, or is of another embedding space.
+    Items that cannot be encoded go into the collection's list of failures; the others are encoded. KeyboardInterrupt
+    is raised once everything embedded has been stored, a second one at once; the same run again resumes from there.
+    Raises CollectionError if the collection cannot be written, is in use, or is of another embedding space.
     """
     if batch_size is not None:
         check_batch_size(batch_size)
@@ -193,7 +192,7 @@ class _Run:
         return self._close()
 
     def _carry_on(self) -> list[str]:
-        """Store what became of the parts of an earlier run, and plan the others: those are given back."""
+        """Store the results of an earlier run's parts; returns the parts without results, to be done."""
         unfinished = []
         for part in self.parts.recorded():
             items = self.parts.items(part)

@@ -1,8 +1,7 @@
-"""The command `image-encoders`: one module per command, which parses and prints; the work is done elsewhere.
+"""The command `image-encoders`: one module per command, for parsing and printing; the work is done elsewhere.
 
 Exit statuses: 0 success; 2 error, explained in one sentence; 3 finished, but some items failed, and a line says where
-they are listed; 130 interrupted. Results go to standard output, everything else to
-standard error.
+they are listed; 130 interrupted. Results go to standard output, everything else to standard error.
 """
 
 from __future__ import annotations
@@ -152,7 +151,7 @@ def main() -> None:
 
 
 def _open_streams() -> None:
-    """Where a standard stream is closed, the null device: else the next file that is opened would take its place."""
+    """Replace closed standard streams by the null device: otherwise the next opened file would take their place."""
     while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
         os.set_inheritable(descriptor, True)
     os.close(descriptor)

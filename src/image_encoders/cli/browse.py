@@ -46,7 +46,7 @@ Examples:
 \b
 Ctrl-C and SIGTERM end it. The same command resumes, and the page is available at once."""
 
-IDLE_S = 900.0  # after which a net that answers queries gives its memory back, unless it is asked for
+IDLE_S = 900.0  # after which an idle net that serves queries is unloaded
 SETTINGS = {one.name: one for one in fields(Settings)}
 
 
@@ -131,9 +131,9 @@ def browse(
 def _job(
     folder: Path, model: str | None, output: Path | None, wishes: Mapping[str, Any]
 ) -> tuple[Job, Collection | None]:
-    """What to follow, and the collection where it was begun already.
+    """The job, and its collection if it exists already.
 
-    Raises ImageEncodersError for what cannot be browsed, before anything is started.
+    Raises ImageEncodersError if it cannot be browsed, before anything is started.
     """
     from image_encoders import models
     from image_encoders.collection import MARK, Collection, check_new
@@ -184,7 +184,7 @@ def _check_default() -> None:
 
 
 def _port(host: str, port: int | None) -> int:
-    """The port asked for, or the usual one, or, where that is taken, any: 0."""
+    """The requested port, or the default one, or, if that is in use, any: 0."""
     if port is not None:
         return port
     try:

@@ -71,7 +71,7 @@ def demo(
 
 
 def _check(folder: Path) -> None:
-    """Raise InputError for a folder that holds anything but what an earlier tour made."""
+    """Raise InputError for a folder with files that no earlier tour made."""
     if not folder.is_dir():
         if folder.exists():
             raise InputError(f"{folder} is a file; choose a new or empty folder", code="folder")
@@ -107,7 +107,7 @@ def _draw(images: Path) -> None:
 
 
 def _run(*arguments: str, expected: int = 0) -> None:
-    """Show a command and run it here; end the tour if it does not end as it should."""
+    """Show a command and run it here; end the tour if it fails unexpectedly."""
     from image_encoders.cli import app
 
     _tell(f"\n$ image-encoders {shlex.join(arguments)}", style="bold")

@@ -1,4 +1,4 @@
-"""`image-encoders doctor`: this machine, and what limits a model on it."""
+"""`image-encoders doctor`: this machine, and a model's bottleneck on it."""
 
 from __future__ import annotations
 
@@ -157,7 +157,7 @@ def _show_model(encoder: Encoder, measured: Stages) -> None:
 
 
 def _show_choice(choice: Choice) -> None:
-    """What precision="auto" came to, and why."""
+    """What precision="auto" selected, and why."""
     near = choice.closeness
     if near is not None:
         print(

@@ -1,4 +1,4 @@
-"""`image-encoders duplicates`: images of a collection that are there more than once, or nearly so."""
+"""`image-encoders duplicates`: duplicates and near-duplicates in a collection."""
 
 from __future__ import annotations
 

@@ -246,7 +246,7 @@ def encode(
 def _cluster(
     address: str | None, workers: int | None, batch_size: int | None, parts: Path | None, quiet: bool
 ) -> Iterator[Any]:
-    """What makes a run's workers on a Ray cluster, to which the block is connected; None where none is asked for.
+    """What makes a run's workers on a Ray cluster, to which the block is connected; None without --ray.
 
     Ray starts processes: they are started before the database has threads here.
     """
@@ -264,7 +264,7 @@ def _cluster(
 
 
 def _set_limits(**limits: int | None) -> None:
-    """Limits of images, for this process and those that it starts."""
+    """Set image limits, for this process and those that it starts."""
     os.environ.update({name: str(limit) for name, limit in limits.items() if limit is not None})
 
 
@@ -276,7 +276,7 @@ def _say_what_is_kept(output: Path) -> None:
 
 
 def _begun(output: Path) -> Collection | None:
-    """The collection in `output`, which nobody else is writing; None where one can be made there."""
+    """The collection in `output`, locked by no other process; None if one can be created there."""
     from image_encoders.collection import MARK, Collection, check_new
 
     if not (output / MARK).exists():
@@ -288,7 +288,7 @@ def _begun(output: Path) -> Collection | None:
 
 
 def _encoder(begun: Collection | None, model: str | None, options: dict[str, Any], **wishes: Any) -> Encoder:
-    """The collection's encoder where nothing else was asked for, or the model asked for, or the default."""
+    """The requested model, or the collection's encoder, or the default."""
     from image_encoders.models import DEFAULT
 
     if begun is not None and model in (None, begun.name):
@@ -297,13 +297,18 @@ def _encoder(begun: Collection | None, model: str | None, options: dict[str, Any
 
 
 def _nothing(source: Sequence[str], files: Sources) -> str:
-    """That there were no images, and what there was instead."""
+    """The warning that there were no images, with what was found instead."""
+    from image_encoders.bulk.sources.find import holds_many
+
     places = ["standard input" if place == "-" else place for place in source]
     words = f"warning: no images in {_some(places, len(places))}"
     if not files.ignored:
         return words
-    others = counted(files.ignored, "other file")
-    return f"{words}, but {others}: {_some(files.passed_over, files.ignored)}; --all-files includes them"
+    others = f"{counted(files.ignored, 'other file')}: {_some(files.passed_over, files.ignored)}"
+    if (held := next(filter(holds_many, files.passed_over), None)) is not None:
+        pattern = os.path.join(source[0], "**", f"*{os.path.splitext(held)[1]}")
+        return f"{words}, but {others}; archives, tables and videos are named themselves, as in '{pattern}'"
+    return f"{words}, but {others}; --all-files includes them"
 
 
 def _some(names: Sequence[str], count: int) -> str:
@@ -313,7 +318,7 @@ def _some(names: Sequence[str], count: int) -> str:
 
 
 def summarize(report: Report, output: Path, collection: Collection, load_seconds: float) -> None:
-    """What a run did, with the first failures and how to see the others."""
+    """Print what a run did, with the first failures and how to see the others."""
     rate = f", then {report.encoded / report.seconds:.0f} images/s" if report.encoded and report.seconds else ""
     seconds = f"{load_seconds + report.seconds:.1f} s ({load_seconds:.1f} s to load the model{rate})"
     stored = counted(collection.count(), "embedding")

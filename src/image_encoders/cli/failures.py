@@ -45,6 +45,6 @@ def failures(
 
 
 def with_advice(failure: Failure) -> str:
-    """What is wrong with a file, and how `encode` can be made to take it."""
+    """What is wrong with a file, and how to encode it."""
     advice = "then encode it with --retry-failed" if INSTALL in failure.message else NEXT.get(failure.code)
     return failure.message + (f"; {advice}" if advice else "")

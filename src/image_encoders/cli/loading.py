@@ -27,7 +27,7 @@ def load(name: str, options: Mapping[str, Any], **how: Any) -> Encoder:
 
 
 def load_again(opened: Collection, options: Mapping[str, Any], **how: Any) -> Encoder:
-    """The encoder that a collection was begun with, but for these options and wishes; `how` as of `_load`.
+    """The encoder that a collection was created with, except for these options; `how` as of `_load`.
 
     Raises CollectionError where the collection does not say how, or where another space came of the options.
     """

@@ -119,7 +119,7 @@ def notice(words: str, shown: bool = True) -> Iterator[None]:
     """`words` as a line on standard error, once the block has taken `NOTICE_S`."""
 
     def write() -> None:
-        with suppress(OSError):  # nobody reads it
+        with suppress(OSError):  # its reader is gone
             say(words)
 
     timer = threading.Timer(NOTICE_S, write)
@@ -171,11 +171,10 @@ def escape_controls(words: str) -> str:
 
 
 def shown(path: str | Path) -> str:
-    """A path as people know it: from the current folder where it lies below that."""
-    try:
-        return str(Path(path).relative_to(Path.cwd()))
-    except (ValueError, FileNotFoundError):
-        return str(path)
+    """A path as people know it, on one line: from the current folder where it lies below that."""
+    with suppress(ValueError, FileNotFoundError):
+        path = Path(path).relative_to(Path.cwd())
+    return str(path).replace("\n", "\\n")
 
 
 def counted(count: int, noun: str, plural: str = "") -> str:

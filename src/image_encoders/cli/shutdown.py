@@ -1,4 +1,4 @@
-"""How a command ends: by an error, by Ctrl-C, with nobody left to read what it prints."""
+"""How a command ends: by an error, by Ctrl-C, or with its output closed."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def interrupted() -> Iterator[None]:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         yield
-    except OSError:  # nobody listens any more
+    except OSError:  # the reader is gone
         discard_output(sys.stderr)
     signal.signal(signal.SIGINT, lambda number, frame: os._exit(130))  # threads may be waited for
     atexit.register(signal.signal, signal.SIGINT, signal.SIG_IGN)  # later still, Python would put the default back

@@ -1,4 +1,4 @@
-"""Embeddings that were published for real weights: for whoever holds those, since they do not come with this package.
+"""Embeddings published for real weights, which are not part of this package.
 
 Source: jina-hub (Apache-2.0), whose encoders' tests hold the embeddings that their maintainers got, as
     tests/expected.npy of encoders/image/VSEImageEncoder, encoders/nlp/VSETextEncoder, encoders/image/CLIPImageEncoder

@@ -307,7 +307,7 @@ def _identity(net: Net, device: str, offered: Sequence[Way]) -> str:
 
 
 def _read_verdict(path: Path) -> Choice | None:
-    """The verdict in a file; None where there is none that can be read: then it is found anew."""
+    """The verdict in a file; None if it cannot be read: then it is determined again."""
     try:
         found: dict[str, Any] = json.loads(path.read_text("utf-8"))
         near = found["closeness"]

@@ -474,7 +474,7 @@ def _agree(variant: str, checkpoint: Facts) -> None:
     found = checkpoint.options.backbone
     if variant and variant.split("-")[1] != found:
         raise WeightsError(
-            f"{checkpoint.path}: vsepp/{variant} was asked for, but its images go through {found}; "
+            f"{checkpoint.path}: vsepp/{variant} was requested, but its images go through {found}; "
             "load it as plain 'vsepp'"
         )
 

@@ -21,7 +21,7 @@ N_FFT = 2048  # samples under a kernel; a frame is centred in it
 BINS = N_FFT // 2 + 1
 BANDS = 3  # the bins are cut into this many bands, which become the image's channels
 BAND_BINS = BINS // BANDS  # 341: the two highest bins are left out
-POWER_FLOOR = 1e-18  # stands for a power that is not positive
+POWER_FLOOR = 1e-18  # replaces a power that is not positive
 TINY = 1e-8
 CHUNK = 1 << 22  # samples that go through the convolutions at once, 95 s of sound: bounds memory at about 1 GB
 EXPANSION = 4
@@ -42,7 +42,7 @@ class ItemNorm2d(nn.BatchNorm2d):
 
 
 class FrequencyBSpline(nn.Module):
-    """Complex frequency B-spline wavelets, one for every bin: the learned stand-in for a Fourier transform.
+    """Complex frequency B-spline wavelets, one for every bin: a learned replacement for a Fourier transform.
 
     m: order of the spline; fb: bandwidth; fc: centre frequency, in bins
     """

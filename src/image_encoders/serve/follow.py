@@ -368,7 +368,7 @@ def main() -> None:
     def write(line: str) -> None:
         try:
             lines.write(line + "\n")
-        except OSError:  # nobody reads it: the front has ended
+        except OSError:  # the front has ended
             os._exit(0)
 
     for number in (signal.SIGINT, signal.SIGTERM):

@@ -102,7 +102,7 @@ class _Answers:
         try:
             while True:
                 self._connection.sendall(self._frames.get())
-        except OSError:  # nobody listens
+        except OSError:  # the other end is closed
             os._exit(0)
 
 
@@ -217,7 +217,7 @@ class Worker:
         error = future.exception()
         if error is None or isinstance(error, InputError):
             self._answer(item, future.result() if error is None else reason(error))
-        else:  # nobody's fault: the device, a bug
+        else:  # no item's fault: the device, a bug
             log.error("a batch failed", exc_info=error)
             self._send({"type": "broken", "id": item.number, "message": type(error).__name__}, b"")
 

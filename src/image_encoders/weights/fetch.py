@@ -226,7 +226,7 @@ class _Download:
                 time.sleep(again.pause_s(failures))
 
     def restore(self) -> bool:
-        """Take up what an earlier download left, if it says which version of the file that is."""
+        """Resume an earlier download, if its version of the file is known."""
         try:
             version = json.loads(self.notes.read_bytes())
             usable = version["url"] == self.url and (self.sha256 or _validator(version["validator"]))
@@ -292,7 +292,7 @@ class _Download:
         show(have, total, f"{have / 1e6:,.1f} MB" if total is None else f"{have / 1e6:,.1f} of {total / 1e6:,.1f} MB")
 
     def check(self, response: httpx.Response) -> None:
-        """Decide by the answer's head whether its body starts the file, continues it, or is none of it."""
+        """Decide by the response headers whether the body starts the file, continues it, or does not belong to it."""
         self.answered = True
         status = response.status_code
         check_status(response)
@@ -318,11 +318,11 @@ class _Download:
             self.discard()
             raise Again("the server's file has changed")
         if status == 206:
-            raise WeightsError(f"{self.url}: the server sends a part although the whole was asked for")
+            raise WeightsError(f"{self.url}: the server sends a part although the whole file was requested")
         self.begin(version)
 
     def check_unpublished(self, response: httpx.Response) -> None:
-        """Refuse what is probably not the file, where no sha256 would find that out."""
+        """Refuse what is probably not the file, if no sha256 could detect that."""
         if response.url.scheme == "http" != urlsplit(_mirrored(self.url)).scheme:
             raise WeightsError(f"{self.url}: redirected from https to http, and there is no sha256 to check it by")
         if response.headers.get("Content-Type", "").startswith("text/html"):
@@ -330,7 +330,7 @@ class _Download:
         encoding = response.headers.get("Content-Encoding", "identity").strip().lower()
         if encoding not in ("", "identity"):
             raise WeightsError(
-                f"{self.url}: the server sends the file compressed ({encoding}), which was not asked for"
+                f"{self.url}: the server sends the file compressed ({encoding}), which was not requested"
             )
 
     def begin(self, version: dict[str, Any]) -> None:

@@ -243,7 +243,7 @@ def token_encoder(
 
 
 def _encode_fast(facts: TokenizerFacts, context: int, truncate: bool) -> Callable[[str], list[int]]:
-    """By a copy of the tokenizer's own engine, set up once: transformers sets it up anew for every call, which is slow,
+    """With a copy of the tokenizer's own engine, set up once: transformers does so for every call, which is slow,
     and fails when threads do it at the same time."""
     from tokenizers import Tokenizer
 

@@ -22,7 +22,7 @@ MAX_HEADER = 1 << 16  # longest description of an array [bytes]
 class Archive(Mapping[str, np.ndarray]):
     """The arrays of an `.npz` file by name.
 
-    An array is read, and its checksum verified, each time it is asked for: a view of the file, mapped
+    An array is read, and its checksum verified, at each access: a view of the file, mapped
     copy-on-write, where the archive is not compressed, else a fresh array. So going through the archive needs
     memory for one array at a time.
     """
@@ -59,7 +59,7 @@ class Archive(Mapping[str, np.ndarray]):
 def read(path: str | Path) -> Archive:
     """The arrays of an `.npz` file.
 
-    Raises WeightsError when it is missing or damaged; for a damaged array, when that one is asked for.
+    Raises WeightsError when it is missing or damaged; for a damaged array, at its access.
     """
     return Archive(Path(path))
 

@@ -27,7 +27,7 @@ _PYTHON_2 = {"__builtin__": "builtins", "copy_reg": "copyreg", "UserDict": "coll
 
 
 class Refused(Malformed):
-    """The pickle asks for something that is not in the caller's table."""
+    """The pickle refers to something that is not in the caller's table."""
 
 
 class Name:
@@ -53,7 +53,7 @@ def record(*_: object) -> Record:
 
 
 class Unbuilt:
-    """Stands for a value that is known only when BUILD brings its state.
+    """A placeholder for a value that is known only when BUILD brings its state.
 
     build: state -> the value
     """

@@ -16,7 +16,7 @@ INFLATED_RATIO = 100  # or to this many times the file's size: beyond that it is
 
 
 class ZipRecords:
-    """The records of an archive by name; nothing is read before it is asked for.
+    """The records of an archive by name, read on access.
 
     Raises Malformed when the archive's directory is damaged, names a record twice, has records that overlap, or
     promises more than weights can inflate to.

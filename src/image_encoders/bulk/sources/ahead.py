@@ -1,4 +1,4 @@
-"""Items that come over a network: looked at on threads of their own, and taken as they come."""
+"""Items that come over a network: looked at on separate threads, and returned as they become ready."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MOST = 512  # entries that are under way, so that a slow host holds up few other
 
 
 def looked_at(entries: Iterable[Entry], known: Callable[[str, str], bool] = nothing_known) -> Iterator[SourceItem]:
-    """The items of entries, in order but for those that come over a network: they come when they come.
+    """The items of entries, in order, except for those that come over a network, which come when ready.
 
     known: as of a `Walk`
     """
@@ -58,17 +58,17 @@ class Ahead:
                 self._begin(entry.host)
 
     def taken(self) -> Iterator[SourceItem]:
-        """What is done by now; waits while very many are under way."""
+        """The finished items; waits while very many are in progress."""
         while one := self._next(MOST):
             yield one
 
     def rest(self) -> Iterator[SourceItem]:
-        """All that is under way, as it comes."""
+        """All items in progress, as they finish."""
         while one := self._next(1):
             yield one
 
     def close(self) -> None:
-        """Begin nothing more."""
+        """Start nothing more."""
         with self._changed:
             self._waiting.clear()
 

@@ -1,9 +1,9 @@
-"""Archives, tar and zip: the images inside, as `shard.tar#name`, with what stands beside them.
+"""Archives, tar and zip: the images inside, as `shard.tar#name`, with the files beside them.
 
     shard.tar ─members, in order→ groups that share a key ─→ images, with metadata from the others
 
 A WebDataset shard is such a tar: files of one sample stand together and differ in what follows the first dot of their
-names. Nothing is written to disk, so that a member's name is a name and nothing else, wherever it points.
+names. Nothing is written to disk, so a member's name is only a name, wherever it points.
 """
 
 from __future__ import annotations
@@ -103,9 +103,9 @@ def is_archive_name(name: str) -> bool:
 class Member:
     """A file in an archive.
 
-    offset, size: of its bytes as they stand in the archive; of a zip's, offset is that of its local header
+    offset, size: of its bytes as stored in the archive; of a zip's, offset is that of its local header
     info: of a zip's, what its directory says
-    error: why it cannot be read, where that is known already
+    error: why it cannot be read, if that is already known
     """
 
     name: str
@@ -258,7 +258,7 @@ class Archive:
         return _Met(member, is_image, None if self.walk.known(image.id, image.state) else Content(read()))
 
     def _images(self, sample: list[_Met]) -> Iterator[ArchivedImage]:
-        """The images of a sample, with what stands beside them."""
+        """The images of a sample, with the files beside them."""
         others = [one for one in sample if not one.is_image]
         lonely = len(others) == len(sample)
         sidecars: dict[str, Callable[[], bytes]] = {}
@@ -274,7 +274,7 @@ class Archive:
 
 @dataclass(frozen=True, slots=True)
 class _Met:
-    """A member, and what was read of it already: an image, or what stands beside one."""
+    """A member, and what was read of it already: an image, or a file beside one."""
 
     member: Member
     is_image: bool
@@ -287,7 +287,7 @@ def _suffix(member: Member) -> str:
 
 
 def _key(name: str) -> str:
-    """What the files of one WebDataset sample have in common: the name up to the first dot after the last slash."""
+    """The key of a WebDataset sample's files: the name up to the first dot after the last slash."""
     folder, slash, file = name.rpartition("/")
     return folder + slash + file.partition(".")[0]
 
@@ -309,7 +309,7 @@ def _bytes_error(size: int, limit: int) -> InputError:
 
 
 def _metadata(sidecars: Mapping[str, Callable[[], bytes]]) -> dict[str, Any] | None:
-    """What stands beside an image: the keys of the .json, the .txt as its caption, the .cls as its class."""
+    """The metadata beside an image: the keys of the .json, the .txt as its caption, the .cls as its class."""
     found: dict[str, Any] = {}
     for suffix, read in sidecars.items():
         try:

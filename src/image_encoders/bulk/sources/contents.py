@@ -1,4 +1,4 @@
-"""Bytes that were read before anybody asked for them, because they came by: as many as may wait."""
+"""Bytes that were read ahead because a sequential read passed them, up to a limit."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable
 
 MOST = 1 << 28  # bytes that may wait
-PATIENCE_S = 1.0  # how long room is waited for, while nobody takes anything
+PATIENCE_S = 1.0  # how long to wait for room, while nothing is taken
 
 _changed = threading.Condition()
 _waiting = 0  # bytes

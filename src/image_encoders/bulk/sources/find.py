@@ -1,4 +1,4 @@
-"""What the arguments of a run name."""
+"""The sources that a run's arguments name."""
 
 from __future__ import annotations
 
@@ -54,31 +54,31 @@ def find(
     private_urls: bool = False,
     frames: str = "10",
 ) -> Sources:
-    """What the arguments name, each thing once, in an order that depends on names alone.
+    """The sources that the arguments name, each item once, in an order that depends only on names.
 
     arguments: each one of
         a folder: searched recursively, links followed, for names of images; hidden names and collections are skipped
-        a list, "@list" or any file ending in .txt or .lst: one path a line, or separated by null bytes; relative ones
-            begin at the current folder, as on the command line; a folder in it is searched, an archive opened
+        a list, "@list" or any file ending in .txt or .lst: one path per line, or separated by null bytes, relative to
+            the current folder, as on the command line; a folder in it is searched, an archive opened
         an archive, .tar (also .gz, .bz2, .xz) or .zip: the images inside
         a video, .mp4, .mov, .mkv, .webm and others: some of its frames
         a table, .parquet, .csv, .tsv, .jsonl, .ndjson or .lance: what a column of paths names, or of bytes holds;
             "table.csv#column" says which column
-        a glob such as "photos/**/*.jpg": if it ends in an extension, all that matches is taken, else images
-        any of these with "{000..009}" or "{a,b}" in its name, which stands for several
-        another file: taken whatever its name
+        a glob such as "photos/**/*.jpg": if it ends in an extension, all matching files, else only images
+        any of these with "{000..009}" or "{a,b}" in its name, for several names
+        any other file, whatever its name
         an address in a store, such as s3://bucket/folder: a folder, a pattern or a file of any of these kinds, by
-            fsspec; credentials come by the store's usual means
+            fsspec, with the store's usual credentials
         "-": a list on standard input
     stdin: the binary stream that "-" reads; None: sys.stdin's
     all_files: take every file of a folder or an archive, whatever its name
-    column: of tables, the one that holds images or says where they are; None: the one that looks like it
-    private_urls: fetch also from addresses that are not public. Addresses of the web are taken from lists and tables
-        alone; items come from there as they are fetched, not in order
-    frames: of videos, those to take: "10" for one every ten seconds, or "scenes" for the first one of each scene
+    column: of tables, the one with images or their paths; None: detected
+    private_urls: also fetch from addresses that are not public. URLs are only fetched from lists and tables; their
+        items come as they are fetched, not in order
+    frames: of videos: "10" for one every ten seconds, or "scenes" for the first one of each scene
 
-    Raises InputError for an argument that names nothing, before any image is looked at. A missing path in a list is not
-    an error here: its item says so.
+    Raises InputError for an argument that matches nothing, before any image is read. A missing path in a list is not an
+    error here, but an error of its item.
     """
     sources = Sources(
         [os.fspath(argument) for argument in arguments],
@@ -89,7 +89,7 @@ def find(
 
 
 class Sources(Iterator[SourceItem]):
-    """What `find` gives: an iterator over items, that also counts."""
+    """The result of `find`: an iterator over items, which can also count them."""
 
     def __init__(self, arguments: Sequence[str], settings: Settings | None = None):
         self.arguments, self.settings = arguments, settings or Settings()
@@ -108,7 +108,7 @@ class Sources(Iterator[SourceItem]):
 
     @property
     def ignored(self) -> int:
-        """Files met in folders and archives that are not images by their names, so far."""
+        """Files so far, in folders and archives, that are not named like images."""
         return self._walk.ignored
 
     @property
@@ -118,7 +118,7 @@ class Sources(Iterator[SourceItem]):
 
     @property
     def known(self) -> Callable[[str, str], bool]:
-        """Whether an item of that id is stored in that state, as a run says that asks for these sources."""
+        """Whether an item with that id is stored in that state; set by the run."""
         return self._walk.known
 
     @known.setter
@@ -126,7 +126,7 @@ class Sources(Iterator[SourceItem]):
         self._walk.known = known
 
     def check(self) -> None:
-        """Raise InputError for an argument that names nothing."""
+        """Raise InputError for an argument that matches nothing."""
         for argument in self._patterns():
             try:
                 source_of(argument, self.settings, self._walk).check()
@@ -150,9 +150,7 @@ class Sources(Iterator[SourceItem]):
         return (found.st_dev, found.st_ino) in self._walk.folders
 
     def count(self) -> int | None:
-        """How many items there are in all, found by a walk of its own; None where that would cost much, or where
-        something can be read only once.
-        """
+        """The number of items, by a separate walk; None if that is expensive, or if something can be read only once."""
         sources = self._all(Walk(counting=True))
         others = [one for one in sources if not isinstance(one, Table)]
         try:
@@ -162,7 +160,7 @@ class Sources(Iterator[SourceItem]):
             return None
 
     def count_aside(self) -> Callable[[], int | None]:
-        """Start to count on a thread of its own; what gives the number when it is known, and None before."""
+        """Start counting on a separate thread; returns a function that gives the number once known, and None before."""
         counted: list[int | None] = []
 
         def count() -> None:
@@ -173,7 +171,7 @@ class Sources(Iterator[SourceItem]):
         return lambda: counted[0] if counted else None
 
     def sample(self, count: int) -> list[str]:
-        """Paths of at most `count` files, from everywhere, the same every time; none where they cannot be counted."""
+        """Paths of at most `count` files, from everywhere, the same every time; none if they cannot be counted."""
         chance = random.Random(0)
         kept: list[str] = []
         try:
@@ -187,7 +185,7 @@ class Sources(Iterator[SourceItem]):
 
     @property
     def described(self) -> list[str]:
-        """The arguments as they can be understood later, in another folder."""
+        """The arguments with absolute paths, valid in another folder."""
         return [
             argument
             if argument == "-" or "://" in argument
@@ -207,7 +205,7 @@ class Sources(Iterator[SourceItem]):
         return (one for argument in self.arguments for one in expanded(argument))
 
     def _looked_at(self) -> Generator[SourceItem, None, None]:
-        """The items, in order but for those that come over a network: they come when they come."""
+        """The items, in order, except for those that come over a network, which come when ready."""
         yield from looked_at(self._entries(self._all(self._walk)), self.known)
 
     def _entries(self, sources: list[Source]) -> Iterator[Entry]:
@@ -244,7 +242,7 @@ def expanded(argument: str) -> Iterator[str]:
 
 
 def source_of(argument: str, settings: Settings, walk: Walk) -> Source:
-    """What an argument is, as its form and the disk say; InputError where it is nothing."""
+    """The source for an argument, by its form and the disk; InputError if there is none."""
     named = partial(_named, settings=settings, walk=walk)
     if not argument:
         raise InputError("an empty source name", code="not-found")
@@ -340,6 +338,11 @@ def _container(
     if name.lower().endswith(tables.SUFFIXES):
         return _table(place(name), None, settings, walk)
     return Video(place(name), walk, settings.every_s) if is_video_name(name) else None
+
+
+def holds_many(name: str) -> bool:
+    """Whether a file is an archive, a video or a table by its name, which a folder's search passes over."""
+    return is_archive_name(name) or is_video_name(name) or name.lower().endswith(tables.SUFFIXES)
 
 
 def _table(place: Place, column: str | None, settings: Settings, walk: Walk) -> Table:

@@ -1,4 +1,4 @@
-"""What sources consist of: items to encode, and what is known before they are looked at."""
+"""The elements of sources: items to encode, and entries before they are looked at."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ class SourceItem(Protocol):
 
     id: unique, valid Unicode
     locator: where its bytes are
-    state: text that changes whenever the bytes may have changed, such as a size and a time, or an etag; "" where nobody
-        knows: then they are read
-    metadata: what its source says about it, as JSON can hold it; None: nothing. Asked for on any thread, and InputError
-        where it cannot be read
-    error: why it cannot be read, where that is known already
+    state: text that changes whenever the bytes may have changed, such as a size and a time, or an etag; "" if
+        unknown: then they are read
+    metadata: what its source says about it, as JSON can hold it; None: nothing. Read on any thread; InputError if it
+        cannot be read
+    error: why it cannot be read, if that is already known
     """
 
     @property
@@ -67,7 +67,7 @@ class RemoteEntry(Protocol):
     """An entry that is looked at over a network, which takes its time.
 
     host: which server is asked
-    polite: whether few of one host may be asked at a time
+    polite: whether to limit concurrent requests to one host
     """
 
     @property
@@ -86,9 +86,9 @@ class RemoteEntry(Protocol):
 
 @dataclass(eq=False)
 class RemoteImage:
-    """What came over a network.
+    """An item fetched over a network.
 
-    again: fetches its bytes where they were not fetched, or were taken before
+    again: fetches its bytes if they were not fetched, or were already used
     """
 
     id: str
@@ -130,7 +130,7 @@ class Source(Protocol):
 
 @dataclass(frozen=True)
 class Problem:
-    """Something that cannot be encoded, and why: an entry and its item at once."""
+    """Something that cannot be encoded, and why: both an entry and its item."""
 
     name: str
     locator: Locator
@@ -170,7 +170,7 @@ class Settings:
 
     stdin: the binary stream that "-" reads; None: sys.stdin's
     all_files: take every file of a folder or an archive, whatever its name
-    column: of tables, the one that holds images or says where they are; None: the one that looks like it
+    column: of tables, the one with images or their paths; None: detected
     private_urls: also fetch from addresses that are not public
     every_s: seconds from one frame of a video to the next; None: those at scene cuts
     """
@@ -189,11 +189,11 @@ def nothing_known(id: str, state: str) -> bool:
 
 @dataclass
 class Walk:
-    """What is met while sources are gone through.
+    """The state of a walk through sources.
 
     counting: whether entries are counted only; Uncountable is raised where that costs much
-    known: whether an item of that id is stored in that state: its bytes will not be asked for. Wrong answers only cost
-        time
+    known: whether an item with that id is stored in that state, so that its bytes are not needed. Wrong answers only
+        cost time
     folders: device and inode of those that were searched: links may form loops
     whole: ids of what holds many items, such as archives, and was read to its end
     ignored: files in folders that are not images by their names; passed_over: the first few names of them
@@ -207,7 +207,7 @@ class Walk:
     passed_over: list[str] = field(default_factory=list)
 
     def ignore(self, name: str) -> None:
-        """Count a file that is passed over."""
+        """Count a skipped file."""
         self.ignored += 1
         if len(self.passed_over) < NAMED:
             self.passed_over.append(name)

@@ -1,4 +1,4 @@
-"""The bytes behind a locator, for whoever shows what was found."""
+"""The bytes behind a locator, for displaying search results."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ def place_of(path: str) -> Place:
 
 
 def read_locator(locator: Locator, limits: ImageLimits | None = None, *, private_urls: bool = False) -> bytes:
-    """The bytes of an image file, or of a frame as one: whatever a row's locator says, on any thread.
+    """The bytes of an image file, or of a frame as one, for any row's locator; on any thread.
 
     limits: None: `ImageLimits.from_environment()`
-    private_urls: of web addresses, reach also those that are not public
+    private_urls: also fetch from addresses that are not public
 
-    Raises InputError where it is not there any more, cannot be read or has too many bytes.
+    Raises InputError if it no longer exists, cannot be read or has too many bytes.
     """
     limits = limits or ImageLimits.from_environment()
     path = locator.path

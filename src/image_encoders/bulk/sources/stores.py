@@ -1,6 +1,6 @@
-"""Object storage, and whatever else fsspec reaches: s3://, gs://, az://, memory:// and others.
+"""Object storage, and everything else that fsspec supports: s3://, gs://, az://, memory:// and others.
 
-Credentials come by the store's usual means: its environment variables, files, or the machine's role.
+Credentials come from the usual places: environment variables, files, or the machine's role.
 """
 
 from __future__ import annotations

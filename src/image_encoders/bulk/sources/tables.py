@@ -40,6 +40,7 @@ NAMES = (  # of columns that say where an image is, the likeliest first
 )
 LONGEST_LINE = 1 << 26  # bytes
 LONGEST_TEXT = 1 << 14  # characters of a metadata value
+DEEPEST = 8  # lists and objects in each other
 LONGEST_LIST = 64  # values in one metadata value
 UTF16 = (b"\xff\xfe", b"\xfe\xff")  # how such a text begins
 ROWS = 1024  # read at a time; of bytes:
@@ -104,14 +105,14 @@ class CellImage:
 
 
 def cell_name(path: str, column: str, row: int) -> str:
-    """How a cell is called."""
+    """The name of a cell."""
     return f"{path}#{column}/{row}"
 
 
 class Table:
-    """The images that a column of a table holds or names.
+    """The images that a column of a table contains or names.
 
-    column: its name; None: the one that looks like it
+    column: its name; None: detected
     named: the image that a path or an address in it names, with its metadata
     """
 
@@ -141,7 +142,7 @@ class Table:
             raise Uncountable from error
 
     def entries(self) -> Iterator[Entry]:
-        """What its rows name; what cannot be read of it comes out as entries of their own."""
+        """The entries of its rows; unreadable parts become entries with an error."""
         if self.walk.counting:
             raise Uncountable
         whole = True
@@ -420,7 +421,7 @@ def _rows_of(path: str) -> Callable[[Any], Any]:
 
 
 def _chosen(column: str | None, names: Sequence[str], likely: Sequence[str], fit: Sequence[str] | None = None) -> str:
-    """The column that was asked for, or the only likely one, or the likeliest by its name.
+    """The requested column, or the only likely one, or the likeliest by its name.
 
     fit: those that can hold images; None: all
     """
@@ -483,21 +484,24 @@ def _values(kind: pa.DataType) -> pa.DataType:
 
 
 def _is_plain(kind: pa.DataType) -> bool:
-    """Whether metadata may come from a column: numbers, texts, dates, and short lists of these."""
+    """Whether metadata may come from a column: numbers, texts, dates, and short lists and objects of these."""
     import pyarrow.types as types
 
     if types.is_list(kind):
         return _is_plain(kind.value_type)
+    if types.is_struct(kind):
+        return all(_is_plain(kind.field(place).type) for place in range(kind.num_fields))
     return not (types.is_nested(kind) or _holds_bytes(kind))
 
 
-def _metadata(cells: Row) -> dict[str, Any] | None:
+def _metadata(cells: Row, levels: int = DEEPEST) -> dict[str, Any] | None:
     """What JSON holds of a row; what is empty, long or deep is left out."""
-    found = {name: _plain(value) for name, value in cells.items() if name}
+    found = {name: _plain(value, levels) for name, value in cells.items() if name}
     return {name: value for name, value in found.items() if value is not None} or None
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: Any, levels: int = DEEPEST) -> Any:
+    """A value as JSON holds it; None for what is left out. levels: of lists and objects, of which others are empty."""
     if isinstance(value, bool) or (isinstance(value, int) and abs(value) < 1 << 63):
         return value
     if isinstance(value, float):
@@ -509,10 +513,10 @@ def _plain(value: Any) -> Any:
     if isinstance(value, decimal.Decimal):
         return str(value)
     if isinstance(value, (list, tuple)) and 0 < len(value) <= LONGEST_LIST:
-        some = [_plain(one) for one in value]
+        some = [_plain(one, levels - 1) for one in value] if levels else [None]
         return None if None in some else some
-    if isinstance(value, dict) and 0 < len(value) <= LONGEST_LIST:
-        return _metadata({str(name): one for name, one in value.items() if not isinstance(one, dict)})
+    if isinstance(value, dict) and 0 < len(value) <= LONGEST_LIST and levels:
+        return _metadata({str(name): one for name, one in value.items()}, levels - 1)
     return None
 
 

@@ -1,4 +1,4 @@
-"""Images at addresses of the web that a list or a table names: fetched ahead, guarded as `inputs.urls` does."""
+"""Images at URLs in a list or a table: fetched ahead, with the protection of `inputs.urls`."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ class UrlEntry:
 def fetch_patiently(
     url: str, limits: ImageLimits, private: bool = False, known: Callable[[str], bool] = lambda state: False
 ) -> tuple[bytes | None, str]:
-    """`fetch_url`, tried again where that may help; InputError in the end."""
+    """`fetch_url` with retries; InputError in the end."""
     allowed = UrlLimits(max_bytes=limits.max_bytes, private=private)
     retrying = tenacity.Retrying(
         retry=tenacity.retry_if_exception_type(TemporaryError),
@@ -83,7 +83,7 @@ def fetch_patiently(
 
 
 def _wait(call: tenacity.RetryCallState) -> float:
-    """Longer each time, by chance, and as long as the server asks for."""
+    """Exponential backoff with jitter, or the server's Retry-After."""
     backoff = tenacity.wait_exponential(FIRST_WAIT_S, LONGEST_WAIT_S) + tenacity.wait_random(0, FIRST_WAIT_S)
     error = call.outcome.exception() if call.outcome is not None else None
     asked = error.after_s if isinstance(error, TemporaryError) else 0.0

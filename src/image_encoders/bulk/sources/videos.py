@@ -1,10 +1,10 @@
 """Videos: some of their frames, each with its time, as `video.mp4#t=83.2`.
 
-    video.mp4 ─every so many seconds→ times ─decoded when they are asked for→ frames
+    video.mp4 ─every so many seconds→ times ─decoded on demand→ frames
               └at scene cuts: decoded in order→ frames
 
-The times of the first kind follow from the length that the file's header says, so that frames that are known are not
-decoded again. Scene cuts must be looked for each time.
+The times of the first kind follow from the length that the file's header says, so known frames are not
+decoded again. Scene cuts must be detected each time.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ SUFFIXES = frozenset(
         ".wmv",
     }
 )
-EVERY_S = 10.0  # seconds from frame to frame, where nobody says
+EVERY_S = 10.0  # default seconds from frame to frame
 SCENES = "scenes"
 CUT = 0.11  # of white: how far the colours of a small copy differ from the frame before; PySceneDetect has 27 / 255
 SHORTEST_SCENE_S = 0.5
@@ -192,7 +192,7 @@ class Video:
 def read_frame(place: Place, time_s: float, limits: ImageLimits, every_s: float | None = None) -> bytes:
     """The frame that is seen at a time, as a BMP file; InputError ("damaged") where it cannot be decoded.
 
-    every_s: of a series of frames: those that come by are kept for whoever asks for them next
+    every_s: of a series of frames: frames passed on the way are kept for later requests
     """
     with _kept_open(place) as video:
         return _bmp(video.at(time_s, every_s), limits)

@@ -1,4 +1,4 @@
-"""A request to an Executor: what it asks for, what it waits for, and what its client may know when it fails."""
+"""A request to an Executor: its parameters, its futures, and what its client may see when it fails."""
 
 import logging
 import math

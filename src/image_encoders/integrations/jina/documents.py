@@ -1,6 +1,6 @@
 """The `Document` of the executors' documentation, on docarray's BaseDoc."""
 
-# Annotations stay objects here: as text, a schema or an executor makes Jina's start-up hang for ever.
+# Annotations stay objects here: as text, a schema or an executor makes Jina hang at start-up.
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Dict, List, Optional
 
@@ -73,7 +73,7 @@ class Document(BaseDoc):
     def to_protobuf(self) -> Any:
         """This document as a message; where that cannot be, its id with the reason in its tags.
 
-        Jina makes messages while it sends them; what is raised there reaches nobody.
+        Jina creates messages while it sends them; exceptions raised there are lost.
         """
         if _nested_deeper_than(DEEPEST, self):
             return self._failed(f"nested more than {DEEPEST} levels deep, or within itself").to_protobuf()

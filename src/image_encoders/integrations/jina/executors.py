@@ -1,6 +1,6 @@
 """The Executors: thin over `load`, with the class names and parameters of their documentation (legacy_names.py)."""
 
-# No `from __future__ import annotations` here: with it, Jina's start-up hangs for ever.
+# No `from __future__ import annotations` here: with it, Jina hangs at start-up.
 import asyncio
 import inspect
 import sys
@@ -44,7 +44,7 @@ class EncoderExecutor(Executor):
         precision, engine: as for `load`, but float32 by default: the original's embeddings, on every processor
         private_urls: fetch addresses that are not public too
 
-    A document that has nothing to encode is left as it is. One that cannot be encoded gets the reason in
+    A document with nothing to encode is left unchanged. One that cannot be encoded gets the reason in
     `tags["error"]` and a short code in `tags["error_code"]`; the others get their embeddings.
     Per request, `parameters` may hold `traversal_paths`, `batch_size` and `strip` (leave inputs out of the answer).
     Documents of requests that come at the same time share batches.
@@ -92,7 +92,7 @@ class EncoderExecutor(Executor):
 
     @requests
     async def answer(self, docs: DocList[Document], parameters: Optional[dict] = None, **_: Any) -> DocList[Document]:
-        """What a Flow calls, for every endpoint: `encode` on threads of its own, none of which waits for an address.
+        """Called by a Flow, for every endpoint: `encode` on separate threads, none of which waits for a URL.
 
         Jina runs a plain function for one request at a time, and its own dynamic batching never answers a request
         without documents.

@@ -128,7 +128,7 @@ def _pods(deployment: Any) -> list[Any]:
 def _end(pods: list[Any]) -> None:
     """End processes, by force if need be.
 
-    Jina would wait for ever: its gateway turns in circles when it is to end after a request that could not be read.
+    Jina would wait forever: its gateway loops at its end after a request that could not be parsed.
     """
     for pod in pods:
         pod.worker.terminate()

@@ -1,6 +1,6 @@
 """A gateway that answers OpenAI's clients: `POST /v1/embeddings` before the Executors of a Flow."""
 
-# No `from __future__ import annotations` here: with it, Jina's start-up hangs for ever.
+# No `from __future__ import annotations` here: with it, Jina hangs at start-up.
 import logging
 from collections.abc import Mapping, Sequence
 from typing import Any, Dict, Optional, Union

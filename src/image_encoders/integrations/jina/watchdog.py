@@ -39,7 +39,7 @@ def main() -> None:
 
 
 def _read() -> bytes:
-    """What has been said by now; nothing where nobody is left to say something."""
+    """The message so far; empty if the other end is closed."""
     with suppress(BlockingIOError):
         return os.read(STDIN, 1 << 16)
     return b""
