@@ -74,7 +74,7 @@ def test_a_damaged_copy_is_made_again(net: Make, inputs, rows, cache, caplog, fi
         (folder / file).write_bytes(flipped if damage == "flipped" else content[: len(content) // 2])
     assert close(OpenVinoEmbedder(net(), "float32")(inputs), rows)
     if (file, damage) != (ABOUT, "gone"):
-        assert "made again" in caplog.text
+        assert "converting the model again" in caplog.text
     assert close(OpenVinoEmbedder(net(never), "float32")(inputs), rows)
 
 
@@ -314,7 +314,7 @@ class Moody(nn.Module):
 
 
 def test_a_copy_that_would_give_other_embeddings_is_refused(net: Make):
-    with pytest.raises(DeviceError, match="other embeddings"):
+    with pytest.raises(DeviceError, match="different embeddings"):
         OpenVinoEmbedder(net(Moody), "float32")
 
 
