@@ -26,5 +26,5 @@ def test_a_refusal_names_all_formats(content: bytes):
 
 def test_the_page_on_collections_lists_the_suffixes():
     page = (Path(__file__).parents[2] / "docs" / "collections.md").read_text(encoding="utf-8")
-    [listed] = re.findall(r"below it: ([a-z, ]+), in capitals too", page)
+    [listed] = re.findall(r"below it: ([a-z, ]+), in upper or lower case", page)
     assert {f".{suffix}" for suffix in listed.split(", ")} == SUFFIXES
