@@ -32,7 +32,7 @@ COMMAND = (sys.executable, "-m", "image_encoders.serve.follow")
 BACKOFF_S = (0.5, 60.0)  # before a process that has died is started again: at first, and at most
 STEADY_S = 60.0  # a process that lived so long has not died at its start
 END_S = 20.0  # for the process to store what is embedded
-DEATHS = 2  # at the same file, after which it is passed over
+DEATHS = 3  # at the same file, after which it is passed over: it may have been read by chance when others died
 ADDRESS_S = 10.0  # for another `browse` to say where it listens
 
 
