@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import chain
 
 from image_encoders.bulk.digests import DigestTable
 from image_encoders.bulk.sources import SourceItem
@@ -16,6 +15,7 @@ class Plan:
 
     total: items met so far; unchanged, failed: those of them that are not encoded, as they are stored, or failed before
     rows: the state of each id that has a row; failures: of each on the list of failures
+    bare: the state of the bytes alone, of each id whose row's state includes metadata
     contents: the digest (sha256) of each file whose embedding is known
     recovered: ids on the list of failures that have a row in their present state
     """
@@ -24,13 +24,14 @@ class Plan:
         """retry_failed: plan also what failed before and has not changed since."""
         self.retry_failed = retry_failed
         self.total = self.unchanged = self.failed = 0
-        self.rows, self.failures, self.contents = DigestTable(), DigestTable(), DigestTable()
+        self.rows, self.bare = DigestTable(), DigestTable()
+        self.failures, self.contents = DigestTable(), DigestTable()
         self.recovered: list[str] = []
         self._under_way: set[str] = set()  # ids that are being encoded
         self._recorded = DigestTable()  # ids in parts that are written down
         for rows in collection.scan(ITEMS, ["id", "state", "sha256"]):
             ids, states, contents = (column.to_pylist() for column in rows.columns)
-            self.rows.put_all(chain.from_iterable(map(_known, ids, states)))
+            self._have_rows(ids, states)
             self.contents.add(*contents)
         for rows in collection.scan(FAILURES, ["id", "state"]):
             self.failures.put_all(zip(*(column.to_pylist() for column in rows.columns)))
@@ -56,7 +57,11 @@ class Plan:
 
     def knows(self, id: str, state: str) -> bool:
         """Whether an item has a row in its state; one that says more of it does for a source that says nothing."""
-        return self.rows.matches(id, state) or self.rows.matches(f"\1{id}", state)
+        return self.rows.matches(id, state) or self.bare.matches(id, state)
+
+    def _have_rows(self, ids: Sequence[str], states: Sequence[str]) -> None:
+        self.rows.put_all(zip(ids, states))
+        self.bare.put_all((id, state.partition(SAID)[0]) for id, state in zip(ids, states) if SAID in state)
 
     def _failed_before(self, item: SourceItem) -> bool:
         """Whether an item failed in this same state, and should not be retried."""
@@ -81,18 +86,10 @@ class Plan:
 
     def stored(self, id: str, state: str) -> None:
         """Note that an item has a row."""
-        self.rows.put_all(_known(id, state))
+        self._have_rows([id], [state])
         self._under_way.discard(id)
 
     def listed(self, id: str, state: str) -> None:
         """Note that an item is on the list of failures."""
         self.failures.put(id, state)
         self._under_way.discard(id)
-
-
-def _known(id: str, state: str) -> Iterator[tuple[str, str]]:
-    """What is to be looked up of a row: its state, and the state of its bytes alone where metadata is part of it."""
-    yield id, state
-    bare, said, _ = state.partition(SAID)
-    if said:
-        yield f"\1{id}", bare
