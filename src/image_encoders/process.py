@@ -25,6 +25,8 @@ Made = TypeVar("Made")
 
 building = threading.RLock()  # held while a net is built or traced: two at once fail in transformers and in torch
 torch_has_computed = threading.Event()  # here, or in the process that this one was forked from
+starting_openvino = threading.RLock()  # held while its modules are imported
+PATIENCE_S = 60.0  # for that, when the process forks
 _in_use: weakref.WeakSet[Any] = weakref.WeakSet()  # OpenVINO's objects, which wait for their threads at their end
 _left_behind: list[Any] = []  # those that came along from the process that this one was forked from, without threads
 
@@ -39,8 +41,19 @@ def forked() -> bool:
     return bool(_left_behind)
 
 
+def _before_fork() -> None:
+    """A module that another thread is importing could never be imported in the forked process, nor what it imports."""
+    starting_openvino.acquire(timeout=PATIENCE_S)
+
+
+def _after_fork_here() -> None:
+    with suppress(RuntimeError):  # it was not acquired in time
+        starting_openvino.release()
+
+
 def _after_fork() -> None:
     """A forked process has one thread: locks that others held stay locked in it, and pools of threads are empty."""
+    starting_openvino._at_fork_reinit()  # type: ignore[attr-defined]
     building._at_fork_reinit()  # type: ignore[attr-defined]
     torch = sys.modules.get("torch")
     if torch_has_computed.is_set() and torch is not None:
@@ -51,7 +64,7 @@ def _after_fork() -> None:
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
+    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_here, after_in_child=_after_fork)
 
 
 class Lazy(Generic[Made]):

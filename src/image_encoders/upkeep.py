@@ -59,7 +59,8 @@ def apart(step: Callable[[Path, str], Result], folder: Path, name: str, limit_s:
     """What `optimize` or `build_index` returns, in a process of its own.
 
     Raises ChildTooSlow where it is not done in time, and ChildDied where that process was killed: then the table is as
-    it was. What was written until then, and belongs to nothing, is removed by a merging a week later.
+    it was. What was written until then, and belongs to nothing, is removed by the next merging: unfinished files at
+    once, finished ones when they are a week old.
     """
     result: Result = call_in_child(
         f"{__name__}:{step.__name__}", folder, name, environment=frugal(), limit_s=max(0.0, limit_s)
@@ -68,7 +69,9 @@ def apart(step: Callable[[Path, str], Result], folder: Path, name: str, limit_s:
 
 
 def optimize(folder: Path, name: str) -> None:
-    """Merge the files of a table, and bring its index up to date."""
+    """Merge the files of a table, bring its index up to date, and remove what killed processes had not finished."""
+    for unfinished in (folder / f"{name}.lance").rglob(".tmp*"):  # the database renames what it has written
+        unfinished.unlink(missing_ok=True)
     # A reader of an older version finds its files gone, and reads again: see `Collection.read`.
     connect(folder, INDEX_CACHE).open_table(name).optimize(cleanup_older_than=timedelta(milliseconds=1))
 

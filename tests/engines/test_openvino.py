@@ -237,6 +237,47 @@ def test_a_process_forked_while_openvino_starts_embeds(tmp_path: Path):
         assert done.returncode == 0, done.stderr
 
 
+FORKED_WHILE_IMPORTED = """
+import importlib.machinery, os, sys, threading
+import image_encoders as ie
+from image_encoders.engines import openvino
+from image_encoders.engines.closeness import probes
+
+importing = threading.Event()
+class Slow:  # the modules that OpenVINO imports, and others may import too
+    def find_spec(name, path=None, target=None):
+        if name == "slow":
+            return importlib.machinery.ModuleSpec(name, Slow)
+    def create_module(spec):
+        return None
+    def exec_module(module):
+        importing.set()
+        threading.Event().wait(0.5)
+sys.meta_path.append(Slow)
+import_openvino = openvino.import_openvino
+def slowly():
+    import slow
+    return import_openvino()
+openvino.import_openvino = slowly
+encoder = ie.load("clip/demo", precision="float32")  # OpenVINO is being imported
+assert importing.wait(60)
+child = os.fork()
+if child == 0:
+    import slow
+    sys.exit(0)
+assert os.waitpid(child, 0)[1] == 0
+encoder.encode_image(probes(1))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no processes are forked here")
+@pytest.mark.usefixtures("converted_once")
+def test_a_process_forked_while_openvino_is_imported_can_import_the_same_modules():
+    for code in (AFTER_A_FORK_AT_ONCE, FORKED_WHILE_IMPORTED):
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100)
+        assert done.returncode == 0, done.stderr
+
+
 INT8_AFTER_A_FORK = """
 import os, sys
 import numpy as np
