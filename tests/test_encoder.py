@@ -325,9 +325,8 @@ def test_a_process_forked_while_threads_encode_does_not_wait_for_their_locks():
 FORKED_WHILE_A_DECODER_IS_IMPORTED = """
 import importlib.machinery, os, signal, sys, threading
 import numpy as np
-from image_encoders.encoder import Encoder, InputSpec, Tower
 
-importing, forking = threading.Event(), threading.Event()
+begin, importing, end = threading.Event(), threading.Event(), threading.Event()
 class Slow:  # a decoder's modules, imported for the first image
     def find_spec(name, path=None, target=None):
         if name == "slow":
@@ -336,23 +335,34 @@ class Slow:  # a decoder's modules, imported for the first image
         return None
     def exec_module(module):
         importing.set()
-        assert forking.wait(60)
+        assert end.wait(60)
+        module.pixel = 7
 sys.meta_path.append(Slow)
-os.register_at_fork(before=forking.set)
 
 def read(source):
+    assert begin.wait(60)
     import slow
-    return np.full((2, 2, 3), source, np.uint8)
+    return np.full((2, 2, 3), slow.pixel, np.uint8)
+
+def meanwhile():
+    begin.set()
+    assert importing.wait(60)
+
+if sys.argv[1] == "meanwhile":  # the first to register is the last before the fork
+    os.register_at_fork(before=meanwhile, after_in_parent=end.set, after_in_child=end.set)
+from image_encoders.encoder import Encoder, InputSpec, Tower
 
 spec = InputSpec("image", read, lambda pixels: pixels)
 encoder = Encoder("plain", 3, {"image": Tower(spec, lambda inputs: inputs[:, 0, 0].astype(np.float32))}, "f" * 32)
 thread = threading.Thread(target=encoder.encode_image, args=([1, 2],))
 thread.start()
-assert importing.wait(60)
+if sys.argv[1] == "before":
+    meanwhile()
+    os.register_at_fork(before=end.set)
 child = os.fork()
 if child == 0:
     signal.alarm(20)  # which ends one that hangs
-    assert (encoder.encode_image([3, 4]) == [[3] * 3, [4] * 3]).all()
+    assert (encoder.encode_image([3, 4]) == 7).all()
     os._exit(0)
 thread.join()
 sys.exit(os.waitpid(child, 0)[1])
@@ -360,8 +370,9 @@ sys.exit(os.waitpid(child, 0)[1])
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no processes are forked here")
-def test_a_fork_waits_until_other_threads_have_imported_what_they_decode_with():
-    command = [sys.executable, "-c", FORKED_WHILE_A_DECODER_IS_IMPORTED]
+@pytest.mark.parametrize("begun", ["before", "meanwhile"])
+def test_a_process_forked_while_another_thread_imports_what_it_decodes_with_can_import_it(begun: str):
+    command = [sys.executable, "-c", FORKED_WHILE_A_DECODER_IS_IMPORTED, begun]
     done = subprocess.run(command, capture_output=True, text=True, timeout=100)
     assert done.returncode == 0, done.stderr
 

@@ -73,6 +73,19 @@ def _imports(frame: FrameType | None) -> bool:
     return False
 
 
+def _forget_unfinished_imports() -> None:
+    """Imports that began between `_before_fork` and the fork begin again: the threads that would end them are not here.
+
+    Python keeps a lock for each module that is being imported, and has no public way to reset it.
+    """
+    locks = getattr(importlib._bootstrap, "_module_locks", {})  # type: ignore[attr-defined]
+    for name, reference in list(locks.items()):
+        if getattr(reference(), "owner", None) not in (None, threading.get_ident()):
+            del locks[name]
+            if getattr(getattr(sys.modules.get(name), "__spec__", None), "_initializing", False):
+                del sys.modules[name]
+
+
 class _OfLanceDB:
     """Equals every function of LanceDB's compiled module, which gives no name to what it has called at exit."""
 
@@ -82,6 +95,7 @@ class _OfLanceDB:
 
 def _after_fork() -> None:
     """A forked process has one thread: locks that others held stay locked in it, and pools of threads are empty."""
+    _forget_unfinished_imports()
     building._at_fork_reinit()  # type: ignore[attr-defined]
     torch = sys.modules.get("torch")
     if torch_has_computed.is_set() and torch is not None:
