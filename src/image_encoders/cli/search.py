@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -20,9 +18,6 @@ if TYPE_CHECKING:
 
     from image_encoders.collection import Collection, Hit
     from image_encoders.encoder import Encoder
-    from image_encoders.tables import Comparison
-
-COMPARISON = re.compile(r"\s*(\S.*?)\s*(!=|<=|>=|=|<|>)\s*(.*?)\s*", re.DOTALL)
 
 EXAMPLES = """\b
 Examples:
@@ -91,9 +86,10 @@ def search(
     if any(isinstance(one, str) and not one.strip() for _, one, _ in queries):
         raise typer.BadParameter('WORDS are empty; write what to look for, such as "a dog on a beach"')
 
-    from image_encoders.collection import Collection, Where
+    from image_encoders.collection import Collection
+    from image_encoders.tables import Comparison, Where
 
-    held = Where(metadata=tuple(map(comparison, where or ())))
+    held = Where(metadata=tuple(map(Comparison.parse, where or ())))
     opened = Collection.open(collection)
     for modality, query, _ in queries:
         _check(opened, modality, query)
@@ -146,23 +142,6 @@ def _embedding(encoder: Encoder, modality: str, query: Any) -> np.ndarray:
     """(dim,) of the query."""
     encode = {"text": encoder.encode_text, "image": encoder.encode_image, "audio": encoder.encode_audio}[modality]
     return encode([query])[0]
-
-
-def comparison(text: str) -> Comparison:
-    """What --where says: NAME, a sign, and a value, as JSON where it is that, else as text."""
-    from image_encoders.tables import Comparison
-
-    said = COMPARISON.fullmatch(text)
-    if said is None:
-        raise typer.BadParameter(
-            f'--where "{text}": write NAME, one of = != < <= > >=, and a value, such as "year >= 2020"'
-        )
-    name, sign, value = said.groups()
-    try:
-        found = json.loads(value, parse_constant=str)
-    except ValueError:
-        found = value
-    return Comparison(name, sign, value if isinstance(found, (list, dict)) else found)
 
 
 def show(hits: Sequence[Hit], otherwise: str) -> None:
