@@ -476,6 +476,10 @@ def test_what_is_wrong_with_the_options_is_said_before_ray_is_asked(command, pho
         (["colours/plain", "--engine", "x"], "unknown engine"),
         (["colours/plain", "--device", "tpu"], "unknown device"),
         (["colours/plain", "--weights", "none.npz"], "none.npz: no such file"),
+        (["bit/R50x9"], "did you mean bit/R50x"),
+        (["bit/R50x1", "--weights", photos / "red.png"], "not a numpy archive"),
+        (["clip/demo", "-O", "crop=middle"], "accepted: floor, round"),
+        (["clip/nowhere", "--offline"], "no model 'clip/nowhere'"),
     ]:
         ran = command(*nobody, *options)
         assert (ran.status, said in ran.err) == (2, True), ran.err
