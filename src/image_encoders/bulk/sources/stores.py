@@ -15,7 +15,15 @@ from typing import Any
 
 from image_encoders.bulk.sources.contents import Content
 from image_encoders.bulk.sources.files import is_image_name
-from image_encoders.bulk.sources.items import Entry, Problem, RemoteImage, Uncountable, Walk, state_with
+from image_encoders.bulk.sources.items import (
+    Entry,
+    Problem,
+    RemoteImage,
+    Uncountable,
+    Walk,
+    said_by_folders,
+    state_with,
+)
 from image_encoders.collection import Locator, id_of
 from image_encoders.errors import InputError, first_line
 from image_encoders.inputs.files import check_bytes
@@ -171,7 +179,9 @@ class ObjectFolder:
                 if not name or name.startswith("."):
                     continue
                 if self.all_files or is_image_name(name):
-                    yield ObjectEntry(_address(store, info["name"], self.address), info=info)
+                    address = _address(store, info["name"], self.address)
+                    below = address.removeprefix(self.address).rpartition("/")[0]
+                    yield ObjectEntry(address, said_by_folders(below), info)
                 else:
                     self.walk.ignore(name)
 
