@@ -85,7 +85,6 @@ COMPRESSED: Mapping[str, Callable[[Any], Any]] = {
 }
 UNPACKED = (gzip.GzipFile, bz2.BZ2File, lzma.LZMAFile, _ZstandardFile)
 SUFFIXES = (".tar", ".zip", *COMPRESSED)
-SIDECARS = (".json", ".txt", ".cls")  # what may stand beside an image, and what its metadata is made from
 LARGEST_SIDECAR = 1 << 20  # bytes
 LARGEST_HEADER = 1 << 20  # bytes of a name, or of other attributes, of a member
 LARGEST_SKIPPED = 1 << 34  # bytes of one member that are unpacked to get to the next
@@ -308,40 +307,41 @@ def _bytes_error(size: int, limit: int) -> InputError:
     raise AssertionError("it is larger")
 
 
+def _json_metadata(text: str) -> dict[str, Any]:
+    """The keys of an object, or another value as "json"; NaN and Infinity, which only Python writes, become null."""
+    value = json.loads(text, parse_constant=lambda constant: None)
+    return value if isinstance(value, dict) else {"json": value}
+
+
+def _class_metadata(text: str) -> dict[str, Any]:
+    """A class: a number where it is one."""
+    try:
+        return {"class": int(text)}
+    except ValueError:
+        return {"class": text.strip()}
+
+
+# What may stand beside an image, and the metadata that is made of it; of equal keys those further down count.
+SIDECARS: Mapping[str, Callable[[str], dict[str, Any]]] = {
+    ".json": _json_metadata,
+    ".txt": lambda text: {"caption": text},
+    ".cls": _class_metadata,
+}
+
+
 def _metadata(sidecars: Mapping[str, Callable[[], bytes]]) -> dict[str, Any] | None:
-    """The metadata beside an image: the keys of the .json, the .txt as its caption, the .cls as its class."""
+    """The metadata beside an image."""
     found: dict[str, Any] = {}
-    for suffix, read in sidecars.items():
+    for suffix, parse in SIDECARS.items():
+        if suffix not in sidecars:
+            continue
         try:
-            text = read().decode()
-            value = (
-                json.loads(text, parse_constant=_no_number)
-                if suffix == ".json"
-                else _number(text)
-                if suffix == ".cls"
-                else text
-            )
+            found |= parse(sidecars[suffix]().decode())
         except (ValueError, RecursionError) as error:
             raise InputError(f"the {suffix} beside it cannot be read: {first_line(error)}", code="metadata") from error
         except InputError as error:
             raise InputError(f"the {suffix} beside it: {error.message}", code="metadata") from error
-        if suffix == ".json" and isinstance(value, dict):
-            found = {**value, **found}
-        else:
-            found[{".json": "json", ".txt": "caption", ".cls": "class"}[suffix]] = value
     return found or None
-
-
-def _no_number(constant: str) -> None:
-    """What NaN and Infinity become, which Python writes as if they were JSON: null, as in tables they are left out."""
-
-
-def _number(text: str) -> int | str:
-    """A class: a number where it is one."""
-    try:
-        return int(text)
-    except ValueError:
-        return text.strip()
 
 
 # ------------------------------------------------------------------ members
@@ -366,7 +366,7 @@ def _members(place: Place, file: Any) -> Iterator[tuple[Member, Callable[[], byt
 
 def _is_near(member: Member) -> bool:
     """Whether its bytes are most likely in the file's buffer, as its header was."""
-    return member.size <= SMALL and member.name.lower().endswith(SIDECARS)
+    return member.size <= SMALL and _suffix(member) in SIDECARS
 
 
 def read_member(place: Place, member: Member, max_bytes: int) -> bytes:
