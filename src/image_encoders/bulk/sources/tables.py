@@ -13,10 +13,11 @@ import io
 import json
 import math
 import os
+from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from image_encoders.bulk.sources.contents import Content
@@ -40,9 +41,8 @@ NAMES = (  # of columns that say where an image is, the likeliest first
 )
 LONGEST_LINE = 1 << 26  # bytes
 LONGEST_TEXT = 1 << 14  # characters of a metadata value
-DEEPEST = 8  # lists and objects in each other
+DEEPEST_VALUE = 8  # lists and objects in each other
 LONGEST_LIST = 64  # values in one metadata value
-UTF16 = (b"\xff\xfe", b"\xfe\xff")  # how such a text begins
 ROWS = 1024  # read at a time; of bytes:
 IMAGES = 32
 
@@ -271,7 +271,7 @@ class _Csv(_Reader):
 
     def __init__(self, file: Any):
         # bytes that are no UTF-8 may be of paths, which can hold any
-        encoding = "utf-16" if file.read(2) in UTF16 else "utf-8-sig"
+        encoding = "utf-16" if file.read(2) in (BOM_UTF16_LE, BOM_UTF16_BE) else "utf-8-sig"
         file.seek(0)
         self.text = io.TextIOWrapper(file, encoding, errors="surrogateescape", newline="")
         first = self.text.readline(LONGEST_LINE)
@@ -284,9 +284,8 @@ class _Csv(_Reader):
 
     def _lines(self, first: str) -> Iterator[str]:
         yield first
-        yield from iter(
-            partial(self.text.readline, LONGEST_LINE), ""
-        )  # from the text itself, it would close the file at the end
+        while line := self.text.readline(LONGEST_LINE):  # iterating over the text would close the file at its end
+            yield line
         self.ended = True
 
     def choose(self, column: str | None) -> str:
@@ -494,13 +493,13 @@ def _is_plain(kind: pa.DataType) -> bool:
     return not (types.is_nested(kind) or _holds_bytes(kind))
 
 
-def _metadata(cells: Row, levels: int = DEEPEST) -> dict[str, Any] | None:
+def _metadata(cells: Row, levels: int = DEEPEST_VALUE) -> dict[str, Any] | None:
     """What JSON holds of a row; what is empty, long or deep is left out."""
     found = {name: _plain(value, levels) for name, value in cells.items() if name}
     return {name: value for name, value in found.items() if value is not None} or None
 
 
-def _plain(value: Any, levels: int = DEEPEST) -> Any:
+def _plain(value: Any, levels: int = DEEPEST_VALUE) -> Any:
     """A value as JSON holds it; None for what is left out. levels: of lists and objects, of which others are empty."""
     if isinstance(value, bool) or (isinstance(value, int) and abs(value) < 1 << 63):
         return value
