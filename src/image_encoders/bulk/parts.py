@@ -14,6 +14,7 @@ import os
 import queue
 import re
 import threading
+from collections import defaultdict
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
@@ -340,12 +341,10 @@ def _item(row: dict[str, Any], settings: Settings) -> PartItem:
 
 def entries(items: Iterable[PartItem]) -> Iterator[Entry]:
     """The items of a part as sources would name them; those that an archive or a table holds, in one pass over it."""
-    together: dict[
-        tuple[str, str | None], list[PartItem]
-    ] = {}  # also those between which others stand, such as failures
+    together: defaultdict[tuple[str, str | None], list[PartItem]] = defaultdict(list)
     for item in items:
         if (container := _container(item)) is not None:
-            together.setdefault(container, []).append(item)
+            together[container].append(item)
         else:
             yield _entry(item)
     for container, some in together.items():
