@@ -482,9 +482,9 @@ def test_a_request_that_fails_tells_no_path_of_this_machine(
     monkeypatch.setattr(executors, "traverse", broken)
     with pytest.raises(ImageEncodersError, match=said) as caught:
         asyncio.run(executor.answer([Document()], parameters))
-    told = traceback.format_exception(type(caught.value), caught.value, caught.value.__traceback__)
-    assert len(told) == 1
-    assert "secret" not in told[0]
+    lines = traceback.format_exception(type(caught.value), caught.value, caught.value.__traceback__)
+    assert len(lines) == 1
+    assert "secret" not in lines[0]
 
 
 def test_embeddings_in_the_precision_that_is_fastest_stay_close(

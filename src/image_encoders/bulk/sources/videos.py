@@ -221,7 +221,7 @@ class _Decoder:
             self._container.close()
             raise InputError("no video in the file", code="not-an-image")
         self._stream = stream = self._container.streams.video[0]
-        stream.thread_type = "SLICE"  # threads for frames would tell of damage later than where it is
+        stream.thread_type = "SLICE"  # threads for frames would report damage later than where it is
         stream.codec_context.options = {"err_detect": "explode"}  # what is damaged is an error, not a guess
         self._start = stream.start_time or 0
         length = stream.duration and stream.duration * stream.time_base
