@@ -376,10 +376,10 @@ def _entry(item: PartItem) -> Entry:
 def _members(path: str, column: str | None, items: Sequence[PartItem]) -> Iterator[Entry]:
     """Items in an archive or a table, in one pass over it; the missing ones with the reason."""
     wanted = {item.id: item for item in items}
-    walk = Walk(known=lambda id, state: id not in wanted)
+    walk = Walk(items[0].settings, known=lambda id, state: id not in wanted)
     error = InputError("no longer in the archive or table", code="not-found")
     if column is None:
-        found = Archive(place_of(path), walk, items[0].settings.all_files).entries()
+        found = Archive(place_of(path), walk).entries()
     else:
         found = Table(place_of(path), walk, _refused, column).entries()
     for entry in found:

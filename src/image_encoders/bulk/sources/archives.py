@@ -27,7 +27,7 @@ from typing import Any, cast
 from image_encoders.bulk.digests import DigestTable
 from image_encoders.bulk.sources.contents import Content
 from image_encoders.bulk.sources.files import is_image_name
-from image_encoders.bulk.sources.items import Entry, Problem, Uncountable, Walk
+from image_encoders.bulk.sources.items import Entry, Problem, Uncountable, Walk, nothing_known
 from image_encoders.bulk.sources.places import Place
 from image_encoders.collection import Locator, id_of
 from image_encoders.errors import InputError, first_line
@@ -182,7 +182,7 @@ class FarMember:
     def host(self) -> str:
         return self.image.place.path
 
-    def item(self, known: Callable[[str, str], bool] = lambda id, state: False) -> ArchivedImage:
+    def item(self, known: Callable[[str, str], bool] = nothing_known) -> ArchivedImage:
         """The image, read unless it is known."""
         if self.image.error is None and not known(self.image.id, self.image.state):
             try:
@@ -193,13 +193,10 @@ class FarMember:
 
 
 class Archive:
-    """The images in a tar or zip file.
+    """The images in a tar or zip file."""
 
-    all_files: take every member, whatever its name
-    """
-
-    def __init__(self, place: Place, walk: Walk, all_files: bool = False):
-        self.place, self.walk, self.all_files = place, walk, all_files
+    def __init__(self, place: Place, walk: Walk):
+        self.place, self.walk = place, walk
 
     @property
     def repeatable(self) -> bool:
@@ -245,7 +242,7 @@ class Archive:
 
     def _met(self, member: Member, read: Callable[[], bytes] | None, limit: int) -> _Met:
         """A member with its bytes, where they are wanted and come by only once."""
-        is_image = self.all_files or is_image_name(member.name)
+        is_image = self.walk.settings.all_files or is_image_name(member.name)
         if read is None or member.error is not None:
             return _Met(member, is_image)
         if not is_image:

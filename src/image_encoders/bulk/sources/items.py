@@ -191,6 +191,7 @@ def nothing_known(id: str, state: str) -> bool:
 class Walk:
     """The state of a walk through sources.
 
+    settings: how the sources are to be understood
     counting: whether entries are counted only; Uncountable is raised where that costs much
     known: whether an item with that id is stored in that state, so that its bytes are not needed. Wrong answers only
         cost time
@@ -199,6 +200,7 @@ class Walk:
     ignored: files in folders that are not images by their names; passed_over: the first few names of them
     """
 
+    settings: Settings = field(default_factory=Settings)
     counting: bool = False
     known: Callable[[str, str], bool] = nothing_known
     folders: set[tuple[int, int]] = field(default_factory=set)

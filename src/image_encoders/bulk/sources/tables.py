@@ -50,12 +50,17 @@ Row = Mapping[str, Any]
 Named = Callable[[str, Mapping[str, Any] | None], Entry]
 
 
+def is_table_name(name: str) -> bool:
+    """Whether a file's name ends as those of tables do."""
+    return name.lower().endswith(SUFFIXES)
+
+
 def table_name(argument: str) -> tuple[str, str | None] | None:
     """(file, column) of "table.parquet" or "table.parquet#column"; None for other names."""
-    if argument.lower().rstrip(os.sep).endswith(SUFFIXES):
+    if is_table_name(argument.rstrip(os.sep)):
         return argument, None
     path, _, column = argument.rpartition("#")
-    return (path, column) if path.lower().endswith(SUFFIXES) and not os.path.exists(argument) else None
+    return (path, column) if is_table_name(path) and not os.path.exists(argument) else None
 
 
 @dataclass(eq=False)

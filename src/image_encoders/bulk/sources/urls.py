@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 import tenacity
 
 from image_encoders.bulk.sources.contents import Content
-from image_encoders.bulk.sources.items import RemoteImage, state_with
+from image_encoders.bulk.sources.items import RemoteImage, nothing_known, state_with
 from image_encoders.collection import Locator, id_of
 from image_encoders.errors import InputError
 from image_encoders.inputs.image import ImageLimits
@@ -48,7 +48,7 @@ class UrlEntry:
         except ValueError:
             return ""
 
-    def item(self, known: Callable[[str, str], bool] = lambda id, state: False) -> RemoteImage:
+    def item(self, known: Callable[[str, str], bool] = nothing_known) -> RemoteImage:
         """What the server holds now, fetched unless it is known; takes its time."""
         id = id_of(self.name)
         limits = ImageLimits.from_environment()

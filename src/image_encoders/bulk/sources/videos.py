@@ -31,26 +31,10 @@ from image_encoders.inputs.image import ImageLimits
 if TYPE_CHECKING:
     from types import ModuleType
 
-SUFFIXES = frozenset(
-    {
-        ".mp4",
-        ".m4v",
-        ".mov",
-        ".mkv",
-        ".webm",
-        ".avi",
-        ".mpg",
-        ".mpeg",
-        ".ts",
-        ".mts",
-        ".m2ts",
-        ".3gp",
-        ".ogv",
-        ".flv",
-        ".wmv",
-    }
+SUFFIXES = (
+    *(".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".mts", ".m2ts", ".3gp", ".ogv"),
+    *(".flv", ".wmv"),
 )
-EVERY_S = 10.0  # default seconds from frame to frame
 SCENES = "scenes"
 CUT = 0.11  # of white: how far the colours of a small copy differ from the frame before; PySceneDetect has 27 / 255
 SHORTEST_SCENE_S = 0.5
@@ -130,13 +114,10 @@ class Frame:
 
 
 class Video:
-    """The frames of a video.
+    """The frames of a video."""
 
-    every_s: seconds from frame to frame; None: those at scene cuts
-    """
-
-    def __init__(self, place: Place, walk: Walk, every_s: float | None = EVERY_S):
-        self.place, self.walk, self.every_s = place, walk, every_s
+    def __init__(self, place: Place, walk: Walk):
+        self.place, self.walk, self.every_s = place, walk, walk.settings.every_s
 
     @property
     def repeatable(self) -> bool:
