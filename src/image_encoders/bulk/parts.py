@@ -29,7 +29,7 @@ from image_encoders.bulk.plan import Plan
 from image_encoders.bulk.sources import SourceItem, read_locator
 from image_encoders.bulk.sources.ahead import looked_at
 from image_encoders.bulk.sources.archives import Archive, is_archive_name
-from image_encoders.bulk.sources.items import Entry, Problem, Settings, Walk
+from image_encoders.bulk.sources.items import Entry, Problem, Ready, Settings, Walk
 from image_encoders.bulk.sources.locators import place_of
 from image_encoders.bulk.sources.stores import ObjectEntry, is_object
 from image_encoders.bulk.sources.tables import Table
@@ -57,27 +57,19 @@ NOTHING = ImageFacts(0, 0, "", 0)  # of an item that failed
 
 
 @dataclass(frozen=True)
-class PartItem:
-    """An item in a part: what its source said of it, without its bytes. Both an entry and its item.
+class PartItem(Ready):
+    """An item in a part: what its source said of it, without its bytes.
 
+    name: its id
     settings: the settings of its source
     """
 
-    id: str
+    name: str
     locator: Locator
     state: str
     metadata: Mapping[str, Any] | None = None
     error: InputError | None = None
     settings: Settings = field(default_factory=Settings)
-    path: None = None
-
-    @property
-    def name(self) -> str:
-        return self.id
-
-    def item(self) -> PartItem:
-        """Itself."""
-        return self
 
     def changed(self) -> bool:
         """Whether the file that it is, or that it is in, is another one by now; False where that is not known."""

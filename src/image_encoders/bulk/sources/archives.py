@@ -25,11 +25,11 @@ from functools import cached_property, lru_cache, partial
 from typing import Any, cast
 
 from image_encoders.bulk.digests import DigestTable
-from image_encoders.bulk.sources.contents import Content
+from image_encoders.bulk.sources.contents import Content, taken
 from image_encoders.bulk.sources.files import is_image_name
-from image_encoders.bulk.sources.items import Entry, Problem, Uncountable, Walk, nothing_known
+from image_encoders.bulk.sources.items import Entry, Problem, Ready, Uncountable, Walk, nothing_known
 from image_encoders.bulk.sources.places import Place
-from image_encoders.collection import Locator, id_of
+from image_encoders.collection import Locator
 from image_encoders.errors import InputError, first_line
 from image_encoders.inputs.files import check_bytes
 from image_encoders.inputs.image import MAX_BYTES_HINT, ImageLimits
@@ -115,7 +115,7 @@ class Member:
 
 
 @dataclass(eq=False)
-class ArchivedImage:
+class ArchivedImage(Ready):
     """An image in an archive: the archive's state and its offset there are its own."""
 
     place: Place
@@ -123,17 +123,9 @@ class ArchivedImage:
     sidecars: Mapping[str, Callable[[], bytes]] = field(default_factory=dict)
     content: Content | None = None
 
-    @property
+    @cached_property
     def name(self) -> str:
         return f"{self.place.path}#{self.member.name}"
-
-    @property
-    def path(self) -> None:
-        return None
-
-    @cached_property
-    def id(self) -> str:
-        return id_of(self.name)
 
     @property
     def locator(self) -> Locator:
@@ -151,19 +143,11 @@ class ArchivedImage:
     def metadata(self) -> Mapping[str, Any] | None:
         return _metadata(self.sidecars)
 
-    def item(self) -> ArchivedImage:
-        """Itself."""
-        return self
-
     def read(self, limits: ImageLimits) -> bytes:
         """Its bytes."""
         if self.error is not None:
             raise self.error
-
-        def read() -> bytes:
-            return read_member(self.place, self.member, limits.max_bytes)
-
-        return self.content.take(read) if self.content is not None else read()
+        return taken(self.content, partial(read_member, self.place, self.member, limits.max_bytes))
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,10 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from functools import partial
+from typing import Any, Protocol, TypeVar
 
-from image_encoders.bulk.sources.contents import Content
+from image_encoders.bulk.sources.contents import Content, taken
 from image_encoders.collection import Locator, id_of
 from image_encoders.errors import InputError
 from image_encoders.inputs.files import check_bytes
@@ -103,11 +104,26 @@ class RemoteImage:
         """Its bytes."""
         if self.error is not None:
             raise self.error
-        if self.content is None:
-            return self.again(limits)
-        content = self.content.take(lambda: self.again(limits))
+        content = taken(self.content, partial(self.again, limits))
         check_bytes(len(content), limits.max_bytes, MAX_BYTES_HINT)
         return content
+
+
+Itself = TypeVar("Itself", bound=SourceItem)
+
+
+class Ready:
+    """An entry that is its own item: there is nothing to look at."""
+
+    path = None
+
+    @property
+    def id(self: Entry) -> str:
+        return id_of(self.name)
+
+    def item(self: Itself) -> Itself:
+        """Itself."""
+        return self
 
 
 class Source(Protocol):
@@ -129,23 +145,14 @@ class Source(Protocol):
 
 
 @dataclass(frozen=True)
-class Problem:
-    """Something that cannot be encoded, and why: both an entry and its item."""
+class Problem(Ready):
+    """Something that cannot be encoded, and why."""
 
     name: str
     locator: Locator
     error: InputError
     state: str = ""
     metadata: Mapping[str, Any] | None = None
-    path: None = None
-
-    @property
-    def id(self) -> str:
-        return id_of(self.name)
-
-    def item(self) -> Problem:
-        """Itself."""
-        return self
 
     def read(self, limits: ImageLimits) -> bytes:
         """Raises the error."""

@@ -17,13 +17,13 @@ from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
-from image_encoders.bulk.sources.contents import Content
-from image_encoders.bulk.sources.items import Entry, Problem, Uncountable, Walk
+from image_encoders.bulk.sources.contents import Content, taken
+from image_encoders.bulk.sources.items import Entry, Problem, Ready, Uncountable, Walk
 from image_encoders.bulk.sources.places import Place
-from image_encoders.collection import Locator, id_of
+from image_encoders.collection import Locator
 from image_encoders.errors import InputError, first_line
 from image_encoders.inputs.files import check_bytes
 from image_encoders.inputs.image import MAX_BYTES_HINT, ImageLimits
@@ -64,7 +64,7 @@ def table_name(argument: str) -> tuple[str, str | None] | None:
 
 
 @dataclass(eq=False)
-class CellImage:
+class CellImage(Ready):
     """An image whose bytes are in a table.
 
     row: its number, from 0
@@ -76,15 +76,10 @@ class CellImage:
     metadata: Mapping[str, Any] | None = None
     content: Content | None = None
     error: None = None
-    path: None = None
 
     @cached_property
     def name(self) -> str:
         return cell_name(self.place.path, self.column, self.row)
-
-    @property
-    def id(self) -> str:
-        return id_of(self.name)
 
     @property
     def locator(self) -> Locator:
@@ -94,17 +89,9 @@ class CellImage:
     def state(self) -> str:
         return f"{self.place.state} {self.row}"
 
-    def item(self) -> CellImage:
-        """Itself."""
-        return self
-
     def read(self, limits: ImageLimits) -> bytes:
         """Its bytes."""
-
-        def again() -> bytes:
-            return read_cell(self.place, self.column, self.row)
-
-        content = self.content.take(again) if self.content is not None else again()
+        content = taken(self.content, partial(read_cell, self.place, self.column, self.row))
         check_bytes(len(content), limits.max_bytes, MAX_BYTES_HINT)
         return content
 

@@ -16,15 +16,15 @@ import threading
 from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from image_encoders.bulk.sources.contents import Content
-from image_encoders.bulk.sources.items import Entry, Problem, Uncountable, Walk
+from image_encoders.bulk.sources.contents import Content, taken
+from image_encoders.bulk.sources.items import Entry, Problem, Ready, Uncountable, Walk
 from image_encoders.bulk.sources.places import Place
-from image_encoders.collection import Locator, id_of
+from image_encoders.collection import Locator
 from image_encoders.errors import InputError, MissingExtra, first_line
 from image_encoders.inputs.image import ImageLimits
 
@@ -69,7 +69,7 @@ def time_name(time_s: float) -> str:
 
 
 @dataclass(eq=False)
-class Frame:
+class Frame(Ready):
     """A frame of a video.
 
     time_s: from its beginning
@@ -82,15 +82,10 @@ class Frame:
     content: Content | None = None
     metadata: None = None
     error: None = None
-    path: None = None
 
     @cached_property
     def name(self) -> str:
         return f"{self.place.path}#t={time_name(self.time_s)}"
-
-    @property
-    def id(self) -> str:
-        return id_of(self.name)
 
     @property
     def locator(self) -> Locator:
@@ -100,17 +95,9 @@ class Frame:
     def state(self) -> str:
         return f"{self.place.state} {time_name(self.time_s)}"
 
-    def item(self) -> Frame:
-        """Itself."""
-        return self
-
     def read(self, limits: ImageLimits) -> bytes:
         """The frame as a BMP file, which loses nothing and costs little."""
-
-        def read() -> bytes:
-            return read_frame(self.place, self.time_s, limits, self.every_s)
-
-        return self.content.take(read) if self.content is not None else read()
+        return taken(self.content, partial(read_frame, self.place, self.time_s, limits, self.every_s))
 
 
 class Video:
