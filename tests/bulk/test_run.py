@@ -581,7 +581,7 @@ def test_progress_counts_up_to_the_total(encode, photos: Path) -> None:
     assert calls[-1] == (21, 1)
 
 
-def test_progress_tells_failures_by_code_and_what_was_waited_for(encode, photos: Path) -> None:
+def test_progress_reports_failures_by_code_and_what_was_waited_for(encode, photos: Path) -> None:
     (photos / "broken.png").write_bytes(b"x")
     last: list[Standing] = []
     encode(progress=lambda now: last.append(now))

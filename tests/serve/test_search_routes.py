@@ -143,7 +143,7 @@ def test_the_next_page_of_a_search_by_words_embeds_nothing(hearing: Collection) 
         ("testclient", "http://localhost", False),
     ],
 )
-def test_only_clients_of_this_machine_are_told_where_files_are(
+def test_only_clients_of_this_machine_see_where_files_are(
     collection: Collection, address: str, url: str, shown: bool
 ) -> None:
     failed = Failure("/srv/x/a.jpg", "/srv/x/a.jpg", "read", "truncated", "/srv/x/a.jpg ends", "1 1", "2026-01-01")
