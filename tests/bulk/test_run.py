@@ -25,11 +25,12 @@ from image_encoders.bulk import encode as encode_module
 from image_encoders.bulk import run as run_module
 from image_encoders.bulk.run import Report, Standing, run
 from image_encoders.bulk.sources import SourceFile, find
-from image_encoders.collection import Collection, Locator
+from image_encoders.collection import Collection
 from image_encoders.encoder import Encoder, InputSpec, Tower
 from image_encoders.errors import CollectionError, InputError
 from image_encoders.inputs.image import ImageLimits, read_image
 from image_encoders.inputs.preprocessing import channels_first
+from image_encoders.records import Locator
 
 
 @pytest.fixture

@@ -12,9 +12,10 @@ import pytest
 
 from image_encoders.bulk.sources import SourceFile, find, lists
 from image_encoders.bulk.sources.find import expanded
-from image_encoders.collection import Locator, id_of, path_of
+from image_encoders.collection import id_of, path_of
 from image_encoders.errors import InputError
 from image_encoders.inputs.image import ImageLimits
+from image_encoders.records import Locator
 
 
 @pytest.fixture

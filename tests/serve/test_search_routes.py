@@ -26,8 +26,9 @@ from image_encoders.api.items import Item
 from image_encoders.api.requests import Limits
 from image_encoders.batching import Embedded
 from image_encoders.bulk.run import run
-from image_encoders.collection import Collection, Failure, Locator
+from image_encoders.collection import Collection, Failure
 from image_encoders.errors import CollectionError, InputError, MissingExtra, Overloaded
+from image_encoders.records import Locator
 from image_encoders.serve import searcher as searcher_module
 from image_encoders.serve.app import create_app
 from image_encoders.serve.metrics import Metrics

@@ -36,13 +36,14 @@ from image_encoders.bulk.sources.tables import Table
 from image_encoders.bulk.sources.urls import UrlEntry, is_url
 from image_encoders.bulk.sources.videos import Frame
 from image_encoders.cache import atomic_write
-from image_encoders.collection import Collection, Locator, id_of, path_of
+from image_encoders.collection import Collection
 from image_encoders.encoder import Encoder
 from image_encoders.errors import CollectionError, InputError
 from image_encoders.exports import matrix
 from image_encoders.inputs.files import ADDRESS
 from image_encoders.inputs.image import ImageLimits
-from image_encoders.tables import FACTS, ImageFacts, schema_of, storage
+from image_encoders.records import Locator
+from image_encoders.tables import FACTS, ImageFacts, id_of, schema_of, storage
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -314,9 +315,7 @@ def _recorded(item: SourceItem) -> dict[str, Any]:
             error = problem
     return {
         "id": item.id,
-        "path": id_of(place.path),
-        "member": None if place.member is None else id_of(place.member),
-        "time_s": place.time_s,
+        **place.columns(),
         "state": item.state,
         "metadata": metadata,
         "code": error and error.code,
@@ -325,10 +324,8 @@ def _recorded(item: SourceItem) -> dict[str, Any]:
 
 
 def _item(row: dict[str, Any], settings: Settings) -> PartItem:
-    member = None if row["member"] is None else path_of(row["member"])
     error = None if row["code"] is None else InputError(row["message"], code=row["code"])
-    place = Locator(path_of(row["path"]), member, row["time_s"])
-    return PartItem(row["id"], place, row["state"], json.loads(row["metadata"]), error, settings)
+    return PartItem(row["id"], Locator.of(row), row["state"], json.loads(row["metadata"]), error, settings)
 
 
 def entries(items: Iterable[PartItem]) -> Iterator[Entry]:

@@ -25,7 +25,7 @@ from image_encoders.bulk.sources.ahead import looked_at
 from image_encoders.bulk.sources.find import entry_of
 from image_encoders.bulk.sources.items import Entry, Ready, Settings
 from image_encoders.canaries import drift, embed_canaries
-from image_encoders.collection import LOADED, Locator, id_of
+from image_encoders.collection import LOADED
 from image_encoders.encoder import Encoder
 from image_encoders.engines.openvino import has_bfloat16
 from image_encoders.engines.precision import PRECISIONS
@@ -34,6 +34,8 @@ from image_encoders.inputs.files import check_bytes
 from image_encoders.inputs.image import MAX_BYTES_HINT, ImageLimits
 from image_encoders.models import load
 from image_encoders.process import handed_on, starting_ray, take_over
+from image_encoders.records import Locator
+from image_encoders.tables import id_of
 
 if TYPE_CHECKING:
     import pyarrow as pa

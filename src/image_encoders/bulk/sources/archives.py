@@ -29,10 +29,10 @@ from image_encoders.bulk.sources.contents import Content, taken
 from image_encoders.bulk.sources.files import is_image_name
 from image_encoders.bulk.sources.items import Entry, Problem, Ready, Uncountable, Walk, nothing_known
 from image_encoders.bulk.sources.places import Place
-from image_encoders.collection import Locator
 from image_encoders.errors import InputError, first_line
 from image_encoders.inputs.files import check_bytes
 from image_encoders.inputs.image import MAX_BYTES_HINT, ImageLimits
+from image_encoders.records import Locator
 
 
 class _Unpacked(io.RawIOBase):

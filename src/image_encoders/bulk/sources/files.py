@@ -13,11 +13,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from image_encoders.bulk.sources.items import Entry, Walk, state_with
-from image_encoders.collection import ITEMS, MARK, Locator, id_of
+from image_encoders.collection import ITEMS, MARK
 from image_encoders.errors import InputError
 from image_encoders.inputs.files import check_regular, file_error
 from image_encoders.inputs.formats import SUFFIXES
 from image_encoders.inputs.image import ImageLimits, read_bytes
+from image_encoders.records import Locator
+from image_encoders.tables import id_of
 
 
 @dataclass(frozen=True)

@@ -33,9 +33,10 @@ from image_encoders.bulk.sources.stores import ObjectEntry, ObjectFile, ObjectFo
 from image_encoders.bulk.sources.tables import Table, is_table_name, table_name
 from image_encoders.bulk.sources.urls import UrlEntry, is_url
 from image_encoders.bulk.sources.videos import Frame, Video, frame_times, is_video_name
-from image_encoders.collection import Locator, id_of, path_of
 from image_encoders.errors import ImageEncodersError, InputError
 from image_encoders.inputs.files import address_error
+from image_encoders.records import Locator
+from image_encoders.tables import id_of, path_of
 
 TIME = re.compile(r"#t=(\d+(?:\.\d+)?)")
 BRACES = re.compile(r"\{(\d{1,9})\.\.(\d{1,9})\}|\{([^{},]*(?:,[^{},]*)+)\}")

@@ -10,10 +10,11 @@ from functools import partial
 from typing import Any, Protocol, TypeVar
 
 from image_encoders.bulk.sources.contents import Content, taken
-from image_encoders.collection import Locator, id_of
 from image_encoders.errors import InputError
 from image_encoders.inputs.files import check_bytes
 from image_encoders.inputs.image import MAX_BYTES_HINT, ImageLimits
+from image_encoders.records import Locator
+from image_encoders.tables import id_of
 
 SAID = " said:"  # before the digest of metadata in a state
 NAMED = 3  # names of what was passed over that are kept

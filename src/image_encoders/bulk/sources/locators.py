@@ -9,9 +9,9 @@ from image_encoders.bulk.sources.stores import ObjectFile, is_object
 from image_encoders.bulk.sources.tables import read_cell
 from image_encoders.bulk.sources.urls import fetch_patiently, is_url
 from image_encoders.bulk.sources.videos import read_frame
-from image_encoders.collection import Locator
 from image_encoders.errors import InputError, MissingExtra
 from image_encoders.inputs.image import ImageLimits, read_bytes
+from image_encoders.records import Locator
 
 
 def place_of(path: str) -> Place:

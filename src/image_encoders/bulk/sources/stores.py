@@ -24,10 +24,11 @@ from image_encoders.bulk.sources.items import (
     nothing_known,
     state_with,
 )
-from image_encoders.collection import Locator, id_of
 from image_encoders.errors import InputError, first_line
 from image_encoders.inputs.files import check_bytes
 from image_encoders.inputs.image import MAX_BYTES_HINT, ImageLimits
+from image_encoders.records import Locator
+from image_encoders.tables import id_of
 
 # Lists and tables may come from others: no web addresses past the guard, no files of this machine, no chains of stores.
 STORES = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "oss", "hdfs", "webhdfs", "hf", "memory"})

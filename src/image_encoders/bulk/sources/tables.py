@@ -23,11 +23,11 @@ from typing import TYPE_CHECKING, Any
 from image_encoders.bulk.sources.contents import Content, taken
 from image_encoders.bulk.sources.items import Entry, Problem, Ready, Uncountable, Walk
 from image_encoders.bulk.sources.places import Place
-from image_encoders.collection import Locator
 from image_encoders.errors import InputError, first_line
 from image_encoders.inputs.files import check_bytes
 from image_encoders.inputs.image import MAX_BYTES_HINT, ImageLimits
 from image_encoders.inputs.urls import UrlLimits, read_url
+from image_encoders.records import Locator
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -11,10 +11,11 @@ import tenacity
 
 from image_encoders.bulk.sources.contents import Content
 from image_encoders.bulk.sources.items import RemoteImage, nothing_known, state_with
-from image_encoders.collection import Locator, id_of
 from image_encoders.errors import InputError
 from image_encoders.inputs.image import ImageLimits
 from image_encoders.inputs.urls import TemporaryError, UrlLimits, fetch_url
+from image_encoders.records import Locator
+from image_encoders.tables import id_of
 
 ATTEMPTS = 4  # of each URL, within
 PATIENCE_S = 40.0  # after which none is begun

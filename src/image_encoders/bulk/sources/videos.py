@@ -24,9 +24,9 @@ import numpy as np
 from image_encoders.bulk.sources.contents import Content, taken
 from image_encoders.bulk.sources.items import Entry, Problem, Ready, Uncountable, Walk
 from image_encoders.bulk.sources.places import Place
-from image_encoders.collection import Locator
 from image_encoders.errors import InputError, MissingExtra, first_line
 from image_encoders.inputs.image import ImageLimits
+from image_encoders.records import Locator
 
 if TYPE_CHECKING:
     from types import ModuleType
