@@ -35,12 +35,12 @@ from image_encoders.collection import (
     MARK,
     Collection,
     Failure,
-    Locator,
     Row,
     id_of,
     open_collection,
 )
 from image_encoders.errors import CollectionError, InputError, MissingExtra
+from image_encoders.records import Locator
 from image_encoders.tables import FACTS, Comparison, ImageFacts, Where
 
 

@@ -14,9 +14,9 @@ from PIL import Image
 
 from image_encoders import contact_sheet as sheets
 from image_encoders.collection import Hit as StoredHit
-from image_encoders.collection import Locator
 from image_encoders.contact_sheet import SIDE, contact_sheet, duplicates_sheet, thumbnail, write
 from image_encoders.duplicates import Duplicate, Group
+from image_encoders.records import Locator
 
 
 @dataclass

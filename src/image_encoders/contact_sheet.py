@@ -12,12 +12,11 @@ from typing import TYPE_CHECKING
 
 from image_encoders.bulk.sources import read_locator
 from image_encoders.cache import atomic_write
-from image_encoders.collection import Locator
 from image_encoders.encoder import ordered
 from image_encoders.errors import InputError
+from image_encoders.records import Hit, Locator
 
 if TYPE_CHECKING:
-    from image_encoders.collection import Hit
     from image_encoders.duplicates import Group
     from image_encoders.inputs.limits import ImageLimits
 

@@ -7,7 +7,7 @@ import sys
 import time
 from pathlib import Path
 
-import lancedb  # noqa: F401  now, so that the run begins when it is told to
+import lancedb  # noqa: F401  now, so that the import does not delay the run
 
 from image_encoders.bulk import commit
 from image_encoders.bulk.run import run

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import lancedb  # noqa: F401  now, so that the run begins when it is told to
+import lancedb  # noqa: F401  now, so that the import does not delay the run
 
 from image_encoders.bulk import commit, parts
 from image_encoders.bulk.batch_size import BatchSizeTuner

@@ -18,8 +18,9 @@ from test_videos import film
 from fake_encoder import FakeEncoder
 from image_encoders.bulk.run import run
 from image_encoders.bulk.sources import find, locator_of, read_locator
-from image_encoders.collection import ITEMS, Collection, Locator, path_of
+from image_encoders.collection import ITEMS, Collection, path_of
 from image_encoders.errors import InputError
+from image_encoders.records import Locator
 
 
 @pytest.fixture

@@ -280,7 +280,7 @@ def test_parts_lie_in_a_folder_of_their_own_where_one_is_named(photos: Path, tmp
     assert encode(photos, collection, parts=tmp_path / "shared").encoded == 38
 
 
-def test_progress_is_told_in_the_runs_own_thread(photos: Path, tmp_path: Path) -> None:
+def test_progress_is_reported_in_the_runs_own_thread(photos: Path, tmp_path: Path) -> None:
     threads = set()
     done: list[int] = []
 

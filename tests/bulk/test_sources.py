@@ -12,9 +12,10 @@ import pytest
 
 from image_encoders.bulk.sources import SourceFile, find, lists
 from image_encoders.bulk.sources.find import expanded
-from image_encoders.collection import Locator, id_of, path_of
+from image_encoders.collection import id_of, path_of
 from image_encoders.errors import InputError
 from image_encoders.inputs.image import ImageLimits
+from image_encoders.records import Locator
 
 
 @pytest.fixture
@@ -237,7 +238,7 @@ def test_an_empty_name_is_refused_with_what_is_accepted(photos: Path, empty: str
 @pytest.mark.parametrize(
     "address", ["http://a.b/c.png", "HTTPS://a.b/c.png?d=1", "ftp://a/*.jpg", "sftp://a/b.jpg", "file:///a/b.png"]
 )
-def test_an_address_is_named_as_it_was_given_and_told_from_a_path(photos: Path, address: str) -> None:
+def test_an_address_is_named_as_it_was_given_and_distinguished_from_a_path(photos: Path, address: str) -> None:
     with pytest.raises(InputError, match="URL, not a path") as raised:
         find([address])
     assert (raised.value.item, raised.value.code) == (address, "url")

@@ -26,8 +26,9 @@ from image_encoders.api.items import Item
 from image_encoders.api.requests import Limits
 from image_encoders.batching import Embedded
 from image_encoders.bulk.run import run
-from image_encoders.collection import Collection, Failure, Locator
+from image_encoders.collection import Collection, Failure
 from image_encoders.errors import CollectionError, InputError, MissingExtra, Overloaded
+from image_encoders.records import Locator
 from image_encoders.serve import searcher as searcher_module
 from image_encoders.serve.app import create_app
 from image_encoders.serve.metrics import Metrics
@@ -144,7 +145,7 @@ def test_the_next_page_of_a_search_by_words_embeds_nothing(hearing: Collection) 
         ("testclient", "http://localhost", False),
     ],
 )
-def test_only_clients_of_this_machine_are_told_where_files_are(
+def test_only_clients_of_this_machine_see_where_files_are(
     collection: Collection, address: str, url: str, shown: bool
 ) -> None:
     failed = Failure("/srv/x/a.jpg", "/srv/x/a.jpg", "read", "truncated", "/srv/x/a.jpg ends", "1 1", "2026-01-01")

@@ -385,7 +385,7 @@ def test_a_file_without_a_published_digest_has_to_stay_as_it_was(server: Server)
     with pytest.raises(WeightsError, match="has 1023999 bytes; 1024000 were recorded"):
         fetch(server.url)
     path.write_bytes(CONTENT[::-1])
-    assert fetch(server.url) == path  # the size alone does not tell
+    assert fetch(server.url) == path  # the size alone proves nothing
 
 
 def test_a_digest_published_later_is_held_against_an_old_file(server: Server) -> None:

@@ -14,6 +14,7 @@ import os
 import queue
 import re
 import threading
+from collections import defaultdict
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
@@ -28,20 +29,21 @@ from image_encoders.bulk.plan import Plan
 from image_encoders.bulk.sources import SourceItem, read_locator
 from image_encoders.bulk.sources.ahead import looked_at
 from image_encoders.bulk.sources.archives import Archive, is_archive_name
-from image_encoders.bulk.sources.items import Entry, Problem, Settings, Walk
+from image_encoders.bulk.sources.items import Entry, Problem, Ready, Settings, Walk
 from image_encoders.bulk.sources.locators import place_of
 from image_encoders.bulk.sources.stores import ObjectEntry, is_object
 from image_encoders.bulk.sources.tables import Table
 from image_encoders.bulk.sources.urls import UrlEntry, is_url
 from image_encoders.bulk.sources.videos import Frame
 from image_encoders.cache import atomic_write
-from image_encoders.collection import Collection, Locator, id_of, path_of
+from image_encoders.collection import Collection
 from image_encoders.encoder import Encoder
 from image_encoders.errors import CollectionError, InputError
 from image_encoders.exports import matrix
 from image_encoders.inputs.files import ADDRESS
 from image_encoders.inputs.image import ImageLimits
-from image_encoders.tables import FACTS, ImageFacts, schema_of, storage
+from image_encoders.records import Locator
+from image_encoders.tables import FACTS, ImageFacts, id_of, schema_of, storage
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -56,27 +58,19 @@ NOTHING = ImageFacts(0, 0, "", 0)  # of an item that failed
 
 
 @dataclass(frozen=True)
-class PartItem:
-    """An item in a part: what its source said of it, without its bytes. Both an entry and its item.
+class PartItem(Ready):
+    """An item in a part: what its source said of it, without its bytes.
 
+    name: its id
     settings: the settings of its source
     """
 
-    id: str
+    name: str
     locator: Locator
     state: str
     metadata: Mapping[str, Any] | None = None
     error: InputError | None = None
     settings: Settings = field(default_factory=Settings)
-    path: None = None
-
-    @property
-    def name(self) -> str:
-        return self.id
-
-    def item(self) -> PartItem:
-        """Itself."""
-        return self
 
     def changed(self) -> bool:
         """Whether the file that it is, or that it is in, is another one by now; False where that is not known."""
@@ -321,9 +315,7 @@ def _recorded(item: SourceItem) -> dict[str, Any]:
             error = problem
     return {
         "id": item.id,
-        "path": id_of(place.path),
-        "member": None if place.member is None else id_of(place.member),
-        "time_s": place.time_s,
+        **place.columns(),
         "state": item.state,
         "metadata": metadata,
         "code": error and error.code,
@@ -332,20 +324,16 @@ def _recorded(item: SourceItem) -> dict[str, Any]:
 
 
 def _item(row: dict[str, Any], settings: Settings) -> PartItem:
-    member = None if row["member"] is None else path_of(row["member"])
     error = None if row["code"] is None else InputError(row["message"], code=row["code"])
-    place = Locator(path_of(row["path"]), member, row["time_s"])
-    return PartItem(row["id"], place, row["state"], json.loads(row["metadata"]), error, settings)
+    return PartItem(row["id"], Locator.of(row), row["state"], json.loads(row["metadata"]), error, settings)
 
 
 def entries(items: Iterable[PartItem]) -> Iterator[Entry]:
     """The items of a part as sources would name them; those that an archive or a table holds, in one pass over it."""
-    together: dict[
-        tuple[str, str | None], list[PartItem]
-    ] = {}  # also those between which others stand, such as failures
+    together: defaultdict[tuple[str, str | None], list[PartItem]] = defaultdict(list)
     for item in items:
         if (container := _container(item)) is not None:
-            together.setdefault(container, []).append(item)
+            together[container].append(item)
         else:
             yield _entry(item)
     for container, some in together.items():
@@ -377,10 +365,10 @@ def _entry(item: PartItem) -> Entry:
 def _members(path: str, column: str | None, items: Sequence[PartItem]) -> Iterator[Entry]:
     """Items in an archive or a table, in one pass over it; the missing ones with the reason."""
     wanted = {item.id: item for item in items}
-    walk = Walk(known=lambda id, state: id not in wanted)
+    walk = Walk(items[0].settings, known=lambda id, state: id not in wanted)
     error = InputError("no longer in the archive or table", code="not-found")
     if column is None:
-        found = Archive(place_of(path), walk, items[0].settings.all_files).entries()
+        found = Archive(place_of(path), walk).entries()
     else:
         found = Table(place_of(path), walk, _refused, column).entries()
     for entry in found:

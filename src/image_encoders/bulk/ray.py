@@ -23,9 +23,9 @@ from image_encoders.bulk.encode import Encoded, Failed, Outcome, encode
 from image_encoders.bulk.parts import Parts, Worker
 from image_encoders.bulk.sources.ahead import looked_at
 from image_encoders.bulk.sources.find import entry_of
-from image_encoders.bulk.sources.items import Entry, Settings
+from image_encoders.bulk.sources.items import Entry, Ready, Settings
 from image_encoders.canaries import drift, embed_canaries
-from image_encoders.collection import LOADED, Locator, id_of
+from image_encoders.collection import LOADED
 from image_encoders.encoder import Encoder
 from image_encoders.engines.openvino import has_bfloat16
 from image_encoders.engines.precision import PRECISIONS
@@ -34,6 +34,8 @@ from image_encoders.inputs.files import check_bytes
 from image_encoders.inputs.image import MAX_BYTES_HINT, ImageLimits
 from image_encoders.models import load
 from image_encoders.process import handed_on, starting_ray, take_over
+from image_encoders.records import Locator
+from image_encoders.tables import id_of
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -411,25 +413,17 @@ def _given(number: int, value: Any, settings: Settings) -> Entry:
 
 
 @dataclass(frozen=True)
-class _Given:
-    """The bytes of an image in a dataset: an entry and its item at once."""
+class _Given(Ready):
+    """The bytes of an image in a dataset."""
 
-    id: str
+    name: str
     content: Any
     state = ""
-    metadata = error = path = None
-
-    @property
-    def name(self) -> str:
-        return self.id
+    metadata = error = None
 
     @property
     def locator(self) -> Locator:
-        return Locator(self.id)
-
-    def item(self) -> _Given:
-        """Itself."""
-        return self
+        return Locator(self.name)
 
     def read(self, limits: ImageLimits) -> bytes:
         """The bytes."""

@@ -29,10 +29,12 @@ from image_encoders.bulk.encode import Encoded, Failed, Outcome, encode
 from image_encoders.bulk.parts import Listing, Parts, Pool, Worker, folder_of
 from image_encoders.bulk.plan import Plan
 from image_encoders.bulk.sources import SourceItem, Sources, find
-from image_encoders.collection import ITEMS, Collection, RunRecord, now, path_of
+from image_encoders.collection import ITEMS, Collection, now
 from image_encoders.encoder import Encoder, check_batch_size
 from image_encoders.errors import InputError, TooManyFailures
 from image_encoders.inputs.files import ADDRESS
+from image_encoders.records import RunRecord
+from image_encoders.tables import path_of
 from image_encoders.upkeep import LIMIT_S
 
 Source = str | os.PathLike[str]

@@ -17,8 +17,9 @@ from image_encoders.errors import CollectionError, InputError
 if TYPE_CHECKING:
     import numpy as np
 
-    from image_encoders.collection import Collection, Hit, Locator
+    from image_encoders.collection import Collection, Hit
     from image_encoders.encoder import Encoder
+    from image_encoders.records import Locator
 
 EXAMPLES = """\b
 Examples:

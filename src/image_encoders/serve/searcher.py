@@ -33,7 +33,8 @@ from image_encoders.inputs.limits import ImageLimits
 from image_encoders.tables import Where
 
 if TYPE_CHECKING:
-    from image_encoders.collection import Collection, Failure, Locator
+    from image_encoders.collection import Collection, Failure
+    from image_encoders.records import Locator
     from image_encoders.serve.service import Service
 
 Result = TypeVar("Result")

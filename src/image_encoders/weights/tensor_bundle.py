@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import math
 import struct
-from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -32,10 +31,7 @@ FOOTER = 48  # two block handles and the magic number [bytes]
 TRAILER = 5  # after each block: how it is compressed and its checksum [bytes]
 MAX_AXES = 32
 MAX_AXIS = 1 << 40
-KEYS_RATIO = (
-    16  # keys share beginnings, and together have 2 to 4 times the bytes of their table: beyond this it is a bomb
-)
-MAX_PATHS = 1 << 26  # characters of the shortest paths to all objects; those of BiT R50x1 have 240,000
+KEYS_RATIO = 16  # keys share beginnings, and have 2 to 4 times the bytes of their table: beyond this it is a bomb
 STRING = 7
 BFLOAT16 = 14  # numpy has no such type: read as float32, which holds every value
 # DataType in types.proto -> numpy
@@ -101,24 +97,18 @@ class Bundle:
 
     def starts(self, path: str) -> list[int]:
         """The nodes from which `path` leads to a tensor, those nearest to the root first."""
-        return [number for number in self._from_root() if self.walk(path, number) is not None]
+        return [number for number in self._reached() if self.walk(path, number) is not None]
 
-    def paths(self) -> dict[str, str]:
-        """A shortest path from the root to every tensor -> its key. Others may lead there too: see `walk`."""
-        routes = self._from_root()
-        return {routes[number]: key for number in routes if (key := self.graph[number].key) is not None}
-
-    def _from_root(self) -> dict[int, str]:
-        """Every node that can be reached -> a shortest path to it, in the order of the distance."""
-        routes = {0: ""} if self.graph else {}
-        waiting = deque(routes)
-        while waiting:
-            number = waiting.popleft()
-            for name, child in self.graph[number].children.items():
-                if child not in routes:
-                    routes[child] = f"{routes[number]}/{name}".removeprefix("/")
-                    waiting.append(child)
-        return routes
+    def _reached(self) -> list[int]:
+        """The nodes that can be reached from the root, the nearest first."""
+        reached = [0] if self.graph else []
+        seen = set(reached)
+        for number in reached:  # which grows on the way
+            for child in self.graph[number].children.values():
+                if child not in seen:
+                    seen.add(child)
+                    reached.append(child)
+        return reached
 
 
 @dataclass(frozen=True)
@@ -158,8 +148,6 @@ def read(folder: str | Path) -> Bundle:
     if not graph and program.is_file():
         with _reading(program):
             graph = _program_graph(memoryview(map_file(program)), tensors)
-    with _reading(index):
-        _check_paths(graph)
     names = {key: node.names[a] for node in graph for a, key in node.keys.items() if node.names.get(a)}
     return Bundle(tensors, names, graph)
 
@@ -286,21 +274,6 @@ def _entries(table: dict[str, memoryview], shards: int) -> dict[str, _Entry]:
 
 def _axes(shape: memoryview) -> list[memoryview]:
     return protobuf.parts(protobuf.message(shape), 2)
-
-
-def _check_paths(graph: tuple[Node, ...]) -> None:
-    """Raise Malformed for a graph whose paths from the root are together far longer than those of any real one."""
-    lengths, total = {0: 0}, 0
-    waiting = deque(lengths if graph else ())
-    while waiting:
-        number = waiting.popleft()
-        for name, child in graph[number].children.items():
-            if child not in lengths:
-                lengths[child] = lengths[number] + len(name) + 1
-                total += lengths[child]
-                waiting.append(child)
-        if total > MAX_PATHS:
-            raise Malformed(f"an object graph whose paths have more than {MAX_PATHS} characters")
 
 
 # ---------------------------------------------------------------- the data files

@@ -24,14 +24,14 @@ from functools import cached_property, lru_cache, partial
 from typing import Any, cast
 
 from image_encoders.bulk.digests import DigestTable
-from image_encoders.bulk.sources.contents import Content
+from image_encoders.bulk.sources.contents import Content, taken
 from image_encoders.bulk.sources.files import is_image_name
-from image_encoders.bulk.sources.items import Entry, Problem, Uncountable, Walk
+from image_encoders.bulk.sources.items import Entry, Problem, Ready, Uncountable, Walk, nothing_known
 from image_encoders.bulk.sources.places import Place
-from image_encoders.collection import Locator, id_of
 from image_encoders.errors import InputError, first_line
 from image_encoders.inputs.files import check_bytes
 from image_encoders.inputs.image import MAX_BYTES_HINT, ImageLimits
+from image_encoders.records import Locator
 
 
 class _Unpacked(io.RawIOBase):
@@ -84,7 +84,6 @@ COMPRESSED: Mapping[str, Callable[[Any], Any]] = {
 }
 UNPACKED = (gzip.GzipFile, bz2.BZ2File, lzma.LZMAFile, _ZstandardFile)
 SUFFIXES = (".tar", ".zip", *COMPRESSED)
-SIDECARS = (".json", ".txt", ".cls")  # what may stand beside an image, and what its metadata is made from
 LARGEST_SIDECAR = 1 << 20  # bytes
 LARGEST_HEADER = 1 << 20  # bytes of a name, or of other attributes, of a member
 LARGEST_SKIPPED = 1 << 34  # bytes of one member that are unpacked to get to the next
@@ -115,7 +114,7 @@ class Member:
 
 
 @dataclass(eq=False)
-class ArchivedImage:
+class ArchivedImage(Ready):
     """An image in an archive: the archive's state and its offset there are its own."""
 
     place: Place
@@ -127,17 +126,9 @@ class ArchivedImage:
         """Itself, or, in a zip file of a store, what reads it ahead."""
         return FarMember(self) if self.member.info is not None and not self.place.near else self
 
-    @property
+    @cached_property
     def name(self) -> str:
         return f"{self.place.path}#{self.member.name}"
-
-    @property
-    def path(self) -> None:
-        return None
-
-    @cached_property
-    def id(self) -> str:
-        return id_of(self.name)
 
     @property
     def locator(self) -> Locator:
@@ -155,19 +146,11 @@ class ArchivedImage:
     def metadata(self) -> Mapping[str, Any] | None:
         return _metadata(self.sidecars)
 
-    def item(self) -> ArchivedImage:
-        """Itself."""
-        return self
-
     def read(self, limits: ImageLimits) -> bytes:
         """Its bytes."""
         if self.error is not None:
             raise self.error
-
-        def read() -> bytes:
-            return read_member(self.place, self.member, limits.max_bytes)
-
-        return self.content.take(read) if self.content is not None else read()
+        return taken(self.content, partial(read_member, self.place, self.member, limits.max_bytes))
 
 
 @dataclass(frozen=True)
@@ -186,7 +169,7 @@ class FarMember:
     def host(self) -> str:
         return self.image.place.path
 
-    def item(self, known: Callable[[str, str], bool] = lambda id, state: False) -> ArchivedImage:
+    def item(self, known: Callable[[str, str], bool] = nothing_known) -> ArchivedImage:
         """The image, read unless it is known."""
         if self.image.error is None and not known(self.image.id, self.image.state):
             try:
@@ -197,13 +180,10 @@ class FarMember:
 
 
 class Archive:
-    """The images in a tar or zip file.
+    """The images in a tar or zip file."""
 
-    all_files: take every member, whatever its name
-    """
-
-    def __init__(self, place: Place, walk: Walk, all_files: bool = False):
-        self.place, self.walk, self.all_files = place, walk, all_files
+    def __init__(self, place: Place, walk: Walk):
+        self.place, self.walk = place, walk
 
     @property
     def repeatable(self) -> bool:
@@ -248,7 +228,7 @@ class Archive:
 
     def _met(self, member: Member, read: Callable[[], bytes] | None, limit: int) -> _Met:
         """A member with its bytes, where they are wanted and come by only once."""
-        is_image = self.all_files or is_image_name(member.name)
+        is_image = self.walk.settings.all_files or is_image_name(member.name)
         if read is None or member.error is not None:
             return _Met(member, is_image)
         if not is_image:
@@ -310,40 +290,41 @@ def _bytes_error(size: int, limit: int) -> InputError:
     raise AssertionError("it is larger")
 
 
+def _json_metadata(text: str) -> dict[str, Any]:
+    """The keys of an object, or another value as "json"; NaN and Infinity, which only Python writes, become null."""
+    value = json.loads(text, parse_constant=lambda constant: None)
+    return value if isinstance(value, dict) else {"json": value}
+
+
+def _class_metadata(text: str) -> dict[str, Any]:
+    """A class: a number where it is one."""
+    try:
+        return {"class": int(text)}
+    except ValueError:
+        return {"class": text.strip()}
+
+
+# What may stand beside an image, and the metadata that is made of it; of equal keys those further down count.
+SIDECARS: Mapping[str, Callable[[str], dict[str, Any]]] = {
+    ".json": _json_metadata,
+    ".txt": lambda text: {"caption": text},
+    ".cls": _class_metadata,
+}
+
+
 def _metadata(sidecars: Mapping[str, Callable[[], bytes]]) -> dict[str, Any] | None:
-    """The metadata beside an image: the keys of the .json, the .txt as its caption, the .cls as its class."""
+    """The metadata beside an image."""
     found: dict[str, Any] = {}
-    for suffix, read in sidecars.items():
+    for suffix, parse in SIDECARS.items():
+        if suffix not in sidecars:
+            continue
         try:
-            text = read().decode()
-            value = (
-                json.loads(text, parse_constant=_no_number)
-                if suffix == ".json"
-                else _number(text)
-                if suffix == ".cls"
-                else text
-            )
+            found |= parse(sidecars[suffix]().decode())
         except (ValueError, RecursionError) as error:
             raise InputError(f"the {suffix} beside it cannot be read: {first_line(error)}", code="metadata") from error
         except InputError as error:
             raise InputError(f"the {suffix} beside it: {error.message}", code="metadata") from error
-        if suffix == ".json" and isinstance(value, dict):
-            found = {**value, **found}
-        else:
-            found[{".json": "json", ".txt": "caption", ".cls": "class"}[suffix]] = value
     return found or None
-
-
-def _no_number(constant: str) -> None:
-    """What NaN and Infinity become, which Python writes as if they were JSON: null, as in tables they are left out."""
-
-
-def _number(text: str) -> int | str:
-    """A class: a number where it is one."""
-    try:
-        return int(text)
-    except ValueError:
-        return text.strip()
 
 
 # ------------------------------------------------------------------ members
@@ -368,7 +349,7 @@ def _members(place: Place, file: Any) -> Iterator[tuple[Member, Callable[[], byt
 
 def _is_near(member: Member) -> bool:
     """Whether its bytes are most likely in the file's buffer, as its header was."""
-    return member.size <= SMALL and member.name.lower().endswith(SIDECARS)
+    return member.size <= SMALL and _suffix(member) in SIDECARS
 
 
 def read_member(place: Place, member: Member, max_bytes: int) -> bytes:

@@ -7,15 +7,16 @@ import json
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from functools import partial
+from typing import Any, Protocol, TypeVar
 from urllib.parse import unquote
 
-from image_encoders.bulk.sources.contents import Content
-from image_encoders.collection import Locator, id_of
+from image_encoders.bulk.sources.contents import Content, taken
 from image_encoders.errors import InputError
 from image_encoders.inputs.files import check_bytes
 from image_encoders.inputs.image import MAX_BYTES_HINT, ImageLimits
-from image_encoders.tables import as_text
+from image_encoders.records import Locator
+from image_encoders.tables import as_text, id_of
 
 SAID = " said:"  # before the digest of metadata in a state
 PARTITION = re.compile(r"([^\W\d]\w*)=(.+)", re.DOTALL)  # the name of a folder of partitioned data
@@ -108,11 +109,26 @@ class RemoteImage:
         """Its bytes."""
         if self.error is not None:
             raise self.error
-        if self.content is None:
-            return self.again(limits)
-        content = self.content.take(lambda: self.again(limits))
+        content = taken(self.content, partial(self.again, limits))
         check_bytes(len(content), limits.max_bytes, MAX_BYTES_HINT)
         return content
+
+
+Itself = TypeVar("Itself", bound=SourceItem)
+
+
+class Ready:
+    """An entry that is its own item: there is nothing to look at."""
+
+    path = None
+
+    @property
+    def id(self: Entry) -> str:
+        return id_of(self.name)
+
+    def item(self: Itself) -> Itself:
+        """Itself."""
+        return self
 
 
 class Source(Protocol):
@@ -134,23 +150,14 @@ class Source(Protocol):
 
 
 @dataclass(frozen=True)
-class Problem:
-    """Something that cannot be encoded, and why: both an entry and its item."""
+class Problem(Ready):
+    """Something that cannot be encoded, and why."""
 
     name: str
     locator: Locator
     error: InputError
     state: str = ""
     metadata: Mapping[str, Any] | None = None
-    path: None = None
-
-    @property
-    def id(self) -> str:
-        return id_of(self.name)
-
-    def item(self) -> Problem:
-        """Itself."""
-        return self
 
     def read(self, limits: ImageLimits) -> bytes:
         """Raises the error."""
@@ -205,6 +212,7 @@ def nothing_known(id: str, state: str) -> bool:
 class Walk:
     """The state of a walk through sources.
 
+    settings: how the sources are to be understood
     counting: whether entries are counted only; Uncountable is raised where that costs much
     known: whether an item with that id is stored in that state, so that its bytes are not needed. Wrong answers only
         cost time
@@ -213,6 +221,7 @@ class Walk:
     ignored: files in folders that are not images by their names; passed_over: the first few names of them
     """
 
+    settings: Settings = field(default_factory=Settings)
     counting: bool = False
     known: Callable[[str, str], bool] = nothing_known
     folders: set[tuple[int, int]] = field(default_factory=set)

@@ -10,12 +10,13 @@ from image_encoders.bulk.sources.files import absolute
 from image_encoders.bulk.sources.lance import LanceTable, is_lance
 from image_encoders.bulk.sources.places import LocalFile, Place
 from image_encoders.bulk.sources.stores import ObjectFile, is_object
-from image_encoders.bulk.sources.tables import SUFFIXES, read_cell
+from image_encoders.bulk.sources.tables import is_table_name, read_cell
 from image_encoders.bulk.sources.urls import fetch_patiently, is_url
 from image_encoders.bulk.sources.videos import is_video_name, read_frame
-from image_encoders.collection import Locator, path_of
 from image_encoders.errors import InputError, MissingExtra
 from image_encoders.inputs.image import ImageLimits, read_bytes
+from image_encoders.records import Locator
+from image_encoders.tables import path_of
 
 TIME = re.compile(r"t=(\d+(?:\.\d+)?)")
 CELL = re.compile(r".+/\d+", re.DOTALL)
@@ -36,7 +37,7 @@ def locator_of(name: str) -> Locator:
                 if not os.path.exists(path):
                     continue
                 path = absolute(path)
-            if is_archive_name(path) or (path.lower().endswith(SUFFIXES) and CELL.fullmatch(inside)):
+            if is_archive_name(path) or (is_table_name(path) and CELL.fullmatch(inside)):
                 return Locator(path, inside)
             if is_video_name(path) and (time := TIME.fullmatch(inside)):
                 return Locator(path, time_s=float(time[1]))

@@ -16,41 +16,25 @@ import threading
 from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from image_encoders.bulk.sources.contents import Content
-from image_encoders.bulk.sources.items import Entry, Problem, Uncountable, Walk
+from image_encoders.bulk.sources.contents import Content, taken
+from image_encoders.bulk.sources.items import Entry, Problem, Ready, Uncountable, Walk
 from image_encoders.bulk.sources.places import Place
-from image_encoders.collection import Locator, id_of
 from image_encoders.errors import InputError, MissingExtra, first_line
 from image_encoders.inputs.image import ImageLimits
+from image_encoders.records import Locator
 
 if TYPE_CHECKING:
     from types import ModuleType
 
-SUFFIXES = frozenset(
-    {
-        ".mp4",
-        ".m4v",
-        ".mov",
-        ".mkv",
-        ".webm",
-        ".avi",
-        ".mpg",
-        ".mpeg",
-        ".ts",
-        ".mts",
-        ".m2ts",
-        ".3gp",
-        ".ogv",
-        ".flv",
-        ".wmv",
-    }
+SUFFIXES = (
+    *(".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".mts", ".m2ts", ".3gp", ".ogv"),
+    *(".flv", ".wmv"),
 )
-EVERY_S = 10.0  # default seconds from frame to frame
 SCENES = "scenes"
 CUT = 0.11  # of white: how far the colours of a small copy differ from the frame before; PySceneDetect has 27 / 255
 SHORTEST_SCENE_S = 0.5
@@ -85,7 +69,7 @@ def time_name(time_s: float) -> str:
 
 
 @dataclass(eq=False)
-class Frame:
+class Frame(Ready):
     """A frame of a video.
 
     time_s: from its beginning
@@ -98,15 +82,10 @@ class Frame:
     content: Content | None = None
     metadata: None = None
     error: None = None
-    path: None = None
 
     @cached_property
     def name(self) -> str:
         return f"{self.place.path}#t={time_name(self.time_s)}"
-
-    @property
-    def id(self) -> str:
-        return id_of(self.name)
 
     @property
     def locator(self) -> Locator:
@@ -116,27 +95,16 @@ class Frame:
     def state(self) -> str:
         return f"{self.place.state} {time_name(self.time_s)}"
 
-    def item(self) -> Frame:
-        """Itself."""
-        return self
-
     def read(self, limits: ImageLimits) -> bytes:
         """The frame as a BMP file, which loses nothing and costs little."""
-
-        def read() -> bytes:
-            return read_frame(self.place, self.time_s, limits, self.every_s)
-
-        return self.content.take(read) if self.content is not None else read()
+        return taken(self.content, partial(read_frame, self.place, self.time_s, limits, self.every_s))
 
 
 class Video:
-    """The frames of a video.
+    """The frames of a video."""
 
-    every_s: seconds from frame to frame; None: those at scene cuts
-    """
-
-    def __init__(self, place: Place, walk: Walk, every_s: float | None = EVERY_S):
-        self.place, self.walk, self.every_s = place, walk, every_s
+    def __init__(self, place: Place, walk: Walk):
+        self.place, self.walk, self.every_s = place, walk, walk.settings.every_s
 
     @property
     def repeatable(self) -> bool:
@@ -221,7 +189,7 @@ class _Decoder:
             self._container.close()
             raise InputError("no video in the file", code="not-an-image")
         self._stream = stream = self._container.streams.video[0]
-        stream.thread_type = "SLICE"  # threads for frames would tell of damage later than where it is
+        stream.thread_type = "SLICE"  # threads for frames would report damage later than where it is
         stream.codec_context.options = {"err_detect": "explode"}  # what is damaged is an error, not a guess
         self._start = stream.start_time or 0
         length = stream.duration and stream.duration * stream.time_base
