@@ -308,7 +308,7 @@ for thread in threads:
 for _ in range(30):
     child = os.fork()
     if child == 0:
-        signal.alarm(20)  # which ends one that hangs
+        signal.alarm(60)  # which ends one that hangs
         encode()
         os._exit(0)
     print(os.waitpid(child, 0)[1], flush=True)

@@ -19,7 +19,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
 def python(code: str) -> str:
-    return subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, timeout=60).stdout
+    return subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, timeout=300).stdout
 
 
 def loaded_by(statement: str) -> list[str]:
@@ -167,7 +167,7 @@ def test_the_help_names_the_default_model(capsys):
 
 def test_the_package_runs_as_a_module():
     command = [sys.executable, "-m", "image_encoders", "--version"]
-    shown = subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout
+    shown = subprocess.run(command, check=True, capture_output=True, text=True, timeout=300).stdout
     assert shown == f"image-encoders {image_encoders.__version__}\n"
 
 

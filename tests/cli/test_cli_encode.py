@@ -329,7 +329,7 @@ def slow_model(monkeypatch):
         said.set()
 
     def loading(*names, **options):
-        assert said.wait(30)
+        assert said.wait(120)
         said.clear()
         return load(*names, **options)
 

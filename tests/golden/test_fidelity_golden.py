@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -41,15 +42,29 @@ def judged(count: int) -> list[np.ndarray]:
     return probes(PROBES + count)[PROBES:]
 
 
+@pytest.fixture(scope="module")
+def plain(load: Callable[..., ie.Encoder]) -> Callable[[str], tuple[np.ndarray, str]]:
+    """plain(model) -> embeddings of `judged(12)` by torch in float32, and the fingerprint; computed once."""
+
+    @cache
+    def embedded(model: str) -> tuple[np.ndarray, str]:
+        encoder = load(model, precision="float32", engine="torch")
+        return encoder.encode_image(judged(12)), encoder.fingerprint
+
+    return embedded
+
+
 @pytest.mark.usefixtures("bfloat16")
 @pytest.mark.parametrize("model", MODELS)
-def test_what_auto_chooses_on_this_machine_keeps_the_embeddings(model: str, load: Callable[..., ie.Encoder]) -> None:
-    images = judged(12)
-    auto, plain = load(model), load(model, precision="float32", engine="torch")
-    near = closeness(auto.encode_image(images), plain.encode_image(images))
+def test_what_auto_chooses_on_this_machine_keeps_the_embeddings(
+    model: str, load: Callable[..., ie.Encoder], plain: Callable[[str], tuple[np.ndarray, str]]
+) -> None:
+    embeddings, fingerprint = plain(model)
+    auto = load(model)
+    near = closeness(auto.encode_image(judged(12)), embeddings)
     assert near.centred >= CLOSEST
     assert auto.choice.precision == auto.precision
-    assert (auto.fingerprint == plain.fingerprint) == (auto.precision == "float32")
+    assert (auto.fingerprint == fingerprint) == (auto.precision == "float32")
     if auto.precision == "float32":
         assert near.centred > 0.999999
         assert near.neighbours == 1
