@@ -270,6 +270,7 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 import numpy as np
 import image_encoders as ie
+from transformers import CLIPModel  # and torch, which the forked processes need: once for all
 
 encoder = ie.load("clip/demo", device="cpu")
 images = [np.full((40, 50, 3), 12 * i, np.uint8) for i in range(20)]
