@@ -269,7 +269,7 @@ def test_a_second_writer_is_refused_while_the_first_one_writes(folder: Path, col
 def _hold(folder: Path, ready: object, done: object) -> None:
     with Collection.open(folder).writing():
         ready.set()
-        done.wait(30)
+        done.wait(120)
 
 
 def test_a_writer_in_another_process_is_refused_and_a_killed_one_leaves_no_lock(folder: Path) -> None:

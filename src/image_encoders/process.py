@@ -91,7 +91,7 @@ def _after_fork() -> None:
         _left_behind.append(one)
     if lancedb_is_used.is_set():
         lancedb_was_used.set()
-        atexit.unregister(_OfLanceDB())  # type: ignore[arg-type]  it would wait for threads that are not here
+        atexit.unregister(_OfLanceDB())  # type: ignore[arg-type]  # it would wait for threads that are not here
 
 
 if hasattr(os, "register_at_fork"):
