@@ -27,7 +27,7 @@ from image_encoders.bulk.batch_size import BatchSizeTuner
 from image_encoders.bulk.encode import Encoded, Failed, Outcome, encode, metadata_text
 from image_encoders.bulk.plan import Plan
 from image_encoders.bulk.sources import SourceItem, read_locator
-from image_encoders.bulk.sources.ahead import looked_at
+from image_encoders.bulk.sources.ahead import items_of
 from image_encoders.bulk.sources.archives import Archive, is_archive_name
 from image_encoders.bulk.sources.items import Entry, Problem, Ready, Settings, Walk
 from image_encoders.bulk.sources.locators import place_of
@@ -214,7 +214,7 @@ class Worker:
         """Encode a part and store its outcomes; `done` is called with outcomes on the way."""
         found: dict[str, Outcome] = {}
         items = self.parts.items(part)
-        for outcomes in encode(looked_at(entries(items)), self.encoder, batch_size=self.tuner, workers=self.workers):
+        for outcomes in encode(items_of(entries(items)), self.encoder, batch_size=self.tuner, workers=self.workers):
             found.update((one.item.id, one) for one in outcomes)
             done(outcomes)
         self.parts.write(part, [found[item.id] for item in items], self.encoder.dim)

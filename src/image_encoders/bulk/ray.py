@@ -21,7 +21,7 @@ import numpy as np
 from image_encoders.bulk.batch_size import BatchSizeTuner
 from image_encoders.bulk.encode import Encoded, Failed, Outcome, encode
 from image_encoders.bulk.parts import Parts, Worker
-from image_encoders.bulk.sources.ahead import looked_at
+from image_encoders.bulk.sources.ahead import items_of
 from image_encoders.bulk.sources.find import entry_of
 from image_encoders.bulk.sources.items import Entry, Ready, Settings
 from image_encoders.canaries import drift, embed_canaries
@@ -397,7 +397,7 @@ class _Rows:
         entries = [_given(number, value, self.settings) for number, value in enumerate(values)]
         ids = [id_of(entry.name) for entry in entries]
         found: dict[str, Outcome] = {}
-        items = looked_at(dict(zip(ids, entries)).values())
+        items = items_of(dict(zip(ids, entries)).values())
         for outcomes in encode(items, self.encoder, batch_size=self.tuner, workers=self.threads):
             found.update((one.item.id, one) for one in outcomes)
         embedded = [one for one in found.values() if isinstance(one, Encoded) and one.embedding is not None]

@@ -209,35 +209,35 @@ class Archive:
         except Exception as error:  # a damaged archive may raise anything
             yield Problem(self.place.path, Locator(self.place.path), _archive_error(error))
         else:
-            self.walk.finished(self.place.id)
+            self.walk.complete(self.place.id)
 
-    def _samples(self) -> Iterator[list[_Met]]:
+    def _samples(self) -> Iterator[list[_ReadMember]]:
         """Members that stand together and have the same key, as those of a WebDataset's sample do."""
-        sample: list[_Met] = []
+        sample: list[_ReadMember] = []
         limit = ImageLimits.from_environment().max_bytes
         with self.place.open() as file:
             for member, read in _members(self.place, file):
                 if sample and _key(member.name) != _key(sample[0].member.name):
                     yield sample
                     sample = []
-                sample.append(self._met(member, read, limit))
+                sample.append(self._read_ahead(member, read, limit))
             if sample:
                 yield sample
 
-    def _met(self, member: Member, read: Callable[[], bytes] | None, limit: int) -> _Met:
+    def _read_ahead(self, member: Member, read: Callable[[], bytes] | None, limit: int) -> _ReadMember:
         """A member with its bytes, where they are wanted and come by only once."""
         is_image = self.walk.settings.all_files or is_image_name(member.name)
         if read is None or member.error is not None:
-            return _Met(member, is_image)
+            return _ReadMember(member, is_image)
         if not is_image:
             wanted = _suffix(member) in SIDECARS and member.size <= LARGEST_SIDECAR
-            return _Met(member, is_image, text=read() if wanted else None)
+            return _ReadMember(member, is_image, text=read() if wanted else None)
         if member.size > limit:
-            return _Met(replace(member, error=_bytes_error(member.size, limit)), is_image)
+            return _ReadMember(replace(member, error=_bytes_error(member.size, limit)), is_image)
         image = ArchivedImage(self.place, member)
-        return _Met(member, is_image, None if self.walk.known(image.id, image.state) else Content(read()))
+        return _ReadMember(member, is_image, None if self.walk.known(image.id, image.state) else Content(read()))
 
-    def _images(self, sample: list[_Met]) -> Iterator[ArchivedImage]:
+    def _images(self, sample: list[_ReadMember]) -> Iterator[ArchivedImage]:
         """The images of a sample, with the files beside them."""
         others = [one for one in sample if not one.is_image]
         lonely = len(others) == len(sample)
@@ -253,7 +253,7 @@ class Archive:
 
 
 @dataclass(frozen=True, slots=True)
-class _Met:
+class _ReadMember:
     """A member, and what was read of it already: an image, or a file beside one."""
 
     member: Member
@@ -272,7 +272,7 @@ def _key(name: str) -> str:
     return folder + slash + file.partition(".")[0]
 
 
-def _sidecar(place: Place, one: _Met) -> bytes:
+def _sidecar(place: Place, one: _ReadMember) -> bytes:
     if one.text is not None:
         return one.text
     if one.member.error is not None:

@@ -204,7 +204,7 @@ class Walk:
     known: whether an item with that id is stored in that state, so that its bytes are not needed. Wrong answers only
         cost time
     folders: device and inode of those that were searched: links may form loops
-    whole: ids of what holds many items, such as archives, and was read to its end
+    completed: ids of what holds many items, such as archives, and was read to its end
     ignored: files in folders that are not images by their names; passed_over: the first few names of them
     """
 
@@ -212,7 +212,7 @@ class Walk:
     counting: bool = False
     known: Callable[[str, str], bool] = nothing_known
     folders: set[tuple[int, int]] = field(default_factory=set)
-    whole: set[str] = field(default_factory=set)
+    completed: set[str] = field(default_factory=set)
     ignored: int = 0
     passed_over: list[str] = field(default_factory=list)
 
@@ -222,6 +222,6 @@ class Walk:
         if len(self.passed_over) < NAMED:
             self.passed_over.append(name)
 
-    def finished(self, id: str) -> None:
+    def complete(self, id: str) -> None:
         """Note that an archive, or the like, was read to its end."""
-        self.whole.add(id)
+        self.completed.add(id)

@@ -134,7 +134,7 @@ class Table:
             yield self._problem(self.place.path, _table_error(error))
             return
         if whole:
-            self.walk.finished(self.place.id)
+            self.walk.complete(self.place.id)
 
     def _known(self, column: str, row: int) -> bool:
         one = CellImage(self.place, column, row)
