@@ -192,7 +192,6 @@ class _Actor:
         return slow(encoder)
 
     def encode(self, part: str) -> None:
-        """Do a part."""
         self.worker.encode(part, self._count)
 
     def _count(self, outcomes: list[Outcome]) -> None:
@@ -379,7 +378,6 @@ class _Rows:
             logger.warning("%s", warning)
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        """The table with two more columns."""
         import pyarrow as pa
 
         taken = {"embedding", "error"} & set(table.column_names)
@@ -426,7 +424,6 @@ class _Given(Ready):
         return Locator(self.name)
 
     def read(self, limits: ImageLimits) -> bytes:
-        """The bytes."""
         if not isinstance(self.content, bytes):
             found = "null" if self.content is None else type(self.content).__name__
             raise InputError(f"{found}; the bytes of an image file, a path or a URL is accepted", code="type")

@@ -167,7 +167,6 @@ class _Run:
         self.pruned = self.forgotten = 0
 
     def all(self, pool: Pool | None, prune: bool | Prune) -> Report:
-        """The whole run."""
         try:
             try:
                 unfinished = self._carry_on()

@@ -144,7 +144,6 @@ class ArchivedImage(Ready):
         return _metadata(self.sidecars)
 
     def read(self, limits: ImageLimits) -> bytes:
-        """Its bytes."""
         if self.error is not None:
             raise self.error
         return taken(self.content, partial(read_member, self.place, self.member, limits.max_bytes))
@@ -167,7 +166,6 @@ class FarMember:
         return self.image.place.path
 
     def item(self, known: Callable[[str, str], bool] = nothing_known) -> ArchivedImage:
-        """The image, read unless it is known."""
         if self.image.error is None and not known(self.image.id, self.image.state):
             try:
                 self.image.content = Content(self.image.read(ImageLimits.from_environment()))

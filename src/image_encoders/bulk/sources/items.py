@@ -102,7 +102,6 @@ class RemoteImage:
     error: InputError | None = None
 
     def read(self, limits: ImageLimits) -> bytes:
-        """Its bytes."""
         if self.error is not None:
             raise self.error
         content = taken(self.content, partial(self.again, limits))
@@ -123,7 +122,6 @@ class Ready:
         return id_of(self.name)
 
     def item(self: Itself) -> Itself:
-        """Itself."""
         return self
 
 
@@ -156,7 +154,6 @@ class Problem(Ready):
     metadata: Mapping[str, Any] | None = None
 
     def read(self, limits: ImageLimits) -> bytes:
-        """Raises the error."""
         raise self.error
 
 

@@ -72,7 +72,6 @@ class CellImage(Ready):
         return f"{self.place.state} {self.row}"
 
     def read(self, limits: ImageLimits) -> bytes:
-        """Its bytes."""
         content = taken(self.content, partial(read_cell, self.place, self.column, self.row))
         check_bytes(len(content), limits.max_bytes, MAX_BYTES_HINT)
         return content
