@@ -190,6 +190,7 @@ class Where:
 
 LARGEST = 2.0**63
 COMPARED = ("!=", "<=", ">=", "=", "<", ">")
+COMPARISON = re.compile(rf"\s*(\S.*?)\s*({'|'.join(COMPARED)})\s*(.*?)\s*", re.DOTALL)
 TRUTHS = {True: ("true", '"true"', '"True"', '"TRUE"'), False: ("false", '"false"', '"False"', '"FALSE"')}
 
 
@@ -207,6 +208,21 @@ class Comparison:
     name: str
     sign: str
     value: str | float | bool | None
+
+    @classmethod
+    def parse(cls, text: str) -> Comparison:
+        """What a text such as "year >= 2020" says: a name, a sign, and a value, as JSON if it is that, else as text."""
+        said = COMPARISON.fullmatch(text)
+        if said is None:
+            raise InputError(
+                f'where "{text}": write NAME, one of = != < <= > >=, and a value, such as "year >= 2020"', code="where"
+            )
+        name, sign, value = said.groups()
+        try:
+            found = json.loads(value, parse_constant=str)
+        except (ValueError, RecursionError):
+            found = value
+        return cls(name, sign, value if isinstance(found, (list, dict)) else found)
 
     def __post_init__(self) -> None:
         value = self.value

@@ -215,7 +215,8 @@ def test_bytes_that_came_by_are_had_again_from_the_archive(tmp_path: Path) -> No
 
 
 def test_no_more_bytes_are_held_than_may_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(contents, "MOST", 2000)
+    before = contents._waiting  # an earlier test's item may not be collected yet
+    monkeypatch.setattr(contents, "MOST", before + 2000)
     files = {f"{number:03d}.png": image(number) for number in range(60)}
     path = tar_of(tmp_path / "a.tar.gz", files, "w:gz")
     most = 0
@@ -225,8 +226,8 @@ def test_no_more_bytes_are_held_than_may_wait(tmp_path: Path, monkeypatch: pytes
         most = max(most, contents._waiting)
 
     assert encode(tmp_path / "index", path, encoder=FakeEncoder(before=watch)).encoded == 60
-    assert most <= 2000 + 700
-    assert contents._waiting == 0
+    assert most <= before + 2000 + 700
+    assert contents._waiting <= before
 
 
 def test_a_list_of_all_items_may_hold_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -147,12 +147,18 @@ def test_shards_and_zips_in_a_store_give_their_members(bucket: Any, monkeypatch:
         f"{other}#z{n}.png" for n in range(8)
     }
     assert encode(shard, other) == {"unchanged": 16}
+    names = [f"{shard}#3.png", f"{other}#z4.png", f"{shard}#none.png", f"{bucket.address}/none.tar#1.png"]
+    listed = io.BytesIO("\n".join(names).encode())
+    assert encode("-", stdin=listed) == {"unchanged": 2, "failed": 2}
+    assert failures() == {names[2]: "not-found", names[3]: "not-found"}
+    found = {one.id: one for one in find(["-"], stdin=io.BytesIO(listed.getvalue()))}
+    assert [found[name].read(LIMITS) for name in names[:2]] == [image(3), image(4)]
     limits = stores.ImageLimits()
     for one in (*find([shard]), *find([other])):
         assert one.read(limits) == one.read(limits)
     bucket("cut.tar", tarred.getvalue()[:5000])
     assert encode(f"{bucket.address}/cut.tar")["failed"] == 1
-    assert failures() == {f"{bucket.address}/cut.tar": "truncated"}
+    assert failures().pop(f"{bucket.address}/cut.tar") == "truncated"
 
 
 def test_tables_in_a_store_hold_images_or_name_them(bucket: Any) -> None:

@@ -19,7 +19,6 @@ import tarfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache, partial
 from typing import Any, cast
@@ -123,6 +122,10 @@ class ArchivedImage(Ready):
     sidecars: Mapping[str, Callable[[], bytes]] = field(default_factory=dict)
     content: Content | None = None
 
+    def entry(self) -> Entry:
+        """Itself, or, in a zip file of a store, what reads it ahead."""
+        return FarMember(self) if self.member.info is not None and not self.place.near else self
+
     @cached_property
     def name(self) -> str:
         return f"{self.place.path}#{self.member.name}"
@@ -202,8 +205,7 @@ class Archive:
                         yield Problem(f"{image.name} at byte {image.member.offset:,}", image.locator, error)
                     else:
                         names.add(image.id)
-                        far = image.member.info is not None and not self.place.near
-                        yield FarMember(image) if far else image
+                        yield image.entry()
         except Exception as error:  # a damaged archive may raise anything
             yield Problem(self.place.path, Locator(self.place.path), _archive_error(error))
         else:
@@ -366,20 +368,27 @@ def read_member(place: Place, member: Member, max_bytes: int) -> bytes:
 
 
 def find_member(place: Place, name: str) -> Member:
-    """The first member of that name; InputError ("not-found") where there is none."""
-    found = _places(cast(Any, place), place.state).get(name)
-    if found is None:
-        raise InputError(f"no {name} in the archive", code="not-found")
-    return found
+    """The first member of that name; InputError where there is none, or none before the archive's damage."""
+    try:
+        found, damage = _places(cast(Any, place), place.state)
+    except Exception as error:  # a damaged archive may raise anything
+        raise _archive_error(error) from error
+    if name not in found:
+        raise damage or InputError(f"no {name} in the archive", code="not-found")
+    return found[name]
 
 
 @lru_cache(maxsize=4)  # archives: hits come from few, and a tar has no directory
-def _places(place: Any, state: str) -> dict[str, Member]:
+def _places(place: Any, state: str) -> tuple[dict[str, Member], InputError | None]:
+    """The members by name, and why there may be more."""
     found: dict[str, Member] = {}
-    with place.open() as file, suppress(tarfile.TarError, EOFError, zlib.error, lzma.LZMAError):
-        for member, _ in _members(place, file):
-            found.setdefault(member.name, member)
-    return found
+    with place.open() as file:
+        try:
+            for member, _ in _members(place, file):
+                found.setdefault(member.name, member)
+        except (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error, lzma.LZMAError, InputError) as error:
+            return found, _archive_error(error)
+    return found, None
 
 
 # ------------------------------------------------------------------ tar

@@ -28,17 +28,17 @@ from image_encoders.bulk.sources.items import (
 )
 from image_encoders.bulk.sources.lance import LanceTable, is_lance
 from image_encoders.bulk.sources.lists import ListFile, RemoteList, StandardInput
+from image_encoders.bulk.sources.locators import locator_of, place_of
 from image_encoders.bulk.sources.places import LocalFile, Place
 from image_encoders.bulk.sources.stores import ObjectEntry, ObjectFile, ObjectFolder, is_object
-from image_encoders.bulk.sources.tables import Table, is_table_name, table_name
+from image_encoders.bulk.sources.tables import CellImage, Table, is_table_name, table_name
 from image_encoders.bulk.sources.urls import UrlEntry, is_url
-from image_encoders.bulk.sources.videos import Frame, Video, frame_times, is_video_name
+from image_encoders.bulk.sources.videos import Frame, Video, frame_times, is_video_name, time_name
 from image_encoders.errors import ImageEncodersError, InputError
 from image_encoders.inputs.files import address_error
 from image_encoders.records import Locator
 from image_encoders.tables import id_of, path_of
 
-TIME = re.compile(r"#t=(\d+(?:\.\d+)?)")
 BRACES = re.compile(r"\{(\d{1,9})\.\.(\d{1,9})\}|\{([^{},]*(?:,[^{},]*)+)\}")
 ACCEPTED = (
     "accepted: a folder, an image file, an archive (.tar, .zip), a table (.parquet, .csv, .jsonl, .lance), a video, a "
@@ -350,27 +350,33 @@ def holds_many(name: str) -> bool:
 
 
 def entry_of(name: str, metadata: Mapping[str, Any] | None, settings: Settings) -> Entry:
-    """The one image that a name in a list or a table names: a path, an address, a.tar#member, a.mp4#t=83.2."""
-    path = absolute(name)
+    """The one image that a name in a list or a table names: a path, an address, or an id as search results have it."""
+    locator = locator_of(name)
+    if locator.member is not None or locator.time_s is not None:
+        return _inside(locator)
+    name, path = locator.path, absolute(locator.path)
     if is_url(name) and not os.path.lexists(path):
         return UrlEntry(name, metadata, settings.private_urls)
     if is_object(name) and not os.path.lexists(path):
         return ObjectEntry(name, metadata)
     if (error := address_error(name, "image")) is not None and not os.path.lexists(path):
         return FileEntry(name, error, metadata)
-    for at in (at for at, sign in enumerate(name) if sign == "#"):
-        if is_archive_name(name[:at]) and os.path.isfile(name[:at]) and not os.path.lexists(path):
-            return _member(LocalFile.at(name[:at]), name[at + 1 :])
-        if is_video_name(name[:at]) and os.path.isfile(name[:at]) and (time := TIME.fullmatch(name[at:])):
-            return Frame(LocalFile.at(name[:at]), float(time[1]))
     return FileEntry(path, None, metadata)
 
 
-def _member(place: LocalFile, name: str) -> Entry:
+def _inside(locator: Locator) -> Entry:
+    """The member of an archive, the frame of a video or the cell of a table that a locator leads to."""
+    place, state, inside = place_of(locator.path), "", locator.member
     try:
-        return ArchivedImage(place, find_member(place, name))
+        state = place.state
+        if inside is None:
+            return Frame(place, locator.time_s or 0.0)
+        if is_archive_name(locator.path):
+            return ArchivedImage(place, find_member(place, inside)).entry()
+        column, _, row = inside.rpartition("/")
+        return CellImage(place, column, int(row))
     except InputError as error:
-        return Problem(f"{place.path}#{name}", Locator(place.path, name), error, place.state)
+        return Problem(f"{locator.path}#{inside or f't={time_name(locator.time_s or 0.0)}'}", locator, error, state)
 
 
 def _accepting(error: InputError) -> InputError:
