@@ -15,7 +15,7 @@ import os
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
@@ -238,15 +238,8 @@ class _Decoder:
         yield from ((self._time(at), None) for at in sorted(lost))
 
     def _packets(self) -> Iterator[Any]:
-        packets = self._container.demux(self._stream)
-        while True:
-            try:
-                packet = next(packets, None)
-            except (OSError, ValueError):  # the end, as far as it can be read
-                return
-            if packet is None:
-                return
-            yield packet
+        with suppress(OSError, ValueError):  # the end, as far as it can be read
+            yield from self._container.demux(self._stream)
 
     def _time(self, pts: int) -> float:
         return float((pts - self._start) * self._stream.time_base)
