@@ -20,30 +20,11 @@ from image_encoders.encoder import Encoder
 from image_encoders.engines.machine import system_lines
 from image_encoders.process import cores
 
-PACKAGES = (
-    "image-encoders",
-    "torch",
-    "transformers",
-    "openvino",
-    "lancedb",
-    "pyarrow",
-    "numpy",
-    "pillow",
-    "simplejpeg",
-)
+PACKAGES = "image-encoders", "torch", "transformers", "openvino", "lancedb", "pyarrow", "numpy", "pillow", "simplejpeg"
 # As /proc/cpuinfo spells them; what makes models fast on a CPU.
 INSTRUCTIONS = (
-    "avx2",
-    "avx512f",
-    "avx512_vnni",
-    "avx512_bf16",
-    "avx_vnni",
-    "amx_bf16",
-    "amx_int8",
-    "asimd",
-    "bf16",
-    "i8mm",
-    "sve",
+    *("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "avx_vnni", "amx_bf16", "amx_int8"),
+    *("asimd", "bf16", "i8mm", "sve"),
 )
 
 

@@ -252,7 +252,7 @@ def test_a_reader_that_stops_early_is_no_error(collection, tmp_path):
     with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as running:
         running.stdout.close()
         assert running.stderr.read() == b""
-        assert running.wait(60) == 141
+        assert running.wait(120) == 141
 
 
 # ---- export ----

@@ -21,7 +21,7 @@ import numpy as np
 from image_encoders.bulk.batch_size import BatchSizeTuner
 from image_encoders.bulk.encode import Encoded, Failed, Outcome, encode
 from image_encoders.bulk.parts import Parts, Worker
-from image_encoders.bulk.sources.ahead import looked_at
+from image_encoders.bulk.sources.ahead import items_of
 from image_encoders.bulk.sources.find import entry_of
 from image_encoders.bulk.sources.items import Entry, Ready, Settings
 from image_encoders.canaries import drift, embed_canaries
@@ -192,7 +192,6 @@ class _Actor:
         return slow(encoder)
 
     def encode(self, part: str) -> None:
-        """Do a part."""
         self.worker.encode(part, self._count)
 
     def _count(self, outcomes: list[Outcome]) -> None:
@@ -379,7 +378,6 @@ class _Rows:
             logger.warning("%s", warning)
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        """The table with two more columns."""
         import pyarrow as pa
 
         taken = {"embedding", "error"} & set(table.column_names)
@@ -397,7 +395,7 @@ class _Rows:
         entries = [_given(number, value, self.settings) for number, value in enumerate(values)]
         ids = [id_of(entry.name) for entry in entries]
         found: dict[str, Outcome] = {}
-        items = looked_at(dict(zip(ids, entries)).values())
+        items = items_of(dict(zip(ids, entries)).values())
         for outcomes in encode(items, self.encoder, batch_size=self.tuner, workers=self.threads):
             found.update((one.item.id, one) for one in outcomes)
         embedded = [one for one in found.values() if isinstance(one, Encoded) and one.embedding is not None]
@@ -426,7 +424,6 @@ class _Given(Ready):
         return Locator(self.name)
 
     def read(self, limits: ImageLimits) -> bytes:
-        """The bytes."""
         if not isinstance(self.content, bytes):
             found = "null" if self.content is None else type(self.content).__name__
             raise InputError(f"{found}; the bytes of an image file, a path or a URL is accepted", code="type")

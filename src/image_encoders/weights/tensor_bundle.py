@@ -59,18 +59,13 @@ class Node:
     """One object of the saved program.
 
     children: the attribute's or item's name -> the number of that node
-    keys: attribute -> key in the table; a variable has "VARIABLE_VALUE"
-    names: attribute -> the variable's full name
+    key: of this variable's tensor in the table; None when the node is not a variable
+    name: this variable's full name; "" when there is none
     """
 
     children: Mapping[str, int] = field(default_factory=dict)
-    keys: Mapping[str, str] = field(default_factory=dict)
-    names: Mapping[str, str] = field(default_factory=dict)
-
-    @property
-    def key(self) -> str | None:
-        """The key of this variable's tensor; None when the node is not a variable."""
-        return self.keys.get("VARIABLE_VALUE")
+    key: str | None = None
+    name: str = ""
 
 
 @dataclass(frozen=True)
@@ -148,7 +143,7 @@ def read(folder: str | Path) -> Bundle:
     if not graph and program.is_file():
         with _reading(program):
             graph = _program_graph(memoryview(map_file(program)), tensors)
-    names = {key: node.names[a] for node in graph for a, key in node.keys.items() if node.names.get(a)}
+    names = {node.key: node.name for node in graph if node.key is not None and node.name}
     return Bundle(tensors, names, graph)
 
 
@@ -333,14 +328,11 @@ def _trackable_graph(raw: memoryview) -> tuple[Node, ...]:
     nodes = _nodes(raw)
     graph = []
     for node in nodes:
-        attributes = [protobuf.message(attribute) for attribute in protobuf.parts(node, 2)]
-        graph.append(
-            Node(
-                children=_children(node, len(nodes)),
-                keys={protobuf.text(a, 1): protobuf.text(a, 3) for a in attributes},
-                names={protobuf.text(a, 1): protobuf.text(a, 2) for a in attributes},
-            )
-        )
+        children, key, name = _children(node, len(nodes)), None, ""
+        for attribute in map(protobuf.message, protobuf.parts(node, 2)):
+            if protobuf.text(attribute, 1) == "VARIABLE_VALUE":
+                key, name = protobuf.text(attribute, 3), protobuf.text(attribute, 2)
+        graph.append(Node(children, key, name))
     return tuple(graph)
 
 
@@ -360,14 +352,7 @@ def _program_graph(raw: memoryview, tensors: Mapping[str, np.ndarray]) -> tuple[
         number = _follow(children, key.removesuffix(VARIABLE)) if key.endswith(VARIABLE) else None
         if number in names:
             keys[number] = key
-    return tuple(
-        Node(
-            children=children[number],
-            keys={"VARIABLE_VALUE": keys[number]} if number in keys else {},
-            names={"VARIABLE_VALUE": names[number]} if number in names else {},
-        )
-        for number in range(len(nodes))
-    )
+    return tuple(Node(children[number], keys.get(number), names.get(number, "")) for number in range(len(nodes)))
 
 
 def _follow(children: list[dict[str, int]], path: str) -> int | None:

@@ -29,47 +29,16 @@ from image_encoders.bulk.sources.files import is_image_name
 from image_encoders.bulk.sources.items import Entry, Problem, Ready, Uncountable, Walk, nothing_known
 from image_encoders.bulk.sources.places import Place
 from image_encoders.errors import InputError, first_line
-from image_encoders.inputs.files import check_bytes
+from image_encoders.inputs.files import bytes_error, check_bytes
 from image_encoders.inputs.image import MAX_BYTES_HINT, ImageLimits
 from image_encoders.records import Locator
 
 
-class _Unpacked(io.RawIOBase):
+def _zstandard(file: Any) -> Any:
     """What a file packed by Zstandard holds, read in order."""
+    import pyarrow as pa
 
-    def __init__(self, file: Any):
-        import pyarrow as pa
-
-        self._stream = pa.CompressedInputStream(pa.PythonFile(file, mode="r"), "zstd")
-        self._at = 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        found = self._stream.read(len(buffer))
-        buffer[: len(found)] = found
-        self._at += len(found)
-        return len(found)
-
-    def tell(self) -> int:
-        return self._at
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        """Onwards alone."""
-        if whence != os.SEEK_SET or offset < self._at:
-            raise io.UnsupportedOperation("the archive is read in order")
-        while self._at < offset and (found := self._stream.read(min(offset - self._at, 1 << 20))):
-            self._at += len(found)
-        return self._at
-
-
-class _ZstandardFile(io.BufferedReader):
-    def __init__(self, file: Any):
-        super().__init__(_Unpacked(file))
+    return pa.CompressedInputStream(pa.PythonFile(file, mode="r"), "zstd")
 
 
 COMPRESSED: Mapping[str, Callable[[Any], Any]] = {
@@ -79,10 +48,9 @@ COMPRESSED: Mapping[str, Callable[[Any], Any]] = {
     ".tbz2": bz2.BZ2File,
     ".tar.xz": lzma.LZMAFile,
     ".txz": lzma.LZMAFile,
-    ".tar.zst": _ZstandardFile,
-    ".tzst": _ZstandardFile,
+    ".tar.zst": _zstandard,
+    ".tzst": _zstandard,
 }
-UNPACKED = (gzip.GzipFile, bz2.BZ2File, lzma.LZMAFile, _ZstandardFile)
 SUFFIXES = (".tar", ".zip", *COMPRESSED)
 LARGEST_SIDECAR = 1 << 20  # bytes
 LARGEST_HEADER = 1 << 20  # bytes of a name, or of other attributes, of a member
@@ -147,7 +115,6 @@ class ArchivedImage(Ready):
         return _metadata(self.sidecars)
 
     def read(self, limits: ImageLimits) -> bytes:
-        """Its bytes."""
         if self.error is not None:
             raise self.error
         return taken(self.content, partial(read_member, self.place, self.member, limits.max_bytes))
@@ -170,7 +137,6 @@ class FarMember:
         return self.image.place.path
 
     def item(self, known: Callable[[str, str], bool] = nothing_known) -> ArchivedImage:
-        """The image, read unless it is known."""
         if self.image.error is None and not known(self.image.id, self.image.state):
             try:
                 self.image.content = Content(self.image.read(ImageLimits.from_environment()))
@@ -211,35 +177,35 @@ class Archive:
         except Exception as error:  # a damaged archive may raise anything
             yield Problem(self.place.path, Locator(self.place.path), _archive_error(error))
         else:
-            self.walk.finished(self.place.id)
+            self.walk.complete(self.place.id)
 
-    def _samples(self) -> Iterator[list[_Met]]:
+    def _samples(self) -> Iterator[list[_ReadMember]]:
         """Members that stand together and have the same key, as those of a WebDataset's sample do."""
-        sample: list[_Met] = []
+        sample: list[_ReadMember] = []
         limit = ImageLimits.from_environment().max_bytes
         with self.place.open() as file:
             for member, read in _members(self.place, file):
                 if sample and _key(member.name) != _key(sample[0].member.name):
                     yield sample
                     sample = []
-                sample.append(self._met(member, read, limit))
+                sample.append(self._read_ahead(member, read, limit))
             if sample:
                 yield sample
 
-    def _met(self, member: Member, read: Callable[[], bytes] | None, limit: int) -> _Met:
+    def _read_ahead(self, member: Member, read: Callable[[], bytes] | None, limit: int) -> _ReadMember:
         """A member with its bytes, where they are wanted and come by only once."""
         is_image = self.walk.settings.all_files or is_image_name(member.name)
         if read is None or member.error is not None:
-            return _Met(member, is_image)
+            return _ReadMember(member, is_image)
         if not is_image:
             wanted = _suffix(member) in SIDECARS and member.size <= LARGEST_SIDECAR
-            return _Met(member, is_image, text=read() if wanted else None)
+            return _ReadMember(member, is_image, text=read() if wanted else None)
         if member.size > limit:
-            return _Met(replace(member, error=_bytes_error(member.size, limit)), is_image)
+            return _ReadMember(replace(member, error=bytes_error(member.size, limit, MAX_BYTES_HINT)), is_image)
         image = ArchivedImage(self.place, member)
-        return _Met(member, is_image, None if self.walk.known(image.id, image.state) else Content(read()))
+        return _ReadMember(member, is_image, None if self.walk.known(image.id, image.state) else Content(read()))
 
-    def _images(self, sample: list[_Met]) -> Iterator[ArchivedImage]:
+    def _images(self, sample: list[_ReadMember]) -> Iterator[ArchivedImage]:
         """The images of a sample, with the files beside them."""
         others = [one for one in sample if not one.is_image]
         lonely = len(others) == len(sample)
@@ -255,7 +221,7 @@ class Archive:
 
 
 @dataclass(frozen=True, slots=True)
-class _Met:
+class _ReadMember:
     """A member, and what was read of it already: an image, or a file beside one."""
 
     member: Member
@@ -274,20 +240,12 @@ def _key(name: str) -> str:
     return folder + slash + file.partition(".")[0]
 
 
-def _sidecar(place: Place, one: _Met) -> bytes:
+def _sidecar(place: Place, one: _ReadMember) -> bytes:
     if one.text is not None:
         return one.text
     if one.member.error is not None:
         raise one.member.error
     return read_member(place, one.member, LARGEST_SIDECAR)
-
-
-def _bytes_error(size: int, limit: int) -> InputError:
-    try:
-        check_bytes(size, limit, MAX_BYTES_HINT)
-    except InputError as error:
-        return error
-    raise AssertionError("it is larger")
 
 
 def _json_metadata(text: str) -> dict[str, Any]:
@@ -339,7 +297,7 @@ def _members(place: Place, file: Any) -> Iterator[tuple[Member, Callable[[], byt
         found: Iterator[tuple[Member, Callable[[], bytes] | None]] = ((one, None) for one in _zip_members(file))
     else:
         unpack = _compression(place.path)
-        headers = _Headers(unpack(file) if unpack else file)
+        headers = _Headers(file, unpack)
         in_order = unpack is not None or not place.near
         found = (
             (one, partial(headers.content, one) if in_order or _is_near(one) else None) for one in _tar_members(headers)
@@ -403,31 +361,46 @@ def _compression(path: str) -> Callable[[Any], Any] | None:
 class _Headers:
     """A tar file as `tarfile` reads its headers: in order, and no header of any size.
 
+    unpack: opens what is compressed; None: the file itself is the archive
     newest: the header block that was read last
     """
 
-    def __init__(self, file: Any):
-        self.file = file
+    def __init__(self, file: Any, unpack: Callable[[Any], Any] | None):
+        self.compressed = unpack is not None
+        self.size = None if unpack else file.seek(0, os.SEEK_END)
+        self.file = unpack(file) if unpack else file
+        self.at = 0
         self.newest = b""
+        self.seek(0)
 
     def read(self, size: int) -> bytes:
         if size > LARGEST_HEADER:
             raise tarfile.ReadError(f"a header of {size:,} bytes; at most {LARGEST_HEADER:,} are accepted")
-        self.newest = self.file.read(size)
+        self.newest = self._read(size)
         return self.newest
 
     def tell(self) -> int:
-        return self.file.tell()
+        return self.at
 
     def seek(self, offset: int) -> None:
-        if offset - self.file.tell() > LARGEST_SKIPPED and isinstance(self.file, UNPACKED):
+        """Go to an offset; in what is compressed, onwards alone."""
+        if not self.compressed:
+            self.at = self.file.seek(offset)
+            return
+        if offset - self.at > LARGEST_SKIPPED:
             raise tarfile.ReadError(f"a member of more than {LARGEST_SKIPPED:,} bytes in a compressed archive")
-        self.file.seek(offset)
+        while self.at < offset and self._read(min(offset - self.at, 1 << 20)):
+            pass
+
+    def _read(self, size: int) -> bytes:
+        content = self.file.read(size)
+        self.at += len(content)
+        return content
 
     def content(self, member: Member) -> bytes:
         """The bytes of the newest member."""
-        self.file.seek(member.offset)
-        content = self.file.read(member.size)
+        self.seek(member.offset)
+        content = self._read(member.size)
         if len(content) < member.size:
             raise _cut(member.name)
         return content
@@ -449,7 +422,6 @@ class _TarInfo(tarfile.TarInfo):
 
 
 def _tar_members(headers: _Headers) -> Iterator[Member]:
-    size = _size(headers.file)
     how = {"errors": "surrogateescape", "encoding": "utf-8", "tarinfo": _TarInfo}
     with tarfile.open(fileobj=headers, mode="r:", **how) as tar:  # type: ignore[call-overload]
         while True:
@@ -459,10 +431,11 @@ def _tar_members(headers: _Headers) -> Iterator[Member]:
                 break
             if one.isdir():
                 continue
-            if size is not None and one.isreg() and not one.issparse() and one.offset_data + one.size > size:
+            plain = one.isreg() and not one.issparse()
+            if plain and headers.size is not None and one.offset_data + one.size > headers.size:
                 raise _cut(one.name)
             error = None
-            if not one.isreg() or one.issparse():
+            if not plain:
                 kind = f"a link to {one.linkname}" if one.islnk() or one.issym() else "a sparse file or a device"
                 error = InputError(f"{kind}; only regular files in an archive are accepted", code="not-a-file")
             yield Member(one.name, one.offset_data, one.size, error=error)
@@ -470,16 +443,6 @@ def _tar_members(headers: _Headers) -> Iterator[Member]:
         raise InputError("ends without the end mark of a tar archive: it may have been cut off", code="truncated")
     if headers.newest.strip(b"\0"):
         raise InputError(f"damaged at byte {tar.offset:,}: what comes after that cannot be read", code="corrupt")  # type: ignore[attr-defined]
-
-
-def _size(file: Any) -> int | None:
-    """How many bytes there are, where that is known without reading them."""
-    if isinstance(file, UNPACKED):
-        return None
-    position = file.tell()
-    end = file.seek(0, os.SEEK_END)
-    file.seek(position)
-    return end
 
 
 def _cut(name: str) -> InputError:

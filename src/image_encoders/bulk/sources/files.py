@@ -42,7 +42,6 @@ class SourceFile:
         return Locator(self.path)
 
     def read(self, limits: ImageLimits) -> bytes:
-        """Its bytes."""
         if self.error is not None:
             raise self.error
         return read_bytes(self.path, limits)
@@ -65,7 +64,6 @@ class FileEntry:
         return None if self.error else self.name
 
     def item(self) -> SourceFile:
-        """What the disk says about it."""
         state, error = "", self.error
         try:
             found = os.stat(self.name)
@@ -96,7 +94,6 @@ class OneFile:
         """It was there a moment ago."""
 
     def entries(self) -> Iterator[Entry]:
-        """The file."""
         yield FileEntry(absolute(self.path))
 
 
@@ -143,7 +140,6 @@ class Glob:
             raise InputError("no file matches", item=self.pattern, code="not-found")
 
     def entries(self) -> Iterator[Entry]:
-        """What the paths that match name."""
         every = self.walk.settings.all_files or bool(os.path.splitext(self.pattern)[1])
         for path in self._matches():
             if every or os.path.isdir(path) or is_image_name(path):

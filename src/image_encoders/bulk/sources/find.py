@@ -14,7 +14,7 @@ from typing import Any
 
 from image_encoders.bulk.digests import DigestTable
 from image_encoders.bulk.sources import lance, lists
-from image_encoders.bulk.sources.ahead import looked_at
+from image_encoders.bulk.sources.ahead import items_of
 from image_encoders.bulk.sources.archives import Archive, ArchivedImage, find_member, is_archive_name
 from image_encoders.bulk.sources.files import FileEntry, Folder, Glob, OneFile, absolute
 from image_encoders.bulk.sources.items import (
@@ -93,7 +93,7 @@ class Sources(Iterator[SourceItem]):
     def __init__(self, arguments: Sequence[str], settings: Settings | None = None):
         self.arguments, self.settings = arguments, settings or Settings()
         self._walk = Walk(self.settings)
-        self._items = self._looked_at()
+        self._items = self._iterate()
 
     def __iter__(self) -> Sources:
         return self
@@ -139,8 +139,8 @@ class Sources(Iterator[SourceItem]):
         So it is for a folder, an archive or the like that was read to its end, and for the parts of those that have no
         state: they are met in every run.
         """
-        whole = self._walk.whole
-        if id in whole or (not state and any(id[:at] in whole for at, sign in enumerate(id) if sign == "#")):
+        done = self._walk.completed
+        if id in done or (not state and any(id[:at] in done for at, sign in enumerate(id) if sign == "#")):
             return True
         try:
             found = os.stat(path_of(id))
@@ -203,9 +203,9 @@ class Sources(Iterator[SourceItem]):
     def _patterns(self) -> Iterator[str]:
         return (one for argument in self.arguments for one in expanded(argument))
 
-    def _looked_at(self) -> Generator[SourceItem, None, None]:
+    def _iterate(self) -> Generator[SourceItem, None, None]:
         """The items, in order, except for those that come over a network, which come when ready."""
-        yield from looked_at(self._entries(self._all(self._walk)), self.known)
+        yield from items_of(self._entries(self._all(self._walk)), self.known)
 
     def _entries(self, sources: list[Source]) -> Iterator[Entry]:
         """What they name, each once."""

@@ -106,7 +106,6 @@ class RemoteImage:
     error: InputError | None = None
 
     def read(self, limits: ImageLimits) -> bytes:
-        """Its bytes."""
         if self.error is not None:
             raise self.error
         content = taken(self.content, partial(self.again, limits))
@@ -127,7 +126,6 @@ class Ready:
         return id_of(self.name)
 
     def item(self: Itself) -> Itself:
-        """Itself."""
         return self
 
 
@@ -160,7 +158,6 @@ class Problem(Ready):
     metadata: Mapping[str, Any] | None = None
 
     def read(self, limits: ImageLimits) -> bytes:
-        """Raises the error."""
         raise self.error
 
 
@@ -217,7 +214,7 @@ class Walk:
     known: whether an item with that id is stored in that state, so that its bytes are not needed. Wrong answers only
         cost time
     folders: device and inode of those that were searched: links may form loops
-    whole: ids of what holds many items, such as archives, and was read to its end
+    completed: ids of what holds many items, such as archives, and was read to its end
     ignored: files in folders that are not images by their names; passed_over: the first few names of them
     """
 
@@ -225,7 +222,7 @@ class Walk:
     counting: bool = False
     known: Callable[[str, str], bool] = nothing_known
     folders: set[tuple[int, int]] = field(default_factory=set)
-    whole: set[str] = field(default_factory=set)
+    completed: set[str] = field(default_factory=set)
     ignored: int = 0
     passed_over: list[str] = field(default_factory=list)
 
@@ -235,6 +232,6 @@ class Walk:
         if len(self.passed_over) < NAMED:
             self.passed_over.append(name)
 
-    def finished(self, id: str) -> None:
+    def complete(self, id: str) -> None:
         """Note that an archive, or the like, was read to its end."""
-        self.whole.add(id)
+        self.completed.add(id)

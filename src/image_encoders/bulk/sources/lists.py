@@ -46,7 +46,6 @@ class ListFile:
             raise InputError(f"{reason}; a text file with one path a line is accepted", item=f"@{self.path}") from error
 
     def entries(self) -> Iterator[Entry]:
-        """What its lines name."""
         with open(self.path, "rb") as file:
             yield from _listed(file, self.named)
 
@@ -68,7 +67,6 @@ class RemoteList:
         self.place.open().close()
 
     def entries(self) -> Iterator[Entry]:
-        """What its lines name."""
         with self.place.open() as file:
             yield from _listed(file, self.named)
 
@@ -90,7 +88,6 @@ class StandardInput:
             raise InputError("standard input is closed", item="-", code="not-found")
 
     def entries(self) -> Iterator[Entry]:
-        """What its lines name."""
         stream = self.stdin or sys.stdin
         yield from _listed(getattr(stream, "buffer", stream), self.named)
 

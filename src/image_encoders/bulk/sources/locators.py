@@ -11,7 +11,7 @@ from image_encoders.bulk.sources.lance import LanceTable, is_lance
 from image_encoders.bulk.sources.places import LocalFile, Place
 from image_encoders.bulk.sources.stores import ObjectFile, is_object
 from image_encoders.bulk.sources.tables import is_table_name, read_cell
-from image_encoders.bulk.sources.urls import fetch_patiently, is_url
+from image_encoders.bulk.sources.urls import is_url, read_patiently
 from image_encoders.bulk.sources.videos import is_video_name, read_frame
 from image_encoders.errors import InputError, MissingExtra
 from image_encoders.inputs.image import ImageLimits, read_bytes
@@ -62,9 +62,7 @@ def read_locator(locator: Locator, limits: ImageLimits | None = None, *, private
     limits = limits or ImageLimits.from_environment()
     path = locator.path
     if is_url(path):
-        content, _ = fetch_patiently(path, limits, private_urls)
-        assert content is not None
-        return content
+        return read_patiently(path, limits, private_urls)
     if locator.member is None and locator.time_s is None:
         return ObjectFile(path).read_all(limits) if is_object(path) else read_bytes(path, limits)
     place = place_of(path)

@@ -160,7 +160,7 @@ class ObjectFolder:
         except InputError as error:
             yield Problem(self.address, Locator(self.address), error)
         else:
-            self.walk.finished(id_of(self.address))
+            self.walk.complete(id_of(self.address))
 
     def _matches(self, store: Any, pattern: str) -> Iterator[Entry]:
         every = self.walk.settings.all_files or "." in pattern.rpartition("/")[2]

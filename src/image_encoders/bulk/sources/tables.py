@@ -72,7 +72,6 @@ class CellImage(Ready):
         return f"{self.place.state} {self.row}"
 
     def read(self, limits: ImageLimits) -> bytes:
-        """Its bytes."""
         content = taken(self.content, partial(read_cell, self.place, self.column, self.row))
         check_bytes(len(content), limits.max_bytes, MAX_BYTES_HINT)
         return content
@@ -134,7 +133,7 @@ class Table:
             yield self._problem(self.place.path, _table_error(error))
             return
         if whole:
-            self.walk.finished(self.place.id)
+            self.walk.complete(self.place.id)
 
     def _known(self, column: str, row: int) -> bool:
         one = CellImage(self.place, column, row)

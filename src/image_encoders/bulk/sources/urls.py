@@ -64,13 +64,18 @@ class UrlEntry:
         return RemoteImage(id, locator, state_with(state, self.metadata), self.metadata, self._again, held)
 
     def _again(self, limits: ImageLimits) -> bytes:
-        content, _ = fetch_patiently(self.name, limits, self.private)
-        assert content is not None
-        return content
+        return read_patiently(self.name, limits, self.private)
+
+
+def read_patiently(url: str, limits: ImageLimits, private: bool) -> bytes:
+    """The content of a URL, with retries; InputError in the end."""
+    content, _ = fetch_patiently(url, limits, private, lambda state: False)
+    assert content is not None
+    return content
 
 
 def fetch_patiently(
-    url: str, limits: ImageLimits, private: bool = False, known: Callable[[str], bool] = lambda state: False
+    url: str, limits: ImageLimits, private: bool, known: Callable[[str], bool]
 ) -> tuple[bytes | None, str]:
     """`fetch_url` with retries; InputError in the end."""
     allowed = UrlLimits(max_bytes=limits.max_bytes, private=private)

@@ -15,6 +15,7 @@ import os
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
@@ -121,7 +122,7 @@ class Video:
             raise Uncountable
         try:
             self.place.state  # noqa: B018  before anything of it is read
-            with _Decoder(self.place) as video:
+            with closing(_Decoder(self.place)) as video:
                 if self.every_s is None:
                     yield from self._scenes(video)
                 else:
@@ -131,7 +132,7 @@ class Video:
             problem = error if isinstance(error, InputError) else InputError(str(error), code="unsupported")
             yield Problem(self.place.path, Locator(self.place.path), problem)
         else:
-            self.walk.finished(self.place.id)
+            self.walk.complete(self.place.id)
 
     def _scenes(self, video: _Decoder) -> Iterator[Entry]:
         """The first frame of each scene, and where it is damaged."""
@@ -199,12 +200,6 @@ class _Decoder:
         self._next: tuple[float, Any] | None = None  # the one after it
         self._passed: OrderedDict[float, Any] = OrderedDict()
 
-    def __enter__(self) -> _Decoder:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
-
     def close(self) -> None:
         self._container.close()
         if self._file is not None:
@@ -243,15 +238,8 @@ class _Decoder:
         yield from ((self._time(at), None) for at in sorted(lost))
 
     def _packets(self) -> Iterator[Any]:
-        packets = self._container.demux(self._stream)
-        while True:
-            try:
-                packet = next(packets, None)
-            except (OSError, ValueError):  # the end, as far as it can be read
-                return
-            if packet is None:
-                return
-            yield packet
+        with suppress(OSError, ValueError):  # the end, as far as it can be read
+            yield from self._container.demux(self._stream)
 
     def _time(self, pts: int) -> float:
         return float((pts - self._start) * self._stream.time_base)
@@ -322,30 +310,30 @@ _open: OrderedDict[tuple[str, str], _Decoder] = OrderedDict()
 _opening = threading.Lock()
 
 
-class _kept_open:
+@contextmanager
+def _kept_open(place: Place) -> Iterator[_Decoder]:
     """The open video of a place, for one thread at a time; few are open at once."""
+    video = _locked(place)
+    try:
+        yield video
+    finally:
+        video.lock.release()
 
-    def __init__(self, place: Place):
-        self.place = place
 
-    def __enter__(self) -> _Decoder:
-        while True:
-            with _opening:
-                key = (self.place.path, self.place.state)
-                video = _open.pop(key, None) or _Decoder(self.place)
-                _open[key] = video
-                while len(_open) > OPEN:
-                    _, oldest = _open.popitem(last=False)
-                    with oldest.lock:
-                        oldest.close()
-            video.lock.acquire()
-            if _open.get(key) is video:
-                self.video = video
-                return video
-            video.lock.release()  # it was closed before its turn came
-
-    def __exit__(self, *exception: object) -> None:
-        self.video.lock.release()
+def _locked(place: Place) -> _Decoder:
+    key = (place.path, place.state)
+    while True:
+        with _opening:
+            video = _open.pop(key, None) or _Decoder(place)
+            _open[key] = video
+            while len(_open) > OPEN:
+                _, oldest = _open.popitem(last=False)
+                with oldest.lock:
+                    oldest.close()
+        video.lock.acquire()
+        if _open.get(key) is video:
+            return video
+        video.lock.release()  # it was closed before its turn came
 
 
 def _bmp(frame: Any, limits: ImageLimits) -> bytes:
