@@ -35,12 +35,12 @@ from image_encoders.collection import (
     MARK,
     Collection,
     Failure,
-    Locator,
     Row,
     id_of,
     open_collection,
 )
 from image_encoders.errors import CollectionError, InputError, MissingExtra
+from image_encoders.records import Locator
 from image_encoders.tables import FACTS, Comparison, ImageFacts, Where
 
 
@@ -269,7 +269,7 @@ def test_a_second_writer_is_refused_while_the_first_one_writes(folder: Path, col
 def _hold(folder: Path, ready: object, done: object) -> None:
     with Collection.open(folder).writing():
         ready.set()
-        done.wait(30)
+        done.wait(120)
 
 
 def test_a_writer_in_another_process_is_refused_and_a_killed_one_leaves_no_lock(folder: Path) -> None:

@@ -270,6 +270,7 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 import numpy as np
 import image_encoders as ie
+from transformers import CLIPModel  # and torch, which the forked processes need: once for all
 
 encoder = ie.load("clip/demo", device="cpu")
 images = [np.full((40, 50, 3), 12 * i, np.uint8) for i in range(20)]
@@ -308,7 +309,7 @@ for thread in threads:
 for _ in range(30):
     child = os.fork()
     if child == 0:
-        signal.alarm(20)  # which ends one that hangs
+        signal.alarm(60)  # which ends one that hangs
         encode()
         os._exit(0)
     print(os.waitpid(child, 0)[1], flush=True)

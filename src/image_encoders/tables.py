@@ -203,6 +203,7 @@ class Where:
 
 LARGEST = 2.0**63
 COMPARED = ("!=", "<=", ">=", "=", "<", ">")
+COMPARISON = re.compile(rf"\s*(\S.*?)\s*({'|'.join(COMPARED)})\s*(.*?)\s*", re.DOTALL)
 TRUTHS = {True: ("true", '"true"', '"True"', '"TRUE"'), False: ("false", '"false"', '"False"', '"FALSE"')}
 
 
@@ -220,6 +221,21 @@ class Comparison:
     name: str
     sign: str
     value: str | float | bool | None
+
+    @classmethod
+    def parse(cls, text: str) -> Comparison:
+        """What a text such as "year >= 2020" says: a name, a sign, and a value, as JSON if it is that, else as text."""
+        said = COMPARISON.fullmatch(text)
+        if said is None:
+            raise InputError(
+                f'where "{text}": write NAME, one of = != < <= > >=, and a value, such as "year >= 2020"', code="where"
+            )
+        name, sign, value = said.groups()
+        try:
+            found = json.loads(value, parse_constant=str)
+        except (ValueError, RecursionError):
+            found = value
+        return cls(name, sign, value if isinstance(found, (list, dict)) else found)
 
     def __post_init__(self) -> None:
         value = self.value
@@ -336,9 +352,7 @@ def nearest(table: Any, query: np.ndarray, k: int, each_copy: bool, condition: s
     limit = k + 16
     groups: list[list[dict]] = []
     while rows:
-        search = table.search(query, vector_column_name="embedding").distance_type("cosine").limit(min(limit, rows))
-        if condition is not None:
-            search = search.where(condition, prefilter=True)
+        search = _search(table, query, min(limit, rows), condition)
         if rows < EXACT_BELOW:
             search = search.bypass_vector_index()
         else:
@@ -356,13 +370,16 @@ def nearest(table: Any, query: np.ndarray, k: int, each_copy: bool, condition: s
 
 def best(table: Any, query: np.ndarray, count: int, condition: str | None) -> tuple[np.ndarray, np.ndarray]:
     """The numbers of the `count` rows nearest to a query at unit length, and their cosine distances."""
-    search = table.search(query, vector_column_name="embedding").distance_type("cosine").limit(count)
-    if condition is not None:
-        search = search.where(condition, prefilter=True)
+    search = _search(table, query, count, condition)
     if table.list_indices():
         search = _through_index(search, table.count_rows(), 2)
     found = search.select(["width", "_distance"]).with_row_id(True).to_arrow()
     return found["_rowid"].to_numpy(), found["_distance"].to_numpy()
+
+
+def _search(table: Any, query: np.ndarray, count: int, condition: str | None) -> Any:
+    search = table.search(query, vector_column_name="embedding").distance_type("cosine").limit(count)
+    return search if condition is None else search.where(condition, prefilter=True)
 
 
 def _through_index(search: Any, rows: int, refined: int) -> Any:

@@ -25,11 +25,12 @@ from image_encoders.bulk import encode as encode_module
 from image_encoders.bulk import run as run_module
 from image_encoders.bulk.run import Report, Standing, run
 from image_encoders.bulk.sources import SourceFile, find
-from image_encoders.collection import Collection, Locator
+from image_encoders.collection import Collection
 from image_encoders.encoder import Encoder, InputSpec, Tower
 from image_encoders.errors import CollectionError, InputError
 from image_encoders.inputs.image import ImageLimits, read_image
 from image_encoders.inputs.preprocessing import channels_first
+from image_encoders.records import Locator
 
 
 @pytest.fixture
@@ -581,7 +582,7 @@ def test_progress_counts_up_to_the_total(encode, photos: Path) -> None:
     assert calls[-1] == (21, 1)
 
 
-def test_progress_tells_failures_by_code_and_what_was_waited_for(encode, photos: Path) -> None:
+def test_progress_reports_failures_by_code_and_what_was_waited_for(encode, photos: Path) -> None:
     (photos / "broken.png").write_bytes(b"x")
     last: list[Standing] = []
     encode(progress=lambda now: last.append(now))
@@ -651,7 +652,7 @@ def test_a_second_ctrl_c_does_not_wait_until_all_is_stored(
 
     def slow(self: Collection, rows: list, **options: Any) -> None:
         signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
-        assert go_on.wait(60)
+        assert go_on.wait(120)
         append(self, rows, **options)
 
     monkeypatch.setattr(Collection, "append", slow)
@@ -841,13 +842,13 @@ def test_two_runs_of_threads_into_one_collection_are_one_too_many(tmp_path: Path
 
     def wait(inputs: np.ndarray) -> None:
         encoding.set()
-        assert go.wait(60)
+        assert go.wait(120)
 
     collection = Collection.create(tmp_path / "index", FakeEncoder())
     thread = threading.Thread(target=run, args=([Drawn(0)], drawn_encoder(before=wait), collection))
     thread.start()
     try:
-        assert encoding.wait(60)
+        assert encoding.wait(120)
         with pytest.raises(CollectionError, match="being written by another run of this process"):
             run([Drawn(1)], drawn_encoder(), collection)
     finally:
