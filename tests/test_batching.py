@@ -28,7 +28,7 @@ class Net:
     def __call__(self, inputs: Sequence[np.ndarray]) -> np.ndarray:
         self.batches.append([float(one[0]) for one in inputs])
         self.started.release()
-        assert self.go.wait(30)
+        assert self.go.wait(120)
         if self.failure is not None:
             raise self.failure
         if BAD in self.batches[-1]:
@@ -73,7 +73,7 @@ def occupied(net: Net, **arguments: object) -> tuple[Batcher, list[Future[Embedd
     """A batcher whose net is busy with one input."""
     batcher = Batcher(net, **arguments)  # type: ignore[arg-type]
     first = batcher.submit(inputs(1))
-    assert net.started.acquire(timeout=30)
+    assert net.started.acquire(timeout=120)
     return batcher, first
 
 
@@ -100,7 +100,7 @@ def test_inputs_that_come_while_the_net_is_busy_share_the_next_batch(net: Net) -
 def test_a_net_of_two_streams_has_two_batches_at_work(net: Net) -> None:
     batcher, first = occupied(net, streams=2)
     second = batcher.submit(inputs(2))
-    assert net.started.acquire(timeout=30)  # although the first one is not done
+    assert net.started.acquire(timeout=120)  # although the first one is not done
     later = [*batcher.submit(inputs(3)), *batcher.submit(inputs(4))]
     assert batcher.waiting == 2
     net.go.set()
@@ -140,7 +140,7 @@ def test_more_than_may_wait_are_refused_at_once_with_what_to_do(net: Net) -> Non
     clock = Clock()
     batcher = Batcher(net, cost=len, max_waiting=3, clock=clock)
     first = batcher.submit(inputs(1))
-    assert net.started.acquire(timeout=30)
+    assert net.started.acquire(timeout=120)
     waiting = batcher.submit(inputs(2, 3))
     with pytest.raises(Overloaded, match=r"2 inputs are waiting, of at most 3; retry in about 1\.0 s") as caught:
         batcher.submit(inputs(4, 5))
@@ -159,13 +159,13 @@ def test_when_to_come_back_follows_from_the_speed_of_earlier_batches(net: Net) -
     clock = Clock()
     batcher = Batcher(net, cost=len, max_waiting=2, clock=clock)
     measured = batcher.submit([np.ones(4, np.float32)])
-    assert net.started.acquire(timeout=30)
+    assert net.started.acquire(timeout=120)
     clock.now += 2  # half a second for each unit of cost
     net.go.set()
     wait(measured, 30)
     net.go.clear()
     batcher.submit(inputs(1))
-    assert net.started.acquire(timeout=30)
+    assert net.started.acquire(timeout=120)
     batcher.submit([np.ones(10, np.float32), np.ones(6, np.float32)])
     with pytest.raises(Overloaded) as caught:
         batcher.submit(inputs(2))
@@ -241,7 +241,7 @@ def test_every_answer_knows_what_it_took(net: Net) -> None:
     clock = Clock()
     batcher = Batcher(net, clock=clock)
     first = batcher.submit(inputs(1), prepare_s=0.25)
-    assert net.started.acquire(timeout=30)
+    assert net.started.acquire(timeout=120)
     second = batcher.submit(inputs(2), prepare_s=0.5)
     clock.now += 1
     third = batcher.submit(inputs(3))
@@ -260,7 +260,7 @@ def test_closing_ends_when_all_that_was_taken_is_done(net: Net) -> None:
     closing = threading.Thread(target=batcher.close)
     closing.start()
     net.go.set()
-    closing.join(30)
+    closing.join(120)
     assert not closing.is_alive()
     assert all(future.done() for future in (*first, *later))
     assert found(later) == [4, 6]

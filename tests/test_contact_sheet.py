@@ -239,7 +239,7 @@ def test_a_browser_draws_the_page(tmp_path):
         + ["--window-size=1000,800", (tmp_path / "page.html").as_uri()],
         check=True,
         capture_output=True,
-        timeout=120,
+        timeout=300,
     )
     with Image.open(tmp_path / "page.png") as seen:
         assert len(set(seen.convert("RGB").resize((100, 80)).get_flattened_data())) > 100

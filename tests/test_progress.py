@@ -21,7 +21,7 @@ def on_a_terminal(code: str) -> str:
     terminal, end = pty.openpty()
     try:
         environment = {**os.environ, "TERM": "xterm", "COLUMNS": "100", "NO_COLOR": "1"}
-        subprocess.run([sys.executable, "-c", code], stderr=end, check=True, timeout=60, env=environment)
+        subprocess.run([sys.executable, "-c", code], stderr=end, check=True, timeout=300, env=environment)
         return os.read(terminal, 1 << 16).decode()
     finally:
         os.close(terminal)

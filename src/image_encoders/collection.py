@@ -490,6 +490,7 @@ class Collection:
         """
         from filelock import Timeout
 
+        tables.check_usable(self.folder)  # first: another thread may have held these locks at the fork
         with storage(self.folder, "written"), self._entering:
             try:
                 self._lock.acquire()
@@ -647,6 +648,7 @@ class Collection:
 
     def _open(self, name: str) -> Any:
         """A table, or None where it has not been made yet."""
+        tables.check_usable(self.folder)
         if not tables.is_made(self.folder / f"{name}.lance"):
             return None
         table = self._database.open_table(name)

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from image_encoders.errors import CollectionError, ImageEncodersError, InputError
+from image_encoders.process import lancedb_is_used, lancedb_was_used
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -60,6 +61,16 @@ class ImageFacts:
 FACTS = tuple(field.name for field in fields(ImageFacts))
 
 
+def check_usable(folder: Path) -> None:
+    """Raise CollectionError in a process that was forked from one that has used the database."""
+    if lancedb_was_used.is_set():
+        raise CollectionError(
+            f"{folder} cannot be used in this process: it was forked from one that uses a collection, and the "
+            "database's threads are missing here; start processes by spawn or forkserver, or use collections only "
+            "after forking"
+        )
+
+
 def connect(folder: Path, index_cache: int = 1 << 30) -> Any:
     """The database in `folder`.
 
@@ -67,6 +78,8 @@ def connect(folder: Path, index_cache: int = 1 << 30) -> Any:
     """
     import lancedb
 
+    check_usable(folder)
+    lancedb_is_used.set()
     # A table is always read as it is now. The other cache would grow with the number of writes.
     session = lancedb.Session(index_cache_size_bytes=index_cache, metadata_cache_size_bytes=1 << 22)
     return lancedb.connect(folder, read_consistency_interval=timedelta(0), session=session)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import gc
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
+from image_encoders.bulk.sources import contents
 
 
 @pytest.fixture
@@ -24,3 +27,10 @@ def start_script() -> Iterator[Callable[..., subprocess.Popen[str]]]:
     for process in started:
         process.kill()
         process.communicate()
+
+
+@pytest.fixture
+def waiting() -> Callable[[], int]:
+    """waiting() -> how many bytes wait that were read ahead, without those that failures in earlier tests held."""
+    gc.collect()
+    return lambda: contents._waiting

@@ -1,5 +1,6 @@
 """A run in a process of its own, to be interrupted and killed: FOLDER COLLECTION, begun by a line on standard input."""
 
+# ruff: noqa: E402  what LanceDB imports needlessly is skipped first, as by commands: it takes half of the start
 from __future__ import annotations
 
 import signal
@@ -7,6 +8,9 @@ import sys
 import time
 from pathlib import Path
 
+from image_encoders.cli import skipped_imports
+
+skipped_imports.skip()
 import lancedb  # noqa: F401  now, so that the import does not delay the run
 
 from image_encoders.bulk import commit

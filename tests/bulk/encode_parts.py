@@ -4,6 +4,7 @@ It dies right after it has come to a moment for the COUNT-th time: "recorded", a
 result is; "listed", its failures are in the collection; "written", its embeddings are; "removed", its files are gone.
 """
 
+# ruff: noqa: E402  what LanceDB imports needlessly is skipped first, as by commands: it takes half of the start
 from __future__ import annotations
 
 import os
@@ -13,6 +14,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from image_encoders.cli import skipped_imports
+
+skipped_imports.skip()
 import lancedb  # noqa: F401  now, so that the import does not delay the run
 
 from image_encoders.bulk import commit, parts

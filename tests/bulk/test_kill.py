@@ -20,7 +20,7 @@ from image_encoders.bulk.sources import find
 from image_encoders.collection import Collection
 
 SCRIPT = Path(__file__).with_name("encode_folder.py")
-SERIES = int(os.environ.get("KILL_SERIES", "1"))  # of ten random moments each; `make soak` has more
+SERIES = int(os.environ.get("KILL_SERIES", "0"))  # of ten random moments each, in `make soak`; else one of four
 
 
 @pytest.fixture(scope="module")
@@ -89,15 +89,16 @@ def wait_for_commits(process: subprocess.Popen[str], index: Path, count: int) ->
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(SERIES))
-def test_killing_it_at_ten_random_moments_changes_nothing(
+@pytest.mark.parametrize("seed", range(max(1, SERIES)))
+def test_killing_it_at_random_moments_changes_nothing(
     start: Callable[[], subprocess.Popen[str]], photos: Path, undisturbed: Collection, tmp_path: Path, seed: int
 ) -> None:
     index = tmp_path / "index"
     complete = rows(undisturbed)
     killed_in_the_midst, random = 0, Random(seed)
+    moments = 10 if SERIES else 4
     process = start()
-    for _ in range(10):
+    for _ in range(moments):
         begin(process)
         following = start()  # its imports take longer than the run
         wait_for_commits(process, index, commits(index) + random.randrange(3))
@@ -109,7 +110,7 @@ def test_killing_it_at_ten_random_moments_changes_nothing(
         assert stored.items() <= complete.items()
         killed_in_the_midst += 0 < len(stored) < len(complete)
         process = following
-    assert killed_in_the_midst >= 3
+    assert killed_in_the_midst >= moments // 4
     assert_same(finish(photos, index), undisturbed)
 
 
@@ -126,7 +127,7 @@ def test_an_interrupt_stores_what_is_embedded_and_the_next_run_goes_on(
     begin(process)
     wait_for_commits(process, index, 1)
     process.send_signal(number)
-    out, complaints = process.communicate(timeout=60)
+    out, complaints = process.communicate(timeout=300)
     assert "KeyboardInterrupt" in complaints
     assert out == ""
     stored = rows(Collection.open(index))
@@ -142,7 +143,7 @@ def test_of_two_runs_at_once_into_a_new_collection_one_is_refused_and_nothing_is
     processes = [start(), start()]
     for process in processes:
         begin(process)
-    ended = [process.communicate(timeout=60) for process in processes]
+    ended = [process.communicate(timeout=300) for process in processes]
     refused = [complaints for process, (_, complaints) in zip(processes, ended) if process.returncode != 0]
     assert len(refused) <= 1
     assert all("CollectionError" in text and "is being written by another process" in text for text in refused)

@@ -562,7 +562,7 @@ def test_killed_at_random_steps_of_its_parts_it_comes_to_the_same_end(
     waiting = [start(*step) for step in steps[:2]]  # their imports take long
     for number in range(len(steps)):
         process = waiting.pop(0)
-        _, complaints = process.communicate("go\n", timeout=120)
+        _, complaints = process.communicate("go\n", timeout=300)
         assert process.returncode in (0, -signal.SIGKILL), complaints
         waiting += [start(*step) for step in steps[number + 2 : number + 3]]
         if (tmp_path / "index" / "collection.json").exists():

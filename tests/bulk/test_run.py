@@ -652,7 +652,7 @@ def test_a_second_ctrl_c_does_not_wait_until_all_is_stored(
 
     def slow(self: Collection, rows: list, **options: Any) -> None:
         signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
-        assert go_on.wait(60)
+        assert go_on.wait(120)
         append(self, rows, **options)
 
     monkeypatch.setattr(Collection, "append", slow)
@@ -842,13 +842,13 @@ def test_two_runs_of_threads_into_one_collection_are_one_too_many(tmp_path: Path
 
     def wait(inputs: np.ndarray) -> None:
         encoding.set()
-        assert go.wait(60)
+        assert go.wait(120)
 
     collection = Collection.create(tmp_path / "index", FakeEncoder())
     thread = threading.Thread(target=run, args=([Drawn(0)], drawn_encoder(before=wait), collection))
     thread.start()
     try:
-        assert encoding.wait(60)
+        assert encoding.wait(120)
         with pytest.raises(CollectionError, match="being written by another run of this process"):
             run([Drawn(1)], drawn_encoder(), collection)
     finally:

@@ -58,6 +58,26 @@ def test_only_a_few_names_are_kept_of_what_is_passed_over(photos: Path) -> None:
     assert (found.ignored, found.passed_over) == (22, ["00.psd", "01.psd", "02.psd"])
 
 
+def test_folders_named_as_hive_partitions_data_are_metadata(photos: Path) -> None:
+    names = ("year=2020/month=03/a.jpg", "year=2020/b.jpg", "place=Z%C3%BCrich %26 more/c=d=e/f.jpg", "1x=2/g.jpg")
+    for name in (*names, "year=__HIVE_DEFAULT_PARTITION__/h.jpg", "k=/i.jpg", "caf\udce9=\udce9/j.jpg"):
+        (photos / "top=1" / name).parent.mkdir(parents=True, exist_ok=True)
+        (photos / "top=1" / name).write_bytes(name.encode("utf-8", "surrogateescape"))
+    found = {os.path.basename(one.path): one for one in find(["photos/top=1"])}
+    assert {name: one.metadata for name, one in found.items()} == {
+        "a.jpg": {"year": "2020", "month": "03"},
+        "b.jpg": {"year": "2020"},
+        "f.jpg": {"place": "Zürich & more", "c": "d=e"},
+        "g.jpg": None,
+        "h.jpg": None,
+        "i.jpg": None,
+        "j.jpg": None,
+    }
+    [listed] = find(["-"], stdin=io.BytesIO(b"photos/top=1/year=2020/b.jpg"))
+    assert (listed.id, listed.metadata) == (found["b.jpg"].id, None)
+    assert {one.metadata["top"] for one in find(["photos"]) if "top=1" in one.path} == {"1"}
+
+
 def test_the_order_does_not_depend_on_the_disk(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = list(find(["photos"]))
     scandir = os.scandir

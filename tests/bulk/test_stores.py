@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import tarfile
 import zipfile
 from collections.abc import Iterator
@@ -98,6 +99,17 @@ def test_a_folder_in_a_store_is_encoded_and_unchanged_files_are_not_read(
     assert encode(f"{bucket.address}/2024/") == {"encoded": 1, "unchanged": 11, "ignored": 1}
     assert read == [names[3]]
     assert encode(f"{bucket.address}/2025/other.png") == {"encoded": 1}
+
+
+def test_folders_of_a_store_named_as_hive_partitions_data_are_metadata(bucket: Any) -> None:
+    names = [bucket(name, image(at)) for at, name in enumerate(("x=1/year=2020/a.png", "x=1/year=2021/m=3/b.png"))]
+    assert encode(f"{bucket.address}/x=1") == {"encoded": 2}
+    stored = Collection.open("index").to_arrow().select(["id", "metadata"]).to_pylist()
+    assert {row["id"]: json.loads(row["metadata"]) for row in stored} == {
+        names[0]: {"year": "2020"},
+        names[1]: {"year": "2021", "m": "3"},
+    }
+    assert encode(f"{bucket.address}/x=1/") == {"unchanged": 2}
 
 
 def test_patterns_and_lists_name_what_is_in_a_store(bucket: Any, tmp_path: Path) -> None:

@@ -52,7 +52,7 @@ class Handler(BaseHTTPRequestHandler):
             server.at_once += 1
             server.most_at_once = max(server.most_at_once, server.at_once)
         if kind == "hang":
-            server.released.wait(60)
+            server.released.wait(120)
         elif kind == "slow":
             time.sleep(0.02)
         with server.lock:  # before the answer is sent, with which the client may ask for the next

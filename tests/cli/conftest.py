@@ -75,7 +75,8 @@ def start() -> Iterator[Callable[..., subprocess.Popen[str]]]:
 
     def begin(*arguments: object, through: Sequence[str] = (), **options: Any) -> subprocess.Popen[str]:
         words = [*through, sys.executable, "-m", "image_encoders", *map(str, arguments)]
-        running.append(subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options))
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options}
+        running.append(subprocess.Popen(words, text=True, **pipes))
         return running[-1]
 
     yield begin

@@ -77,7 +77,7 @@ def warn(prog_name):
 cli.app = warn
 cli.main()
 """
-    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=300)
     assert ran.returncode == 0
     assert "another's" in ran.stderr
     assert "EXIF" not in ran.stderr
@@ -98,7 +98,7 @@ cli.main()
     quiet = {name: value for name, value in os.environ.items() if name != "LANCEDB_LOG"}
     for environment, warned in ((quiet, False), ({**quiet, "LANCEDB_LOG": "warn"}, True)):
         ran = subprocess.run(
-            [sys.executable, "-c", program], capture_output=True, text=True, timeout=120, env=environment
+            [sys.executable, "-c", program], capture_output=True, text=True, timeout=300, env=environment
         )
         assert ran.returncode == 0, ran.stderr
         assert ("WARN" in ran.stderr) is warned

@@ -26,6 +26,7 @@ from image_encoders.engines.openvino import ABOUT, ALONE, BIN, OpenVinoEmbedder
 from image_encoders.engines.select import Runtime, select_embedder
 from image_encoders.engines.torch import TorchEmbedder
 from image_encoders.errors import DeviceError, InputError, WeightsError
+from image_encoders.models import load
 
 Make = Callable[..., Net]
 
@@ -153,6 +154,15 @@ def test_no_room_for_a_second_compilation_costs_a_warning(net: Make, inputs, row
 def converted_once(session_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Processes that a test starts load models whose copies are there, as all but the first process on a machine do."""
     monkeypatch.setenv("IMAGE_ENCODERS_CACHE", str(session_cache))
+    load("clip/demo", device="cpu", precision="float32")
+
+
+def ends_well(code: str, *arguments: object) -> str:
+    """What the code prints, in a process of its own."""
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 AFTER_A_FORK = """
@@ -165,6 +175,8 @@ encoder = ie.load("clip/demo", device="cpu")
 if sys.argv[1] == "used":  # both engines, each with threads of its own
     encoder.encode_image(images)
     ie.load("clip/demo", device="cpu", engine="torch").encode_image(images)
+else:
+    from transformers import CLIPModel  # and torch, which the forked processes need: once for all
 precision = encoder.precision
 assert precision == ("bfloat16" if os.environ["IMAGE_ENCODERS_BFLOAT16"] == "1" else "float32")
 for then in ("only leaves", "goes on", "loads again"):
@@ -188,23 +200,15 @@ for then in ("goes on", "loads again"):
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no processes are forked here")
-@pytest.mark.parametrize("before", ["used", "loaded"])
-@pytest.mark.usefixtures("bfloat16", "converted_once")
-def test_a_forked_process_embeds_and_ends_as_any_other(before: str, tmp_path: Path):
-    command = [sys.executable, "-c", AFTER_A_FORK, before, str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
+@pytest.mark.parametrize(("before", "bfloat16"), [("used", "0"), ("loaded", "1")])
+@pytest.mark.usefixtures("converted_once")
+def test_a_forked_process_embeds_and_ends_as_any_other(
+    before: str, bfloat16: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """The other two of the four: `test_an_encoder_can_be_sent_to_forked_processes`, and below."""
+    monkeypatch.setenv("IMAGE_ENCODERS_BFLOAT16", bfloat16)
+    ends_well(AFTER_A_FORK, before, tmp_path)
 
-
-AFTER_A_FORK_AT_ONCE = """
-import os, sys, threading
-import numpy as np
-import image_encoders as ie
-from image_encoders.engines import openvino
-from image_encoders.engines.closeness import probes
-
-ie.load("clip/demo", precision="float32").encode_image(probes(1))  # the copy is in the cache
-"""
 
 FORKED_AT_ONCE = """
 import os, sys, threading
@@ -231,10 +235,8 @@ assert np.isfinite(encoder.encode_image(probes(1))).all()
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no processes are forked here")
 @pytest.mark.usefixtures("converted_once")
-def test_a_process_forked_while_openvino_starts_embeds(tmp_path: Path):
-    for code in (AFTER_A_FORK_AT_ONCE, FORKED_AT_ONCE):
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
-        assert done.returncode == 0, done.stderr
+def test_a_process_forked_while_openvino_starts_embeds():
+    ends_well(FORKED_AT_ONCE)
 
 
 FORKED_WHILE_IMPORTED = """
@@ -273,9 +275,7 @@ encoder.encode_image(probes(1))
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no processes are forked here")
 @pytest.mark.usefixtures("converted_once")
 def test_a_process_forked_while_openvino_is_imported_can_import_the_same_modules():
-    for code in (AFTER_A_FORK_AT_ONCE, FORKED_WHILE_IMPORTED):
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100)
-        assert done.returncode == 0, done.stderr
+    ends_well(FORKED_WHILE_IMPORTED)
 
 
 INT8_AFTER_A_FORK = """
@@ -302,9 +302,7 @@ assert np.isfinite(encoder.encode_image(probes(1))).all()
 @pytest.mark.usefixtures("converted_once")
 def test_int8_in_a_forked_process_is_an_error_that_names_the_remedy():
     pytest.importorskip("nncf")
-    done = subprocess.run([sys.executable, "-c", INT8_AFTER_A_FORK], capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    assert "start processes by spawn, load only after forking" in done.stdout
+    assert "start processes by spawn, load only after forking" in ends_well(INT8_AFTER_A_FORK)
 
 
 def test_nets_that_are_built_at_once_are_built_one_after_the_other(net: Make, inputs, rows):

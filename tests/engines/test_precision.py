@@ -249,7 +249,7 @@ from image_encoders.cli import app
 for command in ("encode", "verify"):
     app([command, "--help"], standalone_mode=False)
 """
-    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100)
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
     assert ran.returncode == 0, ran.stderr
     refused, unknown, *helped = ran.stdout.splitlines()
     assert refused == "no engine computes precision='fp8'; use float32 or bfloat16"

@@ -1,6 +1,6 @@
-"""BiT equals its original code: rows from floats of every size, in float64, and stage by stage.
+"""BiT equals its original code: in float64, and stage by stage.
 
-Rows of images and files by every rule: tests/conformance/test_cases.py.
+Embeddings of floats of every size, and of images and files by every rule: tests/conformance/test_cases.py.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ import image_encoders as ie
 from image_encoders.encoder import Encoder
 from image_encoders.models import bit
 
-FILES = {"bit-npz-R50x1": "BiT-M-R50x1.npz", "bit-npz-R50x3": "BiT-M-R50x3.npz"}
-SAVED_MODELS = ["bit-savedmodel-hub", "bit-savedmodel-raw", "bit-savedmodel-wrapped", "bit-savedmodel-named"]
+pytestmark = pytest.mark.golden
+
+FILES = {"bit-npz-R50x1": "BiT-M-R50x1.npz"}
 # The module of the net whose output the reference names so.
 STAGES = {
     "root.conv": "root_block.conv",
@@ -41,56 +42,22 @@ def encoder(checkpoint: Callable[[str], Path]) -> Callable[..., Encoder]:
 
     @cache
     def loaded(case: str, **options: Any) -> Encoder:
-        variant = "R50x3" if case.endswith("R50x3") else "R50x1"
         weights = checkpoint(case) / FILES.get(case, case)
-        return ie.load(f"bit/{variant}", weights=weights, device="cpu", precision="float32", engine="torch", **options)
+        return ie.load("bit/R50x1", weights=weights, device="cpu", precision="float32", engine="torch", **options)
 
     return loaded
-
-
-def own_range(case: str) -> dict[str, str]:
-    """The option that only the SavedModel of the repository's own class needs, which converts nothing inside."""
-    return {"input_range": "symmetric"} if case == "bit-savedmodel-raw" else {}
 
 
 def decoded(conformance: Path, names: np.ndarray) -> list[np.ndarray]:
     return [np.asarray(Image.open(conformance / "images" / "decoded" / f"{name}.png")) for name in names]
 
 
-CASES = [
-    ("bit-savedmodel-hub", "float160x192"),
-    *(
-        pytest.param(*one, marks=pytest.mark.golden)
-        for one in [
-            ("bit-npz-R50x1", "float224"),
-            ("bit-npz-R50x1", "float160x192"),
-            ("bit-npz-R50x1", "float288x480"),
-            ("bit-npz-R50x1", "float33x47"),
-            ("bit-npz-R50x3", "float224"),
-            ("bit-savedmodel-hub", "float224"),
-            *((case, name) for case in SAVED_MODELS[1:] for name in ("float224", "float160x192")),
-        ]
-    ),
-]
-
-
-@pytest.mark.parametrize(("case", "name"), CASES)
-def test_embeddings_of_prepared_floats_are_the_originals(
-    case, name, encoder, golden, float_inputs, manifest, assert_embeddings_agree
-):
-    rows = encoder(case, **own_range(case)).embed_image(float_inputs(case, name))
-    tolerance = {key: manifest["cases"][case][key] for key in ("rel", "one_minus_cos")}
-    assert_embeddings_agree(rows, golden(case)[f"{name}/out"], **tolerance)
-
-
-@pytest.mark.golden
 def test_embeddings_agree_with_the_originals_in_float64(encoder, golden, float_inputs, assert_embeddings_agree):
     rows = encoder("bit-npz-R50x1").embed_image(float_inputs("bit-npz-R50x1", "float224"))
     reference = golden("bit-npz-R50x1")["float224/out_f64"]
     assert_embeddings_agree(rows, reference, rel=1e-4, one_minus_cos=1e-8)
 
 
-@pytest.mark.golden
 def test_flat_images_get_the_embeddings_of_float64(checkpoint, encoder, conformance, assert_embeddings_agree):
     import torch
 
@@ -103,7 +70,6 @@ def test_flat_images_get_the_embeddings_of_float64(checkpoint, encoder, conforma
     assert_embeddings_agree(encoder(case, input_size=224).encode_image(images), reference, rel=1e-4, one_minus_cos=1e-8)
 
 
-@pytest.mark.golden
 def test_every_stage_is_the_originals(checkpoint, golden, float_inputs):
     import torch
 

@@ -1,4 +1,7 @@
-"""CLIP's rows and preprocessing equal transformers', by the stored rows of the conformance bundle."""
+"""CLIP's rows and preprocessing equal transformers', by the stored rows of the conformance bundle.
+
+Rows of the true size's prepared arrays, pixels and files: tests/conformance/test_cases.py.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,9 @@ from PIL import Image
 import image_encoders as ie
 from image_encoders.inputs.processor import DEFAULTS, read_processor
 
-CASES = ["clip-tiny-quickgelu", "clip-tiny-gelu", pytest.param("clip-vit-b32", marks=pytest.mark.golden)]
+TINY = ["clip-tiny-quickgelu", "clip-tiny-gelu"]
+CASES = [*TINY, pytest.param("clip-vit-b32", marks=pytest.mark.golden)]
+tiny = pytest.mark.parametrize("case", TINY, indirect=True, scope="module")
 # Files whose decoders may differ by one level between versions, and what the bundle allows for that.
 LOSSY, LOSSY_COSINE = (".jpg", ".webp"), 1e-3
 # A file's pixels are those of this decoded variant.
@@ -54,6 +59,7 @@ def decoded(conformance: Path, names: list[str]) -> list[np.ndarray]:
     return [np.array(Image.open(conformance / "images" / "decoded" / f"{name}.png")) for name in names]
 
 
+@tiny
 def test_prepared_arrays(encoder, case, golden, float_inputs, tolerance, assert_embeddings_agree):
     inputs, rows = float_inputs(case, "float224"), golden(case)["float224/out"]
     assert_embeddings_agree(encoder.embed_image(inputs), rows, **tolerance)
@@ -67,6 +73,7 @@ def test_embeddings_are_as_close_to_the_truth_as_the_reference(encoder, case, go
     assert error <= tolerance["rel"]
 
 
+@tiny
 def test_pixels(encoder, case, golden, conformance, tolerance, assert_embeddings_agree):
     stored = golden(case)
     arrays = decoded(conformance, list(stored["image/clip_hf/names"]))
@@ -76,6 +83,7 @@ def test_pixels(encoder, case, golden, conformance, tolerance, assert_embeddings
     )
 
 
+@tiny
 def test_files(encoder, case, golden, conformance, tolerance, assert_embeddings_agree):
     stored = golden(case)
     names = list(stored["image/clip_hf/names"])

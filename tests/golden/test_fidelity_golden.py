@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,8 @@ import numpy as np
 import pytest
 
 import image_encoders as ie
-from image_encoders.engines.closeness import CLOSEST, PROBES, closeness, probes
+from image_encoders.engines import select
+from image_encoders.engines.closeness import CLOSEST, FEWEST, PROBES, closeness, example_inputs, probes
 
 pytestmark = pytest.mark.golden
 
@@ -36,20 +38,41 @@ def load(checkpoint: Callable[[str], Path]) -> Callable[..., ie.Encoder]:
     return loaded
 
 
-def judged(count: int) -> list[np.ndarray]:
-    """Images that no choice was made by: the probes that come after those."""
-    return probes(PROBES + count)[PROBES:]
+@pytest.fixture(autouse=True)
+def few_probes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Candidates are judged on as few images as slow nets are."""
+    monkeypatch.setattr(select, "example_inputs", lambda net: example_inputs(net, FEWEST))
+
+
+@cache
+def judged() -> list[np.ndarray]:
+    """Eight images that no choice was made by: the probes that come after those."""
+    return probes(PROBES + 8)[PROBES:]
+
+
+@pytest.fixture(scope="module")
+def plain(load: Callable[..., ie.Encoder]) -> Callable[[str], tuple[np.ndarray, str]]:
+    """plain(model) -> embeddings of `judged()` by torch in float32, and the fingerprint; computed once."""
+
+    @cache
+    def embedded(model: str) -> tuple[np.ndarray, str]:
+        encoder = load(model, precision="float32", engine="torch")
+        return encoder.encode_image(judged()), encoder.fingerprint
+
+    return embedded
 
 
 @pytest.mark.usefixtures("bfloat16")
 @pytest.mark.parametrize("model", MODELS)
-def test_what_auto_chooses_on_this_machine_keeps_the_embeddings(model: str, load: Callable[..., ie.Encoder]) -> None:
-    images = judged(12)
-    auto, plain = load(model), load(model, precision="float32", engine="torch")
-    near = closeness(auto.encode_image(images), plain.encode_image(images))
+def test_what_auto_chooses_on_this_machine_keeps_the_embeddings(
+    model: str, load: Callable[..., ie.Encoder], plain: Callable[[str], tuple[np.ndarray, str]]
+) -> None:
+    embeddings, fingerprint = plain(model)
+    auto = load(model)
+    near = closeness(auto.encode_image(judged()), embeddings)
     assert near.centred >= CLOSEST
     assert auto.choice.precision == auto.precision
-    assert (auto.fingerprint == plain.fingerprint) == (auto.precision == "float32")
+    assert (auto.fingerprint == fingerprint) == (auto.precision == "float32")
     if auto.precision == "float32":
         assert near.centred > 0.999999
         assert near.neighbours == 1
@@ -61,13 +84,11 @@ def test_bfloat16_is_chosen_only_where_it_keeps_the_embeddings(
 ) -> None:
     """True bfloat16 arithmetic, by torch, which every processor can do."""
     monkeypatch.setenv("IMAGE_ENCODERS_BFLOAT16", "1")
-    monkeypatch.setattr("image_encoders.engines.closeness.PROBES", 10)
     if model == "bit":
         monkeypatch.setitem(MODELS, "bit", (*MODELS["bit"][:2], {"input_size": 64}))
     auto = load(model, engine="torch")
     plain, low = (load(model, precision=one, engine="torch") for one in ("float32", "bfloat16"))
-    images = judged(8)
-    near = closeness(low.encode_image(images), plain.encode_image(images))
+    near = closeness(low.encode_image(judged()), plain.encode_image(judged()))
     if auto.precision == "bfloat16":
         assert auto.choice.closeness.centred >= CLOSEST
         assert near.centred >= CLOSEST - 0.001  # fewer images than a choice is made by

@@ -111,12 +111,12 @@ def test_a_text_that_is_too_long_is_refused_or_cut(pairs):
 
 def test_an_endless_word_takes_no_endless_time(pairs):
     letters = "".join(chr(97 + i % 23) for i in range(300_000))
-    start = time.perf_counter()
+    start = time.process_time()
     with pytest.raises(InputError, match=rf"at most {MAX_CHARACTERS:,} are accepted") as caught:
         pairs.encode(letters, 77)
     assert caught.value.code == "too-long"
     assert len(pairs.encode(letters, 77, truncate=True)) == 77
-    assert time.perf_counter() - start < 5
+    assert time.process_time() - start < 5  # of the processor
 
 
 @given(st.text(max_size=60))

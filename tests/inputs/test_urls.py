@@ -396,7 +396,7 @@ class Stalling(UrlFetcher):
         self.begun.append(url)
         self.enough.release()
         if url.startswith("slow"):
-            assert self.go.wait(30)
+            assert self.go.wait(120)
         return url.encode()
 
 
@@ -404,7 +404,7 @@ def test_one_request_does_not_take_all_threads(monkeypatch: pytest.MonkeyPatch) 
     fetcher = Stalling(monkeypatch, threads=3, of_one=2)
     slow = fetcher.fetch([f"slow {i}" for i in range(20)])
     for _ in range(2):
-        assert fetcher.enough.acquire(timeout=30)
+        assert fetcher.enough.acquire(timeout=120)
     (good,) = fetcher.fetch(["good"])
     assert good.result(30) == b"good"
     assert len([url for url in fetcher.begun if url != "good"]) == 2
@@ -416,7 +416,7 @@ def test_one_request_does_not_take_all_threads(monkeypatch: pytest.MonkeyPatch) 
 def test_what_is_not_there_in_time_has_the_reason_and_is_not_begun(monkeypatch: pytest.MonkeyPatch) -> None:
     fetcher = Stalling(monkeypatch, limits=UrlLimits(max_seconds_together=7), threads=1)
     first, second = fetcher.fetch(["slow 1", "slow 2"])
-    assert fetcher.enough.acquire(timeout=30)
+    assert fetcher.enough.acquire(timeout=120)
     for future in (first, second):
         with pytest.raises(InputError, match="its request took longer than 7 s"):
             fetcher.outcome(future)

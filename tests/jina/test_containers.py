@@ -28,7 +28,7 @@ def instructions(path: Path) -> list[tuple[str, str]]:
 
 
 def test_the_exported_files_are_what_jina_exports_now(tmp_path: Path) -> None:
-    subprocess.run([sys.executable, str(CONTAINERS / "export.py"), str(tmp_path)], check=True, timeout=200)
+    subprocess.run([sys.executable, str(CONTAINERS / "export.py"), str(tmp_path)], check=True, timeout=300)
     made = sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*.yml"))
     assert made == [Path("compose.yml"), Path("kubernetes/encoder/encoder.yml"), Path("kubernetes/gateway/gateway.yml")]
     _, different, missing = filecmp.cmpfiles(tmp_path, CONTAINERS, [str(path) for path in made], shallow=False)
@@ -117,7 +117,7 @@ def test_the_container_check_says_why_it_is_skipped(there: dict[str, str], said:
     check = [str(CONTAINERS / "check.sh")]
     for required, status in (("0", 0), ("1", 1)):
         environment = {"PATH": str(tmp_path), "BASE_IMAGE": "nowhere/at-all:1", "REQUIRED": required}
-        ran = subprocess.run(check, env=environment, capture_output=True, text=True, timeout=60)
+        ran = subprocess.run(check, env=environment, capture_output=True, text=True, timeout=300)
         assert (ran.returncode, ran.stderr) == (status, "")
         assert ran.stdout.startswith(f"container check skipped: {said}")
         assert ran.stdout.count("\n") == 1

@@ -351,7 +351,7 @@ class Stalled:
 
     def checked(self, *_: object) -> list[str]:
         self.asked.release()
-        assert self.go.wait(60)
+        assert self.go.wait(120)
         raise OSError("nobody is there")
 
 
@@ -391,7 +391,7 @@ def test_what_a_client_that_has_gone_waits_for_is_never_embedded(
     def stall(inputs: Sequence[np.ndarray]) -> np.ndarray:
         sizes.append(len(inputs))
         started.release()
-        assert go.wait(60)
+        assert go.wait(120)
         return np.ones((len(inputs), 4), np.float32)
 
     batcher = Batcher(stall)

@@ -382,7 +382,7 @@ def test_jina_s_own_commands_start_the_packaged_configurations(
         np.testing.assert_allclose(docs[0].embedding, rows[0], atol=2e-5)
     finally:
         running.terminate()
-        running.wait(60)
+        running.wait(120)
         with suppress(ProcessLookupError):  # Jina's command leaves processes of its own behind
             os.killpg(running.pid, signal.SIGKILL)
 

@@ -50,7 +50,7 @@ def test_a_flow_says_where_it_listens_and_stops_cleanly(
         assert doc.tags == {"indexed": True}
         running.send_signal(stop)
         rest = running.stderr.read()
-        assert running.wait(60) == 0
+        assert running.wait(120) == 0
         assert rest.strip().endswith("stopped")
         assert "Traceback" not in rest
     finally:

@@ -114,7 +114,7 @@ def own_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the custom model of its document, made by running that document's program."""
     folder = tmp_path_factory.mktemp("own-model")
     (folder / "model.py").write_text(MODEL.text)
-    subprocess.run([sys.executable, "model.py"], cwd=folder, check=True, timeout=200)
+    subprocess.run([sys.executable, "model.py"], cwd=folder, check=True, timeout=300)
     assert (folder / "model_state_dict.pth").is_file()
     return folder
 

@@ -558,7 +558,7 @@ def test_eight_threads_agree_on_different_inputs(tmp_path):
 
     def embed(numbered):
         if numbered[0] < 8:
-            start.wait(10)
+            start.wait(120)
         return one.embed_image(numbered[1])
 
     with ThreadPoolExecutor(8) as pool:

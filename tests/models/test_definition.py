@@ -211,7 +211,7 @@ def test_eight_threads_load_definitions_with_modules_of_one_name(tmp_path):
     start = threading.Barrier(8)
 
     def loaded(folder):
-        start.wait(30)
+        start.wait(120)
         return [factor(folder) for _ in range(3)]
 
     with ThreadPoolExecutor(8) as pool:
@@ -243,7 +243,7 @@ def test_an_encoder_keeps_its_modules_in_another_process(method, tmp_path):
     results = context.SimpleQueue()
     process = context.Process(target=_factor_of, args=(one, results))
     process.start()
-    process.join(60)
+    process.join(120)
     assert process.exitcode == 0
     assert results.get() == (2, one.fingerprint)
 

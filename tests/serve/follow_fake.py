@@ -1,5 +1,6 @@
 """The process that follows a folder, with an encoder that has no net: tests kill it, whose lines it writes."""
 
+# ruff: noqa: E402  what LanceDB imports needlessly is skipped first, as by commands: it takes half of the start
 from __future__ import annotations
 
 import os
@@ -13,6 +14,9 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from fake_encoder import FakeEncoder
+from image_encoders.cli import skipped_imports
+
+skipped_imports.skip()
 from image_encoders import models
 from image_encoders.inputs.image import read_image
 from image_encoders.serve import follow

@@ -31,7 +31,7 @@ class Server:
 
     def client(self, **options: object) -> httpx.Client:
         """A client with this service's address; no proxy that the environment names."""
-        return httpx.Client(base_url=self.url, trust_env=False, timeout=60, **options)  # type: ignore[arg-type]
+        return httpx.Client(base_url=self.url, trust_env=False, timeout=300, **options)  # type: ignore[arg-type]
 
     @property
     def pid(self) -> int:
@@ -53,7 +53,7 @@ class Server:
     def stop(self, number: int = signal.SIGTERM) -> int:
         """End it as an operator does; its exit status."""
         self.process.send_signal(number)
-        return self.process.wait(60)
+        return self.process.wait(120)
 
 
 @contextmanager
@@ -80,14 +80,14 @@ def serving(*arguments: str, models: tuple[str, ...] = ("clip/demo",), **environ
     thread = threading.Thread(target=listen, daemon=True)
     thread.start()
     try:
-        assert listens.wait(120), f"not listening after two minutes: {server.said}"
+        assert listens.wait(300), f"not listening after five minutes: {server.said}"
         assert server.url, f"it ended: {server.said}"
         yield server
     finally:
         if process.poll() is None:
             process.terminate()
             try:
-                process.wait(30)
+                process.wait(120)
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()

@@ -24,7 +24,7 @@ from PIL import Image
 from image_encoders.scenes import write_images
 
 PAGE = re.compile(r"browse .* at (http://\S+)/search;")
-LONGEST_S = 120.0
+LONGEST_S = 300.0  # on a machine that is busy
 
 
 class Browsing:
@@ -54,7 +54,7 @@ class Browsing:
         return until(printed, "listening")
 
     def get(self, address: str, **query: Any) -> httpx.Response:
-        return httpx.get(self.url + address, params=query, timeout=60, trust_env=False)
+        return httpx.get(self.url + address, params=query, timeout=300, trust_env=False)
 
     def status(self) -> dict[str, Any]:
         return self.get("/status.json").json()
@@ -133,7 +133,7 @@ def browse(request: pytest.FixtureRequest) -> Iterator[Callable[..., Browsing]]:
     assert not any(statuses), [one.said for one in started]
 
 
-def test_a_folder_is_embedded_searched_followed_and_taken_up_again(browse, photos: Path, tmp_path: Path):
+def test_a_folder_is_embedded_searched_followed_and_taken_up_again(browse, photos: Path):
     browsing = browse(photos)
     assert browsing.get("/search").headers["content-type"].startswith("text/html")
     assert browsing.status()["run"]["state"] in ("looking", "embedding", "following")  # at once, before the model is
@@ -155,29 +155,36 @@ def test_a_folder_is_embedded_searched_followed_and_taken_up_again(browse, photo
     until(lambda: len(browsing.names(q="a red circle")) == 59, "gone")
     assert not {"moved.webp", best.name} & {*browsing.names(q="a red circle")}
 
+    away = photos.rename(photos.with_name("away"))  # out of reach, it can be searched all the same
+    until(lambda: browsing.status()["run"]["state"] == "paused", "paused")
+    assert len(browsing.names(q="a red circle")) == 59
     assert browsing.stop(signal.SIGINT) == 0
     assert browsing.said[-1].startswith("stopped")
     again = browse(photos, model=None)
     assert again.status()["collection"]["images"] == 59  # at once
     assert len(again.names()) == 59
     assert len(again.names(q="a red circle")) == 59
+    until(lambda: again.status()["run"]["state"] == "paused", "paused")
+    away.rename(photos)
+    until(lambda: again.status()["run"]["state"] == "following", "back")
+    assert again.status()["collection"]["images"] == 59
 
 
 def test_what_is_embedded_is_searched_while_the_rest_is_and_a_killed_run_goes_on(browse, photos: Path, tmp_path: Path):
-    draw_large(photos / "large", 90)
+    draw_large(photos / "large", 60)
     browsing = browse(photos, "-o", tmp_path / "index")
 
     def some() -> bool:
         found = browsing.status()
-        return found["run"]["state"] == "embedding" and 0 < (found["collection"] or {"images": 0})["images"] < 150
+        return found["run"]["state"] == "embedding" and 0 < (found["collection"] or {"images": 0})["images"] < 120
 
     until(some, "partly embedded")
-    assert 0 < len(browsing.names()) < 150
+    assert 0 < len(browsing.names()) < 120
     follower = next(pid for pid in browsing.children() if _runs(pid, "image_encoders.serve.follow"))
     os.kill(follower, signal.SIGKILL)
     until(lambda: browsing.status()["run"]["state"] == "following", "embedded")
-    assert browsing.status()["collection"]["images"] == 150
-    assert len(browsing.names(q="a red circle")) == 150
+    assert browsing.status()["collection"]["images"] == 120
+    assert len(browsing.names(q="a red circle")) == 120
 
 
 def draw_large(folder: Path, count: int) -> None:
@@ -197,21 +204,6 @@ def _runs(process: int, module: str) -> bool:
         return module in Path(f"/proc/{process}/cmdline").read_text()
     except OSError:
         return False
-
-
-def test_a_folder_that_is_out_of_reach_can_be_searched_all_the_same(browse, photos: Path):
-    browsing = browse(photos)
-    until(lambda: browsing.status()["run"]["state"] == "following", "embedded")
-    away = photos.rename(photos.with_name("away"))
-    until(lambda: browsing.status()["run"]["state"] == "paused", "paused")
-    assert len(browsing.names(q="a red circle")) == 60
-    assert browsing.stop() == 0
-    again = browse(photos)
-    until(lambda: again.status()["run"]["state"] == "paused", "paused")
-    assert len(again.names(q="a red circle")) == 60
-    away.rename(photos)
-    until(lambda: again.status()["run"]["state"] == "following", "back")
-    assert again.status()["collection"]["images"] == 60
 
 
 def test_a_second_one_says_where_the_first_is(browse, photos: Path):
@@ -247,16 +239,3 @@ def test_a_model_that_cannot_be_loaded_ends_the_command(browse, photos: Path, tm
     assert browsing.process.wait(LONGEST_S) == 2
     browsing.stop()
     assert "error:" in browsing.said[-1]
-
-
-def test_the_demo_ends_with_its_page(tmp_path: Path):
-    words = [sys.executable, "-m", "image_encoders", "demo", str(tmp_path / "tour"), "--serve", "--no-open"]
-    process = subprocess.Popen([*words, "--port", "0"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    with process:
-        try:
-            url = next(found[1] for line in process.stdout if (found := PAGE.search(line)))
-            answer = httpx.get(f"{url}/search.json", params={"q": "a red circle"}, timeout=60, trust_env=False).json()
-            assert answer["count"] == 300
-        finally:
-            process.terminate()
-            assert process.wait(LONGEST_S) == 0

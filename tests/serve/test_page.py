@@ -28,7 +28,7 @@ pytestmark = [
     pytest.mark.skipif(not CHROMIUM.exists(), reason=f"needs Chromium at {CHROMIUM}"),
 ]
 PHONE = {"width": 360, "height": 740}
-PATIENCE_S = 30.0  # for a machine that does much else
+PATIENCE_S = 120.0  # for a machine that does much else
 
 expect.set_options(timeout=1000 * PATIENCE_S)
 

@@ -19,7 +19,7 @@ from image_encoders.encoder import Encoder
 QUICK = ("--canary-every", "0.2", "--stuck-after", "3")
 
 
-def until(condition: Callable[[], bool], seconds: float = 60.0) -> None:
+def until(condition: Callable[[], bool], seconds: float = 300.0) -> None:
     ends = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < ends, "it does not come"
@@ -90,7 +90,7 @@ def test_a_dead_worker_turns_readiness_red_at_once_and_is_replaced(watched: Serv
         before = server.workers()
         for pid in before:
             os.kill(pid, signal.SIGKILL)
-        until(lambda: not ready(client), 30)
+        until(lambda: not ready(client))
         assert client.get("/health/live").status_code == 200
         until(lambda: ready(client))
         assert len(server.workers()) == len(before)
@@ -107,7 +107,7 @@ def test_a_stuck_worker_turns_readiness_red_and_is_replaced_and_what_it_had_fail
         until(lambda: ready(client))
     with server.client() as client, stopped(server) as before:
         answers = [threads.submit(embed, client) for _ in range(3)]
-        until(lambda: not ready(client), 30)
+        until(lambda: not ready(client))
         assert [one.result().status_code for one in answers] == [503] * 3
         body = answers[0].result().json()
         assert (body["error"]["code"], "retry-after" in answers[0].result().headers) == ("unavailable", True)
@@ -242,7 +242,7 @@ def test_a_model_that_cannot_be_loaded_is_said_in_a_sentence(arguments: tuple[st
     import sys
 
     words = [sys.executable, "-m", "image_encoders", "serve", "--port", "0", *arguments]
-    ended = subprocess.run(words, capture_output=True, text=True, timeout=120, check=False)
+    ended = subprocess.run(words, capture_output=True, text=True, timeout=300, check=False)
     assert ended.returncode == 2
     assert said in ended.stderr
     assert "Traceback" not in ended.stderr

@@ -276,7 +276,7 @@ def test_who_comes_when_too_many_wait_is_refused_and_who_has_gone_is_passed_over
 
         def busy() -> str:
             begun.set()
-            assert free.wait(30)
+            assert free.wait(120)
             return "done"
 
         async def gone() -> bool:

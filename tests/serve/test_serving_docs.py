@@ -49,7 +49,7 @@ def test_the_table_of_limits_is_that_of_the_settings() -> None:
 def test_the_command_has_an_option_for_each_setting_and_says_the_same() -> None:
     words = [sys.executable, "-m", "image_encoders", "serve", "--help"]
     environment = {**os.environ, "TERM": "dumb"}
-    said = subprocess.run(words, capture_output=True, text=True, check=True, env=environment, timeout=120).stdout
+    said = subprocess.run(words, capture_output=True, text=True, check=True, env=environment, timeout=300).stdout
     said = " ".join(said.split())
     for one in fields(Settings):
         assert re.search(rf"{flag(one)}( [A-Z]+)? {re.escape(one.metadata['help'])}", said), flag(one)

@@ -7,5 +7,5 @@ from soak import soak
 
 
 def test_at_full_load_no_answer_is_lost_or_mixed_and_memory_is_flat(server: Server) -> None:
-    found = soak(server, 10.0, broken=0.1)
+    found = soak(server, 4.0, broken=0.1)
     found.check()

@@ -45,7 +45,7 @@ class Held:
         if not hasattr(self, "worker"):
             return
         self.entered.release()
-        assert self.go.wait(20)
+        assert self.go.wait(120)
         error = self.wrong(inputs)
         if error is not None:
             raise error
@@ -54,7 +54,7 @@ class Held:
         self.worker.take({"type": kind, "id": number}, content)
 
     def answer(self) -> Answer:
-        return self.answers.get(timeout=20)
+        return self.answers.get(timeout=120)
 
 
 @pytest.fixture
@@ -85,7 +85,7 @@ def test_an_item_is_answered_with_the_embedding_and_what_it_took(held: Held) -> 
 def test_what_comes_while_the_net_is_busy_makes_the_next_batch(held: Held) -> None:
     held.go.clear()
     held.take(1, png(1))
-    assert held.entered.acquire(timeout=20)
+    assert held.entered.acquire(timeout=120)
     for number in range(2, 7):
         held.take(number, png(number))
     until(lambda: held.worker._batcher.waiting == 5)
@@ -97,7 +97,7 @@ def test_what_comes_while_the_net_is_busy_makes_the_next_batch(held: Held) -> No
 def test_what_nobody_waits_for_any_more_is_never_embedded(held: Held) -> None:
     held.go.clear()
     held.take(1, png(1))
-    assert held.entered.acquire(timeout=20)
+    assert held.entered.acquire(timeout=120)
     held.take(2, png(2))
     held.take(3, png(3))
     until(lambda: held.worker._batcher.waiting == 2)
@@ -110,7 +110,7 @@ def test_what_nobody_waits_for_any_more_is_never_embedded(held: Held) -> None:
 def test_a_canary_goes_before_what_waits(held: Held) -> None:
     held.go.clear()
     held.take(1, png(1))
-    assert held.entered.acquire(timeout=20)
+    assert held.entered.acquire(timeout=120)
     for number in range(2, 20):
         held.take(number, png(number))
     until(lambda: held.worker._batcher.waiting == 18)
@@ -140,7 +140,7 @@ def test_a_batch_that_fails_is_halved_until_the_culprit_is_alone() -> None:
     bad.append(float(held.encoder.tower("image").input(png(4)).sum()))
     held.go.clear()
     held.take(1, png(1))
-    assert held.entered.acquire(timeout=20)
+    assert held.entered.acquire(timeout=120)
     for number in range(2, 7):
         held.take(number, png(number))
     until(lambda: held.worker._batcher.waiting == 5)

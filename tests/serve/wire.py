@@ -16,7 +16,7 @@ import uvicorn
 from image_encoders.serve.connections import limited
 from image_encoders.serve.settings import Settings
 
-PATIENCE = 30.0  # seconds, for what has to happen at some time on a busy machine
+PATIENCE = 120.0  # seconds, for what has to happen at some time on a busy machine
 
 
 class Client:

@@ -254,7 +254,7 @@ def test_the_real_client_fetches_and_then_works_offline(tmp_path: Path) -> None:
     }
     try:
         done = subprocess.run(
-            [sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True, timeout=120, check=True
+            [sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True, timeout=300, check=True
         )
     finally:
         server.shutdown()

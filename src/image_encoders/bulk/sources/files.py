@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from image_encoders.bulk.sources.items import Entry, Walk, state_with
+from image_encoders.bulk.sources.items import Entry, Walk, said_by_folders, state_with
 from image_encoders.collection import ITEMS, MARK
 from image_encoders.errors import InputError
 from image_encoders.inputs.files import check_regular, file_error
@@ -98,7 +98,7 @@ class OneFile:
 
 
 class Folder:
-    """The images below a folder: its own files by name, then its folders by name."""
+    """The images below a folder: its own files by name, then its folders by name, which may be metadata (year=2020)."""
 
     repeatable = True
 
@@ -110,12 +110,14 @@ class Folder:
 
     def entries(self) -> Iterator[Entry]:
         """Its images, and the folders that cannot be searched."""
-        for folder, files, error in _folders(absolute(self.path), self.walk.folders):
+        top = absolute(self.path)
+        for folder, files, error in _folders(top, self.walk.folders):
+            said = said_by_folders(folder.removeprefix(top))
             if error is not None:
                 yield FileEntry(folder, error)
             for name in files:
                 if self.walk.settings.all_files or is_image_name(name):
-                    yield FileEntry(os.path.join(folder, name))
+                    yield FileEntry(os.path.join(folder, name), None, said)
                 else:
                     self.walk.ignore(name)
 

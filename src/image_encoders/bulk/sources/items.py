@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol, TypeVar
+from urllib.parse import unquote
 
 from image_encoders.bulk.sources.contents import Content, taken
 from image_encoders.errors import InputError
 from image_encoders.inputs.files import check_bytes
 from image_encoders.inputs.image import MAX_BYTES_HINT, ImageLimits
 from image_encoders.records import Locator
-from image_encoders.tables import id_of
+from image_encoders.tables import as_text, id_of
 
 SAID = " said:"  # before the digest of metadata in a state
+PARTITION = re.compile(r"([^\W\d]\w*)=(.+)", re.DOTALL)  # the name of a folder of partitioned data
+NULL = "__HIVE_DEFAULT_PARTITION__"
 NAMED = 3  # names of what was passed over that are kept
 
 
@@ -163,6 +167,15 @@ def state_with(state: str, metadata: Mapping[str, Any] | None) -> str:
         return state
     said = json.dumps(metadata, sort_keys=True, default=str)
     return f"{state}{SAID}{hashlib.blake2b(said.encode(), digest_size=8).hexdigest()}"
+
+
+def said_by_folders(path: str) -> dict[str, str] | None:
+    """Metadata from the names of folders as Hive partitions data, such as year=2020/month=3; None if there is none.
+
+    Values are texts, as in a CSV.
+    """
+    found = (PARTITION.fullmatch(name) for name in path.split("/"))
+    return {one[1]: as_text(unquote(one[2])) for one in found if one is not None and one[2] != NULL} or None
 
 
 class Uncountable(Exception):

@@ -22,6 +22,7 @@ from image_encoders.bulk.sources.items import (
     Uncountable,
     Walk,
     nothing_known,
+    said_by_folders,
     state_with,
 )
 from image_encoders.errors import InputError, first_line
@@ -180,7 +181,9 @@ class ObjectFolder:
                 if not name or name.startswith("."):
                     continue
                 if self.walk.settings.all_files or is_image_name(name):
-                    yield ObjectEntry(_address(store, info["name"], self.address), info=info)
+                    address = _address(store, info["name"], self.address)
+                    below = address.removeprefix(self.address).rpartition("/")[0]
+                    yield ObjectEntry(address, said_by_folders(below), info)
                 else:
                     self.walk.ignore(name)
 
