@@ -25,9 +25,9 @@ import numpy as np
 from PIL import Image
 
 from bulk import machine, show
-from image_encoders.collection import Locator
 from image_encoders.encoder import Encoder, InputSpec, Tower
 from image_encoders.inputs.image import ImageLimits, read_image
+from image_encoders.records import Locator
 
 
 def memory(options: argparse.Namespace, work: Path) -> list[dict]:

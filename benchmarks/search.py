@@ -35,7 +35,8 @@ WORDS = "a photo of the old new red dark small dog cat house tree beach street a
 def fill(folder: Path, model: Path, count: int) -> int:
     """A collection of this model's, with embeddings drawn from 2,000 clusters; how long an embedding is."""
     import image_encoders
-    from image_encoders.collection import Collection, Locator, Row
+    from image_encoders.collection import Collection, Row
+    from image_encoders.records import Locator
     from image_encoders.tables import ImageFacts
 
     encoder = image_encoders.load(f"clip/{model}", device="cpu", precision="float32")

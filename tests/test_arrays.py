@@ -1,4 +1,4 @@
-"""Arrays of other libraries become NumPy's, or the reason why not is told."""
+"""Arrays of other libraries become NumPy's, or raise an error that says why not."""
 
 from __future__ import annotations
 

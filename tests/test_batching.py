@@ -284,7 +284,7 @@ def test_coroutines_wait_for_their_answers_and_what_they_leave_is_dropped(net: N
         left = asyncio.wrap_future(batcher.submit(inputs(2))[0])
         kept = asyncio.wrap_future(batcher.submit(inputs(3))[0])
         left.cancel()
-        await asyncio.sleep(0)  # which the loop tells the other future now
+        await asyncio.sleep(0)  # in which the loop cancels the other future
         net.go.set()
         assert (await kept).embedding[0] == 6
         await asyncio.wrap_future(first[0])

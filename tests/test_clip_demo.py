@@ -27,7 +27,7 @@ def unit(rows: np.ndarray) -> np.ndarray:
     return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
 
-def told_apart(count: int, seed: int, unseen_pairs: bool) -> list[tuple[Scene, Caption]]:
+def distinct_captions(count: int, seed: int, unseen_pairs: bool) -> list[tuple[Scene, Caption]]:
     """Scenes and captions, each caption true of its own scene alone."""
     rng = Random(seed)
     chosen: list[tuple[Scene, Caption]] = []
@@ -41,7 +41,7 @@ def told_apart(count: int, seed: int, unseen_pairs: bool) -> list[tuple[Scene, C
 
 @pytest.mark.parametrize("unseen_pairs", [False, True])
 def test_captions_find_their_scenes_and_scenes_their_captions(encoder, unseen_pairs):
-    chosen = told_apart(200, seed=20, unseen_pairs=unseen_pairs)
+    chosen = distinct_captions(200, seed=20, unseen_pairs=unseen_pairs)
     images = unit(encoder.encode_image([draw(scene, 200) for scene, _ in chosen]))
     texts = unit(encoder.encode_text([words.text for _, words in chosen]))
     scores = texts @ images.T

@@ -35,12 +35,12 @@ from image_encoders.collection import (
     MARK,
     Collection,
     Failure,
-    Locator,
     Row,
     id_of,
     open_collection,
 )
 from image_encoders.errors import CollectionError, InputError, MissingExtra
+from image_encoders.records import Locator
 from image_encoders.tables import FACTS, Comparison, ImageFacts, Where
 
 
@@ -973,3 +973,48 @@ def test_a_narrow_condition_finds_all_that_it_leaves_through_an_index_too(collec
     assert len(collection.search(query, 20, where=rare)) == 10
     found, _ = tables.best(collection._tables[ITEMS], query.astype(np.float32), 20, rare.condition())
     assert len(found) == 10
+
+
+# ------------------------------------------------------------------ forked processes
+
+AFTER_A_FORK = """
+import os, signal, sys
+import numpy as np
+from image_encoders.collection import open_collection
+from image_encoders.errors import CollectionError
+
+before = open_collection(sys.argv[1])
+query = np.ones(before.dim)
+if "used" in sys.argv:
+    before.search(query)
+for use in (
+    lambda: None,
+    lambda: before.search(query),
+    lambda: open_collection(sys.argv[1]).count(),
+    lambda: before.remove(["x"]),
+):
+    child = os.fork()
+    if child == 0:
+        signal.alarm(60)  # which ends one that hangs
+        try:
+            use()
+        except CollectionError as error:
+            print(error, flush=True)
+        sys.exit(0)
+    print(os.waitpid(child, 0)[1], flush=True)
+before.search(query)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no processes are forked here")
+@pytest.mark.parametrize("before", ["used", "opened"])
+def test_a_process_forked_from_one_that_uses_a_collection_ends_and_is_refused_it(
+    collection: Collection, before: str
+) -> None:
+    collection.append([row(0)])
+    command = [sys.executable, "-W", "ignore", "-c", AFTER_A_FORK, str(collection.folder), before]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert [line for line in lines if line.isdecimal()] == ["0"] * 4
+    assert sum("start processes by spawn" in line for line in lines) == (3 if before == "used" else 0)

@@ -14,9 +14,9 @@ from PIL import Image
 
 from image_encoders import contact_sheet as sheets
 from image_encoders.collection import Hit as StoredHit
-from image_encoders.collection import Locator
 from image_encoders.contact_sheet import SIDE, contact_sheet, duplicates_sheet, thumbnail, write
 from image_encoders.duplicates import Duplicate, Group
+from image_encoders.records import Locator
 
 
 @dataclass
@@ -120,7 +120,9 @@ def test_the_page_needs_nothing_but_itself(tmp_path):
 
 
 def test_every_image_has_a_text_for_those_who_do_not_see_it(tmp_path):
-    page = Reader(sheet([Hit(str(draw_image(tmp_path / f"{n}.png"))) for n in "abc"], image=tmp_path / "a.png"))
+    page = Reader(
+        sheet([Hit(str(draw_image(tmp_path / f"{n}.png"))) for n in "abc"], image=Locator(str(tmp_path / "a.png")))
+    )
     assert [image["alt"] for image in page.all("img")] == ["The query: a cat", "a.png", "b.png", "c.png"]
     assert page.all("html")[0]["lang"] == "en"
     assert len(page.all("title")) == 1

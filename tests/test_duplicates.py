@@ -12,9 +12,10 @@ import pytest
 
 from fake_encoder import DIM, FakeEncoder
 from image_encoders import duplicates
-from image_encoders.collection import Collection, Locator, Row, id_of
+from image_encoders.collection import Collection, Row, id_of
 from image_encoders.duplicates import complete_linkage, find_duplicates, write
 from image_encoders.errors import CollectionError, InputError
+from image_encoders.records import Locator
 from image_encoders.tables import ImageFacts
 
 

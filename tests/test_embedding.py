@@ -85,10 +85,10 @@ def test_once_memory_ran_out_batches_stay_small() -> None:
         if len(values) > 3:
             raise RuntimeError("CUDA out of memory. Tried to allocate 2 GiB")
 
-    net, told = Net(out_of_memory), []
-    assert outcomes(embed_each(net, inputs(*range(10)), dim=2, out_of_memory=told.append)) == list(range(0, 20, 2))
+    net, reported = Net(out_of_memory), []
+    assert outcomes(embed_each(net, inputs(*range(10)), dim=2, out_of_memory=reported.append)) == list(range(0, 20, 2))
     assert [len(batch) for batch in net.batches] == [10, 5, 3, 2, 3, 2]
-    assert told == [10, 5]
+    assert reported == [10, 5]
 
 
 def test_an_input_for_which_there_is_never_memory_fails() -> None:

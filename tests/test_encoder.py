@@ -323,6 +323,50 @@ def test_a_process_forked_while_threads_encode_does_not_wait_for_their_locks():
     assert done.stdout.split() == ["0"] * 30, done.stderr
 
 
+FORKED_WHILE_A_DECODER_IS_IMPORTED = """
+import importlib.machinery, os, signal, sys, threading
+import numpy as np
+from image_encoders.encoder import Encoder, InputSpec, Tower
+
+importing, forking = threading.Event(), threading.Event()
+class Slow:  # a decoder's modules, imported for the first image
+    def find_spec(name, path=None, target=None):
+        if name == "slow":
+            return importlib.machinery.ModuleSpec(name, Slow)
+    def create_module(spec):
+        return None
+    def exec_module(module):
+        importing.set()
+        assert forking.wait(60)
+sys.meta_path.append(Slow)
+os.register_at_fork(before=forking.set)
+
+def read(source):
+    import slow
+    return np.full((2, 2, 3), source, np.uint8)
+
+spec = InputSpec("image", read, lambda pixels: pixels)
+encoder = Encoder("plain", 3, {"image": Tower(spec, lambda inputs: inputs[:, 0, 0].astype(np.float32))}, "f" * 32)
+thread = threading.Thread(target=encoder.encode_image, args=([1, 2],))
+thread.start()
+assert importing.wait(60)
+child = os.fork()
+if child == 0:
+    signal.alarm(20)  # which ends one that hangs
+    assert (encoder.encode_image([3, 4]) == [[3] * 3, [4] * 3]).all()
+    os._exit(0)
+thread.join()
+sys.exit(os.waitpid(child, 0)[1])
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no processes are forked here")
+def test_a_fork_waits_until_other_threads_have_imported_what_they_decode_with():
+    command = [sys.executable, "-c", FORKED_WHILE_A_DECODER_IS_IMPORTED]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no processes are forked here")
 @pytest.mark.usefixtures("bfloat16")
 def test_an_encoder_can_be_sent_to_forked_processes():

@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 from fake_encoder import DIM, FakeEncoder
 from image_encoders import gallery as gallery_module
 from image_encoders import upkeep
-from image_encoders.collection import Collection, Locator, Row, RunRecord, Where, id_of
+from image_encoders.collection import Collection, Row, RunRecord, Where, id_of
 from image_encoders.errors import InputError
 from image_encoders.gallery import MATCHES, Gallery, Ranking, best_by_chance, folder_names, usual_and_spread
+from image_encoders.records import Locator
 from image_encoders.tables import FACTS, ImageFacts
 
 ODD = ["/p/it's", "/p/100%_", '/p/"', "/p/a\\b", "/p/ä", os.fsdecode(b"/p/\xff\\x"), "/p", "/pq", "/p/\n'; --"]

@@ -12,9 +12,10 @@ import pytest
 
 from fake_encoder import DIM, FakeEncoder
 from image_encoders import projection
-from image_encoders.collection import Collection, Locator, Row
+from image_encoders.collection import Collection, Row
 from image_encoders.errors import CollectionError, InputError, MissingExtra
 from image_encoders.projection import project
+from image_encoders.records import Locator
 from image_encoders.tables import ImageFacts
 
 COUNT = 300

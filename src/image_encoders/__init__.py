@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from image_encoders.bulk.run import run
-    from image_encoders.collection import Collection, Locator, open_collection
+    from image_encoders.collection import Collection, open_collection
     from image_encoders.encoder import Encoder, Tower
     from image_encoders.errors import (
         CollectionError,
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from image_encoders.inputs.audio import read_audio
     from image_encoders.inputs.image import read_image
     from image_encoders.models import load, names
+    from image_encoders.records import Locator
 
 __version__ = "0.1.0"
 
@@ -38,13 +39,14 @@ _HOMES = {
     name: module
     for module, names in {
         "bulk.run": "run",
-        "collection": "Collection Locator open_collection",
+        "collection": "Collection open_collection",
         "encoder": "Encoder Tower",
         "errors": "CollectionError DeviceError ImageEncodersError InputError MissingExtra Overloaded "
         "TooManyFailures UnknownModel WeightsError",
         "inputs.audio": "read_audio",
         "inputs.image": "read_image",
         "models": "load names",
+        "records": "Locator",
     }.items()
     for name in names.split()
 }

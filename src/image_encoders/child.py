@@ -49,16 +49,18 @@ def call_in_child(
     remarks: list[bytes] = []
     with _start(environment or {}) as child:
         late = threading.Event()
-        timer = threading.Timer(threading.TIMEOUT_MAX if limit_s is None else limit_s, _end_late, (child, late))
-        timer.daemon = True
-        timer.start()
+        if limit_s is not None:
+            timer = threading.Timer(limit_s, _end_late, (child, late))
+            timer.daemon = True
+            timer.start()
         listener = threading.Thread(target=_listen, args=(child.stderr, remarks), daemon=True)
         listener.start()
         try:
             reply = _ask(child, question)
             status = child.wait()
         finally:
-            timer.cancel()
+            if limit_s is not None:
+                timer.cancel()
             child.kill()  # where it has not ended
             child.wait()
             listener.join(5)  # a process of the child's own may hold the pipe

@@ -22,9 +22,9 @@ import os
 import re
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from datetime import datetime, timezone
 from functools import cached_property
 from pathlib import Path
@@ -38,6 +38,7 @@ from image_encoders.canaries import drift, embed_canaries
 from image_encoders.child import ChildDied, ChildTooSlow
 from image_encoders.errors import CollectionError, InputError, MissingExtra
 from image_encoders.lease import Lease
+from image_encoders.records import Failure, Hit, Row, RunRecord, Stored
 from image_encoders.tables import ImageFacts, Where, id_of, path_of, storage
 
 if TYPE_CHECKING:
@@ -61,119 +62,6 @@ DRIFT = 0.05  # 1 - cosine: more is another space, whatever the fingerprint says
 LOADED = ("weights", "device", "precision", "engine", "calibration")  # of a recipe, beside the family's own options
 CANCELLED = 1e-4  # of the weights' sum: what is left of a mix below this is rounding
 CHUNK = 1 << 24  # bytes of rows held at a time
-
-
-@dataclass(frozen=True)
-class Locator:
-    """Where the bytes of something are.
-
-    path: the file as `open` takes it, or an address; where a file's name is not UTF-8, it holds surrogates
-    member: in an archive, the name of the member; in a table, "column/row"; surrogates as in a path
-    time_s: in a video, the time of the frame [s]
-    """
-
-    path: str
-    member: str | None = None
-    time_s: float | None = None
-
-
-@dataclass(frozen=True)
-class Row:
-    """What is stored of one image.
-
-    id: unique, printable Unicode text
-    locator: where its bytes are
-    embedding: (dim,) float32, finite
-    facts: facts about its bytes
-    state: text that changes when the bytes may have changed; a file's is its size and the time of its last change
-    metadata: what its source says about it, as JSON can hold it
-    part: the part of the run that encoded it, if the run had parts
-    """
-
-    id: str
-    locator: Locator
-    embedding: np.ndarray
-    facts: ImageFacts
-    state: str
-    metadata: Mapping[str, Any] | None = None
-    part: str | None = None
-
-
-@dataclass(frozen=True)
-class Stored:
-    """What a collection knows of some bytes: embedding, facts, the ids that have them."""
-
-    embedding: np.ndarray
-    facts: ImageFacts
-    ids: frozenset[str]
-
-
-@dataclass(frozen=True)
-class Hit:
-    """An image that a search found.
-
-    id: the row's id, always valid Unicode
-    path: the file as `open` takes it; where its name is not UTF-8, it holds surrogates
-    score: cosine similarity to the query, -1 to 1
-    width, height: of the upright image [px]
-    sha256: of the file's bytes, hexadecimal
-    copies: ids of the other rows with the same bytes, in order; none where a search lists each of them
-    member, time_s: where the file is an archive, a table or a video, as of `Locator`
-    metadata: what its source says about it, such as the other columns of its table
-    """
-
-    id: str
-    path: str
-    score: float
-    width: int
-    height: int
-    sha256: str
-    copies: tuple[str, ...] = ()
-    member: str | None = None
-    time_s: float | None = None
-    metadata: Mapping[str, Any] | None = field(default=None, hash=False)
-
-    @property
-    def locator(self) -> Locator:
-        """Where the image's bytes are."""
-        return Locator(self.path, self.member, self.time_s)
-
-
-@dataclass(frozen=True)
-class Failure:
-    """Something that could not be encoded.
-
-    id, path, state: as of a row; state is that at which it failed
-    stage: "read", "prepare" or "embed"
-    code: a short stable word, such as "truncated"
-    message: what was found, what is accepted
-    when: ISO 8601, UTC
-    part: as of a row
-    """
-
-    id: str
-    path: str
-    stage: str
-    code: str
-    message: str
-    state: str
-    when: str
-    part: str | None = None
-
-
-@dataclass(frozen=True)
-class RunRecord:
-    """A run that finished or was interrupted: when [ISO 8601, UTC], from which sources, and what it did."""
-
-    began: str
-    ended: str
-    sources: list[str]
-    encoded: int
-    reused: int
-    unchanged: int
-    failed: int
-    pruned: int
-    package: str = __version__
 
 
 class Collection:
@@ -393,7 +281,7 @@ class Collection:
         found: list[list[dict]] = self.read(
             ITEMS, lambda table: tables.nearest(table, query, k, each_copy, condition), []
         )
-        return [_hit(row, tuple(copy["id"] for copy in copies)) for row, *copies in found]
+        return [Hit.of(row, tuple(copy["id"] for copy in copies)) for row, *copies in found]
 
     def direction(self, vector: Any) -> np.ndarray:
         """A query's vector at unit length, (dim,) float32.
@@ -602,6 +490,7 @@ class Collection:
         """
         from filelock import Timeout
 
+        tables.check_usable(self.folder)  # first: another thread may have held these locks at the fork
         with storage(self.folder, "written"), self._entering:
             try:
                 self._lock.acquire()
@@ -759,6 +648,7 @@ class Collection:
 
     def _open(self, name: str) -> Any:
         """A table, or None where it has not been made yet."""
+        tables.check_usable(self.folder)
         if not tables.is_made(self.folder / f"{name}.lance"):
             return None
         table = self._database.open_table(name)
@@ -805,15 +695,6 @@ class Collection:
 def open_collection(folder: str | os.PathLike[str]) -> Collection:
     """The collection in `folder`; CollectionError where there is none or it cannot be read."""
     return Collection.open(folder)
-
-
-def _hit(row: dict, copies: tuple[str, ...]) -> Hit:
-    score = min(1.0, max(-1.0, 1.0 - row["_distance"]))
-    place = path_of(row["path"])
-    member = None if row["member"] is None else path_of(row["member"])
-    facts = row["width"], row["height"], row["sha256"]
-    metadata = None if row["metadata"] is None else json.loads(row["metadata"])
-    return Hit(row["id"], place, score, *facts, copies, member, row["time_s"], metadata)
 
 
 # ------------------------------------------------------------------ files

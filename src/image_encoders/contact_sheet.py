@@ -12,12 +12,11 @@ from typing import TYPE_CHECKING
 
 from image_encoders.bulk.sources import read_locator
 from image_encoders.cache import atomic_write
-from image_encoders.collection import Locator
 from image_encoders.encoder import ordered
 from image_encoders.errors import InputError
+from image_encoders.records import Hit, Locator
 
 if TYPE_CHECKING:
-    from image_encoders.collection import Hit
     from image_encoders.duplicates import Group
     from image_encoders.inputs.limits import ImageLimits
 
@@ -27,7 +26,7 @@ NAMED = 10  # copies of an image that are named
 GROUPS, GROUPED = 200, 24  # groups of duplicates that are shown, and images of each
 
 
-def contact_sheet(hits: Sequence[Hit], *, query: str, model: str, collection: str, image: Path | None = None) -> str:
+def contact_sheet(hits: Sequence[Hit], *, query: str, model: str, collection: str, image: Locator | None = None) -> str:
     """The HTML page that shows `hits`, best first.
 
     query: the words, or the name of the file
@@ -35,7 +34,7 @@ def contact_sheet(hits: Sequence[Hit], *, query: str, model: str, collection: st
     image: shown beside the title if the query was an image
     """
     figures = ordered(_figure, ((str(rank), hit) for rank, hit in enumerate(hits, 1)), ahead=16)
-    asked = _thumbnail(Locator(str(image)), f"The query: {query}") if image else ""
+    asked = _thumbnail(image, f"The query: {query}") if image else ""
     found = f"{len(hits)} image{'' if len(hits) == 1 else 's'}"
     header = f"""{asked}
 <div>

@@ -20,30 +20,11 @@ from image_encoders.encoder import Encoder
 from image_encoders.engines.machine import system_lines
 from image_encoders.process import cores
 
-PACKAGES = (
-    "image-encoders",
-    "torch",
-    "transformers",
-    "openvino",
-    "lancedb",
-    "pyarrow",
-    "numpy",
-    "pillow",
-    "simplejpeg",
-)
+PACKAGES = "image-encoders", "torch", "transformers", "openvino", "lancedb", "pyarrow", "numpy", "pillow", "simplejpeg"
 # As /proc/cpuinfo spells them; what makes models fast on a CPU.
 INSTRUCTIONS = (
-    "avx2",
-    "avx512f",
-    "avx512_vnni",
-    "avx512_bf16",
-    "avx_vnni",
-    "amx_bf16",
-    "amx_int8",
-    "asimd",
-    "bf16",
-    "i8mm",
-    "sve",
+    *("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "avx_vnni", "amx_bf16", "amx_int8"),
+    *("asimd", "bf16", "i8mm", "sve"),
 )
 
 
@@ -200,17 +181,16 @@ def _timed(function: Callable[[Any], Any], arguments: Iterable[Any]) -> tuple[li
     return results, seconds
 
 
-def sample_images(folder: Path, count: int = 32, width: int = 1024, height: int = 768) -> list[Path]:
-    """`count` JPEG files with shapes and grain like photographs', for measuring."""
+def sample_images(folder: Path) -> list[Path]:
+    """32 JPEG files with shapes and grain like photographs', for measuring."""
     from PIL import Image
 
     rng = np.random.default_rng(0)
     paths = []
-    for number in range(count):
-        shapes = Image.fromarray(rng.integers(0, 256, (24, 32, 3), np.uint8)).resize(
-            (width, height), Image.Resampling.BICUBIC
-        )
-        grain = rng.normal(0, 6, (height, width, 1))
+    for number in range(32):
+        cells = Image.fromarray(rng.integers(0, 256, (24, 32, 3), np.uint8))
+        shapes = cells.resize((1024, 768), Image.Resampling.BICUBIC)
+        grain = rng.normal(0, 6, (768, 1024, 1))
         path = folder / f"{number:03}.jpg"
         Image.fromarray(np.clip(np.asarray(shapes) + grain, 0, 255).astype(np.uint8)).save(path, quality=90)
         paths.append(path)

@@ -24,9 +24,10 @@ import numpy as np
 
 from image_encoders import exports, tables
 from image_encoders.arrays import at_unit_length
-from image_encoders.collection import ITEMS, Hit
+from image_encoders.collection import ITEMS
 from image_encoders.errors import CollectionError, InputError
-from image_encoders.tables import id_of, path_of, storage
+from image_encoders.records import Hit, Locator
+from image_encoders.tables import storage
 
 if TYPE_CHECKING:
     from image_encoders.collection import Collection
@@ -444,9 +445,9 @@ def _group(facts: Sequence[dict[str, Any]], units: np.ndarray, least: float) -> 
 
 
 def _duplicate(row: dict[str, Any], score: float) -> Duplicate:
-    member = None if row["member"] is None else path_of(row["member"])
-    facts = {name: row[name] for name in ("width", "height", "sha256", "size", "time_s")}
-    return Duplicate(row["id"], path_of(row["path"]), score, member=member, **facts)
+    place = Locator.of(row)
+    facts = {name: row[name] for name in ("width", "height", "sha256", "size")}
+    return Duplicate(row["id"], place.path, score, member=place.member, time_s=place.time_s, **facts)
 
 
 # ---------------------------------------------------------------- writing
@@ -487,9 +488,7 @@ def fields(number: int, group: Group) -> list[dict[str, Any]]:
         {
             "group": number,
             "id": image.id,
-            "path": id_of(image.path),
-            "member": image.member and id_of(image.member),
-            "time_s": image.time_s,
+            **image.locator.columns(),
             "similarity": image.score,
             "best": image is group.images[0],
             "width": image.width,

@@ -25,7 +25,8 @@ import numpy as np
 
 from image_encoders import exports, tables
 from image_encoders.arrays import at_unit_length
-from image_encoders.collection import ITEMS, Locator
+from image_encoders.collection import ITEMS
+from image_encoders.records import Locator
 from image_encoders.tables import Where, path_of
 
 if TYPE_CHECKING:

@@ -5,18 +5,20 @@ Everything else outside cli/ leaves the process as it is.
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import importlib
 import logging
 import os
 import sys
 import threading
+import time
 import warnings
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
-from types import ModuleType
+from types import FrameType, ModuleType
 from typing import Any, Generic, TypeVar
 
 Made = TypeVar("Made")
@@ -25,8 +27,9 @@ Made = TypeVar("Made")
 
 building = threading.RLock()  # held while a net is built or traced: two at once fail in transformers and in torch
 torch_has_computed = threading.Event()  # here, or in the process that this one was forked from
-starting_openvino = threading.RLock()  # held while its modules are imported
-PATIENCE_S = 60.0  # for that, when the process forks
+lancedb_is_used = threading.Event()  # here
+lancedb_was_used = threading.Event()  # in the process that this one was forked from: here it would crash or hang
+PATIENCE_S = 60.0  # for imports, when the process forks
 _in_use: weakref.WeakSet[Any] = weakref.WeakSet()  # OpenVINO's objects, which wait for their threads at their end
 _left_behind: list[Any] = []  # those that came along from the process that this one was forked from, without threads
 
@@ -42,18 +45,43 @@ def forked() -> bool:
 
 
 def _before_fork() -> None:
-    """A module that another thread is importing could never be imported in the forked process, nor what it imports."""
-    starting_openvino.acquire(timeout=PATIENCE_S)
+    """A module that another thread is importing could never be imported in the forked process, nor what imports it."""
+    until = time.monotonic() + PATIENCE_S
+    while _others_import() and time.monotonic() < until:
+        time.sleep(0.001)
 
 
-def _after_fork_here() -> None:
-    with suppress(RuntimeError):  # it was not acquired in time
-        starting_openvino.release()
+def _others_import() -> bool:
+    """Whether another thread is importing a module that this package has asked for."""
+    frames = sys._current_frames()
+    frames.pop(threading.get_ident(), None)
+    return any(map(_imports, frames.values()))
+
+
+def _imports(frame: FrameType | None) -> bool:
+    """Whether this package's code is below an import on a thread's stack, whose top is `frame`.
+
+    Other imports are not waited for: some last as long as their program.
+    """
+    importing = False
+    while frame is not None:
+        module = str(frame.f_globals.get("__name__"))
+        importing = importing or module == "importlib._bootstrap"
+        if importing and module.partition(".")[0] == __package__:
+            return True
+        frame = frame.f_back
+    return False
+
+
+class _OfLanceDB:
+    """Equals every function of LanceDB's compiled module, which gives no name to what it has called at exit."""
+
+    def __eq__(self, other: object) -> bool:
+        return getattr(other, "__module__", None) == "lancedb._lancedb"
 
 
 def _after_fork() -> None:
     """A forked process has one thread: locks that others held stay locked in it, and pools of threads are empty."""
-    starting_openvino._at_fork_reinit()  # type: ignore[attr-defined]
     building._at_fork_reinit()  # type: ignore[attr-defined]
     torch = sys.modules.get("torch")
     if torch_has_computed.is_set() and torch is not None:
@@ -61,10 +89,13 @@ def _after_fork() -> None:
     for one in _in_use:
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(one))  # a list alone is emptied at the process's end, which hangs
         _left_behind.append(one)
+    if lancedb_is_used.is_set():
+        lancedb_was_used.set()
+        atexit.unregister(_OfLanceDB())  # type: ignore[arg-type]  # it would wait for threads that are not here
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_here, after_in_child=_after_fork)
+    os.register_at_fork(before=_before_fork, after_in_child=_after_fork)
 
 
 class Lazy(Generic[Made]):

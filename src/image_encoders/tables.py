@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from image_encoders.errors import CollectionError, ImageEncodersError, InputError
+from image_encoders.process import lancedb_is_used, lancedb_was_used
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -60,6 +61,16 @@ class ImageFacts:
 FACTS = tuple(field.name for field in fields(ImageFacts))
 
 
+def check_usable(folder: Path) -> None:
+    """Raise CollectionError in a process that was forked from one that has used the database."""
+    if lancedb_was_used.is_set():
+        raise CollectionError(
+            f"{folder} cannot be used in this process: it was forked from one that uses a collection, and the "
+            "database's threads are missing here; start processes by spawn or forkserver, or use collections only "
+            "after forking"
+        )
+
+
 def connect(folder: Path, index_cache: int = 1 << 30) -> Any:
     """The database in `folder`.
 
@@ -67,6 +78,8 @@ def connect(folder: Path, index_cache: int = 1 << 30) -> Any:
     """
     import lancedb
 
+    check_usable(folder)
+    lancedb_is_used.set()
     # A table is always read as it is now. The other cache would grow with the number of writes.
     session = lancedb.Session(index_cache_size_bytes=index_cache, metadata_cache_size_bytes=1 << 22)
     return lancedb.connect(folder, read_consistency_interval=timedelta(0), session=session)
@@ -190,6 +203,7 @@ class Where:
 
 LARGEST = 2.0**63
 COMPARED = ("!=", "<=", ">=", "=", "<", ">")
+COMPARISON = re.compile(rf"\s*(\S.*?)\s*({'|'.join(COMPARED)})\s*(.*?)\s*", re.DOTALL)
 TRUTHS = {True: ("true", '"true"', '"True"', '"TRUE"'), False: ("false", '"false"', '"False"', '"FALSE"')}
 
 
@@ -207,6 +221,21 @@ class Comparison:
     name: str
     sign: str
     value: str | float | bool | None
+
+    @classmethod
+    def parse(cls, text: str) -> Comparison:
+        """What a text such as "year >= 2020" says: a name, a sign, and a value, as JSON if it is that, else as text."""
+        said = COMPARISON.fullmatch(text)
+        if said is None:
+            raise InputError(
+                f'where "{text}": write NAME, one of = != < <= > >=, and a value, such as "year >= 2020"', code="where"
+            )
+        name, sign, value = said.groups()
+        try:
+            found = json.loads(value, parse_constant=str)
+        except (ValueError, RecursionError):
+            found = value
+        return cls(name, sign, value if isinstance(found, (list, dict)) else found)
 
     def __post_init__(self) -> None:
         value = self.value
@@ -323,9 +352,7 @@ def nearest(table: Any, query: np.ndarray, k: int, each_copy: bool, condition: s
     limit = k + 16
     groups: list[list[dict]] = []
     while rows:
-        search = table.search(query, vector_column_name="embedding").distance_type("cosine").limit(min(limit, rows))
-        if condition is not None:
-            search = search.where(condition, prefilter=True)
+        search = _search(table, query, min(limit, rows), condition)
         if rows < EXACT_BELOW:
             search = search.bypass_vector_index()
         else:
@@ -343,13 +370,16 @@ def nearest(table: Any, query: np.ndarray, k: int, each_copy: bool, condition: s
 
 def best(table: Any, query: np.ndarray, count: int, condition: str | None) -> tuple[np.ndarray, np.ndarray]:
     """The numbers of the `count` rows nearest to a query at unit length, and their cosine distances."""
-    search = table.search(query, vector_column_name="embedding").distance_type("cosine").limit(count)
-    if condition is not None:
-        search = search.where(condition, prefilter=True)
+    search = _search(table, query, count, condition)
     if table.list_indices():
         search = _through_index(search, table.count_rows(), 2)
     found = search.select(["width", "_distance"]).with_row_id(True).to_arrow()
     return found["_rowid"].to_numpy(), found["_distance"].to_numpy()
+
+
+def _search(table: Any, query: np.ndarray, count: int, condition: str | None) -> Any:
+    search = table.search(query, vector_column_name="embedding").distance_type("cosine").limit(count)
+    return search if condition is None else search.where(condition, prefilter=True)
 
 
 def _through_index(search: Any, rows: int, refined: int) -> Any:

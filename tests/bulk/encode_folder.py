@@ -11,7 +11,7 @@ from pathlib import Path
 from image_encoders.cli import skipped_imports
 
 skipped_imports.skip()
-import lancedb  # noqa: F401  now, so that the run begins when it is told to
+import lancedb  # noqa: F401  now, so that the import does not delay the run
 
 from image_encoders.bulk import commit
 from image_encoders.bulk.run import run

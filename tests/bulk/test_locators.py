@@ -17,9 +17,10 @@ from test_videos import film
 
 from fake_encoder import FakeEncoder
 from image_encoders.bulk.run import run
-from image_encoders.bulk.sources import find, read_locator
-from image_encoders.collection import ITEMS, Collection, Locator, path_of
+from image_encoders.bulk.sources import find, locator_of, read_locator
+from image_encoders.collection import ITEMS, Collection, path_of
 from image_encoders.errors import InputError
+from image_encoders.records import Locator
 
 
 @pytest.fixture
@@ -53,6 +54,53 @@ def test_what_was_encoded_is_had_again_by_its_locator(sources: list[str]) -> Non
             locator = Locator(path_of(row["path"]), row["member"] and path_of(row["member"]), row["time_s"])
             [embedding] = encoder.encode_image([read_locator(locator)])
             assert embedding.tolist() == row["embedding"]
+
+
+def test_an_id_is_an_item_of_a_list(sources: list[str]) -> None:
+    encoder = FakeEncoder()
+    collection = Collection.create("index", encoder)
+    run(find(sources, frames="2"), encoder, collection)
+    found = collection.scan(ITEMS, ["id", "path", "member", "time_s", "embedding"])
+    rows = [row for batch in found for row in batch.to_pylist()]
+    for row in rows:
+        locator = Locator(path_of(row["path"]), row["member"] and path_of(row["member"]), row["time_s"])
+        assert locator_of(row["id"]) == locator
+    Path("ids.txt").write_text("".join(row["id"] + "\n" for row in rows))
+    assert run(find(["ids.txt"]), encoder, collection).unchanged == len(rows) == 18
+    again = Collection.create("again", encoder)
+    report = run(find(["ids.txt"]), encoder, again)
+    assert (report.encoded, report.reused) == (15, 3)
+    assert {row["id"]: row["embedding"] for row in rows} == {
+        row["id"]: row["embedding"] for batch in again.scan(ITEMS, ["id", "embedding"]) for row in batch.to_pylist()
+    }
+
+
+def test_an_id_of_something_damaged_or_gone_fails_alone(sources: list[str]) -> None:
+    Path("cut.tar").write_bytes(Path("a.tar").read_bytes()[:1500])
+    Path("bad.zip").write_bytes(b"PK no zip")
+    Path("bad.parquet").write_bytes(b"PAR1 no table")
+    names = ["cut.tar#x/3.png", "cut.tar#x/5.png", "bad.zip#1.png", "bad.parquet#a/0", "none.tar#1.png", "a.tar#no.png"]
+    names += ["d.parquet#an/image/99", "e.mp4#t=99", "photos/00000.png#1"]
+    Path("names.txt").write_text("\n".join(names))
+    report = run(find(["names.txt"]), FakeEncoder(), "index")
+    failed = {
+        failure.id.removeprefix(f"{os.getcwd()}/"): failure.code for failure in Collection.open("index").failures()
+    }
+    assert report.encoded == 1
+    assert failed == {
+        "cut.tar#x/5.png": "truncated",
+        "bad.zip#1.png": "corrupt",
+        "bad.parquet#a/0": "table",
+        "none.tar#1.png": "not-found",
+        "a.tar#no.png": "not-found",
+        "d.parquet#an/image/99": "not-found",
+        "e.mp4#t=99": "truncated",
+        "photos/00000.png#1": "not-found",
+    }
+    assert locator_of("a.tar#x/3.png") == Locator(os.path.abspath("a.tar"), "x/3.png")
+    Path("a.tar#x").mkdir()
+    Path("a.tar#x/3.png").write_bytes(image(30))
+    assert locator_of("a.tar#x/3.png") == Locator("a.tar#x/3.png")  # a file of that very name
 
 
 @pytest.mark.parametrize(

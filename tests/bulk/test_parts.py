@@ -32,11 +32,12 @@ from image_encoders.bulk.batch_size import BatchSizeTuner
 from image_encoders.bulk.parts import Parts, Worker, cut
 from image_encoders.bulk.plan import Plan
 from image_encoders.bulk.run import Report, run
-from image_encoders.bulk.sources import find
+from image_encoders.bulk.sources import find, recorded
 from image_encoders.bulk.sources.archives import Archive
 from image_encoders.collection import Collection
 from image_encoders.encoder import Encoder
 from image_encoders.errors import CollectionError
+from image_encoders.inputs.image import ImageLimits
 from image_encoders.lease import Lease
 
 SCRIPT = Path(__file__).with_name("encode_parts.py")
@@ -161,7 +162,7 @@ def test_an_item_is_read_again_as_its_part_says(tmp_path: Path) -> None:
     items = list(find([str(photos)]))
     found = parts.items(parts.record(items))
     assert [(one.id, one.locator, one.state) for one in found] == [(one.id, one.locator, one.state) for one in items]
-    limits = parts_module.ImageLimits.from_environment()
+    limits = ImageLimits.from_environment()
     assert [one.read(limits) for one in found] == [one.read(limits) for one in items]
 
 
@@ -280,7 +281,7 @@ def test_parts_lie_in_a_folder_of_their_own_where_one_is_named(photos: Path, tmp
     assert encode(photos, collection, parts=tmp_path / "shared").encoded == 38
 
 
-def test_progress_is_told_in_the_runs_own_thread(photos: Path, tmp_path: Path) -> None:
+def test_progress_is_reported_in_the_runs_own_thread(photos: Path, tmp_path: Path) -> None:
     threads = set()
     done: list[int] = []
 
@@ -374,7 +375,7 @@ def test_an_archive_is_passed_over_once_however_many_of_its_members_fail(
             walks.append(self)
             return super().entries()
 
-    monkeypatch.setattr(parts_module, "Archive", Counted)
+    monkeypatch.setattr(recorded, "Archive", Counted)
     one_worker(parts, FakeEncoder()).encode(part)
     codes = [getattr(one, "code", None) for one in parts.outcomes(part)]
     assert (codes, len(walks)) == (["too-many-bytes", None] * 5, 1)

@@ -11,8 +11,9 @@ import pytest
 from fake_encoder import DIM, FakeEncoder
 from image_encoders.bulk.plan import Plan
 from image_encoders.bulk.sources import SourceFile
-from image_encoders.collection import Collection, Failure, Locator, Row
+from image_encoders.collection import Collection, Failure, Row
 from image_encoders.errors import InputError
+from image_encoders.records import Locator
 from image_encoders.tables import ImageFacts
 
 

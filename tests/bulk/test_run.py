@@ -25,11 +25,12 @@ from image_encoders.bulk import encode as encode_module
 from image_encoders.bulk import run as run_module
 from image_encoders.bulk.run import Report, Standing, run
 from image_encoders.bulk.sources import SourceFile, find
-from image_encoders.collection import Collection, Locator
+from image_encoders.collection import Collection
 from image_encoders.encoder import Encoder, InputSpec, Tower
 from image_encoders.errors import CollectionError, InputError
 from image_encoders.inputs.image import ImageLimits, read_image
 from image_encoders.inputs.preprocessing import channels_first
+from image_encoders.records import Locator
 
 
 @pytest.fixture
@@ -581,7 +582,7 @@ def test_progress_counts_up_to_the_total(encode, photos: Path) -> None:
     assert calls[-1] == (21, 1)
 
 
-def test_progress_tells_failures_by_code_and_what_was_waited_for(encode, photos: Path) -> None:
+def test_progress_reports_failures_by_code_and_what_was_waited_for(encode, photos: Path) -> None:
     (photos / "broken.png").write_bytes(b"x")
     last: list[Standing] = []
     encode(progress=lambda now: last.append(now))

@@ -12,9 +12,10 @@ import pytest
 
 from image_encoders.bulk.sources import SourceFile, find, lists
 from image_encoders.bulk.sources.find import expanded
-from image_encoders.collection import Locator, id_of, path_of
+from image_encoders.collection import id_of, path_of
 from image_encoders.errors import InputError
 from image_encoders.inputs.image import ImageLimits
+from image_encoders.records import Locator
 
 
 @pytest.fixture
@@ -55,6 +56,26 @@ def test_only_a_few_names_are_kept_of_what_is_passed_over(photos: Path) -> None:
     found = find(["photos"])
     list(found)
     assert (found.ignored, found.passed_over) == (22, ["00.psd", "01.psd", "02.psd"])
+
+
+def test_folders_named_as_hive_partitions_data_are_metadata(photos: Path) -> None:
+    names = ("year=2020/month=03/a.jpg", "year=2020/b.jpg", "place=Z%C3%BCrich %26 more/c=d=e/f.jpg", "1x=2/g.jpg")
+    for name in (*names, "year=__HIVE_DEFAULT_PARTITION__/h.jpg", "k=/i.jpg", "caf\udce9=\udce9/j.jpg"):
+        (photos / "top=1" / name).parent.mkdir(parents=True, exist_ok=True)
+        (photos / "top=1" / name).write_bytes(name.encode("utf-8", "surrogateescape"))
+    found = {os.path.basename(one.path): one for one in find(["photos/top=1"])}
+    assert {name: one.metadata for name, one in found.items()} == {
+        "a.jpg": {"year": "2020", "month": "03"},
+        "b.jpg": {"year": "2020"},
+        "f.jpg": {"place": "Zürich & more", "c": "d=e"},
+        "g.jpg": None,
+        "h.jpg": None,
+        "i.jpg": None,
+        "j.jpg": None,
+    }
+    [listed] = find(["-"], stdin=io.BytesIO(b"photos/top=1/year=2020/b.jpg"))
+    assert (listed.id, listed.metadata) == (found["b.jpg"].id, None)
+    assert {one.metadata["top"] for one in find(["photos"]) if "top=1" in one.path} == {"1"}
 
 
 def test_the_order_does_not_depend_on_the_disk(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -217,7 +238,7 @@ def test_an_empty_name_is_refused_with_what_is_accepted(photos: Path, empty: str
 @pytest.mark.parametrize(
     "address", ["http://a.b/c.png", "HTTPS://a.b/c.png?d=1", "ftp://a/*.jpg", "sftp://a/b.jpg", "file:///a/b.png"]
 )
-def test_an_address_is_named_as_it_was_given_and_told_from_a_path(photos: Path, address: str) -> None:
+def test_an_address_is_named_as_it_was_given_and_distinguished_from_a_path(photos: Path, address: str) -> None:
     with pytest.raises(InputError, match="URL, not a path") as raised:
         find([address])
     assert (raised.value.item, raised.value.code) == (address, "url")

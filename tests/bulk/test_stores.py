@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import tarfile
 import zipfile
 from collections.abc import Iterator
@@ -100,6 +101,17 @@ def test_a_folder_in_a_store_is_encoded_and_unchanged_files_are_not_read(
     assert encode(f"{bucket.address}/2025/other.png") == {"encoded": 1}
 
 
+def test_folders_of_a_store_named_as_hive_partitions_data_are_metadata(bucket: Any) -> None:
+    names = [bucket(name, image(at)) for at, name in enumerate(("x=1/year=2020/a.png", "x=1/year=2021/m=3/b.png"))]
+    assert encode(f"{bucket.address}/x=1") == {"encoded": 2}
+    stored = Collection.open("index").to_arrow().select(["id", "metadata"]).to_pylist()
+    assert {row["id"]: json.loads(row["metadata"]) for row in stored} == {
+        names[0]: {"year": "2020"},
+        names[1]: {"year": "2021", "m": "3"},
+    }
+    assert encode(f"{bucket.address}/x=1/") == {"unchanged": 2}
+
+
 def test_patterns_and_lists_name_what_is_in_a_store(bucket: Any, tmp_path: Path) -> None:
     names = [bucket(f"{number}.png", image(number)) for number in range(6)]
     listed = bucket("list.txt", "\n".join([*names[:3], names[0], "", f"{bucket.address}/none.png"]).encode())
@@ -147,12 +159,18 @@ def test_shards_and_zips_in_a_store_give_their_members(bucket: Any, monkeypatch:
         f"{other}#z{n}.png" for n in range(8)
     }
     assert encode(shard, other) == {"unchanged": 16}
+    names = [f"{shard}#3.png", f"{other}#z4.png", f"{shard}#none.png", f"{bucket.address}/none.tar#1.png"]
+    listed = io.BytesIO("\n".join(names).encode())
+    assert encode("-", stdin=listed) == {"unchanged": 2, "failed": 2}
+    assert failures() == {names[2]: "not-found", names[3]: "not-found"}
+    found = {one.id: one for one in find(["-"], stdin=io.BytesIO(listed.getvalue()))}
+    assert [found[name].read(LIMITS) for name in names[:2]] == [image(3), image(4)]
     limits = stores.ImageLimits()
     for one in (*find([shard]), *find([other])):
         assert one.read(limits) == one.read(limits)
     bucket("cut.tar", tarred.getvalue()[:5000])
     assert encode(f"{bucket.address}/cut.tar")["failed"] == 1
-    assert failures() == {f"{bucket.address}/cut.tar": "truncated"}
+    assert failures().pop(f"{bucket.address}/cut.tar") == "truncated"
 
 
 def test_tables_in_a_store_hold_images_or_name_them(bucket: Any) -> None:

@@ -1,6 +1,7 @@
 import errno
 import json
 import os
+import queue
 import re
 import signal
 import tarfile
@@ -14,7 +15,7 @@ from pyarrow import parquet
 
 from image_encoders import models
 from image_encoders.bulk import run as bulk_run
-from image_encoders.cli import printing
+from image_encoders.cli import meter, printing
 from image_encoders.cli.failures import with_advice
 from image_encoders.collection import Collection, Failure
 from image_encoders.errors import WeightsError
@@ -70,7 +71,34 @@ def test_a_log_for_machines_is_lines_of_json_whose_last_one_says_what_became_of_
     assert last["limit"] in last["waited_s"]
     (tmp_path / "empty").mkdir()
     ran = command("encode", tmp_path / "empty", "-o", tmp_path / "c", "-m", "colours/plain", "--log-json")
-    assert [json.loads(line)["event"] for line in ran.err.splitlines() if line.startswith("{")] == ["end"]
+    assert [json.loads(line)["event"] for line in ran.err.splitlines() if line.startswith("{")][-1] == "end"
+
+
+def test_a_log_for_machines_goes_on_while_nothing_finishes(command, photos, tmp_path, monkeypatch):
+    run, say, lines = bulk_run.run, meter.say, queue.Queue()
+
+    def said(line: str) -> None:
+        say(line)
+        lines.put(json.loads(line))
+
+    def hangs_before_and_after(*given, **how):
+        before.extend(lines.get(timeout=60) for _ in range(3))
+        report = run(*given, **how)
+        while not lines.empty():
+            lines.get()
+        after.extend(lines.get(timeout=60) for _ in range(3))  # the first may have been written meanwhile
+        return report
+
+    before, after = [], []
+    monkeypatch.setattr(meter, "LOG_S", 0.01)
+    monkeypatch.setattr(meter, "say", said)
+    monkeypatch.setattr(bulk_run, "run", hangs_before_and_after)
+    ran = command("encode", photos, "-o", tmp_path / "c", "-m", "colours/plain", "--log-json")
+    assert ran.status == 0
+    assert {(line["event"], line["done"], line["limit"]) for line in before} == {("progress", 0, None)}
+    assert {(line["event"], line["done"], line["read"]) for line in after} == {("progress", 6, 6)}
+    last = [json.loads(line) for line in ran.err.splitlines() if line.startswith("{")][-1]
+    assert (last["event"], last["done"]) == ("end", 6)
 
 
 def test_broken_files_fail_alone_are_listed_and_give_status_3(command, photos, broken, tmp_path):
@@ -476,6 +504,10 @@ def test_what_is_wrong_with_the_options_is_said_before_ray_is_asked(command, pho
         (["colours/plain", "--engine", "x"], "unknown engine"),
         (["colours/plain", "--device", "tpu"], "unknown device"),
         (["colours/plain", "--weights", "none.npz"], "none.npz: no such file"),
+        (["bit/R50x9"], "did you mean bit/R50x"),
+        (["bit/R50x1", "--weights", photos / "red.png"], "not a numpy archive"),
+        (["clip/demo", "-O", "crop=middle"], "accepted: floor, round"),
+        (["clip/nowhere", "--offline"], "no model 'clip/nowhere'"),
     ]:
         ran = command(*nobody, *options)
         assert (ran.status, said in ran.err) == (2, True), ran.err

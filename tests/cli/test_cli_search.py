@@ -2,6 +2,7 @@ import json
 import os
 import subprocess
 import sys
+import tarfile
 
 import pytest
 from PIL import Image
@@ -55,6 +56,20 @@ def test_images_are_filtered_by_the_metadata_of_their_table(command, photos, tmp
         assert (ran.status, said in ran.err) == (2, True), ran.err
 
 
+def test_images_are_filtered_by_the_folders_that_partition_them(command, photos, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for year, name in ((2020, "green.png"), (2021, "red.png")):
+        (tmp_path / "photos" / f"year={year}").mkdir()
+        (tmp_path / "photos" / name).rename(tmp_path / "photos" / f"year={year}" / name)
+    (tmp_path / "list.txt").write_text("photos/year=2020/green.png\nphotos/year=2021/red.png\n")
+    listed = command("encode", "list.txt", "-o", "c", "-m", "colours/plain", "--json").json
+    assert (listed["encoded"], command("search", "c", "red", "--where", "year = 2020", "--json").json) == (2, [])
+    searched = command("encode", "photos", "-o", "c", "--json").json
+    assert (searched["encoded"], searched["unchanged"]) == (4, 2)  # the same ids: their rows get the metadata
+    found = command("search", "c", "red", "--where", "year = 2020", "--json").json
+    assert [(os.path.basename(hit["path"]), hit["metadata"]) for hit in found] == [("green.png", {"year": "2020"})]
+
+
 def test_an_item_of_a_programs_own_source_is_shown_by_its_id(capsys):
     places = [("shard-1/7.png", "https://example.org/shard-1.tar"), ("/a.png", "/a.png"), (id_of("/\udcff"), "/\udcff")]
     show([Hit(one, path, 1.0, 40, 30, "00") for one, path in places], "nothing")
@@ -63,7 +78,7 @@ def test_an_item_of_a_programs_own_source_is_shown_by_its_id(capsys):
 
 
 def test_a_file_that_is_not_there_is_said_as_every_error_is(command, collection):
-    assert command("search", "c", "--image", "nope.jpg").err == "error: nope.jpg: no such file or directory\n"
+    assert command("search", "c", "--image", "nope.jpg").err == "error: nope.jpg: no such file\n"
 
 
 def test_an_export_into_a_folder_that_is_missing_names_the_folder(command, collection):
@@ -111,6 +126,19 @@ def test_a_long_path_is_never_cut_where_there_is_no_terminal(command, collection
     Image.new("RGB", (4, 4), "white").save(long)
     command("encode", "photos", "-o", "c")
     assert f"photos/{long.name}\n" in command("search", "c", "white", "-k", 1).out
+
+
+def test_an_image_inside_an_archive_is_a_query_by_its_id(command, collection, photos, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with tarfile.open("more.tar", "w") as tar:
+        tar.add(photos / "red.png", "inside/red.png")
+    found = command("search", "c", "--image", "more.tar#inside/red.png", "-k", 1, "--json", "--html", "p.html")
+    assert [os.path.basename(hit["path"]) for hit in found.json] == ["red.png"]
+    page = (tmp_path / "p.html").read_text()
+    assert "<title>red.png: 1 image</title>" in page
+    assert page.count("data:image/jpeg;base64,") == 2  # the query's too
+    missing = command("search", "c", "--image", "more.tar#none.png")
+    assert missing.err == "error: more.tar#none.png: no none.png in the archive\n"
 
 
 def test_the_page_of_thumbnails_is_written_and_said_where(command, collection, tmp_path):
@@ -166,7 +194,8 @@ def test_the_help_shows_that_words_are_one_query_of_three(command):
         (("nowhere", "red"), "nowhere"),
         (("photos", "red"), "photos"),
         (("c", "--image", "gone.jpg"), "gone.jpg"),
-        (("c", "--image", "http://example.org/a.jpg"), "http://example.org/a.jpg"),
+        (("c", "--image", "http://127.0.0.1/a.jpg"), "http://127.0.0.1/a.jpg"),
+        (("c", "--image", "photos/red.png#1"), "photos/red.png#1"),
         (("http://example.org/c", "red"), "http://example.org/c"),
         (("c", "--audio", "photos/red.png"), "no audio tower"),
         (("c", "red", "--html", "nowhere/page.html"), "nowhere"),

@@ -1,4 +1,4 @@
-"""Addresses that somebody else chose: what is fetched, what is refused, and what is told about it."""
+"""Addresses that somebody else chose: what is fetched, what is refused, and what the errors say."""
 
 from __future__ import annotations
 

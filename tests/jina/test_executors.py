@@ -294,7 +294,7 @@ def test_where_the_kind_of_numbers_says_what_they_are_others_are_refused(dtype: 
     assert "uint8 pixels and prepared floats are accepted" in doc.tags["error"]
 
 
-def test_executors_compute_in_float32_unless_told_otherwise(demo: str) -> None:
+def test_executors_compute_in_float32_by_default(demo: str) -> None:
     executor = CLIPImageEncoder(pretrained_model_name_or_path=demo)
     assert executor.encoder.precision == "float32"
     assert executor.encoder.recipe["precision"] == "float32"
@@ -434,7 +434,7 @@ def test_more_than_may_wait_fail_their_request_with_when_to_come_back(
     assert type(caught.value).__name__ == "Overloaded"
 
 
-def test_an_input_that_the_model_cannot_bear_fails_alone_and_tells_no_path(
+def test_an_input_that_the_model_cannot_bear_fails_alone_and_names_no_path(
     executor: CLIPImageEncoder, images: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def picky(inputs: Sequence[np.ndarray]) -> np.ndarray:
@@ -473,7 +473,7 @@ def test_a_request_ends_when_its_addresses_have_had_their_time(
 @pytest.mark.parametrize(
     ("parameters", "said"), [({"batch_size": 0}, "batch_size 0;"), ({"traversal_paths": "r"}, "RuntimeError")]
 )
-def test_a_request_that_fails_tells_no_path_of_this_machine(
+def test_a_request_that_fails_names_no_path_of_this_machine(
     executor: CLIPImageEncoder, parameters: dict[str, object], said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(*_: object) -> None:
@@ -482,9 +482,9 @@ def test_a_request_that_fails_tells_no_path_of_this_machine(
     monkeypatch.setattr(executors, "traverse", broken)
     with pytest.raises(ImageEncodersError, match=said) as caught:
         asyncio.run(executor.answer([Document()], parameters))
-    told = traceback.format_exception(type(caught.value), caught.value, caught.value.__traceback__)
-    assert len(told) == 1
-    assert "secret" not in told[0]
+    lines = traceback.format_exception(type(caught.value), caught.value, caught.value.__traceback__)
+    assert len(lines) == 1
+    assert "secret" not in lines[0]
 
 
 def test_embeddings_in_the_precision_that_is_fastest_stay_close(

@@ -317,7 +317,7 @@ def test_nothing_listens_but_on_this_machine_s_own_address(flow: Flow, chain: Fl
     assert {address for address, _ in listening} == {"127.0.0.1"}
 
 
-def test_nobody_is_told_of_the_flow(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_flow_is_reported_to_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
     """Jina posts to a server of its own from a thread, unless this variable was there when it was imported."""
     called: list[object] = []
     monkeypatch.setattr("urllib.request.urlopen", lambda *arguments, **more: called.append(arguments))
@@ -469,7 +469,7 @@ def test_the_type_may_stand_anywhere_or_nowhere() -> None:
         assert Flow.load_config(text).num_deployments == 1
 
 
-def test_copies_share_the_cores_unless_told_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_copies_share_the_cores_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr("image_encoders.integrations.jina.flow.cores", lambda: 8)
     for given, threads in (({"replicas": 2}, "4"), ({"replicas": 2, "shards": 2}, "2"), ({"replicas": 99}, "1")):

@@ -87,7 +87,7 @@ def graph_path(name: str) -> str:
 
 
 def saved_model(folder: Path, arrays: dict[str, np.ndarray], prefix: str = "", named: bool = False) -> Path:
-    """A SavedModel whose variables, in an order of no meaning, are told by the object graph or by their names."""
+    """A SavedModel whose variables, in an order of no meaning, are identified by the object graph or by their names."""
     graph, tensors = Graph(), {}
     for number, name in enumerate(sorted(arrays, key=lambda name: name[::-1])):
         if name.startswith(bit.HEAD):

@@ -1,4 +1,4 @@
-"""Whether an embedding is a function of the image: what is told apart from rounding, and what is not."""
+"""Whether an embedding is a function of the image: what is distinguished from rounding, and what is not."""
 
 from __future__ import annotations
 

@@ -26,6 +26,7 @@ from PIL import Image
 
 from image_encoders.scenes import draw, sample_scene
 from image_encoders.serve.pages import pages
+from image_encoders.tables import Comparison
 
 HOSTILE = [
     "<img src=x onerror=\"document.title='run'\">.jpg",
@@ -251,7 +252,7 @@ def group_of(number: int, kind: str) -> str:
 
 
 def filtered(asked: Any) -> bool:
-    return any(name in asked for name in ("folder", "from", "to", "min_width", "min_height"))
+    return any(name in asked for name in ("folder", "from", "to", "min_width", "min_height", "where"))
 
 
 def fits(found: dict[str, Any], asked: Any) -> bool:
@@ -261,6 +262,7 @@ def fits(found: dict[str, Any], asked: Any) -> bool:
         and found["taken"][:10] <= asked.get("to", "9999")
         and found["width"] >= int(asked.get("min_width", 0))
         and found["height"] >= int(asked.get("min_height", 0))
+        and all(found[one.name] >= one.value for one in map(Comparison.parse, asked.getlist("where")))
     )
 
 

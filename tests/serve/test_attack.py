@@ -67,7 +67,7 @@ def test_slow_clients_take_all_connections_and_are_gone_soon(attacked: Server, u
             client.socket.close()
 
 
-def test_beyond_the_most_connections_clients_are_told_to_come_back(attacked: Server, user: httpx.Client) -> None:
+def test_beyond_the_most_connections_clients_are_asked_to_come_back(attacked: Server, user: httpx.Client) -> None:
     idle = [Client(port(attacked)) for _ in range(CONNECTIONS + 5)]
     try:
         with Client(port(attacked)) as client:
@@ -173,7 +173,7 @@ PLACES = [
 ]
 
 
-def test_addresses_inside_are_not_reached_and_nothing_is_told_of_them(user: httpx.Client, inside: int) -> None:
+def test_addresses_inside_are_not_reached_and_nothing_is_said_of_them(user: httpx.Client, inside: int) -> None:
     items = [{"url": f"http://{place}:{inside}/latest/meta-data"} for place in PLACES]
     answer = embed(user, *items)
     assert answer.status_code == 422

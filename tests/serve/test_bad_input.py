@@ -94,7 +94,7 @@ def test_each_bad_item_is_named(client: httpx.Client, name: str, item: object) -
 
 
 @pytest.mark.parametrize(("name", "body"), [pytest.param(*one, id=one[0]) for one in bad_bodies()])
-def test_each_bad_body_is_told_what_is_wrong_with_it(client: httpx.Client, name: str, body: bytes) -> None:
+def test_each_bad_body_gets_an_error_that_says_what_is_wrong(client: httpx.Client, name: str, body: bytes) -> None:
     answer = client.post("/v1/embeddings", content=body, headers=JSON)
     assert 400 <= answer.status_code < 500, answer.text
     assert_a_problem(answer)

@@ -47,11 +47,11 @@ class Browsing:
     def url(self) -> str:
         """Where the page is, once it is there."""
 
-        def told() -> str | None:
+        def printed() -> str | None:
             assert self.process.poll() is None, self.said
             return next((found[1] for line in self.said if (found := PAGE.search(line))), None)
 
-        return until(told, "listening")
+        return until(printed, "listening")
 
     def get(self, address: str, **query: Any) -> httpx.Response:
         return httpx.get(self.url + address, params=query, timeout=300, trust_env=False)

@@ -387,7 +387,7 @@ def test_chunks_of_one_byte_are_a_body_too(patient: uvicorn.Server) -> None:
         assert client.answer()[2].startswith(b"100000 ")
 
 
-def test_beyond_the_most_connections_only_health_is_told(app: App) -> None:
+def test_beyond_the_most_connections_only_health_is_answered(app: App) -> None:
     settings = Settings(max_connections=3, header_timeout=600, body_timeout=600, keep_alive=600)
     with serving(app, settings) as server:
         clients = [Client(server.port) for _ in range(3)]

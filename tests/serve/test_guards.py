@@ -389,7 +389,7 @@ def test_requests_have_an_id_which_a_client_may_choose(open_one: Any) -> None:
     assert json.loads(body)["request_id"] == headers["x-request-id"]
 
 
-def test_an_application_that_fails_is_a_500_that_tells_nothing(open_one: Any, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_application_that_fails_is_a_500_without_details(open_one: Any, caplog: pytest.LogCaptureFixture) -> None:
     status, _, body = ask(open_one, "GET", "/broken")
     assert status == 500
     assert "query" not in body.decode()

@@ -77,7 +77,7 @@ def test_a_line_of_text_for_each_request(written: io.StringIO) -> None:
 
 
 @pytest.mark.parametrize("as_json", [True, False])
-def test_a_failure_is_told_without_what_was_sent(written: io.StringIO, as_json: bool) -> None:
+def test_a_failure_is_logged_without_what_was_sent(written: io.StringIO, as_json: bool) -> None:
     logs.configure(as_json=as_json, stream=written)
     use("/broken")
     lines(written, 2)
@@ -89,7 +89,7 @@ def test_a_failure_is_told_without_what_was_sent(written: io.StringIO, as_json: 
     assert SECRET not in said
 
 
-def test_our_own_errors_are_told_with_what_they_say() -> None:
+def test_our_own_errors_are_logged_with_their_messages() -> None:
     assert logs.described(InputError("ends early"))[0] == "image_encoders.errors.InputError: ends early"
     assert logs.described(ValueError("ends early")) == ["builtins.ValueError"]
 

@@ -314,6 +314,26 @@ def test_the_address_holds_all_that_was_set(page: Page):
     expect(page).to_have_url(re.compile(r"\?q=beach&min_width=3000&sort=newest&group=month$"))
 
 
+def test_comparisons_with_metadata_are_added_one_by_one_and_are_in_the_address(page: Page):
+    page.goto("/search?where=width+%3E%3D+1000")
+    expect(chips(page)).to_have_text(["where width >= 1000"])
+    page.get_by_role("button", name="Filters").click()
+    field = page.get_by_label("Metadata")
+    expect(field).to_have_value("")
+    field.fill("height >= 2000")
+    field.press("Enter")
+    expect(chips(page)).to_have_text(["where width >= 1000", "where height >= 2000"])
+    expect(page).to_have_url(re.compile(r"\?where=width\+%3E%3D\+1000&where=height\+%3E%3D\+2000$"))
+    expect(field).to_have_value("")
+    page.get_by_label("Least width").fill("3000")
+    page.get_by_label("Least width").press("Tab")
+    expect(chips(page)).to_have_text(["where width >= 1000", "where height >= 2000", "width from 3000"])
+    page.get_by_role("button", name="Remove where width >= 1000").click()
+    expect(page).to_have_url(re.compile(r"\?where=height\+%3E%3D\+2000&min_width=3000$"))
+    page.get_by_role("button", name="Clear filters").click()
+    expect(page).to_have_url(re.compile(r"/search$"))
+
+
 def test_groups_hold_what_is_above_the_line(page: Page):
     page.goto("/search?q=beach&group=folder")
     expect(page.locator("#results h2").first).to_be_visible()

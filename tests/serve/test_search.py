@@ -271,7 +271,7 @@ def test_filters_keep_what_they_say(searched: Searched, client: httpx.Client, se
     by_file = search(from_="2014-05-13", to="2014-05-13", k=1000)["hits"]
     assert names({"hits": by_file}) == ["000.jpg"]  # not taken by a camera: its file's date
     filters = {"folder": "album-1", "from": "2012", "to": "2019-12-31", "min_width": 300}
-    posted = client.post("/v1/search", json={"where": filters, "k": 1000}).json()["hits"]
+    posted = client.post("/v1/search", json={**filters, "k": 1000}).json()["hits"]
     assert posted == search(folder="album-1", from_="2012", to="2019-12-31", min_width=300, k=1000)["hits"]
     where = Where((str(searched.folder / "album-1"),), datetime(2012, 1, 1), datetime(2020, 1, 1), 300)
     found = searched.collection.search(np.ones(searched.collection.dim), 1000, where=where)
@@ -322,8 +322,12 @@ HOSTILE = [
     "<script>alert(1)</script>",
     "\r\nX-Injected: yes",
 ]
-FILTERS = ["folder", "from", "to", "min_width", "min_height"]
-PARAMETERS = [*("q", "minus", "like", "unlike", "vector", "unvector"), *("sort", "group", "k", "offset"), *FILTERS]
+FILTERS = ["folder", "from", "to", "min_width", "min_height", "where"]
+PARAMETERS = [
+    *("q", "minus", "like", "unlike", "vector", "unvector"),
+    *("sort", "group", "k", "offset", "each_copy"),
+    *FILTERS,
+]
 
 
 @pytest.mark.parametrize("value", HOSTILE)
@@ -343,9 +347,11 @@ def test_no_text_in_any_parameter_breaks_anything(client: httpx.Client, value: s
         {"queries": [{"key": value}]},
         {"queries": [{"image": value}]},
         {"queries": [{"vector": value}]},
-        {"where": {"folder": value}},
-        {"where": {"from": value}},
-        {"where": {"min_width": value}},
+        {"folder": value},
+        {"from": value},
+        {"min_width": value},
+        {"where": [value, f"{value} = 1", f"name = {value}", f"a.{value} >= {value}", f'"{value}" != "{value}"']},
+        *({"where": [text]} for text in (f"{value} = 1", f"name = {value}", f'"{value}" != "{value}"')),
         {"sort": value},
     ):
         content = json.dumps(body)
@@ -368,10 +374,10 @@ def test_no_text_in_any_parameter_breaks_anything(client: httpx.Client, value: s
         ({"queries": [{"audio": "bm90IGEgc291bmQ="}]}, "no audio tower"),
         ({"queries": [{"image": "http://127.0.0.1/x.jpg"}]}, "does not fetch URLs"),
         ({"queries": [{"key": "0" * 64}]}, "no image of the collection has this key"),
-        ({"where": {"from": "yesterday"}}, "a date is accepted"),
-        ({"where": {"from": "2024-13"}}, "a date is accepted"),
-        ({"where": {"sql": "1=1"}}, "sql"),
-        ({"where": {"min_width": 10**40}}, "min_width"),
+        ({"from": "yesterday"}, "a date is accepted"),
+        ({"from": "2024-13"}, "a date is accepted"),
+        ({"sql": "1=1"}, "no parameter sql; accepted: folder, from, "),
+        ({"min_width": 10**40}, "min_width"),
         ({"k": 0}, "k"),
         ({"k": 10**6}, "k"),
         ({"offset": -1}, "offset"),

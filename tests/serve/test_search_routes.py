@@ -26,13 +26,15 @@ from image_encoders.api.items import Item
 from image_encoders.api.requests import Limits
 from image_encoders.batching import Embedded
 from image_encoders.bulk.run import run
-from image_encoders.collection import Collection, Failure, Locator
+from image_encoders.collection import Collection, Failure
 from image_encoders.errors import CollectionError, InputError, MissingExtra, Overloaded
+from image_encoders.records import Locator
 from image_encoders.serve import searcher as searcher_module
 from image_encoders.serve.app import create_app
 from image_encoders.serve.metrics import Metrics
 from image_encoders.serve.searcher import Searcher, Threads
 from image_encoders.serve.settings import Settings
+from image_encoders.tables import Comparison
 
 SOUND = b"RIFF$\0\0\0WAVEfmt "
 
@@ -143,7 +145,7 @@ def test_the_next_page_of_a_search_by_words_embeds_nothing(hearing: Collection) 
         ("testclient", "http://localhost", False),
     ],
 )
-def test_only_clients_of_this_machine_are_told_where_files_are(
+def test_only_clients_of_this_machine_see_where_files_are(
     collection: Collection, address: str, url: str, shown: bool
 ) -> None:
     failed = Failure("/srv/x/a.jpg", "/srv/x/a.jpg", "read", "truncated", "/srv/x/a.jpg ends", "1 1", "2026-01-01")
@@ -340,13 +342,86 @@ def test_a_token_is_of_the_space_that_it_was_made_in(collection: Collection) -> 
         searcher.vector(token)
 
 
+# ------------------------------------------------------------------ what is asked for
+
+
+@pytest.fixture
+def described(folder: Path, tmp_path: Path) -> TestClient:
+    """A service of the images 0.png to 3.png and album/4.png; a table says of N: year 2018 + N and label "it's N"."""
+    (folder / "album").mkdir()
+    (folder / "4.png").rename(folder / "album" / "4.png")
+    lines = [f"{folder}/{'album/' if n == 4 else ''}{n}.png,{2018 + n},it's {n}\n" for n in range(5)]
+    (folder / "list.csv").write_text("path,year,label\n" + "".join(lines))
+    run([folder / "list.csv"], FakeEncoder(), tmp_path / "index")
+    found = Collection.open(tmp_path / "index")
+    found.modalities = ("image", "text")
+    return client_of(StandIn(found, found.modalities))
+
+
+def found(answer: Any) -> list[str]:
+    assert answer.status_code == 200, answer.text
+    return sorted(hit["name"] for hit in answer.json()["hits"])
+
+
+def test_images_are_filtered_by_their_metadata_with_and_without_a_query(described: TestClient) -> None:
+    for where, names in (
+        (["year >= 2020"], ["2.png", "3.png", "4.png"]),
+        (["year>=2020", "label != it's 3"], ["2.png", "4.png"]),
+        (["label = it's 1"], ["1.png"]),
+        (["price = null"], ["0.png", "1.png", "2.png", "3.png", "4.png"]),
+        (["", " "], ["0.png", "1.png", "2.png", "3.png", "4.png"]),
+        (["price > 3"], []),
+    ):
+        for query in ({}, {"q": "a dog"}, {"sort": "path", "group": "month"}):
+            assert found(described.get("/search.json", params={"where": where, **query})) == names
+        said = [one for one in where if one.strip()]
+        for body in ({}, {"queries": [{"text": "a dog"}]}, {"min_width": 60, "each_copy": True}):
+            assert found(described.post("/v1/search", json={"where": said, **body})) == names
+    assert found(described.get("/search.json", params={"where": "year >= 2020", "folder": "album"})) == ["4.png"]
+
+
+def test_a_comparison_that_cannot_be_understood_is_refused_as_the_library_does(described: TestClient) -> None:
+    for where in ("year", "= 3", "year > true", "a..b = 1", f"year = {10**30}"):
+        with pytest.raises(InputError) as caught:
+            Comparison.parse(where)
+        for answer in (
+            described.get("/search.json", params={"where": ["year > 1", where]}),
+            described.post("/v1/search", json={"where": ["year > 1", where]}),
+        ):
+            error = answer.json()["error"]
+            assert (answer.status_code, error["param"], error["code"]) == (422, "where", "where")
+            assert error["message"] == caught.value.message
+    for many in (["y" * 997 + " = 1"], ["year > 1"] * 33):
+        assert described.get("/search.json", params={"where": many}).status_code == 400
+        assert described.post("/v1/search", json={"where": many}).status_code == 400
+    assert described.post("/v1/search", json={"where": "year > 1"}).status_code == 400
+    assert found(described.get("/search.json", params={"where": ["y" * 996 + " = 1", *["year > 1"] * 31]})) == []
+
+
+@pytest.mark.parametrize(
+    "text", ["' OR 1=1 --", "') OR ('1'='1", '"', "\\", "\\'", "$", "a'b\"c\\", "*", "[0]", "\0", "%", "é\u202e"]
+)
+def test_a_comparison_is_never_part_of_the_database_s_query(described: TestClient, text: str) -> None:
+    for where in (f"{text} = 1", f"year = {text}", f"label < {text}", f"{text}.{text} = x", f'label = "{text}"'):
+        answer = described.get("/search.json", params={"where": [where, "year > 2021"]})
+        assert answer.status_code in (200, 422), answer.text
+        if answer.status_code == 200:
+            assert answer.json()["count"] <= 1
+        else:
+            assert answer.json()["error"]["code"] == "where"
+    assert len(found(described.get("/search.json"))) == 5
+
+
 def test_a_parameter_that_a_search_does_not_know_is_refused_with_those_that_it_knows(collection: Collection) -> None:
     client = client_of(StandIn(collection, collection.modalities))
+    posted = client.post("/v1/search", json={"where": ["a = 1"], "since": "2024"})
+    assert (posted.status_code, posted.json()["error"]["param"]) == (400, "since")
+    assert posted.json()["error"]["message"].startswith("no parameter since; accepted: folder, from, to, ")
     answer = client.get("/search.json?q=a&minwidth=3&whre=x&limit=5")
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, "limit")
     assert answer.json()["error"]["message"] == (
-        "no parameter limit, minwidth, whre; accepted: folder, from, to, min_width, min_height, q, minus, like, "
-        "unlike, vector, unvector, sort, group, k, offset"
+        "no parameter limit, minwidth, whre; accepted: folder, from, to, min_width, min_height, where, sort, group, k, "
+        "offset, each_copy, q, minus, like, unlike, vector, unvector"
     )
     assert client.get("/search.json?since=2024").status_code == 400  # the name in Python, not that of the parameter
     assert client.get("/search.json?q=&folder=&from=2001&to=&min_width=1&sort=newest&k=2&offset=1").status_code == 200

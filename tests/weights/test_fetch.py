@@ -18,7 +18,8 @@ import pytest
 
 from image_encoders.cache import cache_folder
 from image_encoders.errors import WeightsError
-from image_encoders.weights import fetch as module
+from image_encoders.weights import download as module
+from image_encoders.weights import fetch as fetch_module
 from image_encoders.weights.fetch import fetch, is_offline
 
 CONTENT = bytes(range(256)) * 4000  # 1,024,000 bytes
@@ -158,7 +159,7 @@ def test_a_download_that_was_killed_is_taken_up_by_the_next_one(server: Server) 
 
 
 def test_an_interrupt_keeps_what_came(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = module._Download.total
+    real = module.Download.total
     calls = []
 
     def total(self: Any) -> int | None:
@@ -167,10 +168,10 @@ def test_an_interrupt_keeps_what_came(server: Server, monkeypatch: pytest.Monkey
             raise KeyboardInterrupt
         return real(self)
 
-    monkeypatch.setattr(module._Download, "total", total)
+    monkeypatch.setattr(module.Download, "total", total)
     with pytest.raises(KeyboardInterrupt):
         fetch(server.url, progress=False)
-    monkeypatch.setattr(module._Download, "total", real)
+    monkeypatch.setattr(module.Download, "total", real)
     assert fetch(server.url, progress=False).read_bytes() == CONTENT
     assert server.asked[1]["Range"].startswith("bytes=5")
 
@@ -385,7 +386,7 @@ def test_a_file_without_a_published_digest_has_to_stay_as_it_was(server: Server)
     with pytest.raises(WeightsError, match="has 1023999 bytes; 1024000 were recorded"):
         fetch(server.url)
     path.write_bytes(CONTENT[::-1])
-    assert fetch(server.url) == path  # the size alone does not tell
+    assert fetch(server.url) == path  # the size alone proves nothing
 
 
 def test_a_digest_published_later_is_held_against_an_old_file(server: Server) -> None:
@@ -440,7 +441,7 @@ def test_a_read_only_cache_still_serves_its_files(server: Server, monkeypatch: p
     def refuse(*_: object) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(module, "_write_json", refuse)
+    monkeypatch.setattr(fetch_module, "write_json", refuse)
     assert fetch(server.url, sha256=SHA256) == path
 
 

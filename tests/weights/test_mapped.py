@@ -1,4 +1,4 @@
-"""Mapped files give their memory back when told to, and stay readable."""
+"""Mapped files give their memory back on request, and stay readable."""
 
 from __future__ import annotations
 

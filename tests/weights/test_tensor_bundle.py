@@ -87,7 +87,6 @@ def test_the_graph_leads_to_the_tensors(folder: Path) -> None:
     assert bundle.starts("second") == [2]
     assert bundle.starts("net/first") == [0]
     assert bundle.starts("nothing") == []
-    assert bundle.paths() == {f"variables/{i}": f"variables/{i}{END}" for i in range(12)}
 
 
 def test_without_a_graph_the_program_names_the_tensors(tmp_path: Path) -> None:
@@ -236,16 +235,6 @@ def test_keys_out_of_order_or_twice_are_refused(tmp_path: Path) -> None:
             read(bomb(tmp_path / str(number), [(key, entry) for key in keys]))
 
 
-@pytest.mark.parametrize("shape", ["a chain", "a long name that many share"])
-def test_a_graph_whose_paths_would_fill_memory_is_refused(tmp_path: Path, shape: str) -> None:
-    nodes: list[tuple[dict[str, int], str, str]] = [({"x" * 20: i + 1}, "", "") for i in range(60_000)]
-    if shape != "a chain":
-        nodes = [({"x" * 100_000: 1}, "", ""), ({str(i): i + 2 for i in range(2000)}, "", ""), *[({}, "", "")] * 2000]
-    graph = writer.trackable_graph([*nodes, ({}, "", "")])
-    with pytest.raises(WeightsError, match="an object graph whose paths have more than 67108864 characters"):
-        read(writer.write(tmp_path / "model", TENSORS, graph))
-
-
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(graph=st.binary(max_size=60), program=st.binary(max_size=60), mutate=st.integers(0, len(GRAPH) - 1))
 def test_any_graph_gives_a_bundle_or_a_weights_error(
@@ -253,11 +242,11 @@ def test_any_graph_gives_a_bundle_or_a_weights_error(
 ) -> None:
     folder = writer.write(tmp_path_factory.mktemp("any") / "model", TENSORS, GRAPH[:mutate] + graph + GRAPH[mutate:])
     with suppress(WeightsError):
-        read(folder).paths()
+        read(folder).starts("net/first")
     other = writer.write(tmp_path_factory.mktemp("any") / "model", TENSORS)
     (other / "saved_model.pb").write_bytes(program)
     with suppress(WeightsError):
-        read(other).paths()
+        read(other).starts("net/first")
 
 
 @pytest.mark.golden

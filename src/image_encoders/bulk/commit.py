@@ -12,8 +12,9 @@ import numpy as np
 from image_encoders.bulk.encode import Encoded, Failed, Outcome
 from image_encoders.bulk.plan import Plan
 from image_encoders.bulk.sources import SourceItem
-from image_encoders.collection import Collection, Failure, Row, Stored, now
+from image_encoders.collection import Collection, now
 from image_encoders.process import give_back_memory
+from image_encoders.records import Failure, Row, Stored
 
 COMMIT_S = 5.0  # seconds between commits: what a kill may cost
 COMMIT_ROWS = 2048  # outcomes, and

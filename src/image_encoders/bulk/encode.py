@@ -29,7 +29,7 @@ from image_encoders.tables import ImageFacts
 
 HELD = 4  # batches of inputs that wait for others of their shape at most
 OUTCOMES = 1024  # that wait for an embedding before them at most
-DEEPEST = 100  # levels of metadata: the database would die of thousands
+DEEPEST_METADATA = 100  # levels: the database would die of thousands
 LONGEST_SIDE = 2**31 - 1  # [px] that is stored
 
 
@@ -127,8 +127,8 @@ def _read(item: SourceItem, *, tower: Tower, limits: ImageLimits, known: Callabl
 
 def metadata_text(item: SourceItem) -> str:
     """An item's metadata as JSON; InputError if it cannot be stored."""
-    if _deeper(item.metadata, DEEPEST):
-        raise InputError(f"metadata nested more than {DEEPEST} levels deep", code="metadata")
+    if _deeper(item.metadata, DEEPEST_METADATA):
+        raise InputError(f"metadata nested more than {DEEPEST_METADATA} levels deep", code="metadata")
     try:
         return json.dumps(item.metadata, default=str, allow_nan=False)
     except (TypeError, ValueError) as error:

@@ -14,9 +14,9 @@ import os
 import queue
 import re
 import threading
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -25,22 +25,16 @@ import numpy as np
 from image_encoders.bulk.batch_size import BatchSizeTuner
 from image_encoders.bulk.encode import Encoded, Failed, Outcome, encode, metadata_text
 from image_encoders.bulk.plan import Plan
-from image_encoders.bulk.sources import SourceItem, read_locator
-from image_encoders.bulk.sources.ahead import looked_at
-from image_encoders.bulk.sources.archives import Archive, is_archive_name
-from image_encoders.bulk.sources.items import Entry, Problem, Settings, Walk
-from image_encoders.bulk.sources.locators import place_of
-from image_encoders.bulk.sources.stores import ObjectEntry, is_object
-from image_encoders.bulk.sources.tables import Table
-from image_encoders.bulk.sources.urls import UrlEntry, is_url
-from image_encoders.bulk.sources.videos import Frame
+from image_encoders.bulk.sources import SourceItem
+from image_encoders.bulk.sources.ahead import items_of
+from image_encoders.bulk.sources.items import Settings
+from image_encoders.bulk.sources.recorded import RecordedItem, entries
 from image_encoders.cache import atomic_write
-from image_encoders.collection import Collection, Locator, id_of, path_of
+from image_encoders.collection import Collection
 from image_encoders.encoder import Encoder
 from image_encoders.errors import CollectionError, InputError
 from image_encoders.exports import matrix
-from image_encoders.inputs.files import ADDRESS
-from image_encoders.inputs.image import ImageLimits
+from image_encoders.records import Locator
 from image_encoders.tables import FACTS, ImageFacts, schema_of, storage
 
 if TYPE_CHECKING:
@@ -50,50 +44,10 @@ LEAST, MOST = 256, 4096  # items of a part
 SHARE = 16  # a part is that share of what came before it, within these: few workers wait at the end of a short run
 ITEMS, RESULT = ".items", ".result"  # endings of a part's files
 NAME = re.compile(r"\.?(?P<part>[0-9a-f]{32})(?P<ending>\.items|\.result)(?P<draft>\..+\.part)?")  # other files stay
-FILE_STATE = re.compile(r"\d+ -?\d+")  # how those of files begin
 OTHERS = ("metadata", "stage", "code", "message")  # columns of a result beside facts and embedding
 NOTHING = ImageFacts(0, 0, "", 0)  # of an item that failed
-
-
-@dataclass(frozen=True)
-class PartItem:
-    """An item in a part: what its source said of it, without its bytes. Both an entry and its item.
-
-    settings: the settings of its source
-    """
-
-    id: str
-    locator: Locator
-    state: str
-    metadata: Mapping[str, Any] | None = None
-    error: InputError | None = None
-    settings: Settings = field(default_factory=Settings)
-    path: None = None
-
-    @property
-    def name(self) -> str:
-        return self.id
-
-    def item(self) -> PartItem:
-        """Itself."""
-        return self
-
-    def changed(self) -> bool:
-        """Whether the file that it is, or that it is in, is another one by now; False where that is not known."""
-        path = self.locator.path
-        if ADDRESS.match(path) or not FILE_STATE.match(self.state):
-            return False
-        try:
-            state = place_of(path).state
-        except InputError:  # gone, which changes nothing of what is stored
-            return False
-        return self.state != state and not self.state.startswith(f"{state} ")
-
-    def read(self, limits: ImageLimits) -> bytes:
-        """Its bytes."""
-        if self.error is not None:
-            raise self.error
-        return read_locator(self.locator, limits, private_urls=self.settings.private_urls)
+WAIT_S = 0.05  # for the next part, before others are looked after
+STOP_S = 5.0  # for the item being looked at, when a run is aborted
 
 
 def folder_of(collection: Collection, shared: str | os.PathLike[str] | None = None) -> Path:
@@ -143,7 +97,7 @@ class Parts:
             return sorted(parts)
         return []
 
-    def items(self, part: str) -> list[PartItem]:
+    def items(self, part: str) -> list[RecordedItem]:
         """What is in a part."""
         path = self.folder / f"{part}{ITEMS}"
         table = _read(path)
@@ -220,7 +174,7 @@ class Worker:
         """Encode a part and store its outcomes; `done` is called with outcomes on the way."""
         found: dict[str, Outcome] = {}
         items = self.parts.items(part)
-        for outcomes in encode(looked_at(entries(items)), self.encoder, batch_size=self.tuner, workers=self.workers):
+        for outcomes in encode(items_of(entries(items)), self.encoder, batch_size=self.tuner, workers=self.workers):
             found.update((one.item.id, one) for one in outcomes)
             done(outcomes)
         self.parts.write(part, [found[item.id] for item in items], self.encoder.dim)
@@ -268,7 +222,6 @@ class Listing(Iterator["str | None"]):
         return one
 
     def close(self) -> None:
-        """Stop listing."""
         self._stopped.set()
         if self._thread.ident is not None:
             self._thread.join(STOP_S)  # an address may be slow to answer
@@ -288,10 +241,6 @@ class Listing(Iterator["str | None"]):
             if self._stopped.is_set():
                 return
             yield item
-
-
-WAIT_S = 0.05  # for the next part, before others are looked after
-STOP_S = 5.0  # for the item being looked at, when a run is aborted
 
 
 def cut(items: Iterable[SourceItem]) -> Iterator[list[SourceItem]]:
@@ -321,9 +270,7 @@ def _recorded(item: SourceItem) -> dict[str, Any]:
             error = problem
     return {
         "id": item.id,
-        "path": id_of(place.path),
-        "member": None if place.member is None else id_of(place.member),
-        "time_s": place.time_s,
+        **place.columns(),
         "state": item.state,
         "metadata": metadata,
         "code": error and error.code,
@@ -331,72 +278,9 @@ def _recorded(item: SourceItem) -> dict[str, Any]:
     }
 
 
-def _item(row: dict[str, Any], settings: Settings) -> PartItem:
-    member = None if row["member"] is None else path_of(row["member"])
+def _item(row: dict[str, Any], settings: Settings) -> RecordedItem:
     error = None if row["code"] is None else InputError(row["message"], code=row["code"])
-    place = Locator(path_of(row["path"]), member, row["time_s"])
-    return PartItem(row["id"], place, row["state"], json.loads(row["metadata"]), error, settings)
-
-
-def entries(items: Iterable[PartItem]) -> Iterator[Entry]:
-    """The items of a part as sources would name them; those that an archive or a table holds, in one pass over it."""
-    together: dict[
-        tuple[str, str | None], list[PartItem]
-    ] = {}  # also those between which others stand, such as failures
-    for item in items:
-        if (container := _container(item)) is not None:
-            together.setdefault(container, []).append(item)
-        else:
-            yield _entry(item)
-    for container, some in together.items():
-        yield from _members(*container, some)
-
-
-def _container(item: PartItem) -> tuple[str, str | None] | None:
-    """The archive that an item is in, or the table and its column."""
-    path, member = item.locator.path, item.locator.member
-    if item.error is not None or member is None:
-        return None
-    return path, None if is_archive_name(path) else member.rpartition("/")[0]
-
-
-def _entry(item: PartItem) -> Entry:
-    """An item that is in no archive and no table, as a source would name it."""
-    path, time_s = item.locator.path, item.locator.time_s
-    if item.error is not None:
-        return item
-    if time_s is not None:
-        return Frame(place_of(path), time_s, item.settings.every_s)
-    if is_url(path):
-        return UrlEntry(path, item.metadata, item.settings.private_urls)  # type: ignore[return-value]
-    if is_object(path):
-        return ObjectEntry(path, item.metadata)  # type: ignore[return-value]
-    return item
-
-
-def _members(path: str, column: str | None, items: Sequence[PartItem]) -> Iterator[Entry]:
-    """Items in an archive or a table, in one pass over it; the missing ones with the reason."""
-    wanted = {item.id: item for item in items}
-    walk = Walk(known=lambda id, state: id not in wanted)
-    error = InputError("no longer in the archive or table", code="not-found")
-    if column is None:
-        found = Archive(place_of(path), walk, items[0].settings.all_files).entries()
-    else:
-        found = Table(place_of(path), walk, _refused, column).entries()
-    for entry in found:
-        if wanted.pop(id_of(entry.name), None) is not None:
-            yield entry
-            if not wanted:
-                return
-        elif isinstance(entry, Problem):
-            error = entry.error
-    yield from (replace(item, error=error) for item in wanted.values())
-
-
-def _refused(name: str, metadata: Mapping[str, Any] | None) -> Entry:
-    """A cell that held an image when the part was cut, and holds a name now."""
-    error = InputError("the cell now holds a path instead of an image; run again", code="changed")
-    return Problem(name, Locator(name), error)
+    return RecordedItem(row["id"], Locator.of(row), row["state"], json.loads(row["metadata"]), error, settings)
 
 
 # ------------------------------------------------------------------ files

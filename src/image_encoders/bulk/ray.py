@@ -21,11 +21,11 @@ import numpy as np
 from image_encoders.bulk.batch_size import BatchSizeTuner
 from image_encoders.bulk.encode import Encoded, Failed, Outcome, encode
 from image_encoders.bulk.parts import Parts, Worker
-from image_encoders.bulk.sources.ahead import looked_at
+from image_encoders.bulk.sources.ahead import items_of
 from image_encoders.bulk.sources.find import entry_of
-from image_encoders.bulk.sources.items import Entry, Settings
+from image_encoders.bulk.sources.items import Entry, Ready, Settings
 from image_encoders.canaries import drift, embed_canaries
-from image_encoders.collection import LOADED, Locator, id_of
+from image_encoders.collection import LOADED
 from image_encoders.encoder import Encoder
 from image_encoders.engines.openvino import has_bfloat16
 from image_encoders.engines.precision import PRECISIONS
@@ -34,6 +34,8 @@ from image_encoders.inputs.files import check_bytes
 from image_encoders.inputs.image import MAX_BYTES_HINT, ImageLimits
 from image_encoders.models import load
 from image_encoders.process import handed_on, starting_ray, take_over
+from image_encoders.records import Locator
+from image_encoders.tables import id_of
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -190,7 +192,6 @@ class _Actor:
         return slow(encoder)
 
     def encode(self, part: str) -> None:
-        """Do a part."""
         self.worker.encode(part, self._count)
 
     def _count(self, outcomes: list[Outcome]) -> None:
@@ -377,7 +378,6 @@ class _Rows:
             logger.warning("%s", warning)
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        """The table with two more columns."""
         import pyarrow as pa
 
         taken = {"embedding", "error"} & set(table.column_names)
@@ -395,7 +395,7 @@ class _Rows:
         entries = [_given(number, value, self.settings) for number, value in enumerate(values)]
         ids = [id_of(entry.name) for entry in entries]
         found: dict[str, Outcome] = {}
-        items = looked_at(dict(zip(ids, entries)).values())
+        items = items_of(dict(zip(ids, entries)).values())
         for outcomes in encode(items, self.encoder, batch_size=self.tuner, workers=self.threads):
             found.update((one.item.id, one) for one in outcomes)
         embedded = [one for one in found.values() if isinstance(one, Encoded) and one.embedding is not None]
@@ -411,28 +411,19 @@ def _given(number: int, value: Any, settings: Settings) -> Entry:
 
 
 @dataclass(frozen=True)
-class _Given:
-    """The bytes of an image in a dataset: an entry and its item at once."""
+class _Given(Ready):
+    """The bytes of an image in a dataset."""
 
-    id: str
+    name: str
     content: Any
     state = ""
-    metadata = error = path = None
-
-    @property
-    def name(self) -> str:
-        return self.id
+    metadata = error = None
 
     @property
     def locator(self) -> Locator:
-        return Locator(self.id)
-
-    def item(self) -> _Given:
-        """Itself."""
-        return self
+        return Locator(self.name)
 
     def read(self, limits: ImageLimits) -> bytes:
-        """The bytes."""
         if not isinstance(self.content, bytes):
             found = "null" if self.content is None else type(self.content).__name__
             raise InputError(f"{found}; the bytes of an image file, a path or a URL is accepted", code="type")

@@ -29,10 +29,12 @@ from image_encoders.bulk.encode import Encoded, Failed, Outcome, encode
 from image_encoders.bulk.parts import Listing, Parts, Pool, Worker, folder_of
 from image_encoders.bulk.plan import Plan
 from image_encoders.bulk.sources import SourceItem, Sources, find
-from image_encoders.collection import ITEMS, Collection, RunRecord, now, path_of
+from image_encoders.collection import ITEMS, Collection, now
 from image_encoders.encoder import Encoder, check_batch_size
 from image_encoders.errors import InputError, TooManyFailures
 from image_encoders.inputs.files import ADDRESS
+from image_encoders.records import RunRecord
+from image_encoders.tables import path_of
 from image_encoders.upkeep import LIMIT_S
 
 Source = str | os.PathLike[str]
@@ -165,12 +167,11 @@ class _Run:
         self.pruned = self.forgotten = 0
 
     def all(self, pool: Pool | None, prune: bool | Prune) -> Report:
-        """The whole run."""
         try:
             try:
                 unfinished = self._carry_on()
                 if pool is None:
-                    self._take(self.worker.finished(unfinished))
+                    self._commit_parts(self.worker.finished(unfinished))
                     self._encode()
                 else:
                     self.standing.waited["workers"] = 0.0
@@ -206,37 +207,38 @@ class _Run:
             unchanged = {item.id for item in items if not item.changed()}  # the others are met again
             self.plan.carry_on([item for item in items if item.id in unchanged])
             if outcomes := [one for one in self.parts.outcomes(part) if one.item.id in unchanged]:
-                self._took(outcomes)
+                self._commit(outcomes)
             else:
                 self.parts.remove(part)
         return unfinished
 
     def _encode(self) -> None:
         """Encode what is changed here."""
-        changed, known = self.plan.changed(self._drawn(self._show)), self.plan.contents.has
+        changed, known = self.plan.changed(self._checked_items(self._report_progress)), self.plan.contents.has
         worker = self.worker
         for outcomes in encode(changed, worker.encoder, batch_size=self.tuner, workers=worker.workers, known=known):
-            self._took(outcomes)
+            self._commit(outcomes)
 
     def _encode_by(self, pool: Pool, unfinished: list[str]) -> None:
         """Have a pool encode what is unfinished, and what is changed."""
         if isinstance(self.sources, Sources):
-            self.sources.known = _whatever  # bytes are read where they are encoded
-        listing = Listing(self.plan.changed(self._drawn()), self.parts, self.plan)
+            self.sources.known = _everything_known  # bytes are read where they are encoded
+        listing = Listing(self.plan.changed(self._checked_items()), self.parts, self.plan)
         try:
             with closing(pool.finished(chain(unfinished, listing))) as done:
-                self._take(done)
+                self._commit_parts(done)
         finally:
             listing.close()
 
-    def _take(self, parts: Iterable[str | None]) -> None:
-        """Take the results of parts as they come."""
+    def _commit_parts(self, parts: Iterable[str | None]) -> None:
+        """Commit the results of parts as they come."""
         for part in parts:
             if part is not None:
-                self._took(self.parts.outcomes(part))
-            self._show()
+                self._commit(self.parts.outcomes(part))
+            self._report_progress()
 
-    def _took(self, outcomes: list[Outcome]) -> None:
+    def _commit(self, outcomes: list[Outcome]) -> None:
+        """Hand outcomes to the committer, and count them."""
         began = time.monotonic()
         self.committer.add(outcomes)
         self.standing.waited["committing"] += time.monotonic() - began
@@ -245,7 +247,7 @@ class _Run:
                 self.plan.contents.add(one.facts.sha256)
         self.standing.read += len(outcomes)
         self.standing.failures.update(one.code for one in outcomes if isinstance(one, Failed))
-        self._show()
+        self._report_progress()
         self._check_failures(outcomes)
 
     def _check_failures(self, outcomes: list[Outcome]) -> None:
@@ -259,7 +261,8 @@ class _Run:
                 "what was encoded is stored, and the same command resumes from there"
             )
 
-    def _drawn(self, show: Callable[[], None] = lambda: None) -> Iterator[SourceItem]:
+    def _checked_items(self, show: Callable[[], None] = lambda: None) -> Iterator[SourceItem]:
+        """The items of the sources; InputError for a path among them."""
         for item in self.sources:
             if isinstance(item, (str, os.PathLike)):
                 raise InputError(
@@ -270,7 +273,7 @@ class _Run:
             yield item
             show()
 
-    def _show(self) -> None:
+    def _report_progress(self) -> None:
         if self.progress is not None:
             standing, embedding = self.standing, self.tuner.seconds
             waited = standing.waited
@@ -335,7 +338,7 @@ class _Run:
         return report
 
 
-def _whatever(id: str, state: str) -> bool:
+def _everything_known(id: str, state: str) -> bool:
     """As a collection that holds everything answers."""
     return True
 

@@ -60,14 +60,14 @@ def demo(
     for words in QUERIES[1:]:
         _run("search", str(collection), words, "-k", "5")
     _run("search", str(collection), "--image", str(min(images.rglob("*.webp"))), "-k", "5")
-    _tell(f"\nThat took {time.perf_counter() - start:.1f} s. Thumbnails to look at in a browser: {page.resolve()}")
+    _show(f"\nThat took {time.perf_counter() - start:.1f} s. Thumbnails to look at in a browser: {page.resolve()}")
     if serve:
         options = [*(["--no-open"] if no_open else []), *([] if port is None else ["--port", str(port)])]
         _run("browse", str(images), "-o", str(collection), *options)
     else:
-        _tell("The same on a page that searches as you type: image-encoders demo --serve")
-    _tell(f"Now with your own images: image-encoders fetch {DEFAULT}   (0.6 GB, once)")
-    _tell("                          image-encoders browse IMAGES")
+        _show("The same on a page that searches as you type: image-encoders demo --serve")
+    _show(f"Now with your own images: image-encoders fetch {DEFAULT}   (0.6 GB, once)")
+    _show("                          image-encoders browse IMAGES")
 
 
 def _check(folder: Path) -> None:
@@ -96,25 +96,25 @@ def _draw(images: Path) -> None:
     from image_encoders.scenes import write_images
 
     if images.exists():
-        _tell(f"The images in {shown(images)} were drawn by an earlier tour.")
+        _show(f"The images in {shown(images)} were drawn by an earlier tour.")
         return
     part = images.with_name(".images.part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
     write_images(part, IMAGES, seed=0)
     part.rename(images)
-    _tell(f"Drew {counted(IMAGES, 'image')} and two broken files in {shown(images)}.")
+    _show(f"Drew {counted(IMAGES, 'image')} and two broken files in {shown(images)}.")
 
 
 def _run(*arguments: str, expected: int = 0) -> None:
     """Show a command and run it here; end the tour if it fails unexpectedly."""
     from image_encoders.cli import app
 
-    _tell(f"\n$ image-encoders {shlex.join(arguments)}", style="bold")
+    _show(f"\n$ image-encoders {shlex.join(arguments)}", style="bold")
     status = app(list(arguments), prog_name="image-encoders", standalone_mode=False) or 0
     if status != expected:
         raise typer.Exit(status or 1)
 
 
-def _tell(words: str, style: str | None = None) -> None:
+def _show(words: str, style: str | None = None) -> None:
     console().print(words, style=style, soft_wrap=True)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from image_encoders.cli.failures import with_advice
-from image_encoders.cli.loading import check_goes_on, check_paths, check_wishes, load, load_again
+from image_encoders.cli.loading import check_goes_on, check_paths, load, load_again
 from image_encoders.cli.meter import progress_of
 from image_encoders.cli.options import (
     Calibration,
@@ -193,22 +193,21 @@ def encode(
 
     from image_encoders.bulk import run, sources
     from image_encoders.collection import Collection
-    from image_encoders.models import DEFAULT
 
+    if ray is None and (ray_workers is not None or parts is not None):
+        raise typer.BadParameter("--ray-workers and --parts require --ray ADDRESS, such as --ray local")
     files = sources.find(source, all_files=all_files, column=column, private_urls=private_urls, frames=frames)
     begun = _begun(output)
     check_paths(weights, calibration)
     if begun is not None:
         check_goes_on(begun, model, weights, precision)
-    family_options = parse_options(options)
-    check_wishes(model or (begun.name if begun else DEFAULT), family_options, device, precision, engine)
-    pool = context.with_resource(_cluster(ray, ray_workers, batch_size, parts, quiet))
     wishes: dict[str, Any] = {"weights": weights, "device": device, "precision": precision, "engine": engine}
     if precision in CALIBRATED or calibration is not None:
         wishes["calibration"] = calibration or (begun and begun.recipe.get("calibration")) or files.sample(CALIBRATION)
     began = time.monotonic()
-    encoder = _encoder(begun, model, family_options, offline=offline, quiet=quiet, **wishes)
+    encoder = _encoder(begun, model, parse_options(options), offline=offline, quiet=quiet, **wishes)
     load_seconds = time.monotonic() - began
+    pool = context.with_resource(_cluster(ray, ray_workers, batch_size, quiet))
     try:
         with terminations():
             collection = Collection.open_or_create(output, encoder)
@@ -243,16 +242,13 @@ def encode(
 
 
 @contextmanager
-def _cluster(
-    address: str | None, workers: int | None, batch_size: int | None, parts: Path | None, quiet: bool
-) -> Iterator[Any]:
+def _cluster(address: str | None, workers: int | None, batch_size: int | None, quiet: bool) -> Iterator[Any]:
     """What makes a run's workers on a Ray cluster, to which the block is connected; None without --ray.
 
-    Ray starts processes: they are started before the database has threads here.
+    Ray takes seconds to start, so the model is loaded first: one that cannot be used is refused at once. The database,
+    whose threads no process that Ray starts should inherit, is opened afterwards.
     """
     if address is None:
-        if workers is not None or parts is not None:
-            raise typer.BadParameter("--ray-workers and --parts require --ray ADDRESS, such as --ray local")
         yield None
         return
     from image_encoders.bulk import ray

@@ -57,18 +57,6 @@ def _load(
         return load(**options, **{key: wish for key, wish in wishes.items() if wish is not None})
 
 
-def check_wishes(
-    name: str, options: Mapping[str, Any], device: str | None, precision: str | None, engine: str | None
-) -> None:
-    """Raise what loading would raise for these words alone, before anything slow."""
-    from image_encoders.engines.precision import CALIBRATED
-    from image_encoders.engines.select import Runtime
-
-    _check_options(name, options)
-    calibration = () if precision in CALIBRATED else None  # which is looked for later
-    Runtime.resolve(device or "auto", precision or "auto", engine or "auto", calibration)
-
-
 def _check_options(name: str, options: Mapping[str, Any]) -> None:
     """A usage error for an option that the model's family does not have."""
     from image_encoders import models

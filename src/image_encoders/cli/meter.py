@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime, timezone
 from functools import partial
 from typing import TYPE_CHECKING
@@ -25,14 +26,25 @@ LIMIT_S = 5.0  # seconds over which the stage that limits is found
 def progress_of(files: Sources, log_json: bool, quiet: bool) -> Iterator[Meter | None]:
     """What a run is to call: it shows a bar, or lines for people or machines, or nothing."""
     if log_json:
-        meter = Meter(files, _log, LOG_S)
+        meter, ended = Meter(files, _log, LOG_S), threading.Event()
+        beat = threading.Thread(target=_beat, args=(meter, ended), daemon=True, name="heartbeat")
+        beat.start()
         try:
             yield meter
         finally:
+            ended.set()
+            beat.join()
             meter.end()
         return
     with bar("encoding", shown=not quiet) as show:
         yield show and Meter(files, partial(_display, show), SHOW_S)
+
+
+def _beat(meter: Meter, ended: threading.Event) -> None:
+    """Show how far a run is while nothing in it finishes, as when all addresses that it fetches hang."""
+    while not ended.wait(meter.every_s / 5):
+        with suppress(OSError):  # standard error is closed: the run's own next line says so
+            meter.look()
 
 
 def _display(
@@ -72,6 +84,7 @@ class Meter:
         self.show, self.every_s = show, every_s
         self.waited: dict[str, float] = {}
         self.last: Standing | None = None
+        self.turn = threading.Lock()
         self.total = files.count_aside()
         self.began = self.limited = time.monotonic()
         self.shown, self.limit = self.began, ""
@@ -79,21 +92,26 @@ class Meter:
     def __call__(self, standing: Standing) -> None:
         """Show how far a run is, if it is time."""
         self.last = standing
-        if time.monotonic() - self.shown >= self.every_s:
-            self._show(standing)
+        self.look()
+
+    def look(self) -> None:
+        """Show how far the run was when it last said so, if it is time; on any thread."""
+        with self.turn:
+            if time.monotonic() - self.shown >= self.every_s:
+                self._show()
 
     def end(self) -> None:
         """Show how far it came."""
+        self._show(ended=True)
+
+    def _show(self, ended: bool = False) -> None:
         from image_encoders.bulk.run import Standing
 
-        self._show(self.last or Standing(), ended=True)
-
-    def _show(self, standing: Standing, ended: bool = False) -> None:
+        standing = self.last or Standing()
         self.shown = time.monotonic()
-        lately = {stage: seconds - self.waited.get(stage, 0.0) for stage, seconds in standing.waited.items()}
-        whole = ended or self.shown - self.limited >= LIMIT_S
-        if whole:
-            self.waited, self.limited = dict(standing.waited), self.shown
-            chosen = standing.waited if ended else lately
-            self.limit = max(chosen, key=lambda stage: chosen[stage], default="")
+        waited = dict(standing.waited)  # which the run may add to
+        if ended or self.shown - self.limited >= LIMIT_S:
+            lately = waited if ended else {stage: waited[stage] - self.waited.get(stage, 0.0) for stage in waited}
+            self.waited, self.limited = waited, self.shown
+            self.limit = max(filter(lately.get, lately), key=lambda stage: lately[stage], default="")
         self.show(standing, self.total(), standing.read / max(self.shown - self.began, SHOW_S), self.limit, ended)

@@ -86,7 +86,7 @@ def say(words: str, style: str | None = None) -> None:
     """A line for people, on standard error, after what is on standard output already."""
     results().flush()
     if style is None or not sys.stderr.isatty():
-        builtins.print(escape_controls(words), file=sys.stderr)
+        sys.stderr.write(f"{escape_controls(words)}\n")  # at once: two threads may write
     else:
         console(sys.stderr).print(escape_controls(words), style=style, soft_wrap=True)
 

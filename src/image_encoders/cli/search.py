@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import re
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -20,9 +19,7 @@ if TYPE_CHECKING:
 
     from image_encoders.collection import Collection, Hit
     from image_encoders.encoder import Encoder
-    from image_encoders.tables import Comparison
-
-COMPARISON = re.compile(r"\s*(\S.*?)\s*(!=|<=|>=|=|<|>)\s*(.*?)\s*", re.DOTALL)
+    from image_encoders.records import Locator
 
 EXAMPLES = """\b
 Examples:
@@ -46,7 +43,8 @@ def search(
         ),
     ] = None,
     image: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Find images like this one.", parser=local_path)
+        str | None,
+        typer.Option(metavar="FILE", help="Find images like this one: a file, or an id such as shard.tar#7.jpg."),
     ] = None,
     audio: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Find images that match this sound.", parser=local_path)
@@ -88,19 +86,20 @@ def search(
     if not queries:
         raise typer.BadParameter('give a query: "WORDS", --image FILE or --audio FILE')
     queries += [("text", one, -1.0) for one in minus or ()]
-    if any(isinstance(one, str) and not one.strip() for _, one, _ in queries):
+    if any(modality == "text" and not one.strip() for modality, one, _ in queries):
         raise typer.BadParameter('WORDS are empty; write what to look for, such as "a dog on a beach"')
 
-    from image_encoders.collection import Collection, Where
+    from image_encoders.bulk.sources import locator_of
+    from image_encoders.collection import Collection
+    from image_encoders.tables import Comparison, Where
 
-    held = Where(metadata=tuple(map(comparison, where or ())))
+    held = Where(metadata=tuple(map(Comparison.parse, where or ())))
     opened = Collection.open(collection)
-    for modality, query, _ in queries:
-        _check(opened, modality, query)
+    contents = [_content(opened, modality, query) for modality, query, _ in queries]
     check_page(page)
     with loading(opened.name):
         encoder = load_again(opened, {}, offline=offline, quiet=True, weights=weights, device=device)
-        embeddings = [_embedding(encoder, modality, query) for modality, query, _ in queries]
+        embeddings = [_embedding(encoder, modality, one) for (modality, *_), one in zip(queries, contents)]
     hits = opened.search(opened.mix(embeddings, [weight for *_, weight in queries]), k, each_copy=each_copy, where=held)
     if as_json:
         print_json([_fields(rank, hit) for rank, hit in enumerate(hits, 1)])
@@ -108,25 +107,35 @@ def search(
         show(hits, "no image matches --where" if where and opened.count() else "the collection is empty")
     if page is not None:
         title = "".join(
-            (" − " if weight < 0 else " + " if place else "") + (query if isinstance(query, str) else query.name)
-            for place, (_, query, weight) in enumerate(queries)
+            (" − " if weight < 0 else " + " if place else "")
+            + (query if modality == "text" else os.path.basename(query))
+            for place, (modality, query, weight) in enumerate(queries)
         )
-        write_page(page, hits, query=title, model=encoder.name, collection=collection.name, image=image)
+        asked = None if image is None else locator_of(os.path.expanduser(image))
+        write_page(page, hits, query=title, model=encoder.name, collection=collection.name, image=asked)
 
 
-def _queries(words: str | None, image: Path | None, audio: Path | None) -> Sequence[tuple[str, Any]]:
+def _queries(words: str | None, image: str | None, audio: Path | None) -> Sequence[tuple[str, Any]]:
     return ("text", words), ("image", image), ("audio", audio)
 
 
-def _check(opened: Collection, modality: str, query: str | Path) -> None:
-    """Raise, before a model is loaded, where the query cannot be embedded."""
+def _content(opened: Collection, modality: str, query: Any) -> Any:
+    """What is to be embedded; raises, before a model is loaded, where that cannot be."""
+    from image_encoders.bulk.sources import locator_of, read_locator
+
     if modality not in opened.modalities:
         raise CollectionError(
             f"{opened.folder} was encoded with {opened.name}, which has no {modality} tower; "
             f"search by {' or '.join(opened.modalities)}"
         )
-    if isinstance(query, Path):
+    if modality == "image":
+        try:
+            return read_locator(locator_of(os.path.expanduser(query)))
+        except InputError as error:
+            raise error.named(query) from error
+    if modality == "audio":
         query.expanduser().open("rb").close()
+    return query
 
 
 def check_page(page: Path | None) -> None:
@@ -148,23 +157,6 @@ def _embedding(encoder: Encoder, modality: str, query: Any) -> np.ndarray:
     return encode([query])[0]
 
 
-def comparison(text: str) -> Comparison:
-    """What --where says: NAME, a sign, and a value, as JSON where it is that, else as text."""
-    from image_encoders.tables import Comparison
-
-    said = COMPARISON.fullmatch(text)
-    if said is None:
-        raise typer.BadParameter(
-            f'--where "{text}": write NAME, one of = != < <= > >=, and a value, such as "year >= 2020"'
-        )
-    name, sign, value = said.groups()
-    try:
-        found = json.loads(value, parse_constant=str)
-    except ValueError:
-        found = value
-    return Comparison(name, sign, value if isinstance(found, (list, dict)) else found)
-
-
 def show(hits: Sequence[Hit], otherwise: str) -> None:
     """The table of what was found; `otherwise` where nothing was."""
     rows = ((rank, hit.score, f"{hit.width} x {hit.height}", named(hit)) for rank, hit in enumerate(hits, 1))
@@ -183,7 +175,7 @@ def named(hit: Hit) -> str:
 
 
 def write_page(
-    path: Path, hits: Sequence[Hit], *, query: str, model: str, collection: str, image: Path | None = None
+    path: Path, hits: Sequence[Hit], *, query: str, model: str, collection: str, image: Locator | None = None
 ) -> None:
     """The contact sheet, and where it is."""
     from image_encoders import contact_sheet

@@ -40,7 +40,6 @@ from image_encoders.process import (
     import_openvino,
     openvino_uses,
     quiet,
-    starting_openvino,
     torch_has_computed,
 )
 from image_encoders.progress import bar
@@ -236,10 +235,9 @@ def core() -> openvino.Core:
 
 def _start() -> tuple[openvino.Core, bool]:
     """OpenVINO, and what it reports about the processor: queried at once, since a forked process cannot."""
-    with starting_openvino:
-        made = import_openvino().Core()
-        openvino_uses(made)
-        return made, "BF16" in made.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    made = import_openvino().Core()
+    openvino_uses(made)
+    return made, "BF16" in made.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
 _openvino = Lazy(_start)

@@ -49,7 +49,6 @@ class BytePairs:
         self.start, self.end = self._ids[START], self._ids[END]
 
     def __len__(self) -> int:
-        """The number of ids."""
         return self.end + 1
 
     @classmethod

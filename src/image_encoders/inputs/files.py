@@ -125,4 +125,9 @@ def address_error(path: str, what: str) -> InputError | None:
 def check_bytes(found: int, max_bytes: int, hint: str = "") -> None:
     """Raise InputError where there are more bytes than accepted."""
     if found > max_bytes:
-        raise InputError(f"{found:,} bytes; at most {max_bytes:,} are accepted{hint}", code="too-many-bytes")
+        raise bytes_error(found, max_bytes, hint)
+
+
+def bytes_error(found: int, max_bytes: int, hint: str = "") -> InputError:
+    """That there are more bytes than accepted."""
+    return InputError(f"{found:,} bytes; at most {max_bytes:,} are accepted{hint}", code="too-many-bytes")

@@ -63,7 +63,6 @@ class JpegFile:
 
     @property
     def xmp(self) -> bytes:
-        """Its XMP."""
         return next(self._metadata(ADOBE_XMP), b"")
 
     def _metadata(self, name: bytes) -> Iterator[bytes]:

@@ -34,7 +34,6 @@ class PillowFile:
 
     @property
     def exif(self) -> bytes:
-        """Its EXIF."""
         return self.image.info.get("exif") or b""
 
     @property
@@ -44,7 +43,6 @@ class PillowFile:
 
     @property
     def xmp(self) -> bytes:
-        """Its XMP."""
         return self.image.info.get("xmp") or b""
 
     def pixels(self, short_side: int | None = None) -> np.ndarray:

@@ -8,8 +8,9 @@ Source: Radford et al., "Learning Transferable Visual Models From Natural Langua
     https://arxiv.org/abs/2103.00020; code https://github.com/openai/CLIP (MIT). Zhai et al., "Sigmoid Loss for Language
     Image Pre-Training", 2023, https://arxiv.org/abs/2303.15343; Tschannen et al., "SigLIP 2", 2025,
     https://arxiv.org/abs/2502.14786. Nets and tokenizers are those of transformers (Apache-2.0).
-Inputs: RGB images, prepared as the checkpoint's preprocessor_config.json says; texts, split by its tokenizer and
-    padded to its context (CLIP 77 tokens, SigLIP 64).
+Inputs: RGB images, prepared as the checkpoint's preprocessor_config.json says; texts, split by its tokenizer, of at
+    most its context (CLIP 77 tokens, SigLIP 64). SigLIP's are padded to it, and CLIP's, of which padding at the end is
+    never seen, to a multiple of 8.
 Output: `dim` numbers (512 for ViT-B/32), projected, not of unit length, as get_image_features and get_text_features.
 Differs: files are rotated upright (EXIF). A text longer than the context is an error unless `truncate=True`.
     Numbers: none known from transformers with its PIL image processors, tests/golden/test_clip_golden.py and

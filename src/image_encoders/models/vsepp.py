@@ -211,7 +211,7 @@ def _model(
 
     if options.precomputed:
         read = partial(_read_features, length=options.img_dim)
-        features = InputSpec("image", read, _as_it_is, (options.img_dim,))
+        features = InputSpec("image", read, np.ascontiguousarray, (options.img_dim,))
         parts = [Part(features, lambda: nets()["image"])]
     else:
         parts = [Part(steps.inputs((3, None, None), SMALLEST), images)]
@@ -242,10 +242,6 @@ def _read_features(source: Any, length: int) -> np.ndarray:
     if not np.isfinite(features).all():
         raise InputError(f"features with NaN or infinite values; {wanted}", code="not-finite")
     return features
-
-
-def _as_it_is(item: np.ndarray) -> np.ndarray:
-    return item
 
 
 def _captions(words: Vocabulary, accept_unknown: bool) -> InputSpec:

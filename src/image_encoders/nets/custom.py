@@ -321,12 +321,12 @@ def pool(x: Tensor, pooling: str) -> Tensor:
     raise ValueError(f"pooling {pooling!r} needs {wanted}")
 
 
-def closest(name: str, names: list[str], what: str, shown: int = 10) -> str:
+def closest(name: str, names: list[str], what: str) -> str:
     """The names that look most like `name`, or else the first ones: the end of a message."""
     close = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
     if close:
         return f"closest: {', '.join(close)}"
-    return f"{what}: {', '.join(names[:shown])}{', ...' if len(names) > shown else ''}" if names else f"no {what}"
+    return f"{what}: {', '.join(names[:10])}{', ...' if len(names) > 10 else ''}" if names else f"no {what}"
 
 
 def _said(output: Any) -> str:

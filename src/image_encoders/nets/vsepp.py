@@ -88,23 +88,21 @@ class Vgg19(nn.Module):
 
 
 class ResNet152(nn.Module):
-    """ResNet-152 up to its pooled features: (B, 3, H, W) -> (B, 32 * width).
+    """ResNet-152 up to its pooled features: (B, 3, H, W) -> (B, 2048).
 
-    width: channels inside the blocks of the first stage
-    blocks: per stage; other numbers make other ResNets of bottlenecks
     Source: torchvision's resnet152 (BSD-3-Clause): the stride sits in the 3 x 3 convolution.
     """
 
-    def __init__(self, width: int = 64, blocks: tuple[int, int, int, int] = (3, 8, 36, 3)):
+    def __init__(self) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(3, width, 7, stride=2, padding=3, bias=False)
-        self.bn1 = nn.BatchNorm2d(width)
+        self.conv1 = nn.Conv2d(3, 64, 7, stride=2, padding=3, bias=False)
+        self.bn1 = nn.BatchNorm2d(64)
         self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
-        self.layer1 = _stage(width, width, blocks[0], stride=1)
-        self.layer2 = _stage(4 * width, 2 * width, blocks[1], stride=2)
-        self.layer3 = _stage(8 * width, 4 * width, blocks[2], stride=2)
-        self.layer4 = _stage(16 * width, 8 * width, blocks[3], stride=2)
+        self.layer1 = _stage(64, 64, 3, stride=1)
+        self.layer2 = _stage(256, 128, 8, stride=2)
+        self.layer3 = _stage(512, 256, 36, stride=2)
+        self.layer4 = _stage(1024, 512, 3, stride=2)
         self.avgpool = nn.AdaptiveAvgPool2d(1)
 
     def forward(self, x: Tensor) -> Tensor:

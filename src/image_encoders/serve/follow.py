@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 QUIET_MS = 400  # without a change, before a look
 LONGEST_MS = 5000  # of changes without a pause, before a look
 TICK_MS = 1000  # between looks at whether the folder is still the same one
-UNWATCHED_S = 60.0  # between looks where the system cannot tell of changes
+UNWATCHED_S = 60.0  # between looks where the system reports no changes
 RETRY_S = (2.0, 60.0)  # first and longest pause after a look that failed
 REST = 1.0  # what a look costs that finds nothing new is rested this many times over before the next one
 SHOW_S = 0.25  # between two lines of progress

@@ -1,7 +1,7 @@
 """Search over HTTP: hits for queries of words, images and sounds, their thumbnails, and the collection's status.
 
-Nothing that a client sends becomes a file name or part of a database query: images are named by the sha256 of
-their bytes, folders by names that the service assigns.
+Nothing that a client sends becomes a file name: images are named by the sha256 of their bytes, folders by names that
+the service assigns. Of a comparison with metadata, the name and the value are quoted in the database's query.
 """
 
 from __future__ import annotations
@@ -29,9 +29,10 @@ from image_encoders.serve.guards import may_see_paths
 from image_encoders.serve.routes import BUSY, BoundedRoute, json_answer, refusals
 from image_encoders.serve.searcher import Searcher, Term, Wanted
 from image_encoders.serve.service import Service
-from image_encoders.tables import Where, as_text
+from image_encoders.tables import Comparison, Where, as_text
 
 MAX_QUERIES = 32
+MAX_COMPARING = 1000  # characters of a comparison with metadata
 MAX_HITS = 1000  # of one answer
 MAX_SIDE_PX = 1 << 30
 PREVIEW = 256  # longest side of an uploaded image's preview [px]
@@ -49,10 +50,11 @@ router = APIRouter(route_class=BoundedRoute, tags=["search"], responses=refusals
 Words = Annotated[list[str], Field(max_length=MAX_QUERIES)]
 Offset = Annotated[int, Field(ge=0, le=1 << 31)]
 Side = Annotated[int, Field(ge=1, le=MAX_SIDE_PX)]
+Comparing = Annotated[str, Field(max_length=MAX_COMPARING)]
 
 
-class Filters(Bounded):
-    """Filters, all of which must match."""
+class Search(Bounded):
+    """The filters of a search, all of which must match, and the order and page of its hits."""
 
     model_config = ConfigDict(extra="forbid")
     folder: str | None = Field(
@@ -62,13 +64,42 @@ class Filters(Bounded):
     until: str | None = Field(None, alias="to", description="The last date, inclusive.")
     min_width: Side | None = Field(None, description="In pixels.")
     min_height: Side | None = Field(None, description="In pixels.")
+    where: list[Comparing] = Field(
+        [], max_length=MAX_QUERIES, description="Comparisons with the images' metadata, such as `year >= 2020`."
+    )
+    sort: Sort = Field("score", description="Without a query, `score` means `newest`.")
+    group: Group | None = None
+    k: Annotated[int, Field(ge=1, le=MAX_HITS)] = Field(200, description="How many hits.")
+    offset: Offset = Field(0, description="How many hits to skip: `next` of the previous response.")
+    each_copy: bool = Field(False, description="List files with the same bytes as separate hits.")
 
-    def where(self) -> Where:
-        """What a search may be restricted by, but for the folder; raises RequestError."""
-        return Where(None, since(self.since, "from"), until(self.until, "to"), self.min_width, self.min_height)
+    @model_validator(mode="before")
+    @classmethod
+    def _has_known_fields(cls, given: Any) -> Any:
+        accepted = [field.alias or name for name, field in cls.model_fields.items()]
+        if isinstance(given, dict) and (unknown := sorted(set(given) - set(accepted))):
+            said = f"no parameter {', '.join(unknown[:3])}; accepted: {', '.join(accepted)}"
+            raise RequestError(400, said, code="invalid_request", param=unknown[0])
+        return given
+
+    def terms(self) -> list[Term]:
+        """The queries, which are added up."""
+        raise NotImplementedError
+
+    def wanted(self, limits: Limits) -> Wanted:
+        """The parsed request; raises RequestError."""
+        terms = [checked(term, limits) for term in self.terms()]
+        try:
+            metadata = tuple(map(Comparison.parse, self.where))
+        except InputError as error:
+            raise RequestError(422, error.message, code=error.code, param="where") from error
+        where = Where(
+            None, since(self.since, "from"), until(self.until, "to"), self.min_width, self.min_height, metadata
+        )
+        return Wanted(terms, folder_name(self.folder), where, self.sort, self.group, self.each_copy)
 
 
-class SearchAddress(Filters):
+class SearchAddress(Search):
     """A search in a query string."""
 
     q: Words = Field([], description="Words to search for; several are added.")
@@ -77,10 +108,6 @@ class SearchAddress(Filters):
     unlike: Words = Field([], description="The key of a stored image to subtract.")
     vector: Words = Field([], description="A token from /v1/queries, for an image or a sound.")
     unvector: Words = Field([], description="A token to subtract.")
-    sort: Sort = Field("score", description="Without a query, `score` means `newest`.")
-    group: Group | None = None
-    k: Annotated[int, Field(ge=1, le=MAX_HITS)] = Field(200, description="How many hits.")
-    offset: Offset = Field(0, description="How many hits to skip: `next` of the previous response.")
 
     @model_validator(mode="before")
     @classmethod
@@ -88,23 +115,18 @@ class SearchAddress(Filters):
         """What a form sends for what was left empty is not there."""
         if not isinstance(given, dict):
             return given
-        accepted = [field.alias or name for name, field in cls.model_fields.items()]
-        if unknown := sorted(set(given) - set(accepted)):
-            said = f"no parameter {', '.join(unknown)}; accepted: {', '.join(accepted)}"
-            raise RequestError(400, said, code="invalid_request", param=unknown[0])
         kept = {name: _without_blanks(value) for name, value in given.items()}
         return {name: value for name, value in kept.items() if value not in ("", [])}
 
-    def wanted(self, limits: Limits) -> Wanted:
-        """The parsed request; raises RequestError."""
-        said = [
+    def terms(self) -> list[Term]:
+        """The queries; raises RequestError for too many."""
+        terms = [
             Term(kind, value, weight, name)  # type: ignore[arg-type]
             for name, kind, weight in TERMS
             for value in getattr(self, name)
         ]
-        check_count(len(said))
-        terms = [checked(term, limits) for term in said]
-        return Wanted(terms, folder_name(self.folder), self.where(), self.sort, self.group)
+        check_count(len(terms))
+        return terms
 
 
 def _without_blanks(value: Any) -> Any:
@@ -151,31 +173,22 @@ class SearchTerm(Bounded):
         return Term(kind, value, self.weight, "queries")  # type: ignore[arg-type]
 
 
-class SearchRequest(Bounded):
+class SearchRequest(Search):
     """A search as JSON."""
 
     model_config = ConfigDict(
-        extra="forbid",
         json_schema_extra={
             "examples": [
                 {"queries": [{"text": "a red circle"}, {"text": "a black background", "weight": -0.5}], "k": 20},
-                {"where": {"from": "2024-05", "min_width": 1000}, "sort": "newest", "group": "month"},
+                {"from": "2024-05", "min_width": 1000, "where": ["label = dog"], "sort": "newest", "group": "month"},
             ]
         },
     )
     queries: list[SearchTerm] = Field([], max_length=MAX_QUERIES)
-    where: Filters | None = None
-    sort: Sort = "score"
-    group: Group | None = None
-    k: Annotated[int, Field(ge=1, le=MAX_HITS)] = 200
-    offset: Offset = 0
-    each_copy: bool = Field(False, description="List files with the same bytes as separate hits.")
 
-    def wanted(self, limits: Limits) -> Wanted:
-        """The parsed request; raises RequestError."""
-        asked = self.where or Filters.model_validate({})
-        terms = [checked(one.term(), limits) for one in self.queries]
-        return Wanted(terms, folder_name(asked.folder), asked.where(), self.sort, self.group, self.each_copy)
+    def terms(self) -> list[Term]:
+        """The queries."""
+        return [one.term() for one in self.queries]
 
 
 class Usual(BaseModel):
@@ -239,12 +252,12 @@ async def search(request: Request, asked: Annotated[SearchAddress, Query()]) -> 
 
 
 @router.post("/v1/search", response_model=SearchAnswer)
-async def search_byjson_answer(request: Request, asked: SearchRequest) -> Response:
+async def search_by_json(request: Request, asked: SearchRequest) -> Response:
     """The same, with weights, and with images and sounds in the request."""
     return await _answer(request, asked)
 
 
-async def _answer(request: Request, asked: SearchAddress | SearchRequest) -> Response:
+async def _answer(request: Request, asked: Search) -> Response:
     searcher = searcher_of(request)
     collection = searcher.collection
     wanted = asked.wanted(_service(request).limits)

@@ -14,7 +14,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -33,7 +33,8 @@ from image_encoders.inputs.limits import ImageLimits
 from image_encoders.tables import Where
 
 if TYPE_CHECKING:
-    from image_encoders.collection import Collection, Failure, Locator
+    from image_encoders.collection import Collection, Failure
+    from image_encoders.records import Locator
     from image_encoders.serve.service import Service
 
 Result = TypeVar("Result")
@@ -230,9 +231,7 @@ class Searcher:
     def _rank(gallery: Gallery, direction: np.ndarray | None, wanted: Wanted) -> Ranking:
         where = wanted.where
         if wanted.folder is not None:
-            where = Where(
-                gallery.view().folders(wanted.folder), where.since, where.until, where.min_width, where.min_height
-            )
+            where = replace(where, folders=gallery.view().folders(wanted.folder))
         return gallery.rank(direction, where=where, sort=wanted.sort, group=wanted.group, each_copy=wanted.each_copy)
 
     # ------------------------------------------------------------------ tokens

@@ -61,7 +61,10 @@ def assign(
     if wrong:
         raise WeightsError(f"{path}: {len(wrong)} tensors do not fit: {'; '.join(wrong[:SHOWN])}")
     for name, value in wanted.items():
-        tensors[name] = _aligned(tensors[name].to(value.dtype).contiguous()) if name in tensors else _zero(value)
+        if name in tensors:
+            tensors[name] = _aligned(tensors[name].to(value.dtype).contiguous())
+        else:
+            tensors[name] = value.new_zeros(value.shape, device="cpu")
     net.load_state_dict(tensors, strict=True, assign=True)
     return net.requires_grad_(False).eval()
 
@@ -99,12 +102,6 @@ def _tensor(value: Any, name: str, path: str | Path) -> torch.Tensor:
 
 def _aligned(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.clone() if tensor.data_ptr() % ALIGNMENT else tensor
-
-
-def _zero(value: torch.Tensor) -> torch.Tensor:
-    import torch
-
-    return torch.zeros(value.shape, dtype=value.dtype, device="cpu")
 
 
 def listed(names: list[str], what: str) -> str:

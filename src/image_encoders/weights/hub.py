@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from image_encoders.errors import UnknownModel, WeightsError, first_line
-from image_encoders.weights.fetch import TIMEOUT_S, is_offline
+from image_encoders.weights.download import TIMEOUT_S
+from image_encoders.weights.fetch import is_offline
 from image_encoders.weights.retries import ATTEMPTS, Again, as_again
 
 logger = logging.getLogger(__name__)

@@ -55,9 +55,9 @@ def message(raw: memoryview) -> dict[int, list]:
     return found
 
 
-def number(found: dict[int, list], index: int, default: int = 0) -> int:
-    """The last value of an integer field."""
-    value = found.get(index, [default])[-1]
+def number(found: dict[int, list], index: int) -> int:
+    """The last value of an integer field; 0 where there is none."""
+    value = found.get(index, [0])[-1]
     if not isinstance(value, int):
         raise Malformed(f"field {index} is not a number")
     return value

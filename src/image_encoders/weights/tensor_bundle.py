@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import math
 import struct
-from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -32,10 +31,7 @@ FOOTER = 48  # two block handles and the magic number [bytes]
 TRAILER = 5  # after each block: how it is compressed and its checksum [bytes]
 MAX_AXES = 32
 MAX_AXIS = 1 << 40
-KEYS_RATIO = (
-    16  # keys share beginnings, and together have 2 to 4 times the bytes of their table: beyond this it is a bomb
-)
-MAX_PATHS = 1 << 26  # characters of the shortest paths to all objects; those of BiT R50x1 have 240,000
+KEYS_RATIO = 16  # keys share beginnings, and have 2 to 4 times the bytes of their table: beyond this it is a bomb
 STRING = 7
 BFLOAT16 = 14  # numpy has no such type: read as float32, which holds every value
 # DataType in types.proto -> numpy
@@ -63,18 +59,13 @@ class Node:
     """One object of the saved program.
 
     children: the attribute's or item's name -> the number of that node
-    keys: attribute -> key in the table; a variable has "VARIABLE_VALUE"
-    names: attribute -> the variable's full name
+    key: of this variable's tensor in the table; None when the node is not a variable
+    name: this variable's full name; "" when there is none
     """
 
     children: Mapping[str, int] = field(default_factory=dict)
-    keys: Mapping[str, str] = field(default_factory=dict)
-    names: Mapping[str, str] = field(default_factory=dict)
-
-    @property
-    def key(self) -> str | None:
-        """The key of this variable's tensor; None when the node is not a variable."""
-        return self.keys.get("VARIABLE_VALUE")
+    key: str | None = None
+    name: str = ""
 
 
 @dataclass(frozen=True)
@@ -101,24 +92,18 @@ class Bundle:
 
     def starts(self, path: str) -> list[int]:
         """The nodes from which `path` leads to a tensor, those nearest to the root first."""
-        return [number for number in self._from_root() if self.walk(path, number) is not None]
+        return [number for number in self._reached() if self.walk(path, number) is not None]
 
-    def paths(self) -> dict[str, str]:
-        """A shortest path from the root to every tensor -> its key. Others may lead there too: see `walk`."""
-        routes = self._from_root()
-        return {routes[number]: key for number in routes if (key := self.graph[number].key) is not None}
-
-    def _from_root(self) -> dict[int, str]:
-        """Every node that can be reached -> a shortest path to it, in the order of the distance."""
-        routes = {0: ""} if self.graph else {}
-        waiting = deque(routes)
-        while waiting:
-            number = waiting.popleft()
-            for name, child in self.graph[number].children.items():
-                if child not in routes:
-                    routes[child] = f"{routes[number]}/{name}".removeprefix("/")
-                    waiting.append(child)
-        return routes
+    def _reached(self) -> list[int]:
+        """The nodes that can be reached from the root, the nearest first."""
+        reached = [0] if self.graph else []
+        seen = set(reached)
+        for number in reached:  # which grows on the way
+            for child in self.graph[number].children.values():
+                if child not in seen:
+                    seen.add(child)
+                    reached.append(child)
+        return reached
 
 
 @dataclass(frozen=True)
@@ -158,9 +143,7 @@ def read(folder: str | Path) -> Bundle:
     if not graph and program.is_file():
         with _reading(program):
             graph = _program_graph(memoryview(map_file(program)), tensors)
-    with _reading(index):
-        _check_paths(graph)
-    names = {key: node.names[a] for node in graph for a, key in node.keys.items() if node.names.get(a)}
+    names = {node.key: node.name for node in graph if node.key is not None and node.name}
     return Bundle(tensors, names, graph)
 
 
@@ -288,21 +271,6 @@ def _axes(shape: memoryview) -> list[memoryview]:
     return protobuf.parts(protobuf.message(shape), 2)
 
 
-def _check_paths(graph: tuple[Node, ...]) -> None:
-    """Raise Malformed for a graph whose paths from the root are together far longer than those of any real one."""
-    lengths, total = {0: 0}, 0
-    waiting = deque(lengths if graph else ())
-    while waiting:
-        number = waiting.popleft()
-        for name, child in graph[number].children.items():
-            if child not in lengths:
-                lengths[child] = lengths[number] + len(name) + 1
-                total += lengths[child]
-                waiting.append(child)
-        if total > MAX_PATHS:
-            raise Malformed(f"an object graph whose paths have more than {MAX_PATHS} characters")
-
-
 # ---------------------------------------------------------------- the data files
 
 
@@ -360,14 +328,11 @@ def _trackable_graph(raw: memoryview) -> tuple[Node, ...]:
     nodes = _nodes(raw)
     graph = []
     for node in nodes:
-        attributes = [protobuf.message(attribute) for attribute in protobuf.parts(node, 2)]
-        graph.append(
-            Node(
-                children=_children(node, len(nodes)),
-                keys={protobuf.text(a, 1): protobuf.text(a, 3) for a in attributes},
-                names={protobuf.text(a, 1): protobuf.text(a, 2) for a in attributes},
-            )
-        )
+        children, key, name = _children(node, len(nodes)), None, ""
+        for attribute in map(protobuf.message, protobuf.parts(node, 2)):
+            if protobuf.text(attribute, 1) == "VARIABLE_VALUE":
+                key, name = protobuf.text(attribute, 3), protobuf.text(attribute, 2)
+        graph.append(Node(children, key, name))
     return tuple(graph)
 
 
@@ -387,14 +352,7 @@ def _program_graph(raw: memoryview, tensors: Mapping[str, np.ndarray]) -> tuple[
         number = _follow(children, key.removesuffix(VARIABLE)) if key.endswith(VARIABLE) else None
         if number in names:
             keys[number] = key
-    return tuple(
-        Node(
-            children=children[number],
-            keys={"VARIABLE_VALUE": keys[number]} if number in keys else {},
-            names={"VARIABLE_VALUE": names[number]} if number in names else {},
-        )
-        for number in range(len(nodes))
-    )
+    return tuple(Node(children[number], keys.get(number), names.get(number, "")) for number in range(len(nodes)))
 
 
 def _follow(children: list[dict[str, int]], path: str) -> int | None:

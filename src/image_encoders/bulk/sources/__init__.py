@@ -9,6 +9,6 @@ item with its error.
 from image_encoders.bulk.sources.files import SourceFile
 from image_encoders.bulk.sources.find import Sources, find
 from image_encoders.bulk.sources.items import SourceItem
-from image_encoders.bulk.sources.locators import read_locator
+from image_encoders.bulk.sources.locators import locator_of, read_locator
 
-__all__ = ["SourceFile", "SourceItem", "Sources", "find", "read_locator"]
+__all__ = ["SourceFile", "SourceItem", "Sources", "find", "locator_of", "read_locator"]

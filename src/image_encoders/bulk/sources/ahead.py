@@ -15,7 +15,7 @@ OF_ONE_HOST = 8  # of these, where it is not a store that is made for many
 MOST = 512  # entries that are under way, so that a slow host holds up few others
 
 
-def looked_at(entries: Iterable[Entry], known: Callable[[str, str], bool] = nothing_known) -> Iterator[SourceItem]:
+def items_of(entries: Iterable[Entry], known: Callable[[str, str], bool] = nothing_known) -> Iterator[SourceItem]:
     """The items of entries, in order, except for those that come over a network, which come when ready.
 
     known: as of a `Walk`

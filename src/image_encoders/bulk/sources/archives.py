@@ -19,58 +19,26 @@ import tarfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache, partial
 from typing import Any, cast
 
 from image_encoders.bulk.digests import DigestTable
-from image_encoders.bulk.sources.contents import Content
+from image_encoders.bulk.sources.contents import Content, taken
 from image_encoders.bulk.sources.files import is_image_name
-from image_encoders.bulk.sources.items import Entry, Problem, Uncountable, Walk
+from image_encoders.bulk.sources.items import Entry, Problem, Ready, Uncountable, Walk, nothing_known
 from image_encoders.bulk.sources.places import Place
-from image_encoders.collection import Locator, id_of
 from image_encoders.errors import InputError, first_line
-from image_encoders.inputs.files import check_bytes
+from image_encoders.inputs.files import bytes_error, check_bytes
 from image_encoders.inputs.image import MAX_BYTES_HINT, ImageLimits
+from image_encoders.records import Locator
 
 
-class _Unpacked(io.RawIOBase):
+def _zstandard(file: Any) -> Any:
     """What a file packed by Zstandard holds, read in order."""
+    import pyarrow as pa
 
-    def __init__(self, file: Any):
-        import pyarrow as pa
-
-        self._stream = pa.CompressedInputStream(pa.PythonFile(file, mode="r"), "zstd")
-        self._at = 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        found = self._stream.read(len(buffer))
-        buffer[: len(found)] = found
-        self._at += len(found)
-        return len(found)
-
-    def tell(self) -> int:
-        return self._at
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        """Onwards alone."""
-        if whence != os.SEEK_SET or offset < self._at:
-            raise io.UnsupportedOperation("the archive is read in order")
-        while self._at < offset and (found := self._stream.read(min(offset - self._at, 1 << 20))):
-            self._at += len(found)
-        return self._at
-
-
-class _ZstandardFile(io.BufferedReader):
-    def __init__(self, file: Any):
-        super().__init__(_Unpacked(file))
+    return pa.CompressedInputStream(pa.PythonFile(file, mode="r"), "zstd")
 
 
 COMPRESSED: Mapping[str, Callable[[Any], Any]] = {
@@ -80,12 +48,10 @@ COMPRESSED: Mapping[str, Callable[[Any], Any]] = {
     ".tbz2": bz2.BZ2File,
     ".tar.xz": lzma.LZMAFile,
     ".txz": lzma.LZMAFile,
-    ".tar.zst": _ZstandardFile,
-    ".tzst": _ZstandardFile,
+    ".tar.zst": _zstandard,
+    ".tzst": _zstandard,
 }
-UNPACKED = (gzip.GzipFile, bz2.BZ2File, lzma.LZMAFile, _ZstandardFile)
 SUFFIXES = (".tar", ".zip", *COMPRESSED)
-SIDECARS = (".json", ".txt", ".cls")  # what may stand beside an image, and what its metadata is made from
 LARGEST_SIDECAR = 1 << 20  # bytes
 LARGEST_HEADER = 1 << 20  # bytes of a name, or of other attributes, of a member
 LARGEST_SKIPPED = 1 << 34  # bytes of one member that are unpacked to get to the next
@@ -116,7 +82,7 @@ class Member:
 
 
 @dataclass(eq=False)
-class ArchivedImage:
+class ArchivedImage(Ready):
     """An image in an archive: the archive's state and its offset there are its own."""
 
     place: Place
@@ -124,17 +90,13 @@ class ArchivedImage:
     sidecars: Mapping[str, Callable[[], bytes]] = field(default_factory=dict)
     content: Content | None = None
 
-    @property
-    def name(self) -> str:
-        return f"{self.place.path}#{self.member.name}"
-
-    @property
-    def path(self) -> None:
-        return None
+    def entry(self) -> Entry:
+        """Itself, or, in a zip file of a store, what reads it ahead."""
+        return FarMember(self) if self.member.info is not None and not self.place.near else self
 
     @cached_property
-    def id(self) -> str:
-        return id_of(self.name)
+    def name(self) -> str:
+        return f"{self.place.path}#{self.member.name}"
 
     @property
     def locator(self) -> Locator:
@@ -152,19 +114,10 @@ class ArchivedImage:
     def metadata(self) -> Mapping[str, Any] | None:
         return _metadata(self.sidecars)
 
-    def item(self) -> ArchivedImage:
-        """Itself."""
-        return self
-
     def read(self, limits: ImageLimits) -> bytes:
-        """Its bytes."""
         if self.error is not None:
             raise self.error
-
-        def read() -> bytes:
-            return read_member(self.place, self.member, limits.max_bytes)
-
-        return self.content.take(read) if self.content is not None else read()
+        return taken(self.content, partial(read_member, self.place, self.member, limits.max_bytes))
 
 
 @dataclass(frozen=True)
@@ -183,8 +136,7 @@ class FarMember:
     def host(self) -> str:
         return self.image.place.path
 
-    def item(self, known: Callable[[str, str], bool] = lambda id, state: False) -> ArchivedImage:
-        """The image, read unless it is known."""
+    def item(self, known: Callable[[str, str], bool] = nothing_known) -> ArchivedImage:
         if self.image.error is None and not known(self.image.id, self.image.state):
             try:
                 self.image.content = Content(self.image.read(ImageLimits.from_environment()))
@@ -194,13 +146,10 @@ class FarMember:
 
 
 class Archive:
-    """The images in a tar or zip file.
+    """The images in a tar or zip file."""
 
-    all_files: take every member, whatever its name
-    """
-
-    def __init__(self, place: Place, walk: Walk, all_files: bool = False):
-        self.place, self.walk, self.all_files = place, walk, all_files
+    def __init__(self, place: Place, walk: Walk):
+        self.place, self.walk = place, walk
 
     @property
     def repeatable(self) -> bool:
@@ -224,40 +173,39 @@ class Archive:
                         yield Problem(f"{image.name} at byte {image.member.offset:,}", image.locator, error)
                     else:
                         names.add(image.id)
-                        far = image.member.info is not None and not self.place.near
-                        yield FarMember(image) if far else image
+                        yield image.entry()
         except Exception as error:  # a damaged archive may raise anything
             yield Problem(self.place.path, Locator(self.place.path), _archive_error(error))
         else:
-            self.walk.finished(self.place.id)
+            self.walk.complete(self.place.id)
 
-    def _samples(self) -> Iterator[list[_Met]]:
+    def _samples(self) -> Iterator[list[_ReadMember]]:
         """Members that stand together and have the same key, as those of a WebDataset's sample do."""
-        sample: list[_Met] = []
+        sample: list[_ReadMember] = []
         limit = ImageLimits.from_environment().max_bytes
         with self.place.open() as file:
             for member, read in _members(self.place, file):
                 if sample and _key(member.name) != _key(sample[0].member.name):
                     yield sample
                     sample = []
-                sample.append(self._met(member, read, limit))
+                sample.append(self._read_ahead(member, read, limit))
             if sample:
                 yield sample
 
-    def _met(self, member: Member, read: Callable[[], bytes] | None, limit: int) -> _Met:
+    def _read_ahead(self, member: Member, read: Callable[[], bytes] | None, limit: int) -> _ReadMember:
         """A member with its bytes, where they are wanted and come by only once."""
-        is_image = self.all_files or is_image_name(member.name)
+        is_image = self.walk.settings.all_files or is_image_name(member.name)
         if read is None or member.error is not None:
-            return _Met(member, is_image)
+            return _ReadMember(member, is_image)
         if not is_image:
             wanted = _suffix(member) in SIDECARS and member.size <= LARGEST_SIDECAR
-            return _Met(member, is_image, text=read() if wanted else None)
+            return _ReadMember(member, is_image, text=read() if wanted else None)
         if member.size > limit:
-            return _Met(replace(member, error=_bytes_error(member.size, limit)), is_image)
+            return _ReadMember(replace(member, error=bytes_error(member.size, limit, MAX_BYTES_HINT)), is_image)
         image = ArchivedImage(self.place, member)
-        return _Met(member, is_image, None if self.walk.known(image.id, image.state) else Content(read()))
+        return _ReadMember(member, is_image, None if self.walk.known(image.id, image.state) else Content(read()))
 
-    def _images(self, sample: list[_Met]) -> Iterator[ArchivedImage]:
+    def _images(self, sample: list[_ReadMember]) -> Iterator[ArchivedImage]:
         """The images of a sample, with the files beside them."""
         others = [one for one in sample if not one.is_image]
         lonely = len(others) == len(sample)
@@ -273,7 +221,7 @@ class Archive:
 
 
 @dataclass(frozen=True, slots=True)
-class _Met:
+class _ReadMember:
     """A member, and what was read of it already: an image, or a file beside one."""
 
     member: Member
@@ -292,7 +240,7 @@ def _key(name: str) -> str:
     return folder + slash + file.partition(".")[0]
 
 
-def _sidecar(place: Place, one: _Met) -> bytes:
+def _sidecar(place: Place, one: _ReadMember) -> bytes:
     if one.text is not None:
         return one.text
     if one.member.error is not None:
@@ -300,48 +248,41 @@ def _sidecar(place: Place, one: _Met) -> bytes:
     return read_member(place, one.member, LARGEST_SIDECAR)
 
 
-def _bytes_error(size: int, limit: int) -> InputError:
+def _json_metadata(text: str) -> dict[str, Any]:
+    """The keys of an object, or another value as "json"; NaN and Infinity, which only Python writes, become null."""
+    value = json.loads(text, parse_constant=lambda constant: None)
+    return value if isinstance(value, dict) else {"json": value}
+
+
+def _class_metadata(text: str) -> dict[str, Any]:
+    """A class: a number where it is one."""
     try:
-        check_bytes(size, limit, MAX_BYTES_HINT)
-    except InputError as error:
-        return error
-    raise AssertionError("it is larger")
+        return {"class": int(text)}
+    except ValueError:
+        return {"class": text.strip()}
+
+
+# What may stand beside an image, and the metadata that is made of it; of equal keys those further down count.
+SIDECARS: Mapping[str, Callable[[str], dict[str, Any]]] = {
+    ".json": _json_metadata,
+    ".txt": lambda text: {"caption": text},
+    ".cls": _class_metadata,
+}
 
 
 def _metadata(sidecars: Mapping[str, Callable[[], bytes]]) -> dict[str, Any] | None:
-    """The metadata beside an image: the keys of the .json, the .txt as its caption, the .cls as its class."""
+    """The metadata beside an image."""
     found: dict[str, Any] = {}
-    for suffix, read in sidecars.items():
+    for suffix, parse in SIDECARS.items():
+        if suffix not in sidecars:
+            continue
         try:
-            text = read().decode()
-            value = (
-                json.loads(text, parse_constant=_no_number)
-                if suffix == ".json"
-                else _number(text)
-                if suffix == ".cls"
-                else text
-            )
+            found |= parse(sidecars[suffix]().decode())
         except (ValueError, RecursionError) as error:
             raise InputError(f"the {suffix} beside it cannot be read: {first_line(error)}", code="metadata") from error
         except InputError as error:
             raise InputError(f"the {suffix} beside it: {error.message}", code="metadata") from error
-        if suffix == ".json" and isinstance(value, dict):
-            found = {**value, **found}
-        else:
-            found[{".json": "json", ".txt": "caption", ".cls": "class"}[suffix]] = value
     return found or None
-
-
-def _no_number(constant: str) -> None:
-    """What NaN and Infinity become, which Python writes as if they were JSON: null, as in tables they are left out."""
-
-
-def _number(text: str) -> int | str:
-    """A class: a number where it is one."""
-    try:
-        return int(text)
-    except ValueError:
-        return text.strip()
 
 
 # ------------------------------------------------------------------ members
@@ -356,7 +297,7 @@ def _members(place: Place, file: Any) -> Iterator[tuple[Member, Callable[[], byt
         found: Iterator[tuple[Member, Callable[[], bytes] | None]] = ((one, None) for one in _zip_members(file))
     else:
         unpack = _compression(place.path)
-        headers = _Headers(unpack(file) if unpack else file)
+        headers = _Headers(file, unpack)
         in_order = unpack is not None or not place.near
         found = (
             (one, partial(headers.content, one) if in_order or _is_near(one) else None) for one in _tar_members(headers)
@@ -366,7 +307,7 @@ def _members(place: Place, file: Any) -> Iterator[tuple[Member, Callable[[], byt
 
 def _is_near(member: Member) -> bool:
     """Whether its bytes are most likely in the file's buffer, as its header was."""
-    return member.size <= SMALL and member.name.lower().endswith(SIDECARS)
+    return member.size <= SMALL and _suffix(member) in SIDECARS
 
 
 def read_member(place: Place, member: Member, max_bytes: int) -> bytes:
@@ -387,20 +328,27 @@ def read_member(place: Place, member: Member, max_bytes: int) -> bytes:
 
 
 def find_member(place: Place, name: str) -> Member:
-    """The first member of that name; InputError ("not-found") where there is none."""
-    found = _places(cast(Any, place), place.state).get(name)
-    if found is None:
-        raise InputError(f"no {name} in the archive", code="not-found")
-    return found
+    """The first member of that name; InputError where there is none, or none before the archive's damage."""
+    try:
+        found, damage = _places(cast(Any, place), place.state)
+    except Exception as error:  # a damaged archive may raise anything
+        raise _archive_error(error) from error
+    if name not in found:
+        raise damage or InputError(f"no {name} in the archive", code="not-found")
+    return found[name]
 
 
 @lru_cache(maxsize=4)  # archives: hits come from few, and a tar has no directory
-def _places(place: Any, state: str) -> dict[str, Member]:
+def _places(place: Any, state: str) -> tuple[dict[str, Member], InputError | None]:
+    """The members by name, and why there may be more."""
     found: dict[str, Member] = {}
-    with place.open() as file, suppress(tarfile.TarError, EOFError, zlib.error, lzma.LZMAError):
-        for member, _ in _members(place, file):
-            found.setdefault(member.name, member)
-    return found
+    with place.open() as file:
+        try:
+            for member, _ in _members(place, file):
+                found.setdefault(member.name, member)
+        except (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error, lzma.LZMAError, InputError) as error:
+            return found, _archive_error(error)
+    return found, None
 
 
 # ------------------------------------------------------------------ tar
@@ -413,31 +361,46 @@ def _compression(path: str) -> Callable[[Any], Any] | None:
 class _Headers:
     """A tar file as `tarfile` reads its headers: in order, and no header of any size.
 
+    unpack: opens what is compressed; None: the file itself is the archive
     newest: the header block that was read last
     """
 
-    def __init__(self, file: Any):
-        self.file = file
+    def __init__(self, file: Any, unpack: Callable[[Any], Any] | None):
+        self.compressed = unpack is not None
+        self.size = None if unpack else file.seek(0, os.SEEK_END)
+        self.file = unpack(file) if unpack else file
+        self.at = 0
         self.newest = b""
+        self.seek(0)
 
     def read(self, size: int) -> bytes:
         if size > LARGEST_HEADER:
             raise tarfile.ReadError(f"a header of {size:,} bytes; at most {LARGEST_HEADER:,} are accepted")
-        self.newest = self.file.read(size)
+        self.newest = self._read(size)
         return self.newest
 
     def tell(self) -> int:
-        return self.file.tell()
+        return self.at
 
     def seek(self, offset: int) -> None:
-        if offset - self.file.tell() > LARGEST_SKIPPED and isinstance(self.file, UNPACKED):
+        """Go to an offset; in what is compressed, onwards alone."""
+        if not self.compressed:
+            self.at = self.file.seek(offset)
+            return
+        if offset - self.at > LARGEST_SKIPPED:
             raise tarfile.ReadError(f"a member of more than {LARGEST_SKIPPED:,} bytes in a compressed archive")
-        self.file.seek(offset)
+        while self.at < offset and self._read(min(offset - self.at, 1 << 20)):
+            pass
+
+    def _read(self, size: int) -> bytes:
+        content = self.file.read(size)
+        self.at += len(content)
+        return content
 
     def content(self, member: Member) -> bytes:
         """The bytes of the newest member."""
-        self.file.seek(member.offset)
-        content = self.file.read(member.size)
+        self.seek(member.offset)
+        content = self._read(member.size)
         if len(content) < member.size:
             raise _cut(member.name)
         return content
@@ -459,7 +422,6 @@ class _TarInfo(tarfile.TarInfo):
 
 
 def _tar_members(headers: _Headers) -> Iterator[Member]:
-    size = _size(headers.file)
     how = {"errors": "surrogateescape", "encoding": "utf-8", "tarinfo": _TarInfo}
     with tarfile.open(fileobj=headers, mode="r:", **how) as tar:  # type: ignore[call-overload]
         while True:
@@ -469,10 +431,11 @@ def _tar_members(headers: _Headers) -> Iterator[Member]:
                 break
             if one.isdir():
                 continue
-            if size is not None and one.isreg() and not one.issparse() and one.offset_data + one.size > size:
+            plain = one.isreg() and not one.issparse()
+            if plain and headers.size is not None and one.offset_data + one.size > headers.size:
                 raise _cut(one.name)
             error = None
-            if not one.isreg() or one.issparse():
+            if not plain:
                 kind = f"a link to {one.linkname}" if one.islnk() or one.issym() else "a sparse file or a device"
                 error = InputError(f"{kind}; only regular files in an archive are accepted", code="not-a-file")
             yield Member(one.name, one.offset_data, one.size, error=error)
@@ -480,16 +443,6 @@ def _tar_members(headers: _Headers) -> Iterator[Member]:
         raise InputError("ends without the end mark of a tar archive: it may have been cut off", code="truncated")
     if headers.newest.strip(b"\0"):
         raise InputError(f"damaged at byte {tar.offset:,}: what comes after that cannot be read", code="corrupt")  # type: ignore[attr-defined]
-
-
-def _size(file: Any) -> int | None:
-    """How many bytes there are, where that is known without reading them."""
-    if isinstance(file, UNPACKED):
-        return None
-    position = file.tell()
-    end = file.seek(0, os.SEEK_END)
-    file.seek(position)
-    return end
 
 
 def _cut(name: str) -> InputError:

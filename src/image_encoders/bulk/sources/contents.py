@@ -45,6 +45,11 @@ class Content:
             _release(len(content))
 
 
+def taken(content: Content | None, otherwise: Callable[[], bytes]) -> bytes:
+    """The bytes that wait, or `otherwise` where none do."""
+    return otherwise() if content is None else content.take(otherwise)
+
+
 def _release(size: int) -> None:
     global _waiting, _taken
     with _changed:

@@ -12,12 +12,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from image_encoders.bulk.sources.items import Entry, Walk, state_with
-from image_encoders.collection import ITEMS, MARK, Locator, id_of
+from image_encoders.bulk.sources.items import Entry, Walk, said_by_folders, state_with
+from image_encoders.collection import ITEMS, MARK
 from image_encoders.errors import InputError
 from image_encoders.inputs.files import check_regular, file_error
 from image_encoders.inputs.formats import SUFFIXES
 from image_encoders.inputs.image import ImageLimits, read_bytes
+from image_encoders.records import Locator
+from image_encoders.tables import id_of
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,6 @@ class SourceFile:
         return Locator(self.path)
 
     def read(self, limits: ImageLimits) -> bytes:
-        """Its bytes."""
         if self.error is not None:
             raise self.error
         return read_bytes(self.path, limits)
@@ -63,7 +64,6 @@ class FileEntry:
         return None if self.error else self.name
 
     def item(self) -> SourceFile:
-        """What the disk says about it."""
         state, error = "", self.error
         try:
             found = os.stat(self.name)
@@ -94,32 +94,30 @@ class OneFile:
         """It was there a moment ago."""
 
     def entries(self) -> Iterator[Entry]:
-        """The file."""
         yield FileEntry(absolute(self.path))
 
 
 class Folder:
-    """The images below a folder: its own files by name, then its folders by name.
-
-    all_files: take every file, whatever its name
-    """
+    """The images below a folder: its own files by name, then its folders by name, which may be metadata (year=2020)."""
 
     repeatable = True
 
-    def __init__(self, path: str, walk: Walk, all_files: bool = False):
-        self.path, self.walk, self.all_files = path, walk, all_files
+    def __init__(self, path: str, walk: Walk):
+        self.path, self.walk = path, walk
 
     def check(self) -> None:
         """One that cannot be searched comes out with its error."""
 
     def entries(self) -> Iterator[Entry]:
         """Its images, and the folders that cannot be searched."""
-        for folder, files, error in _folders(absolute(self.path), self.walk.folders):
+        top = absolute(self.path)
+        for folder, files, error in _folders(top, self.walk.folders):
+            said = said_by_folders(folder.removeprefix(top))
             if error is not None:
                 yield FileEntry(folder, error)
             for name in files:
-                if self.all_files or is_image_name(name):
-                    yield FileEntry(os.path.join(folder, name))
+                if self.walk.settings.all_files or is_image_name(name):
+                    yield FileEntry(os.path.join(folder, name), None, said)
                 else:
                     self.walk.ignore(name)
 
@@ -133,8 +131,8 @@ class Glob:
 
     repeatable = True
 
-    def __init__(self, pattern: str, walk: Walk, all_files: bool, named: Callable[[str], Iterator[Entry]]):
-        self.pattern, self.walk, self.all_files, self.named = pattern, walk, all_files, named
+    def __init__(self, pattern: str, walk: Walk, named: Callable[[str], Iterator[Entry]]):
+        self.pattern, self.walk, self.named = pattern, walk, named
 
     def check(self) -> None:
         """Raise InputError where nothing matches."""
@@ -142,8 +140,7 @@ class Glob:
             raise InputError("no file matches", item=self.pattern, code="not-found")
 
     def entries(self) -> Iterator[Entry]:
-        """What the paths that match name."""
-        every = self.all_files or bool(os.path.splitext(self.pattern)[1])
+        every = self.walk.settings.all_files or bool(os.path.splitext(self.pattern)[1])
         for path in self._matches():
             if every or os.path.isdir(path) or is_image_name(path):
                 yield from self.named(path)

@@ -13,8 +13,8 @@ from functools import partial
 from typing import Any
 
 from image_encoders.bulk.digests import DigestTable
-from image_encoders.bulk.sources import lance, lists, tables
-from image_encoders.bulk.sources.ahead import looked_at
+from image_encoders.bulk.sources import lance, lists
+from image_encoders.bulk.sources.ahead import items_of
 from image_encoders.bulk.sources.archives import Archive, ArchivedImage, find_member, is_archive_name
 from image_encoders.bulk.sources.files import FileEntry, Folder, Glob, OneFile, absolute
 from image_encoders.bulk.sources.items import (
@@ -28,16 +28,17 @@ from image_encoders.bulk.sources.items import (
 )
 from image_encoders.bulk.sources.lance import LanceTable, is_lance
 from image_encoders.bulk.sources.lists import ListFile, RemoteList, StandardInput
+from image_encoders.bulk.sources.locators import locator_of, place_of
 from image_encoders.bulk.sources.places import LocalFile, Place
 from image_encoders.bulk.sources.stores import ObjectEntry, ObjectFile, ObjectFolder, is_object
-from image_encoders.bulk.sources.tables import Table, table_name
+from image_encoders.bulk.sources.tables import CellImage, Table, is_table_name, table_name
 from image_encoders.bulk.sources.urls import UrlEntry, is_url
-from image_encoders.bulk.sources.videos import Frame, Video, frame_times, is_video_name
-from image_encoders.collection import Locator, id_of, path_of
+from image_encoders.bulk.sources.videos import Frame, Video, frame_times, is_video_name, time_name
 from image_encoders.errors import ImageEncodersError, InputError
 from image_encoders.inputs.files import address_error
+from image_encoders.records import Locator
+from image_encoders.tables import id_of, path_of
 
-TIME = re.compile(r"#t=(\d+(?:\.\d+)?)")
 BRACES = re.compile(r"\{(\d{1,9})\.\.(\d{1,9})\}|\{([^{},]*(?:,[^{},]*)+)\}")
 ACCEPTED = (
     "accepted: a folder, an image file, an archive (.tar, .zip), a table (.parquet, .csv, .jsonl, .lance), a video, a "
@@ -80,10 +81,8 @@ def find(
     Raises InputError for an argument that matches nothing, before any image is read. A missing path in a list is not an
     error here, but an error of its item.
     """
-    sources = Sources(
-        [os.fspath(argument) for argument in arguments],
-        Settings(stdin, all_files, column, private_urls, frame_times(frames)),
-    )
+    settings = Settings(stdin, all_files, column, private_urls, frame_times(frames))
+    sources = Sources([os.fspath(argument) for argument in arguments], settings)
     sources.check()
     return sources
 
@@ -93,8 +92,8 @@ class Sources(Iterator[SourceItem]):
 
     def __init__(self, arguments: Sequence[str], settings: Settings | None = None):
         self.arguments, self.settings = arguments, settings or Settings()
-        self._walk = Walk()
-        self._items = self._looked_at()
+        self._walk = Walk(self.settings)
+        self._items = self._iterate()
 
     def __iter__(self) -> Sources:
         return self
@@ -129,7 +128,7 @@ class Sources(Iterator[SourceItem]):
         """Raise InputError for an argument that matches nothing."""
         for argument in self._patterns():
             try:
-                source_of(argument, self.settings, self._walk).check()
+                source_of(argument, self._walk).check()
             except InputError as error:
                 named = error.named(argument) if argument else error
                 raise named if error.code != "not-found" else _accepting(named) from error.__cause__
@@ -140,8 +139,8 @@ class Sources(Iterator[SourceItem]):
         So it is for a folder, an archive or the like that was read to its end, and for the parts of those that have no
         state: they are met in every run.
         """
-        whole = self._walk.whole
-        if id in whole or (not state and any(id[:at] in whole for at, sign in enumerate(id) if sign == "#")):
+        done = self._walk.completed
+        if id in done or (not state and any(id[:at] in done for at, sign in enumerate(id) if sign == "#")):
             return True
         try:
             found = os.stat(path_of(id))
@@ -151,7 +150,7 @@ class Sources(Iterator[SourceItem]):
 
     def count(self) -> int | None:
         """The number of items, by a separate walk; None if that is expensive, or if something can be read only once."""
-        sources = self._all(Walk(counting=True))
+        sources = self._all(Walk(self.settings, counting=True))
         others = [one for one in sources if not isinstance(one, Table)]
         try:
             rows = sum(one.count() for one in sources if isinstance(one, Table))
@@ -175,7 +174,7 @@ class Sources(Iterator[SourceItem]):
         chance = random.Random(0)
         kept: list[str] = []
         try:
-            for met, entry in enumerate(self._counted(self._all(Walk(counting=True)))):
+            for met, entry in enumerate(self._counted(self._all(Walk(self.settings, counting=True)))):
                 place = met if met < count else chance.randrange(met + 1)
                 if entry.path is not None and place < count:
                     kept[place : place + 1] = [entry.path]
@@ -199,14 +198,14 @@ class Sources(Iterator[SourceItem]):
         return self._entries(sources)
 
     def _all(self, walk: Walk) -> list[Source]:
-        return [source_of(argument, self.settings, walk) for argument in self._patterns()]
+        return [source_of(argument, walk) for argument in self._patterns()]
 
     def _patterns(self) -> Iterator[str]:
         return (one for argument in self.arguments for one in expanded(argument))
 
-    def _looked_at(self) -> Generator[SourceItem, None, None]:
+    def _iterate(self) -> Generator[SourceItem, None, None]:
         """The items, in order, except for those that come over a network, which come when ready."""
-        yield from looked_at(self._entries(self._all(self._walk)), self.known)
+        yield from items_of(self._entries(self._all(self._walk)), self.known)
 
     def _entries(self, sources: list[Source]) -> Iterator[Entry]:
         """What they name, each once."""
@@ -241,49 +240,49 @@ def expanded(argument: str) -> Iterator[str]:
         yield from expanded(argument[: found.start()] + choice + argument[found.end() :])
 
 
-def source_of(argument: str, settings: Settings, walk: Walk) -> Source:
+def source_of(argument: str, walk: Walk) -> Source:
     """The source for an argument, by its form and the disk; InputError if there is none."""
-    named = partial(_named, settings=settings, walk=walk)
+    named = partial(_named, walk)
     if not argument:
         raise InputError("an empty source name", code="not-found")
     if argument == "-":
-        return StandardInput(settings.stdin, named)
+        return StandardInput(walk.settings.stdin, named)
     table = table_name(argument)
     if table is not None and is_lance(table[0]):
-        return _table(LanceTable.at(table[0]), table[1], settings, walk)
+        return _table(LanceTable.at(table[0]), walk, table[1])
     if os.path.isdir(argument):
-        return Folder(argument, walk, settings.all_files)
+        return Folder(argument, walk)
     if argument.startswith("@"):
         listed = argument[1:]
         return RemoteList(ObjectFile(listed), named) if is_object(listed) else ListFile(listed, named)
-    if (found := _local_file(argument, settings, walk)) is not None:
+    if (found := _local_file(argument, walk)) is not None:
         return found
     if is_object(argument):
-        return _stored(argument, settings, walk)
+        return _stored(argument, walk)
     if is_url(argument):
         said = f"a URL, not a path; URLs are fetched from lists and tables: echo '{argument}' | ... encode -"
         raise InputError(said, item=argument, code="url")
     if (address := address_error(argument, "image")) is not None:
         raise address.named(argument)
     if glob.has_magic(argument):
-        return Glob(argument, walk, settings.all_files, named)
+        return Glob(argument, walk, named)
     raise InputError("no such file or folder", item=argument, code="not-found")
 
 
-def _local_file(argument: str, settings: Settings, walk: Walk) -> Source | None:
+def _local_file(argument: str, walk: Walk) -> Source | None:
     """The file that an argument names; None where there is none."""
     if os.path.isfile(argument):
         if _is_list(argument):
-            return ListFile(argument, partial(_named, settings=settings, walk=walk))
-        if (container := _container(argument, LocalFile.at, settings, walk)) is not None:
+            return ListFile(argument, partial(_named, walk))
+        if (container := _container(LocalFile.at(argument), walk)) is not None:
             return container
     table = table_name(argument)
     if table is not None and os.path.isfile(table[0]):
-        return _table(LocalFile.at(table[0]), table[1], settings, walk)
+        return _table(LocalFile.at(table[0]), walk, table[1])
     return OneFile(argument) if os.path.exists(argument) else None
 
 
-def _stored(address: str, settings: Settings, walk: Walk) -> Source:
+def _stored(address: str, walk: Walk) -> Source:
     """What an address in a store is, by its name."""
     table = table_name(address)
     if table is not None and table[0].rstrip("/").endswith(lance.SUFFIX):
@@ -291,86 +290,93 @@ def _stored(address: str, settings: Settings, walk: Walk) -> Source:
         raise InputError(said, item=address, code="unsupported")
     if not glob.has_magic(address):
         if _is_list(address):
-            return RemoteList(ObjectFile(address), partial(_named, settings=settings, walk=walk))
-        if (container := _container(address, ObjectFile, settings, walk)) is not None:
+            return RemoteList(ObjectFile(address), partial(_named, walk))
+        if (container := _container(ObjectFile(address), walk)) is not None:
             return container
         if table is not None:
-            return _table(ObjectFile(table[0]), table[1], settings, walk)
-    return ObjectFolder(address, walk, settings.all_files, partial(_named_in_store, settings=settings, walk=walk))
+            return _table(ObjectFile(table[0]), walk, table[1])
+    return ObjectFolder(address, walk, partial(_named_in_store, walk))
 
 
-def _named(name: str, settings: Settings, walk: Walk) -> Iterator[Entry]:
+def _named(walk: Walk, name: str) -> Iterator[Entry]:
     """What a name in a list or a match of a glob names."""
     path = absolute(name)
     if is_object(name) and not os.path.lexists(path):
-        yield from _named_in_store(name, settings, walk)
+        yield from _named_in_store(walk, name)
     elif is_lance(path):
-        yield from _table(LanceTable.at(path), None, settings, walk).entries()
+        yield from _table(LanceTable.at(path), walk).entries()
     elif os.path.isdir(path):
-        yield from Folder(path, walk, settings.all_files).entries()
-    elif os.path.isfile(path) and (container := _container(path, LocalFile, settings, walk)) is not None:
+        yield from Folder(path, walk).entries()
+    elif os.path.isfile(path) and (container := _container(LocalFile(path), walk)) is not None:
         yield from container.entries()
     else:
-        yield entry_of(name, None, settings)
+        yield entry_of(name, None, walk.settings)
 
 
-def _named_in_store(name: str, settings: Settings, walk: Walk) -> Iterator[Entry]:
+def _named_in_store(walk: Walk, name: str) -> Iterator[Entry]:
     """What an address in a list, or one that matches a pattern, names."""
-    if (container := _container(name, ObjectFile, settings, walk)) is not None:
+    if (container := _container(ObjectFile(name), walk)) is not None:
         yield from container.entries()
     elif name.endswith("/"):
-        below = partial(_named_in_store, settings=settings, walk=walk)
-        yield from ObjectFolder(name, walk, settings.all_files, below).entries()
+        yield from ObjectFolder(name, walk, partial(_named_in_store, walk)).entries()
     else:
-        yield entry_of(name, None, settings)
+        yield entry_of(name, None, walk.settings)
 
 
 def _is_list(name: str) -> bool:
     return os.path.splitext(name)[1].lower() in lists.SUFFIXES
 
 
-def _container(
-    name: str, place: Callable[[str], LocalFile | ObjectFile], settings: Settings, walk: Walk
-) -> Archive | Video | Table | None:
+def _table(place: Place, walk: Walk, column: str | None = None) -> Table:
+    return Table(place, walk, partial(entry_of, settings=walk.settings), column or walk.settings.column)
+
+
+# Files that hold many images, by their names: a folder's search passes over them.
+CONTAINERS: tuple[tuple[Callable[[str], bool], Callable[[Place, Walk], Source]], ...] = (
+    (is_archive_name, Archive),
+    (is_video_name, Video),
+    (is_table_name, _table),
+)
+
+
+def _container(place: Place, walk: Walk) -> Source | None:
     """The archive, the video or the table that a file is, by its name."""
-    if is_archive_name(name):
-        return Archive(place(name), walk, settings.all_files)
-    if name.lower().endswith(tables.SUFFIXES):
-        return _table(place(name), None, settings, walk)
-    return Video(place(name), walk, settings.every_s) if is_video_name(name) else None
+    return next((source(place, walk) for is_named, source in CONTAINERS if is_named(place.path)), None)
 
 
 def holds_many(name: str) -> bool:
-    """Whether a file is an archive, a video or a table by its name, which a folder's search passes over."""
-    return is_archive_name(name) or is_video_name(name) or name.lower().endswith(tables.SUFFIXES)
-
-
-def _table(place: Place, column: str | None, settings: Settings, walk: Walk) -> Table:
-    return Table(place, walk, partial(entry_of, settings=settings), column or settings.column)
+    """Whether a file is an archive, a video or a table, by its name."""
+    return any(is_named(name) for is_named, _ in CONTAINERS)
 
 
 def entry_of(name: str, metadata: Mapping[str, Any] | None, settings: Settings) -> Entry:
-    """The one image that a name in a list or a table names: a path, an address, a.tar#member, a.mp4#t=83.2."""
-    path = absolute(name)
+    """The one image that a name in a list or a table names: a path, an address, or an id as search results have it."""
+    locator = locator_of(name)
+    if locator.member is not None or locator.time_s is not None:
+        return _inside(locator)
+    name, path = locator.path, absolute(locator.path)
     if is_url(name) and not os.path.lexists(path):
         return UrlEntry(name, metadata, settings.private_urls)
     if is_object(name) and not os.path.lexists(path):
         return ObjectEntry(name, metadata)
     if (error := address_error(name, "image")) is not None and not os.path.lexists(path):
         return FileEntry(name, error, metadata)
-    for at in (at for at, sign in enumerate(name) if sign == "#"):
-        if is_archive_name(name[:at]) and os.path.isfile(name[:at]) and not os.path.lexists(path):
-            return _member(LocalFile.at(name[:at]), name[at + 1 :])
-        if is_video_name(name[:at]) and os.path.isfile(name[:at]) and (time := TIME.fullmatch(name[at:])):
-            return Frame(LocalFile.at(name[:at]), float(time[1]))
     return FileEntry(path, None, metadata)
 
 
-def _member(place: LocalFile, name: str) -> Entry:
+def _inside(locator: Locator) -> Entry:
+    """The member of an archive, the frame of a video or the cell of a table that a locator leads to."""
+    place, state, inside = place_of(locator.path), "", locator.member
     try:
-        return ArchivedImage(place, find_member(place, name))
+        state = place.state
+        if inside is None:
+            return Frame(place, locator.time_s or 0.0)
+        if is_archive_name(locator.path):
+            return ArchivedImage(place, find_member(place, inside)).entry()
+        column, _, row = inside.rpartition("/")
+        return CellImage(place, column, int(row))
     except InputError as error:
-        return Problem(f"{place.path}#{name}", Locator(place.path, name), error, place.state)
+        return Problem(f"{locator.path}#{inside or f't={time_name(locator.time_s or 0.0)}'}", locator, error, state)
 
 
 def _accepting(error: InputError) -> InputError:

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from functools import partial
+from typing import Any, Protocol, TypeVar
+from urllib.parse import unquote
 
-from image_encoders.bulk.sources.contents import Content
-from image_encoders.collection import Locator, id_of
+from image_encoders.bulk.sources.contents import Content, taken
 from image_encoders.errors import InputError
 from image_encoders.inputs.files import check_bytes
 from image_encoders.inputs.image import MAX_BYTES_HINT, ImageLimits
+from image_encoders.records import Locator
+from image_encoders.tables import as_text, id_of
 
 SAID = " said:"  # before the digest of metadata in a state
+PARTITION = re.compile(r"([^\W\d]\w*)=(.+)", re.DOTALL)  # the name of a folder of partitioned data
+NULL = "__HIVE_DEFAULT_PARTITION__"
 NAMED = 3  # names of what was passed over that are kept
 
 
@@ -100,14 +106,27 @@ class RemoteImage:
     error: InputError | None = None
 
     def read(self, limits: ImageLimits) -> bytes:
-        """Its bytes."""
         if self.error is not None:
             raise self.error
-        if self.content is None:
-            return self.again(limits)
-        content = self.content.take(lambda: self.again(limits))
+        content = taken(self.content, partial(self.again, limits))
         check_bytes(len(content), limits.max_bytes, MAX_BYTES_HINT)
         return content
+
+
+Itself = TypeVar("Itself", bound=SourceItem)
+
+
+class Ready:
+    """An entry that is its own item: there is nothing to look at."""
+
+    path = None
+
+    @property
+    def id(self: Entry) -> str:
+        return id_of(self.name)
+
+    def item(self: Itself) -> Itself:
+        return self
 
 
 class Source(Protocol):
@@ -129,26 +148,16 @@ class Source(Protocol):
 
 
 @dataclass(frozen=True)
-class Problem:
-    """Something that cannot be encoded, and why: both an entry and its item."""
+class Problem(Ready):
+    """Something that cannot be encoded, and why."""
 
     name: str
     locator: Locator
     error: InputError
     state: str = ""
     metadata: Mapping[str, Any] | None = None
-    path: None = None
-
-    @property
-    def id(self) -> str:
-        return id_of(self.name)
-
-    def item(self) -> Problem:
-        """Itself."""
-        return self
 
     def read(self, limits: ImageLimits) -> bytes:
-        """Raises the error."""
         raise self.error
 
 
@@ -158,6 +167,15 @@ def state_with(state: str, metadata: Mapping[str, Any] | None) -> str:
         return state
     said = json.dumps(metadata, sort_keys=True, default=str)
     return f"{state}{SAID}{hashlib.blake2b(said.encode(), digest_size=8).hexdigest()}"
+
+
+def said_by_folders(path: str) -> dict[str, str] | None:
+    """Metadata from the names of folders as Hive partitions data, such as year=2020/month=3; None if there is none.
+
+    Values are texts, as in a CSV.
+    """
+    found = (PARTITION.fullmatch(name) for name in path.split("/"))
+    return {one[1]: as_text(unquote(one[2])) for one in found if one is not None and one[2] != NULL} or None
 
 
 class Uncountable(Exception):
@@ -191,18 +209,20 @@ def nothing_known(id: str, state: str) -> bool:
 class Walk:
     """The state of a walk through sources.
 
+    settings: how the sources are to be understood
     counting: whether entries are counted only; Uncountable is raised where that costs much
     known: whether an item with that id is stored in that state, so that its bytes are not needed. Wrong answers only
         cost time
     folders: device and inode of those that were searched: links may form loops
-    whole: ids of what holds many items, such as archives, and was read to its end
+    completed: ids of what holds many items, such as archives, and was read to its end
     ignored: files in folders that are not images by their names; passed_over: the first few names of them
     """
 
+    settings: Settings = field(default_factory=Settings)
     counting: bool = False
     known: Callable[[str, str], bool] = nothing_known
     folders: set[tuple[int, int]] = field(default_factory=set)
-    whole: set[str] = field(default_factory=set)
+    completed: set[str] = field(default_factory=set)
     ignored: int = 0
     passed_over: list[str] = field(default_factory=list)
 
@@ -212,6 +232,6 @@ class Walk:
         if len(self.passed_over) < NAMED:
             self.passed_over.append(name)
 
-    def finished(self, id: str) -> None:
+    def complete(self, id: str) -> None:
         """Note that an archive, or the like, was read to its end."""
-        self.whole.add(id)
+        self.completed.add(id)

@@ -11,10 +11,9 @@ from typing import Any
 
 from image_encoders.bulk.sources.files import absolute
 from image_encoders.bulk.sources.places import changed_error
-from image_encoders.collection import id_of
 from image_encoders.errors import InputError
 from image_encoders.inputs.files import file_error
-from image_encoders.tables import connect, pinned
+from image_encoders.tables import connect, id_of, pinned
 
 SUFFIX = ".lance"
 

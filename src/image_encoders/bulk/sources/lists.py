@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import sys
-from codecs import BOM_UTF16_BE, BOM_UTF16_LE, getincrementaldecoder
+from codecs import BOM_UTF8, BOM_UTF16_BE, BOM_UTF16_LE, getincrementaldecoder
 from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import chain
 from typing import Any
 
 from image_encoders.bulk.sources.items import Entry
@@ -44,7 +46,6 @@ class ListFile:
             raise InputError(f"{reason}; a text file with one path a line is accepted", item=f"@{self.path}") from error
 
     def entries(self) -> Iterator[Entry]:
-        """What its lines name."""
         with open(self.path, "rb") as file:
             yield from _listed(file, self.named)
 
@@ -66,7 +67,6 @@ class RemoteList:
         self.place.open().close()
 
     def entries(self) -> Iterator[Entry]:
-        """What its lines name."""
         with self.place.open() as file:
             yield from _listed(file, self.named)
 
@@ -88,7 +88,6 @@ class StandardInput:
             raise InputError("standard input is closed", item="-", code="not-found")
 
     def entries(self) -> Iterator[Entry]:
-        """What its lines name."""
         stream = self.stdin or sys.stdin
         yield from _listed(getattr(stream, "buffer", stream), self.named)
 
@@ -107,15 +106,8 @@ def lines(stream: Any) -> Iterator[bytes]:
     """The names in a list, ended by null bytes if there are any, else by line ends; empty ones left out."""
     separator = b""
     rest = b""
-    first = True
-    read = getattr(stream, "read1", stream.read)  # which waits for nothing more where something is there
-    while chunk := read(CHUNK):
-        if first:
-            chunk, first = chunk.removeprefix(b"\xef\xbb\xbf"), False
-            decoder = (
-                getincrementaldecoder("utf-16")("replace") if chunk.startswith((BOM_UTF16_LE, BOM_UTF16_BE)) else None
-            )
-        rest += chunk if decoder is None else decoder.decode(chunk).encode("utf-8", "replace")
+    for chunk in _chunks(stream):
+        rest += chunk
         if not separator:
             separator = b"\0" if b"\0" in rest else b"\n" if b"\n" in rest else b""
         if separator:
@@ -125,6 +117,19 @@ def lines(stream: Any) -> Iterator[bytes]:
             raise InputError(f"not a list of paths: it has a line of more than {LONGEST:,} bytes", code="list")
     if rest := _line(rest, separator):
         yield rest
+
+
+def _chunks(stream: Any) -> Iterator[bytes]:
+    """What a stream holds, without a byte order mark; UTF-16 as UTF-8."""
+    read = getattr(stream, "read1", stream.read)  # which waits for nothing more where something is there
+    chunks = iter(partial(read, CHUNK), b"")
+    first = next(chunks, b"")
+    if first.startswith((BOM_UTF16_LE, BOM_UTF16_BE)):
+        decoder = getincrementaldecoder("utf-16")("replace")
+        yield from (decoder.decode(chunk).encode("utf-8", "replace") for chunk in chain([first], chunks))
+    else:
+        yield first.removeprefix(BOM_UTF8)
+        yield from chunks
 
 
 def _line(name: bytes, separator: bytes) -> bytes:

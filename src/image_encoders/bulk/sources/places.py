@@ -8,9 +8,9 @@ from functools import cached_property
 from typing import Any, Protocol
 
 from image_encoders.bulk.sources.files import absolute, file_state
-from image_encoders.collection import id_of
 from image_encoders.errors import InputError
 from image_encoders.inputs.files import check_regular, file_error
+from image_encoders.tables import id_of
 
 
 class Place(Protocol):

@@ -15,11 +15,21 @@ from typing import Any
 
 from image_encoders.bulk.sources.contents import Content
 from image_encoders.bulk.sources.files import is_image_name
-from image_encoders.bulk.sources.items import Entry, Problem, RemoteImage, Uncountable, Walk, state_with
-from image_encoders.collection import Locator, id_of
+from image_encoders.bulk.sources.items import (
+    Entry,
+    Problem,
+    RemoteImage,
+    Uncountable,
+    Walk,
+    nothing_known,
+    said_by_folders,
+    state_with,
+)
 from image_encoders.errors import InputError, first_line
 from image_encoders.inputs.files import check_bytes
 from image_encoders.inputs.image import MAX_BYTES_HINT, ImageLimits
+from image_encoders.records import Locator
+from image_encoders.tables import id_of
 
 # Lists and tables may come from others: no web addresses past the guard, no files of this machine, no chains of stores.
 STORES = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "oss", "hdfs", "webhdfs", "hf", "memory"})
@@ -104,7 +114,7 @@ class ObjectEntry:
         protocol, _, rest = self.name.partition("://")
         return f"{protocol}://{rest.partition('/')[0]}"
 
-    def item(self, known: Callable[[str, str], bool] = lambda id, state: False) -> RemoteImage:
+    def item(self, known: Callable[[str, str], bool] = nothing_known) -> RemoteImage:
         """What the store holds now, read unless it is known; takes its time."""
         place, id, locator = ObjectFile(self.name, self.info), id_of(self.name), Locator(self.name)
         state = ""
@@ -124,8 +134,8 @@ class ObjectFolder:
 
     repeatable = False
 
-    def __init__(self, address: str, walk: Walk, all_files: bool, named: Callable[[str], Iterator[Entry]]):
-        self.address, self.walk, self.all_files, self.named = address, walk, all_files, named
+    def __init__(self, address: str, walk: Walk, named: Callable[[str], Iterator[Entry]]):
+        self.address, self.walk, self.named = address, walk, named
 
     def check(self) -> None:
         """Raise InputError where nothing is there."""
@@ -150,10 +160,10 @@ class ObjectFolder:
         except InputError as error:
             yield Problem(self.address, Locator(self.address), error)
         else:
-            self.walk.finished(id_of(self.address))
+            self.walk.complete(id_of(self.address))
 
     def _matches(self, store: Any, pattern: str) -> Iterator[Entry]:
-        every = self.all_files or "." in pattern.rpartition("/")[2]
+        every = self.walk.settings.all_files or "." in pattern.rpartition("/")[2]
         for inner in sorted(store.glob(pattern)):
             if every or is_image_name(inner):
                 yield from self.named(_address(store, inner, self.address))
@@ -170,8 +180,10 @@ class ObjectFolder:
                     yield Problem(address, Locator(address), InputError(error, code="unreadable"))
                 if not name or name.startswith("."):
                     continue
-                if self.all_files or is_image_name(name):
-                    yield ObjectEntry(_address(store, info["name"], self.address), info=info)
+                if self.walk.settings.all_files or is_image_name(name):
+                    address = _address(store, info["name"], self.address)
+                    below = address.removeprefix(self.address).rpartition("/")[0]
+                    yield ObjectEntry(address, said_by_folders(below), info)
                 else:
                     self.walk.ignore(name)
 

@@ -10,11 +10,12 @@ from urllib.parse import urlsplit
 import tenacity
 
 from image_encoders.bulk.sources.contents import Content
-from image_encoders.bulk.sources.items import RemoteImage, state_with
-from image_encoders.collection import Locator, id_of
+from image_encoders.bulk.sources.items import RemoteImage, nothing_known, state_with
 from image_encoders.errors import InputError
 from image_encoders.inputs.image import ImageLimits
 from image_encoders.inputs.urls import TemporaryError, UrlLimits, fetch_url
+from image_encoders.records import Locator
+from image_encoders.tables import id_of
 
 ATTEMPTS = 4  # of each URL, within
 PATIENCE_S = 40.0  # after which none is begun
@@ -48,7 +49,7 @@ class UrlEntry:
         except ValueError:
             return ""
 
-    def item(self, known: Callable[[str, str], bool] = lambda id, state: False) -> RemoteImage:
+    def item(self, known: Callable[[str, str], bool] = nothing_known) -> RemoteImage:
         """What the server holds now, fetched unless it is known; takes its time."""
         id = id_of(self.name)
         limits = ImageLimits.from_environment()
@@ -63,13 +64,18 @@ class UrlEntry:
         return RemoteImage(id, locator, state_with(state, self.metadata), self.metadata, self._again, held)
 
     def _again(self, limits: ImageLimits) -> bytes:
-        content, _ = fetch_patiently(self.name, limits, self.private)
-        assert content is not None
-        return content
+        return read_patiently(self.name, limits, self.private)
+
+
+def read_patiently(url: str, limits: ImageLimits, private: bool) -> bytes:
+    """The content of a URL, with retries; InputError in the end."""
+    content, _ = fetch_patiently(url, limits, private, lambda state: False)
+    assert content is not None
+    return content
 
 
 def fetch_patiently(
-    url: str, limits: ImageLimits, private: bool = False, known: Callable[[str], bool] = lambda state: False
+    url: str, limits: ImageLimits, private: bool, known: Callable[[str], bool]
 ) -> tuple[bytes | None, str]:
     """`fetch_url` with retries; InputError in the end."""
     allowed = UrlLimits(max_bytes=limits.max_bytes, private=private)

@@ -15,42 +15,27 @@ import os
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from image_encoders.bulk.sources.contents import Content
-from image_encoders.bulk.sources.items import Entry, Problem, Uncountable, Walk
+from image_encoders.bulk.sources.contents import Content, taken
+from image_encoders.bulk.sources.items import Entry, Problem, Ready, Uncountable, Walk
 from image_encoders.bulk.sources.places import Place
-from image_encoders.collection import Locator, id_of
 from image_encoders.errors import InputError, MissingExtra, first_line
 from image_encoders.inputs.image import ImageLimits
+from image_encoders.records import Locator
 
 if TYPE_CHECKING:
     from types import ModuleType
 
-SUFFIXES = frozenset(
-    {
-        ".mp4",
-        ".m4v",
-        ".mov",
-        ".mkv",
-        ".webm",
-        ".avi",
-        ".mpg",
-        ".mpeg",
-        ".ts",
-        ".mts",
-        ".m2ts",
-        ".3gp",
-        ".ogv",
-        ".flv",
-        ".wmv",
-    }
+SUFFIXES = (
+    *(".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".mts", ".m2ts", ".3gp", ".ogv"),
+    *(".flv", ".wmv"),
 )
-EVERY_S = 10.0  # default seconds from frame to frame
 SCENES = "scenes"
 CUT = 0.11  # of white: how far the colours of a small copy differ from the frame before; PySceneDetect has 27 / 255
 SHORTEST_SCENE_S = 0.5
@@ -85,7 +70,7 @@ def time_name(time_s: float) -> str:
 
 
 @dataclass(eq=False)
-class Frame:
+class Frame(Ready):
     """A frame of a video.
 
     time_s: from its beginning
@@ -98,15 +83,10 @@ class Frame:
     content: Content | None = None
     metadata: None = None
     error: None = None
-    path: None = None
 
     @cached_property
     def name(self) -> str:
         return f"{self.place.path}#t={time_name(self.time_s)}"
-
-    @property
-    def id(self) -> str:
-        return id_of(self.name)
 
     @property
     def locator(self) -> Locator:
@@ -116,27 +96,16 @@ class Frame:
     def state(self) -> str:
         return f"{self.place.state} {time_name(self.time_s)}"
 
-    def item(self) -> Frame:
-        """Itself."""
-        return self
-
     def read(self, limits: ImageLimits) -> bytes:
         """The frame as a BMP file, which loses nothing and costs little."""
-
-        def read() -> bytes:
-            return read_frame(self.place, self.time_s, limits, self.every_s)
-
-        return self.content.take(read) if self.content is not None else read()
+        return taken(self.content, partial(read_frame, self.place, self.time_s, limits, self.every_s))
 
 
 class Video:
-    """The frames of a video.
+    """The frames of a video."""
 
-    every_s: seconds from frame to frame; None: those at scene cuts
-    """
-
-    def __init__(self, place: Place, walk: Walk, every_s: float | None = EVERY_S):
-        self.place, self.walk, self.every_s = place, walk, every_s
+    def __init__(self, place: Place, walk: Walk):
+        self.place, self.walk, self.every_s = place, walk, walk.settings.every_s
 
     @property
     def repeatable(self) -> bool:
@@ -153,7 +122,7 @@ class Video:
             raise Uncountable
         try:
             self.place.state  # noqa: B018  before anything of it is read
-            with _Decoder(self.place) as video:
+            with closing(_Decoder(self.place)) as video:
                 if self.every_s is None:
                     yield from self._scenes(video)
                 else:
@@ -163,7 +132,7 @@ class Video:
             problem = error if isinstance(error, InputError) else InputError(str(error), code="unsupported")
             yield Problem(self.place.path, Locator(self.place.path), problem)
         else:
-            self.walk.finished(self.place.id)
+            self.walk.complete(self.place.id)
 
     def _scenes(self, video: _Decoder) -> Iterator[Entry]:
         """The first frame of each scene, and where it is damaged."""
@@ -221,7 +190,7 @@ class _Decoder:
             self._container.close()
             raise InputError("no video in the file", code="not-an-image")
         self._stream = stream = self._container.streams.video[0]
-        stream.thread_type = "SLICE"  # threads for frames would tell of damage later than where it is
+        stream.thread_type = "SLICE"  # threads for frames would report damage later than where it is
         stream.codec_context.options = {"err_detect": "explode"}  # what is damaged is an error, not a guess
         self._start = stream.start_time or 0
         length = stream.duration and stream.duration * stream.time_base
@@ -230,12 +199,6 @@ class _Decoder:
         self._shown: tuple[float, Any] | None = None  # the newest frame that is not after what was asked for
         self._next: tuple[float, Any] | None = None  # the one after it
         self._passed: OrderedDict[float, Any] = OrderedDict()
-
-    def __enter__(self) -> _Decoder:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
 
     def close(self) -> None:
         self._container.close()
@@ -275,15 +238,8 @@ class _Decoder:
         yield from ((self._time(at), None) for at in sorted(lost))
 
     def _packets(self) -> Iterator[Any]:
-        packets = self._container.demux(self._stream)
-        while True:
-            try:
-                packet = next(packets, None)
-            except (OSError, ValueError):  # the end, as far as it can be read
-                return
-            if packet is None:
-                return
-            yield packet
+        with suppress(OSError, ValueError):  # the end, as far as it can be read
+            yield from self._container.demux(self._stream)
 
     def _time(self, pts: int) -> float:
         return float((pts - self._start) * self._stream.time_base)
@@ -354,30 +310,30 @@ _open: OrderedDict[tuple[str, str], _Decoder] = OrderedDict()
 _opening = threading.Lock()
 
 
-class _kept_open:
+@contextmanager
+def _kept_open(place: Place) -> Iterator[_Decoder]:
     """The open video of a place, for one thread at a time; few are open at once."""
+    video = _locked(place)
+    try:
+        yield video
+    finally:
+        video.lock.release()
 
-    def __init__(self, place: Place):
-        self.place = place
 
-    def __enter__(self) -> _Decoder:
-        while True:
-            with _opening:
-                key = (self.place.path, self.place.state)
-                video = _open.pop(key, None) or _Decoder(self.place)
-                _open[key] = video
-                while len(_open) > OPEN:
-                    _, oldest = _open.popitem(last=False)
-                    with oldest.lock:
-                        oldest.close()
-            video.lock.acquire()
-            if _open.get(key) is video:
-                self.video = video
-                return video
-            video.lock.release()  # it was closed before its turn came
-
-    def __exit__(self, *exception: object) -> None:
-        self.video.lock.release()
+def _locked(place: Place) -> _Decoder:
+    key = (place.path, place.state)
+    while True:
+        with _opening:
+            video = _open.pop(key, None) or _Decoder(place)
+            _open[key] = video
+            while len(_open) > OPEN:
+                _, oldest = _open.popitem(last=False)
+                with oldest.lock:
+                    oldest.close()
+        video.lock.acquire()
+        if _open.get(key) is video:
+            return video
+        video.lock.release()  # it was closed before its turn came
 
 
 def _bmp(frame: Any, limits: ImageLimits) -> bytes:

@@ -81,7 +81,7 @@ async function search(back = false) {
 	const [ranked, said] = [address.ranked(query), address.write({ ...query, sort: sort() })];
 	const scroll = (back && history.state?.scroll) || 0;
 	list.ariaBusy = true;
-	// Thumbnails that are still coming would hold the connections that the answer needs.
+	// Thumbnails still on their way would hold the connections that the answer needs.
 	for (const image of list.querySelectorAll("img[src]")) if (!image.complete) image.removeAttribute("src");
 	try {
 		const next = await new Results(said, { ranked, sort: sort(), group: query.group }, signal, grown).start();
@@ -145,9 +145,8 @@ find("again").onclick = () => (list.hidden ? search() : hide("notice", true));
 
 function drawEmpty() {
 	hide("empty", !results || results.count || list.hidden);
-	const filtered = Object.keys(query.filters).length;
 	const [title, said, code] =
-		filtered ? ["No image fits these filters", "Wider ones may find some."]
+		query.filters.length ? ["No image fits these filters", "Wider ones may find some."]
 		: busy(status) ? ["The first images are on their way", "They appear here as they are embedded."]
 		: status?.run ? ["No image in the folder yet", "Images appear here by themselves."]
 		: ["Nothing is embedded yet", "To embed images:", "image-encoders encode FOLDER -o COLLECTION"];
@@ -254,7 +253,7 @@ async function open(key) {
 	detail.show(hit, results.ranked && place >= 0 && results.answer, { selected: selection.hits.has(key), first: none(-1), last: none(1) });
 }
 
-// The name and thumbnail of an example are kept for the session; the address has but its key or embedding.
+// An example's name and thumbnail are kept for the session; the address has its key or embedding.
 function remember(value, facts) {
 	try {
 		sessionStorage[`of ${value}`] = JSON.stringify(facts);
@@ -322,15 +321,15 @@ function drawQuery() {
 		remove.onclick = off;
 		return item;
 	};
-	const lead = { folder: "in", from: "from", to: "until", min_width: "width from", min_height: "height from" };
+	const lead = { folder: "in", to: "until", min_width: "width from", min_height: "height from" };
 	const chips = [
 		...query.terms.map((term, at) => {
 			const turn = () => navigate({ terms: query.terms.with(at, { ...term, sign: -term.sign }) });
 			return chip(recall(term).name, () => navigate({ terms: query.terms.toSpliced(at, 1) }), { ...term, ...recall(term), turn });
 		}),
 		...uploads.map(({ name, stop }) => chip(`${name}…`, () => stop.abort())),
-		...Object.entries(query.filters).map(([name, value]) =>
-			chip(`${lead[name]} ${name.length < 5 ? words.onDay(value) : value}`, () => navigate({ filters: { ...query.filters, [name]: "" } }))),
+		...query.filters.map(([name, value], at) =>
+			chip(`${lead[name] ?? name} ${name.length < 5 ? words.onDay(value) : value}`, () => navigate({ filters: query.filters.toSpliced(at, 1) }))),
 	];
 	find("terms").replaceChildren(...chips);
 	hide("terms", !chips.length);
@@ -338,7 +337,8 @@ function drawQuery() {
 	best.hidden = best.disabled = !address.ranked(query);
 	find("sort").value = sort();
 	find("group").value = query.group;
-	for (const name of address.FILTERS) filters[name].value = query.filters[name] ?? "";
+	const set = { ...Object.fromEntries(query.filters), where: "" }; // its field adds another one
+	for (const name of address.FILTERS) filters[name].value = set[name] ?? "";
 }
 
 for (const id of ["sort", "group"]) find(id).onchange = ({ target }) => navigate({ [id]: target.value });
@@ -347,9 +347,9 @@ find("filter").onclick = () => {
 	filters.hidden = !filters.hidden;
 };
 filters.onchange = () => {
-	if (filters.reportValidity()) navigate({ filters: Object.fromEntries(new FormData(filters)) });
+	if (filters.reportValidity()) navigate({ filters: [...query.filters.filter(([name]) => name === "where"), ...new FormData(filters)] });
 };
-filters.onreset = () => navigate({ filters: {} });
+filters.onreset = () => navigate({ filters: [] });
 
 const takes = (modality) => !status?.model || status.modalities.includes(modality);
 

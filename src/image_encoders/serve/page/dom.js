@@ -1,4 +1,4 @@
-// The document. What comes from elsewhere is put into it as text only.
+// The document. What comes from elsewhere becomes text only.
 
 export const find = (id) => document.getElementById(id);
 export const hide = (id, hidden) => (find(id).hidden = hidden);

@@ -1,4 +1,4 @@
-// A grid of any number of tiles, of which only those near the window are in the document.
+// A grid of any number of tiles; only those near the window are in the document.
 
 import { copy, element, held } from "./dom.js";
 

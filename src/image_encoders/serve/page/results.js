@@ -1,4 +1,4 @@
-// The hits of one search, fetched a page at a time as they come into sight.
+// The hits of one search, fetched by the page as they come into sight.
 
 import { ask } from "./service.js";
 import * as words from "./words.js";
@@ -54,7 +54,7 @@ export class Results {
 		this.changed();
 	}
 
-	// Where the hits begin that are no better than chance; null while nobody has seen it.
+	// Where hits begin that are no better than chance; null while not seen.
 	get line() {
 		const { line } = this.answer;
 		if (!this.ranked || line == null) return null;

@@ -1,4 +1,4 @@
-// Asking the service. What it refuses is an error that says why; its `wait` is the seconds until the next try.
+// Asking the service. A refusal is an error that says why; its `wait`: seconds until the next try.
 
 import { sentence } from "./words.js";
 
