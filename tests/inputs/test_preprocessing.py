@@ -33,7 +33,6 @@ from image_encoders.inputs.preprocessing import (
     Patches,
     Preprocessing,
     ShortSide,
-    center_crop,
     resize,
 )
 from image_encoders.model import fingerprint
@@ -287,7 +286,7 @@ SPARES = [(0, 0, 0, 0), (1, 0, 0, 0), (3, 1, 2, 1), (5, 2, 2, 2), (-1, -1, 0, 0)
 def test_the_corner_of_a_crop_is_rounded_as_it_says(spare: int, floor: int, half_to_even: int, truncated: int):
     row = np.arange(1, 41, dtype=np.uint8)[None, :, None].repeat(3, 2)
     for corner, first in (("floor", floor), ("round", half_to_even), ("truncate", truncated)):
-        found = center_crop(row, 1, 40 - spare, corner)[0, :, 0]
+        found = Preprocessing(None, "", (1, 40 - spare), HALF, HALF, corner=corner).prepare(row)[0, 0]
         inside = row[0, max(first, 0) : max(first, 0) + 40 - spare, 0]
         assert np.array_equal(found[max(-first, 0) :][: len(inside)], inside)
         assert found.sum() == inside.sum()  # the rest is black

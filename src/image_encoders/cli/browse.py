@@ -104,10 +104,8 @@ def browse(
     if offline:
         go_offline()
     wishes = wishes_of(options, weights=weights, device=device, precision=precision, engine=engine)
-    try:
-        from image_encoders.serve import browse as browsing
-    except ModuleNotFoundError as error:
-        raise MissingExtra(str(error.name), "serve", "browsing") from error
+    from image_encoders.serve import browse as browsing
+
     job, known = _job(folder, model, output, wishes)
     settings = Settings(
         host=host,

@@ -57,7 +57,7 @@ Options = Annotated[
     ),
 ]
 Offline = Annotated[
-    bool, typer.Option("--offline", help="Do not use the network: only bundled, downloaded and local models.")
+    bool, typer.Option("--offline", help="Use no network for models: only bundled, downloaded and local ones.")
 ]
 Json = Annotated[
     bool, typer.Option("--json", help="Write one JSON value to standard output and everything else to standard error.")

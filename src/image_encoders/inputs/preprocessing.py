@@ -152,19 +152,17 @@ class Preprocessing:
             return _prepared_floats(image)
         height, width, _ = image.shape
         size = (height, width) if self.size is None else self.size.of(height, width)
+        kept = self.crop or size
+        top, left = (ROUNDINGS[self.corner]((whole - part) / 2) for whole, part in zip(size, kept))
         if self.colours == "BGR":
             image = image[..., ::-1]
         if self.resizer == SAMPLED:
             from image_encoders.inputs.bicubic import resize_and_crop
 
-            crop = self.crop or size
-            top, left = (self._before(whole, kept) for whole, kept in zip(size, crop))
-            return self.normalised(resize_and_crop(image, size, crop, top, left).transpose(2, 0, 1))
+            return self.normalised(resize_and_crop(image, size, kept, top, left).transpose(2, 0, 1))
         if self.size is not None:
             image = resize(image, size[0], size[1], self.filter, self.resizer)
-        if self.crop is not None:
-            image = center_crop(image, *self.crop, self.corner)
-        return channels_first(image)
+        return channels_first(crop(image, top, left, *kept))
 
     def normalised(self, unit: np.ndarray) -> np.ndarray:
         """(x - mean) / std of (3, H, W) float32 in [0, 1], as the net does it with the result of `prepare`."""
@@ -230,9 +228,6 @@ class Preprocessing:
             steps.append(f"central {self.crop[0]} x {self.crop[1]} (corner: {self.corner})")
         mean, std = (" ".join(f"{number:.4g}" for number in numbers) for numbers in (self.mean, self.std))
         return ", ".join([*steps, f"{self.colours} / 255, mean {mean}, std {std}"])
-
-    def _before(self, whole: int, kept: int) -> int:
-        return ROUNDINGS[self.corner]((whole - kept) / 2)
 
 
 def resize(pixels: np.ndarray, height: int, width: int, filter: str, resizer: str = PILLOW) -> np.ndarray:
@@ -304,16 +299,6 @@ def step_by_torch(pixels: np.ndarray, size: tuple[int, int], filter: str) -> np.
 
 
 step = step_by_cykooz if find_spec("cykooz_resizer") else step_by_torch  # for some processors it was not built
-
-
-def center_crop(pixels: np.ndarray, height: int, width: int, corner: str = "floor") -> np.ndarray:
-    """The centre of an image, (height, width, 3); see `crop`.
-
-    corner: of `ROUNDINGS`, of half of the pixels that are left out
-    """
-    rounded = ROUNDINGS[corner]
-    top, left = (rounded((side - kept) / 2) for side, kept in zip(pixels.shape, (height, width)))
-    return crop(pixels, top, left, height, width)
 
 
 def crop(pixels: np.ndarray, top: int, left: int, height: int, width: int) -> np.ndarray:

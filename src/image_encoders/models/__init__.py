@@ -185,7 +185,7 @@ def _reloaded(recipe: dict[str, Any], precision: str, fingerprint: str) -> Encod
     return encoder
 
 
-copyreg.pickle(Encoder, _reduced)  # type: ignore[arg-type]
+copyreg.pickle(Encoder, _reduced)
 
 
 def _images(calibration: Any) -> Sequence[Any] | str | None:

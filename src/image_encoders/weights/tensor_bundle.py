@@ -160,7 +160,7 @@ def _reading(path: Path) -> Iterator[None]:
 
 def _checksum(raw: object) -> int:
     """crc32c of bytes, masked as the table stores it: rotated and shifted, so that it can lie inside what it checks."""
-    crc = google_crc32c.value(np.frombuffer(raw, np.uint8))  # type: ignore[arg-type, call-overload]
+    crc = google_crc32c.value(np.frombuffer(raw, np.uint8))  # type: ignore[call-overload]
     return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
 
 

@@ -115,8 +115,6 @@ class ArchivedImage(Ready):
         return _metadata(self.sidecars)
 
     def read(self, limits: ImageLimits) -> bytes:
-        if self.error is not None:
-            raise self.error
         return taken(self.content, partial(read_member, self.place, self.member, limits.max_bytes))
 
 
@@ -241,11 +239,7 @@ def _key(name: str) -> str:
 
 
 def _sidecar(place: Place, one: _ReadMember) -> bytes:
-    if one.text is not None:
-        return one.text
-    if one.member.error is not None:
-        raise one.member.error
-    return read_member(place, one.member, LARGEST_SIDECAR)
+    return read_member(place, one.member, LARGEST_SIDECAR) if one.text is None else one.text
 
 
 def _json_metadata(text: str) -> dict[str, Any]:
@@ -312,6 +306,8 @@ def _is_near(member: Member) -> bool:
 
 def read_member(place: Place, member: Member, max_bytes: int) -> bytes:
     """The bytes of a member of an archive."""
+    if member.error is not None:
+        raise member.error
     check_bytes(member.size, max_bytes, MAX_BYTES_HINT)
     if member.info is not None:
         return _unzip(place, member.info, max_bytes)
@@ -415,7 +411,7 @@ class _TarInfo(tarfile.TarInfo):
         size, said = buf[124:135], buf[148:154]
         plain = len(buf) == BLOCK and buf[156:157] == tarfile.REGTYPE and not buf[345] and OCTAL.fullmatch(size + said)
         if not plain or int(said, 8) != sum(buf) - sum(buf[148:156]) + 8 * ord(" "):
-            return super().frombuf(buf, encoding, errors)  # type: ignore[return-value]
+            return super().frombuf(buf, encoding, errors)
         one = cls(buf[:100].partition(b"\0")[0].decode(encoding, errors))
         one.size, one.type = int(size, 8), tarfile.REGTYPE
         return one
@@ -425,7 +421,7 @@ def _tar_members(headers: _Headers) -> Iterator[Member]:
     how = {"errors": "surrogateescape", "encoding": "utf-8", "tarinfo": _TarInfo}
     with tarfile.open(fileobj=headers, mode="r:", **how) as tar:  # type: ignore[call-overload]
         while True:
-            tar.members = []  # type: ignore[attr-defined]  # which otherwise remembers all
+            tar.members = []  # which otherwise remembers all
             one = tar.next()
             if one is None:
                 break
@@ -442,7 +438,7 @@ def _tar_members(headers: _Headers) -> Iterator[Member]:
     if len(headers.newest) < BLOCK:
         raise InputError("ends without the end mark of a tar archive: it may have been cut off", code="truncated")
     if headers.newest.strip(b"\0"):
-        raise InputError(f"damaged at byte {tar.offset:,}: what comes after that cannot be read", code="corrupt")  # type: ignore[attr-defined]
+        raise InputError(f"damaged at byte {tar.offset:,}: what comes after that cannot be read", code="corrupt")
 
 
 def _cut(name: str) -> InputError:

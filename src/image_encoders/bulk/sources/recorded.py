@@ -84,9 +84,9 @@ def _entry(item: RecordedItem) -> Entry:
     if time_s is not None:
         return Frame(place_of(path), time_s, item.settings.every_s)
     if is_url(path):
-        return UrlEntry(path, item.metadata, item.settings.private_urls)  # type: ignore[return-value]
+        return UrlEntry(path, item.metadata, item.settings.private_urls)
     if is_object(path):
-        return ObjectEntry(path, item.metadata)  # type: ignore[return-value]
+        return ObjectEntry(path, item.metadata)
     return item
 
 
