@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 import jina
+from image_encoders.cli import app
 from image_encoders.integrations.jina import DocList, Document
 
 # as people run it: without what these tests set for Flows of their own process
@@ -66,17 +67,29 @@ def test_a_flow_says_where_it_listens_and_stops_cleanly(
         ("- a\n", "mapping"),
         ("pods:\n  - uses: jinahub://Nothing\n", "known: AudioCLIPEncoder"),
         ("pods: []\nexecutors: []\n", "both pods: and executors:"),
-        ("executors:\n  - uses: nowhere.yml\n", "cannot start"),
     ],
 )
-def test_a_flow_that_cannot_be_is_one_sentence(text: str | None, said: str, tmp_path: Path) -> None:
+def test_a_flow_that_cannot_be_is_one_sentence(
+    text: str | None, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = tmp_path / "flow.yml"
     if text is not None:
         path.write_text(text)
+    with pytest.raises(SystemExit) as ended:
+        app(["flow", str(path)], prog_name="image-encoders")
+    assert ended.value.code == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert said in error.replace("\n", " ")
+
+
+def test_a_flow_whose_executor_is_not_there_is_one_sentence_at_the_end(tmp_path: Path) -> None:
+    path = tmp_path / "flow.yml"
+    path.write_text("executors:\n  - uses: nowhere.yml\n")
     ran = run(path)
     assert ran.returncode == 2, ran.stderr
     ours = ran.stderr[ran.stderr.rindex("error: ") :]  # Jina's log comes before it
-    assert said in ours.replace("\n", " ")
+    assert "cannot start" in ours.replace("\n", " ")
     assert "Traceback" not in ours
 
 
