@@ -12,9 +12,11 @@ from image_encoders.bulk.digests import DigestTable
 from image_encoders.errors import CollectionError
 
 
+@pytest.mark.parametrize("filter_bytes", [1, 64, digests.FILTER])
 @pytest.mark.parametrize("recent", [1, 3, 64, 10_000])
-def test_it_answers_as_a_dictionary_does(recent: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_answers_as_a_dictionary_does(recent: int, filter_bytes: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(digests, "RECENT", recent)
+    monkeypatch.setattr(digests, "FILTER", filter_bytes)
     table, dictionary = DigestTable(), {}
     for number in np.random.default_rng(0).integers(0, 500, 2000).tolist():
         other = f"{number} {len(dictionary)}"

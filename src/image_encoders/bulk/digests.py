@@ -11,10 +11,12 @@ from image_encoders.errors import CollectionError
 
 RECENT = 1 << 12  # entries in the dictionary, of about 170 bytes each, before they go into the file
 CACHE = 1000  # KiB of the file that are held in memory
+FILTER = 1 << 22  # bytes; with a million entries, one in 30 of the keys that the file lacks is looked for in it
 
 
 class DigestTable:
-    """Texts, each with another text, as 64-bit digests of both: 25 bytes an entry, of a file that nobody else sees.
+    """Texts, each with another text, as 64-bit digests of both: 25 bytes an entry, of a file that nobody else sees,
+    and 4 MB of memory for a filter that finds most of what the file lacks.
 
     A text that was never put is found with a probability of entries / 2**64, with a given other text with the square of
     that: whoever asks for the first alone must bear that, and take what is found as a hint.
@@ -25,6 +27,7 @@ class DigestTable:
         self._recent: dict[int, int] = {}  # newer than the file
         self._lock = threading.Lock()
         self._file: sqlite3.Connection | None = None  # once there is something in it
+        self._filter = bytearray()  # a bit for each ending of a key: where it is 0, the file has no such key
 
     def __del__(self) -> None:
         if self._file is not None:
@@ -63,12 +66,18 @@ class DigestTable:
         key = _digest(text)
         if key in recently or file is None:
             return recently.get(key)
+        place, bit = _place(key)
+        if not self._filter[place] & bit:  # without letting go of the interpreter's lock, as a query does
+            return None
         with self._lock:
             found = file.execute("SELECT value FROM digests WHERE key = ?", (key,)).fetchone()
         return found and int(found[0])
 
     def _write(self) -> None:
         rows = sorted(self._recent.items())  # neighbours share a page
+        self._filter = self._filter or bytearray(FILTER)
+        for place, bit in (_place(key) for key, _ in rows):
+            self._filter[place] |= bit
         try:
             with self._lock:
                 self._file = self._file or _temporary_file()
@@ -89,6 +98,11 @@ def _temporary_file() -> sqlite3.Connection:
     file.execute(f"PRAGMA cache_size = -{CACHE}")
     file.execute("CREATE TABLE digests (key INTEGER PRIMARY KEY, value INTEGER)")
     return file
+
+
+def _place(key: int) -> tuple[int, int]:
+    """The byte of the filter and its bit that stand for a key."""
+    return key >> 3 & FILTER - 1, 1 << (key & 7)
 
 
 def _digest(text: str) -> int:
